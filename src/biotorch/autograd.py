@@ -1,0 +1,255 @@
+"""The kernel: how an error travels without weight transport.
+
+Every layer of the package computes its output from `x`, `W` and `b` as usual; the Functions here
+replace the one term of the backward pass that needs `W`, the gradient handed to the input.
+
+- `Feedback` (FA, sign rules, backpropagation itself): dx is the layer's own vector-Jacobian product
+  with the feedback weights in the place of W (paper, equation 3). One fused call also gives dW and db.
+- `Direct` (DFA): dx is the error of the network's output, projected by the layer's feedback
+  (paper, equation 4). The chain of vector-Jacobian products is never computed.
+- `Cut`: no gradient crosses it but the broadcast error; it stands at the boundary of a residual block.
+
+How the error gets from the output layer to the direct layers: the autograd graph is the registry.
+When the backward of an output layer runs it has e in its hands, and `broadcast` walks the graph
+upstream and leaves e with every direct node it meets; the engine runs those nodes later, because
+they are upstream. Nothing is stored on modules, so several forwards before one backward, copies,
+threads, checkpointing and several outputs need no special case, and a gradient that reaches a
+direct layer around the output layer is an error instead of silent nonsense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+_Callable = TypeVar("_Callable", bound=Callable[..., Any])
+
+
+def uncompiled(function: _Callable) -> _Callable:
+    """Keep `function` out of torch.compile, at the price of a graph break: it walks the autograd graph."""
+    return torch.compiler.disable(function)  # type: ignore[no-untyped-call, no-any-return]
+
+
+#: Gradients for (input, weight, bias); None where the mask did not ask for one.
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+class Operation(Protocol):
+    """What a layer type supplies: its linear map, its derivative, and its direct projection."""
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
+
+    def backward(self, dy: Tensor, x: Tensor, weight: Tensor, has_bias: bool, mask: Sequence[bool]) -> Gradients:
+        """Gradients where `mask` asks; dx is taken with `weight`, whatever the forward used."""
+        ...
+
+    def output_error(self, dy: Tensor) -> Tensor:
+        """The gradient of this operation's output with channels last: (N, ..., n_out)."""
+        ...
+
+    def project(self, error: Tensor, feedback: Tensor, x: Tensor) -> Tensor:
+        """B e in the shape of `x`; `error` (N, ..., n_out), `feedback` (n_out, ...)."""
+        ...
+
+
+class Output(NamedTuple):
+    """Marks an output layer: its error addresses rows `start` to `stop` of every B.
+
+    `inferred` is for layers built by hand, where nobody said which one is last: such a layer is an
+    output exactly when no error reaches it from downstream.
+    """
+
+    start: int
+    stop: int
+    inferred: bool = False
+
+
+class _Inbox:
+    """The errors left with one direct node in one backward pass.
+
+    Tagged with the engine's pass, so a graph walked twice (`retain_graph`, a partial
+    `autograd.grad`) never sees the error of an earlier pass.
+    """
+
+    __slots__ = ("_errors", "_task")
+
+    def __init__(self) -> None:
+        self._task = -1
+        self._errors: list[tuple[Output, Tensor]] = []
+
+    def put(self, output: Output, error: Tensor) -> None:
+        task = torch._C._current_graph_task_id()
+        if task != self._task:
+            self._task, self._errors = task, []
+        self._errors.append((output, error))
+
+    def take(self) -> list[tuple[Output, Tensor]]:
+        fresh = self._task == torch._C._current_graph_task_id()
+        errors, self._errors = (self._errors if fresh else []), []
+        return errors
+
+
+def _broadcast(node: Any, output: Output, error: Tensor) -> None:
+    """Leave `error` with every direct node upstream of `node`."""
+    seen, frontier = {node}, [node]
+    while frontier:
+        for upstream, _ in frontier.pop().next_functions:
+            if upstream is None or upstream in seen:
+                continue
+            seen.add(upstream)
+            frontier.append(upstream)
+            inbox = getattr(upstream, "biotorch_inbox", None)
+            if inbox is not None:
+                inbox.put(output, error)
+
+
+def _projected(ctx: Any, errors: Sequence[tuple[Output, Tensor]], x: Tensor, feedback: Tensor) -> Tensor:
+    """The sum over output layers of B e, in the shape and type of `x`."""
+    terms = []
+    for output, error in errors:
+        if error.dim() > 1 and x.dim() > 1 and error.shape[0] != x.shape[0]:
+            raise RuntimeError(
+                f"{ctx.label}: the output layer's error has {error.shape[0]} examples, this layer saw "
+                f"{x.shape[0]}. Direct feedback needs the batch as the first dimension everywhere."
+            )
+        rows = feedback[output.start : output.stop].to(x.dtype)
+        terms.append(ctx.operation.project(error.to(x.dtype), rows, x))
+    total = terms[0] if len(terms) == 1 else torch.stack(terms).sum(0)
+    return total.clamp(-1, 1) if ctx.clip else total
+
+
+def _stray_gradient(label: str) -> RuntimeError:
+    return RuntimeError(
+        f"{label}: a gradient arrived that did not come through the network's output layer, so there is no "
+        "error to project. Either the loss does not use the output layer (it never ran, or ran under "
+        "reentrant checkpointing: use_reentrant=False), or another layer is the output: name it with "
+        'biotorch.convert(model, ..., output="name"), or a list of names if there are several heads.'
+    )
+
+
+def _cast(dtype: torch.dtype | None, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The operands in autocast's type: what is saved must have the type the backward will see."""
+    if dtype is None:
+        return x, w, b
+    return x.to(dtype), w.to(dtype), None if b is None else b.to(dtype)
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The type autocast asks of a matrix product with `x`, or None where it asks for none."""
+    device = x.device.type
+    if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+        return None
+    return torch.get_autocast_dtype(device)
+
+
+def _refuse_double_backward() -> None:
+    # Under `create_graph=True` the engine runs backwards with gradients enabled. What it would
+    # differentiate is not the derivative of anything: say so instead of returning it.
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(
+            "double backward (create_graph=True) through a feedback layer is not defined: its gradient "
+            "is not the derivative of its output. Use `with biotorch.true_gradients(model):` around the "
+            "forward pass to differentiate the network itself."
+        )
+
+
+class Feedback(torch.autograd.Function):
+    """y = op(x, W, b); in the backward, dx is taken with `feedback(W, B)` in the place of W."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        state: Tensor | None,
+        operation: Operation,
+        feedback: Callable[[Tensor, Tensor | None], Tensor],
+        clip: bool,
+        output: Output | None,
+    ) -> Tensor:
+        """`state` is the rule's B (None if it has none); `output`, set on output layers, broadcasts dy."""
+        x, w, b = _cast(autocast_dtype(x), x, weight, bias)
+        ctx.operation, ctx.feedback, ctx.clip, ctx.output = operation, feedback, clip, output
+        # W itself is saved, not its cast copy: a change of W before the backward must raise.
+        ctx.save_for_backward(x, weight, state)
+        return operation.forward(x, w, b)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        _refuse_double_backward()
+        x, weight, state = ctx.saved_tensors
+        if ctx.output is not None:
+            _broadcast(ctx, ctx.output, ctx.operation.output_error(dy))
+        mask = ctx.needs_input_grad[:3]
+        carrier = ctx.feedback(weight, state) if mask[0] else weight
+        dx, dw, db = ctx.operation.backward(dy, x, carrier.to(dy.dtype), mask[2], mask)
+        if dx is not None and ctx.clip:
+            dx = dx.clamp(-1, 1)
+        return dx, dw, db, None, None, None, None, None
+
+
+class Direct(torch.autograd.Function):
+    """y = op(x, W, b); in the backward, dx = B e with the error e of the output layers downstream."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        state: Tensor,
+        operation: Operation,
+        clip: bool,
+        output: Output | None,
+        label: str,
+    ) -> Tensor:
+        """`output`, set on output layers, broadcasts dy; `label` names the layer in errors."""
+        x, w, b = _cast(autocast_dtype(x), x, weight, bias)
+        ctx.operation, ctx.clip, ctx.output, ctx.label = operation, clip, output, label
+        ctx.biotorch_inbox = _Inbox()
+        ctx.save_for_backward(x, weight, state)
+        return operation.forward(x, w, b)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        _refuse_double_backward()
+        x, weight, state = ctx.saved_tensors
+        errors = ctx.biotorch_inbox.take()
+        if ctx.output is not None and not (ctx.output.inferred and errors):
+            error = ctx.operation.output_error(dy)
+            if error.shape[-1] != ctx.output.stop - ctx.output.start:
+                raise _stray_gradient(ctx.label)
+            _broadcast(ctx, ctx.output, error)
+            errors.append((ctx.output, error))
+        if not errors:
+            raise _stray_gradient(ctx.label)
+        needs_dx, *local = ctx.needs_input_grad[:3]
+        _, dw, db = ctx.operation.backward(dy, x, weight.to(dy.dtype), local[1], (False, *local))
+        dx = _projected(ctx, errors, x, state) if needs_dx else None
+        return dx, dw, db, None, None, None, None, None, None
+
+
+class Cut(torch.autograd.Function):
+    """Identity forward; in the backward only the broadcast error passes, whatever gradient arrives."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, state: Tensor, operation: Operation, clip: bool, label: str) -> Tensor:
+        ctx.operation, ctx.clip, ctx.label = operation, clip, label
+        ctx.biotorch_inbox = _Inbox()
+        # Only shape, type and memory format of x are needed; saving it keeps nothing alive that
+        # the layer behind the cut does not keep alive anyway.
+        ctx.save_for_backward(x, state)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        _refuse_double_backward()
+        x, state = ctx.saved_tensors
+        errors = ctx.biotorch_inbox.take()
+        if not errors:
+            raise _stray_gradient(ctx.label)
+        return _projected(ctx, errors, x, state), None, None, None, None

@@ -1,0 +1,49 @@
+"""What follows an optimizer step: a user's plain `loss.backward(); optimizer.step()` is enough.
+
+torch calls one hook after every optimizer's step; it visits the layers whose rule asked for it and
+whose weight that optimizer holds. Where no rule asked, it returns at once.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, Protocol
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+
+class Updated(Protocol):
+    """A layer that changes with training beyond its gradients."""
+
+    weight: torch.Tensor
+
+    def after_update(self) -> None: ...
+
+
+_watched: weakref.WeakSet[Updated] = weakref.WeakSet()
+
+
+def watch(layer: Updated, wanted: bool) -> None:
+    """Call `layer.after_update()` once per applied optimizer step on its weight, or no longer."""
+    if wanted:
+        _watched.add(layer)
+    else:
+        _watched.discard(layer)
+
+
+def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    if not _watched:
+        return
+    # A fused optimizer under a gradient scaler runs its step, and this hook, even where it found
+    # infinities and changed nothing.
+    found_inf = getattr(optimizer, "found_inf", None)
+    if found_inf is not None and bool(found_inf):
+        return
+    stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for layer in list(_watched):
+        if id(layer.weight) in stepped:
+            layer.after_update()
+
+
+register_optimizer_step_post_hook(_after_step)

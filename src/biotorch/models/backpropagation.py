@@ -1,0 +1,5 @@
+"""Every architecture of the package under backpropagation."""
+
+from biotorch.models.registry import constructors
+
+__getattr__, __dir__ = constructors("backpropagation")

@@ -1,0 +1,5 @@
+"""Every architecture of the package under fixed random-magnitude sign-concordant feedback."""
+
+from biotorch.models.registry import constructors
+
+__getattr__, __dir__ = constructors("frsf")

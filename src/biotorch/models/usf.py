@@ -1,0 +1,5 @@
+"""Every architecture of the package under uniform sign-concordant feedback."""
+
+from biotorch.models.registry import constructors
+
+__getattr__, __dir__ = constructors("usf")

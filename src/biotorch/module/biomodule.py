@@ -1,0 +1,48 @@
+"""The paper's wrapper (section 3.1): `BioModule(module=alexnet(), mode='frsf')`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from biotorch.module.conversion import convert
+from biotorch.rules import get
+
+
+class BioModule(nn.Module):
+    """A module under a learning rule, converted in place and kept as `.module`.
+
+    Args:
+        module: any module.
+        mode: a rule's name.
+        copy_weights: keep the module's weights; if False, draw them by the rule's `init`.
+        layer_config: `{"type": ..., "options": {...}}`; `options` are the rule's. Never changed.
+        output_dim: size of the output; not needed, only checked.
+
+    Raises:
+        ValueError: `layer_config["type"]` names another rule than `mode`.
+        ConversionError: as `biotorch.convert`.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        mode: str = "fa",
+        copy_weights: bool = True,
+        layer_config: dict[str, Any] | None = None,
+        output_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        config = layer_config or {}
+        kind = config.get("type", mode)
+        if get(kind) is not get(mode):
+            raise ValueError(f"mode={mode!r}, but layer_config asks for {kind!r}: give one")
+        self.mode = mode
+        self.module = convert(
+            module, mode, copy_weights=copy_weights, output_dim=output_dim, **config.get("options", {})
+        )
+
+    def forward(self, x: Any, targets: Tensor | None = None, loss_function: Any = None) -> Any:
+        """The module's output. `targets` and `loss_function` are accepted and not needed."""
+        return self.module(x)

@@ -1,0 +1,83 @@
+"""Which rule each layer gets: one for all, by name pattern, or by a function of the user's."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from biotorch.names import unknown
+from biotorch.rules import Rule, make, option_names
+
+#: A rule by name or as an object; None leaves the layer as it is.
+RuleLike: TypeAlias = str | Rule | None
+#: One for every layer, patterns of layer names (first match wins), or a function (name, layer) -> rule.
+Choice: TypeAlias = str | Rule | Mapping[str, RuleLike] | Callable[[str, nn.Module], RuleLike]
+
+
+class Chooser:
+    """Answers `rule_for(name, layer)`; collects what is wrong with the question instead of raising."""
+
+    def __init__(self, choice: Choice, options: dict[str, Any]) -> None:
+        self.choice = choice
+        self.options = options
+        self.problems: list[str] = []
+        self._made: dict[str, Rule] = {}
+        self._used_patterns: set[str] = set()
+
+    def rule_for(self, name: str, layer: nn.Module) -> Rule | None:
+        """The layer's rule, or None if it is to be left."""
+        try:
+            return self._resolve(self._pick(name, layer))
+        except ValueError as error:
+            if str(error) not in self.problems:
+                self.problems.append(str(error))
+            return None
+
+    def finish(self, layer_names: list[str]) -> None:
+        """Add the problems only seen at the end: patterns and options that met nothing."""
+        if isinstance(self.choice, Mapping):
+            for pattern in self.choice:
+                if pattern not in self._used_patterns:
+                    met = any(fnmatch.fnmatchcase(name, pattern) for name in layer_names)
+                    why = (
+                        "an earlier pattern takes all its layers"
+                        if met
+                        else str(unknown("layer pattern", pattern, layer_names))
+                    )
+                    self.problems.append(why if not met else f"pattern {pattern!r}: {why}")
+        if self._made:
+            accepted = {option for name in self._made for option in option_names(name)}
+            for option in self.options:
+                if option not in accepted:
+                    self.problems.append(str(unknown(f"option of {', '.join(self._made)}", option, accepted)))
+
+    def _pick(self, name: str, layer: nn.Module) -> RuleLike:
+        if isinstance(self.choice, str | Rule):
+            return self.choice
+        if isinstance(self.choice, Mapping):
+            for pattern, rule in self.choice.items():
+                if fnmatch.fnmatchcase(name, pattern):
+                    self._used_patterns.add(pattern)
+                    return rule
+            return None
+        return self.choice(name, layer)
+
+    def _resolve(self, rule: RuleLike) -> Rule | None:
+        if isinstance(rule, Rule):
+            if self.options:
+                raise ValueError(
+                    f"options {', '.join(self.options)} beside a finished {rule.name!r} rule: give them to the rule"
+                )
+            return rule
+        if rule is None:
+            return None
+        if not isinstance(rule, str):
+            raise ValueError(f"a rule is a name, a Rule or None, not {rule!r}")
+        if rule not in self._made:
+            # One call may mix rules: each takes the options it knows; `finish` reports the others.
+            known = {key: value for key, value in self.options.items() if key in option_names(rule)}
+            self._made[rule] = make(rule, **known)
+        return self._made[rule]

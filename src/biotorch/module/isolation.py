@@ -1,0 +1,28 @@
+"""Run a network without leaving a trace: for measurements in the middle of training."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+
+@contextlib.contextmanager
+def isolated(model: nn.Module) -> Iterator[None]:
+    """On leaving, buffers (batch-norm statistics) and the global random state are as they were.
+
+    Two blocks in a row therefore start from the same random state: they draw the same dropout masks.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    devices = sorted({tensor.get_device() for tensor in tensors if tensor.is_cuda})
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, value in before:
+                    if not torch.equal(buffer, value):
+                        buffer.copy_(value)

@@ -1,0 +1,94 @@
+"""`summary`: what each layer of a network does, as a table."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import nn
+
+from biotorch.layers import FeedbackLayer
+from biotorch.module.shortcuts import leaking_shortcuts
+from biotorch.module.survey import survey, weight_matrices
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One parametrised module. `rule` is None where no rule decides its gradient; `note` says why."""
+
+    name: str
+    type: str
+    rule: str | None
+    parameters: int
+    feedback: tuple[int, ...] | None
+    note: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """The rows of `summary(model)`; prints as a table."""
+
+    rows: list[Row]
+    #: Residual blocks whose identity path carries gradient past the feedback of a direct rule.
+    leaking_shortcuts: list[str]
+    #: Elements of all B over elements of all parameters.
+    feedback_ratio: float
+
+    @property
+    def left(self) -> list[Row]:
+        """The modules that stay on backpropagation and transport their weights."""
+        return [row for row in self.rows if row.rule == "backpropagation" and row.note not in ("", "output layer")]
+
+    def __str__(self) -> str:
+        header = ("layer", "type", "rule", "parameters", "feedback B", "note")
+        cells = [
+            (
+                row.name or "(root)",
+                row.type,
+                row.rule or "-",
+                f"{row.parameters:,}",
+                "x".join(map(str, row.feedback)) or "scalar" if row.feedback is not None else "-",
+                row.note,
+            )
+            for row in self.rows
+        ]
+        widths = [max(len(line[column]) for line in [header, *cells]) for column in range(len(header))]
+        lines = [
+            "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+            for line in [header, tuple("-" * width for width in widths), *cells]
+        ]
+        lines.append(f"feedback weights: {self.feedback_ratio:.2f} times the parameters")
+        if self.left:
+            lines.append(f"{len(self.left)} layer(s) on plain backpropagation: see the notes")
+        if self.leaking_shortcuts:
+            lines.append(
+                f"{len(self.leaking_shortcuts)} shortcut(s) carry gradient past the direct feedback "
+                "(shortcuts='keep'); biotorch.audit measures how much"
+            )
+        return "\n".join(lines)
+
+
+def summary(model: nn.Module) -> Summary:
+    """What each parametrised module of `model` does.
+
+    A converted layer shows its rule; a plain layer that would transport its weights shows
+    `backpropagation` and, as a note, why it is not converted; normalisation and embeddings show `-`.
+    """
+    rows, feedback_elements, seen = [], 0, set()
+    for entry in survey(model):
+        module, layer_feedback = entry.module, None
+        rule, note = ("backpropagation", entry.reason) if entry.kind == "left" else (None, entry.reason)
+        if isinstance(module, FeedbackLayer):
+            rule, note = module.rule.name, "output layer" if module.output is not None else ""
+            if module.feedback is not None:
+                layer_feedback = tuple(module.feedback.shape)
+                if id(module.feedback) not in seen:
+                    seen.add(id(module.feedback))
+                    feedback_elements += module.feedback.numel()
+        elif entry.kind == "convertible":
+            rule, note = "backpropagation", "plain PyTorch, not converted"
+        own = {id(p): p for p in module._parameters.values() if p is not None}
+        own.update((id(p), p) for p in weight_matrices(module).values())  # a parametrized layer's lie elsewhere
+        count = sum(p.numel() for p in own.values())
+        rows.append(Row(entry.name, type(module).__name__, rule, count, layer_feedback, note))
+    total = sum(p.numel() for p in model.parameters())
+    return Summary(rows, leaking_shortcuts(model), feedback_elements / total if total else 0.0)

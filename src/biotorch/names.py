@@ -1,0 +1,18 @@
+"""Errors for names that do not exist: they name the value, the place and the nearest valid name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+#: More valid names than this are not listed: the nearest ones say enough.
+_LISTED = 30
+
+
+def unknown(what: str, name: object, valid: Iterable[str]) -> ValueError:
+    """The error for `name` where one of `valid` was meant; `what` is a noun such as "rule"."""
+    names = list(valid)
+    near = difflib.get_close_matches(str(name), names, n=2, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    listed = f"Valid: {', '.join(names)}." if len(names) <= _LISTED else f"{len(names)} names are valid."
+    return ValueError(f"unknown {what} {name!r}.{hint} {listed}")

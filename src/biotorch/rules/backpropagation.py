@@ -1,0 +1,22 @@
+"""Backpropagation: the reference that every other rule is measured against."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import Tensor
+
+from biotorch.rules.base import FeedbackRule, register
+
+
+@register("backpropagation", "bp", transports="weights")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Backpropagation(FeedbackRule):
+    """The error goes backwards through W itself (Rumelhart et al. 1986; paper, equation 2).
+
+    Identical to plain PyTorch; as a rule it takes the same options as the others, so that a
+    comparison changes one word. There is no B: `feedback_init` has nothing to act on.
+    """
+
+    def feedback(self, weight: Tensor, state: Tensor | None) -> Tensor:
+        return weight

@@ -1,0 +1,36 @@
+"""Batchwise random-magnitude sign-concordant feedback."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import Generator, Tensor
+
+from biotorch.rules import initial
+from biotorch.rules.base import register
+from biotorch.rules.frsf import FixedRandomSign
+
+
+@register("brsf", transports="signs")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchwiseRandomSign(FixedRandomSign):
+    """B = |R| sign(W) elementwise, R drawn again after each update (paper, section 2.1).
+
+    The redraw follows the optimizer's step, not the forward pass: evaluation, gradient accumulation
+    and several forwards before one backward leave R as it is.
+
+    Raises:
+        ValueError: `feedback_init="weight"`, which names no distribution to draw from again.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.feedback_distribution == "weight":
+            raise ValueError(
+                "brsf draws R again after every update, and feedback_init='weight' names no distribution "
+                f"to draw from: use one of {', '.join(initial.INITS)}, or frsf"
+            )
+
+    def after_update(self, weight: Tensor, feedback: Tensor | None, generator: Generator) -> None:
+        assert feedback is not None
+        initial.draw(feedback, self.feedback_distribution, generator).abs_()

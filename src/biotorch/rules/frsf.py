@@ -1,0 +1,29 @@
+"""Fixed random-magnitude sign-concordant feedback."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import Generator, Tensor
+
+from biotorch.rules import initial
+from biotorch.rules.base import FeedbackRule, register
+
+
+@register("frsf", transports="signs")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FixedRandomSign(FeedbackRule):
+    """B = |R| sign(W) elementwise, R drawn once (paper, section 2.1).
+
+    The absolute value is the paper's change to Liao et al. (2016): without it the sign that arrives
+    is that of R times W.
+    """
+
+    def initial_feedback(self, weight: Tensor, blank: Tensor, generator: Generator) -> Tensor:
+        if self.feedback_distribution == "weight":
+            return weight.detach().abs()
+        return initial.draw(blank, self.feedback_distribution, generator).abs_()
+
+    def feedback(self, weight: Tensor, state: Tensor | None) -> Tensor:
+        assert state is not None
+        return weight.sign() * state

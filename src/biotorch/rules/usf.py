@@ -1,0 +1,29 @@
+"""Uniform sign-concordant feedback."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Generator, Tensor
+
+from biotorch.rules import initial
+from biotorch.rules.base import FeedbackRule, register
+
+
+@register("usf", transports="signs")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UniformSign(FeedbackRule):
+    """B = s sign(W) (Liao et al. 2016; paper, section 2.1).
+
+    s is the standard deviation of the initializer `feedback_init`, as section 4 of the paper has it:
+    sqrt(2 / (fan_in + fan_out)) for `xavier`, 1 / sqrt(3 fan_in) for `kaiming`, 1 for `normal`, the
+    root mean square of the initial W for `weight`. sign(0) = 0. The buffer `feedback` holds s.
+    """
+
+    def initial_feedback(self, weight: Tensor, blank: Tensor, generator: Generator) -> Tensor:
+        return torch.full_like(weight.detach().flatten()[0], initial.scale(weight, self.feedback_distribution))
+
+    def feedback(self, weight: Tensor, state: Tensor | None) -> Tensor:
+        assert state is not None
+        return weight.sign() * state
