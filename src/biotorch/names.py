@@ -9,10 +9,14 @@ from collections.abc import Iterable
 _LISTED = 30
 
 
+def nearest(name: object, valid: Iterable[str]) -> str:
+    """` Did you mean 'x'?` where a valid name is near, else nothing."""
+    near = difflib.get_close_matches(str(name), list(valid), n=2, cutoff=0.5)
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
 def unknown(what: str, name: object, valid: Iterable[str]) -> ValueError:
     """The error for `name` where one of `valid` was meant; `what` is a noun such as "rule"."""
     names = list(valid)
-    near = difflib.get_close_matches(str(name), names, n=2, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     listed = f"Valid: {', '.join(names)}." if len(names) <= _LISTED else f"{len(names)} names are valid."
-    return ValueError(f"unknown {what} {name!r}.{hint} {listed}")
+    return ValueError(f"unknown {what} {name!r}.{nearest(name, names)} {listed}")

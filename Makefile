@@ -1,0 +1,41 @@
+# `make demo` and `make test` each set up everything they need in .venv.
+VENV := .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+# The build requirements are pinned too, which -c alone does not reach.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+
+.PHONY: demo test test-all lint clean
+
+demo: $(VENV)/.installed
+	$(BIN)/biotorch run configs/quickstart.yaml
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-all: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) runs
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "biotorch needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	if command -v uv >/dev/null; then uv venv --python "$$(command -v $(PYTHON))" $(VENV); else $(PYTHON) -m venv $(VENV); fi
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	if command -v uv >/dev/null; then \
+	  uv pip install --python $(BIN)/python -c constraints.txt -b constraints.txt -e .; \
+	else $(BIN)/python -m pip install --quiet -c constraints.txt -e .; fi
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	if command -v uv >/dev/null; then \
+	  uv pip install --python $(BIN)/python -c constraints.txt -b constraints.txt -e '.[dev]'; \
+	else $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'; fi
+	touch $@ $(VENV)/.installed

@@ -1,0 +1,16 @@
+"""The paper's command, `python benchmark.py --config X.yaml`: the same as `biotorch run X.yaml`."""
+
+from __future__ import annotations
+
+import sys
+
+from biotorch.cli import app
+
+
+def main(arguments: list[str]) -> None:
+    """Drop the flag in front of the file; everything else is `biotorch run`'s."""
+    app(["run", *(argument for argument in arguments if argument not in ("--config", "--config_file"))])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,91 @@
+"""The headline table: error by rule, mean ± std over seeds, beside the angles it learned with."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+
+from rich.table import Table as RichTable
+
+from biotorch.experiment.results import Result
+from biotorch.report.groups import by_configuration, label, mean_angle
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Cells as text, ready to print."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+    def markdown(self) -> str:
+        """The table as GitHub Markdown."""
+        lines = [
+            f"**{self.title}**",
+            "",
+            f"| {' | '.join(self.header)} |",
+            f"|{'---|' * len(self.header)}",
+            *(f"| {' | '.join(row)} |" for row in self.rows),
+            "",
+            *(f"{note}  " for note in self.notes),
+        ]
+        return "\n".join(lines).rstrip() + "\n"
+
+
+def table(results: Sequence[Result]) -> Table:
+    """One row per configuration, over its seeds.
+
+    Angles are means over layers, before training -> after the last epoch. Weight alignment is the angle
+    between W and B (direct rules have none); gradient alignment that between update and true gradient.
+    """
+    groups = by_configuration(results)
+    split = "test" if all(result["test"] for result in results) else "validation"
+    rows = [
+        [
+            label(group, groups),
+            _spread([result[split]["error"] for result in group]),
+            _change(group, "angles"),
+            _change(group, "gradient_angles"),
+            str(len(group)),
+        ]
+        for group in groups
+    ]
+    config, environment = results[0]["config"], results[0]["environment"]
+    epochs = config["training"]["hyperparameters"]["epochs"]
+    return Table(
+        title=f"{config['model']['architecture']} on {config['data']['dataset']}, {epochs} epochs",
+        header=["rule", f"{split} error (%)", "weight alignment (°)", "gradient alignment (°)", "n"],
+        rows=rows,
+        notes=[
+            "Mean ± standard deviation over n seeds. Angles: mean over layers, before → after training.",
+            f"biotorch {environment['biotorch']} ({environment['commit'] or 'no commit'}), "
+            f"torch {environment['torch']}, {environment['device']}, {environment['threads']} threads.",
+        ],
+    )
+
+
+def as_rich(content: Table) -> RichTable:
+    """The table for a terminal."""
+    rendered = RichTable(title=content.title, caption="\n".join(content.notes), caption_justify="left")
+    for index, name in enumerate(content.header):
+        rendered.add_column(name, justify="left" if index == 0 else "right")
+    for row in content.rows:
+        rendered.add_row(*row)
+    return rendered
+
+
+def _spread(values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
+    return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
+def _change(group: Sequence[Result], key: str) -> str:
+    first = [angle for result in group if (angle := mean_angle(result, key, 0)) is not None]
+    last = [angle for result in group if (angle := mean_angle(result, key, -1)) is not None]
+    if not first or not last:
+        return "-"
+    return f"{statistics.fmean(first):.0f} → {statistics.fmean(last):.0f}"

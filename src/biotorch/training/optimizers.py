@@ -1,0 +1,85 @@
+"""Optimizers and learning-rate schedules of `torch.optim`, by name, with their own arguments."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from pydantic import ConfigDict, Field, model_validator
+from torch import nn
+
+from biotorch.frozen import Section
+from biotorch.names import unknown
+
+
+class OptimizerConfig(Section):
+    """`training.optimizer`: a class of `torch.optim` and its arguments, checked against its signature."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    type: str
+    lr: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _arguments_exist(self) -> OptimizerConfig:
+        _checked(_optimizer_class(self.type), self.model_extra or {}, ignored=("momentum",))
+        return self
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer over `parameters`."""
+        kind = _optimizer_class(self.type)
+        arguments = _checked(kind, self.model_extra or {}, ignored=("momentum",))
+        optimizer: torch.optim.Optimizer = kind(parameters, lr=self.lr, **arguments)
+        return optimizer
+
+
+class SchedulerConfig(Section):
+    """`training.lr_scheduler`: a class of `torch.optim.lr_scheduler`, stepped once per epoch."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    type: str
+
+    @model_validator(mode="after")
+    def _arguments_exist(self) -> SchedulerConfig:
+        _checked(_scheduler_class(self.type), self.model_extra or {})
+        return self
+
+    def build(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        """The schedule of `optimizer`."""
+        scheduler: torch.optim.lr_scheduler.LRScheduler = _scheduler_class(self.type)(
+            optimizer, **(self.model_extra or {})
+        )
+        return scheduler
+
+
+def _optimizer_class(name: str) -> Any:
+    return _class_named("optimizer", name, torch.optim, torch.optim.Optimizer)
+
+
+def _scheduler_class(name: str) -> Any:
+    return _class_named("lr_scheduler", name, torch.optim.lr_scheduler, torch.optim.lr_scheduler.LRScheduler)
+
+
+def _class_named(what: str, name: str, module: Any, base: type) -> Any:
+    """A class of `module`, whatever the spelling: `RMSProp`, `multistep_lr`."""
+    classes = {key: value for key, value in vars(module).items() if inspect.isclass(value) and issubclass(value, base)}
+    for key, value in classes.items():
+        if key.lower() == name.lower().replace("_", "") and value is not base:
+            return value
+    raise unknown(what, name, sorted(key for key, value in classes.items() if value is not base))
+
+
+def _checked(kind: Any, arguments: dict[str, Any], ignored: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The arguments that `kind` takes. The paper's files give Adam a momentum: `ignored` with a warning."""
+    valid = [name for name in inspect.signature(kind).parameters if name not in ("params", "optimizer", "lr")]
+    for name in arguments:
+        if name in valid:
+            continue
+        if name not in ignored:
+            raise unknown(f"argument of {kind.__name__}", name, valid)
+        warnings.warn(f"{kind.__name__} takes no {name}: ignored", stacklevel=3)
+    return {name: value for name, value in arguments.items() if name in valid}

@@ -1,0 +1,20 @@
+"""What every test shares: one thread (two cores run several workers), a fixed seed, quiet hypothesis."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+torch.set_num_threads(1)
+settings.register_profile(
+    "biotorch",
+    deadline=None,
+    derandomize=True,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)
+settings.load_profile("biotorch")
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)

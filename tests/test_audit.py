@@ -1,0 +1,280 @@
+"""The proof: `audit` calls weight transport what is weight transport, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+import pytest
+import torch
+import torchvision
+from networks import RULES, batch, images, mlp
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import biotorch
+from biotorch import AuditError
+from biotorch.rules import FeedbackRule, base
+
+
+def le_net() -> nn.Module:
+    return biotorch.models.build("le_net_cifar")
+
+
+def resnet20() -> nn.Module:
+    return biotorch.models.build("resnet20")
+
+
+def resnet18() -> nn.Module:
+    return torchvision.models.resnet18(num_classes=5)
+
+
+NETWORKS = {"mlp": (mlp, batch()), "le_net": (le_net, images()), "resnet20": (resnet20, images())}
+VERDICT = {"backpropagation": "weights", "dfa": "nothing", "fa": "nothing"} | dict.fromkeys(
+    ("brsf", "frsf", "usf"), "signs"
+)
+LEAK = {"weights": 1.0, "signs": 0.5, "nothing": 0.0}
+
+
+@pytest.fixture
+def unregister():
+    """Rules that a test registers disappear with it."""
+    rules, aliases = dict(base._REGISTRY), dict(base._ALIASES)
+    yield
+    for registry, before in ((base._REGISTRY, rules), (base._ALIASES, aliases)):
+        registry.clear()
+        registry.update(before)
+
+
+# Every rule is what it says ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("rule", RULES)
+def test_each_rule_transports_what_it_declares(rule, network):
+    build, inputs = NETWORKS[network]
+    model = biotorch.convert(build(), rule)
+    result = biotorch.audit(model, inputs)
+    assert set(result.layers.values()) == {VERDICT[rule]} == {biotorch.rules.get(rule).transports}
+    assert result.leak == LEAK[VERDICT[rule]]
+    assert len(result.layers) == len(biotorch.summary(model).rows) - sum(
+        isinstance(m, nn.BatchNorm2d) for m in model.modules()
+    )
+
+
+@pytest.mark.parametrize("rule", ["backpropagation", "dfa", "fa", "frsf"])
+def test_a_torchvision_resnet_is_audited_like_our_own(rule):
+    model = biotorch.convert(resnet18(), rule)
+    result = biotorch.audit(model, images())
+    assert set(result.layers.values()) == {VERDICT[rule]}
+    assert len(result.layers) == 21
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_network_that_was_never_converted_transports_all_its_weights(network):
+    build, inputs = NETWORKS[network]
+    result = biotorch.audit(build(), inputs)
+    assert set(result.layers.values()) == {"weights"}
+    assert result.leak == 1.0
+
+
+@pytest.mark.parametrize("options", [{"gradient_clip": True}, {"constrain_weights": True}, {"feedback_init": "weight"}])
+def test_options_do_not_change_the_verdict(options):
+    assert biotorch.audit(biotorch.convert(mlp(), "fa", **options), batch()).leak == 0.0
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_verdict_holds_in_either_mode_and_with_dropout(training):
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 3))
+    model.train(training)
+    assert biotorch.audit(biotorch.convert(model, "dfa"), batch()).leak == 0.0
+    assert biotorch.audit(biotorch.convert(model, "backpropagation"), batch()).leak == 1.0
+
+
+def test_verdicts_are_per_layer_where_rules_are_mixed():
+    model = biotorch.convert(mlp(), {"0": "fa", "2": "usf", "4": "backpropagation"})
+    result = biotorch.audit(model, batch())
+    assert result.layers == {"0": "nothing", "2": "signs", "4": "weights"}
+    assert result.leak == 0.5
+
+
+# What no flag can hide ---------------------------------------------------------------------------
+
+
+def test_a_kernel_whose_feedback_is_w_is_weight_transport(unregister):
+    @base.register("test_sham", transports="nothing")
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Sham(FeedbackRule):
+        def initial_feedback(self, weight, blank, generator):
+            return weight.detach().clone()
+
+        def feedback(self, weight, state):
+            return weight
+
+    result = biotorch.audit(biotorch.convert(mlp(), "test_sham"), batch())
+    assert result.leak == 1.0
+
+
+def test_a_rule_that_copies_w_into_b_after_each_update_is_weight_transport(unregister):
+    # In one backward pass it is exactly FA: the transport happens between the passes.
+    @base.register("test_copying", transports="nothing")
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Copying(biotorch.rules.get("fa")):
+        def after_update(self, weight, feedback, generator):
+            feedback.copy_(weight)
+
+    result = biotorch.audit(biotorch.convert(mlp(), "test_copying"), batch())
+    assert set(result.layers.values()) == {"weights"}
+
+
+def test_a_rule_that_copies_signs_after_each_update_transports_signs(unregister):
+    @base.register("test_copying_signs", transports="nothing")
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class CopyingSigns(biotorch.rules.get("fa")):
+        def after_update(self, weight, feedback, generator):
+            feedback.copy_(feedback.abs() * weight.sign())
+
+    result = biotorch.audit(biotorch.convert(mlp(), "test_copying_signs"), batch())
+    assert set(result.layers.values()) == {"signs"}
+
+
+def test_feedback_that_shares_memory_with_w_is_weight_transport():
+    model = biotorch.convert(mlp(), "fa")
+    model[2].feedback = model[2].weight.detach()
+    assert biotorch.audit(model, batch()).layers == {"0": "nothing", "2": "weights", "4": "nothing"}
+
+
+def test_a_hook_that_copies_w_into_b_at_each_forward_is_weight_transport():
+    model = biotorch.convert(mlp(), "fa")
+    model[2].register_forward_pre_hook(lambda layer, _: layer.feedback.copy_(layer.weight.detach()) and None)
+    assert biotorch.audit(model, batch()).layers == {"0": "nothing", "2": "weights", "4": "nothing"}
+
+
+def test_true_gradients_are_weight_transport():
+    model = biotorch.convert(mlp(), "fa")
+    with biotorch.true_gradients(model):
+        assert biotorch.audit(model, batch()).leak == 1.0
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    "normalise",
+    [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.orthogonal],
+    ids=["weight_norm", "parametrized weight_norm", "orthogonal"],
+)
+def test_a_layer_left_plain_because_its_weight_is_computed_transports_it(normalise):
+    model = mlp()
+    normalise(model[2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", biotorch.ConversionWarning)
+        biotorch.convert(model, "fa")
+    assert biotorch.audit(model, batch()).layers == {"0": "nothing", "2": "weights", "4": "nothing"}
+
+
+def test_attention_and_recurrence_left_on_backpropagation_transport_weights():
+    class Sequence(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inp, self.rnn = nn.Linear(6, 8), nn.GRU(8, 8, batch_first=True)
+            self.attention, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+
+        def forward(self, x):
+            x, _ = self.rnn(self.inp(x))
+            return self.head(self.attention(x, x, x)[0])
+
+    model = Sequence()
+    with pytest.warns(biotorch.ConversionWarning):
+        biotorch.convert(model, "fa")
+    layers = biotorch.audit(model, torch.randn(2, 5, 6)).layers
+    assert layers["inp"] == layers["head"] == "nothing"
+    assert layers["rnn"] == layers["attention"] == "weights"
+
+
+# Errors ------------------------------------------------------------------------------------------
+
+
+def test_a_layer_converted_in_name_only_is_an_error():
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.fc = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return F.linear(self.first(x), self.fc.weight, self.fc.bias)
+
+    model = biotorch.convert(Functional(), "fa")
+    with pytest.raises(AuditError, match=r"fc never ran.*functionally"):
+        biotorch.audit(model, batch())
+
+
+def test_torchvision_swin_reads_its_attention_weights_functionally_and_is_an_error():
+    model = torchvision.models.SwinTransformer([4, 4], 8, [1, 1], [2, 2], [2, 2], num_classes=3)
+    biotorch.convert(model, "fa")
+    with pytest.raises(AuditError, match=r"attn\.qkv.*never ran"):
+        biotorch.audit(model, images(1))
+
+
+def test_passes_that_do_not_repeat_prove_nothing_and_are_an_error():
+    class Unsteady(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.passes = nn.Linear(6, 3), 0
+
+        def forward(self, x):
+            self.passes += 1
+            return self.fc(x) * self.passes
+
+    with pytest.raises(AuditError, match="differ"):
+        biotorch.audit(biotorch.convert(Unsteady(), "fa"), batch())
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.ReLU(), "no weight matrix"),
+        (nn.BatchNorm1d(6), "no weight matrix"),
+        (nn.Sequential(nn.Linear(6, 3), nn.Threshold(1e9, 0.0)), "every gradient is zero"),
+    ],
+    ids=["no parameters", "vectors only", "dead"],
+)
+def test_a_network_that_cannot_be_audited_is_an_error(model, message):
+    with pytest.raises(AuditError, match=message):
+        biotorch.audit(model, batch())
+
+
+def test_overflowing_gradients_are_an_error():
+    model = biotorch.convert(mlp(), "fa")
+    with torch.no_grad():
+        model[2].feedback.fill_(3e38)
+    with pytest.raises(AuditError, match="non-finite"):
+        biotorch.audit(model, batch())
+
+
+# The report --------------------------------------------------------------------------------------
+
+
+def test_inputs_may_be_a_tensor_a_tuple_or_a_mapping():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.first, self.head = nn.Embedding(4, 6), nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x, tokens):
+            return {"logits": self.head(self.first(x + self.embed(tokens)).relu())}
+
+    model, tokens = biotorch.convert(Two(), "dfa"), torch.tensor([0, 1, 2, 3])
+    expected = {"first": "nothing", "head": "nothing"}
+    assert biotorch.audit(model, (batch(), tokens)).layers == expected
+    assert biotorch.audit(model, {"tokens": tokens, "x": batch()}).layers == expected
+
+
+def test_the_printed_table_holds_verdicts_and_the_leak():
+    model = biotorch.convert(mlp(), {"0": "fa", "2": "usf", "4": "backpropagation"})
+    lines = str(biotorch.audit(model, batch())).splitlines()
+    assert [line.split()[:2] for line in lines[2:5]] == [["0", "nothing"], ["2", "signs"], ["4", "weights"]]
+    assert lines[5].startswith("leak 0.50: of 3 layers")
+
+
+def test_a_root_layer_is_named_in_the_table():
+    root: Tensor | nn.Module = biotorch.convert(nn.Linear(6, 3), "fa")
+    assert "(root)" in str(biotorch.audit(root, batch()))
