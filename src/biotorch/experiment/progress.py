@@ -48,7 +48,7 @@ class Progress:
         """The point `name` is finished, now or in an earlier command."""
         self.finished += 1
         self.bars.update(self.overall, completed=self.finished)
-        self._line(f"[{self.finished}/{self.points}] {name}".rstrip(), result)
+        self._line(f"[{self.finished}/{self.points}] {name or 'run'}", result)
 
     def _line(self, label: str, result: dict[str, Any]) -> None:
         split = "test" if result["test"] else "validation"

@@ -15,7 +15,7 @@ from torch import nn
 
 from biotorch import convert, data, models
 from biotorch.experiment import results
-from biotorch.experiment.config import Config, at_point, points
+from biotorch.experiment.config import Config, ConfigError, at_point, points
 from biotorch.experiment.results import Result
 from biotorch.training import evaluate, fit
 from biotorch.training.loop import Record
@@ -72,6 +72,7 @@ def run_point(config: Config, folder: Path, on_epoch: Callable[[Record], None] =
             dataset.train.to(device), dataset.validation.to(device), dataset.test.to(device), dataset.num_classes
         )
         model = build_model(config, dataset.num_classes).to(device)
+        _try(model, dataset.train, config)
         loss = nn.CrossEntropyLoss()
         history = fit(model, dataset, config.training, loss, seed, on_epoch)
         top_k = config.training.metrics.top_k
@@ -97,6 +98,21 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
         seed=config.experiment.seed,
         **section.mode.options,
     )
+
+
+def _try(model: nn.Module, split: data.Split, config: Config) -> None:
+    """One image through the network, so that a mismatch is told before anything else happens."""
+    images, _ = next(data.Split(split.images[:1], split.labels[:1], split.mean, split.std).batches(1))
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(images)
+    except RuntimeError as error:
+        shape = "x".join(map(str, images.shape[1:]))
+        raise ConfigError(
+            f"model.architecture {config.model.architecture!r} does not take the images of data.dataset "
+            f"{config.data.dataset!r} ({shape}, see data.target_size): {error}"
+        ) from error
 
 
 def _device(gpus: int | list[int]) -> torch.device:

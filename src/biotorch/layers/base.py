@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from biotorch import seeding
 from biotorch.autograd import Direct, Feedback, Operation, Output, uncompiled
 from biotorch.layers import updates
-from biotorch.rules import DirectRule, FeedbackRule, Rule, initial, make
+from biotorch.rules import FeedbackRule, Rule, initial, make
 
 #: The feedback version of each torch layer type that converts; `register_layer` adds to it.
 LAYER_TYPES: dict[type[nn.Module], type[FeedbackLayer]] = {}
@@ -163,55 +163,31 @@ class FeedbackLayer(nn.Module):
 
     # Forward -------------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor, *args: Any) -> Tensor:
-        if not x.is_floating_point():
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not input.is_floating_point():
             raise TypeError(
-                f"{self.label or type(self).__name__} takes a floating point input, got {x.dtype}: "
+                f"{self.label or type(self).__name__} takes a floating point input, got {input.dtype}: "
                 "embed or cast it first"
             )
         if self.true_gradients or not torch.is_grad_enabled():
-            return super().forward(x, *args)  # type: ignore[no-any-return]
+            return super().forward(input, *args, **kwargs)  # type: ignore[no-any-return]
         if self.rule.has_update():
             self._forward_since_update = True
-        if isinstance(self.rule, DirectRule):
-            return self._direct_forward(x, *args)
-        if self.output is not None:
-            return self._output_forward(x, *args)
-        return self._feedback_forward(x, *args)
+        x, operation = self.operation(input, *args, **kwargs)
+        walks_the_graph = self.rule.direct or self.output is not None
+        y = self._apply_uncompiled(x, operation) if walks_the_graph else self._apply_rule(x, operation)
+        return self.restore(y, input)
 
-    def _feedback_forward(self, x: Tensor, *args: Any) -> Tensor:
-        prepared, operation = self.operation(x, *args)
-        y = Feedback.apply(
-            prepared,
-            self.weight,
-            self.bias,
-            self.feedback,
-            operation,
-            self.rule.feedback,  # type: ignore[attr-defined]
-            self.rule.gradient_clip,
-            self.output,
-        )
-        return self.restore(y, x)
+    def _apply_rule(self, x: Tensor, operation: Operation) -> Tensor:
+        rule, operands = self.rule, (x, self.weight, self.bias, self.feedback, operation)
+        y: Tensor
+        if isinstance(rule, FeedbackRule):
+            y = Feedback.apply(*operands, rule.feedback, rule.gradient_clip, self.output)
+        else:
+            y = Direct.apply(*operands, rule.gradient_clip, self.output, self.label or type(self).__name__)
+        return y
 
-    @uncompiled
-    def _output_forward(self, x: Tensor, *args: Any) -> Tensor:
-        """An output layer that is not under a direct rule itself: its backward broadcasts the error."""
-        return self._feedback_forward(x, *args)
-
-    @uncompiled
-    def _direct_forward(self, x: Tensor, *args: Any) -> Tensor:
-        prepared, operation = self.operation(x, *args)
-        y = Direct.apply(
-            prepared,
-            self.weight,
-            self.bias,
-            self.feedback,
-            operation,
-            self.rule.gradient_clip,
-            self.output,
-            self.label or type(self).__name__,
-        )
-        return self.restore(y, x)
+    _apply_uncompiled = uncompiled(_apply_rule)
 
     def restore(self, y: Tensor, x: Tensor) -> Tensor:
         """Undo what `operation` did to the shape of `x` (a missing batch dimension)."""

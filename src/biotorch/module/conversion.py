@@ -92,12 +92,14 @@ def convert(
         problems.append(_nothing_to_convert(entries))
     elif declined == len(candidates) and not problems:
         problems.append("no layer was given a rule: the network would be unchanged")
+    if all(item.rule.name == "backpropagation" for item in planned):
+        left = []  # nothing is left behind where everything stays
     if strict and left:
         problems.append(_left_on_backprop(left))
     outputs = _find_outputs(planned, output, output_dim, problems)
     if problems:
         raise ConversionError(_joined(problems))
-    if left and any(item.rule.name != "backpropagation" for item in planned):
+    if left:
         warnings.warn(_left_on_backprop(left), ConversionWarning, stacklevel=2)
     _apply(model, planned, outputs, copy_weights, torch.initial_seed() if seed is None else seed)
     return model

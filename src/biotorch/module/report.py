@@ -8,7 +8,7 @@ from torch import nn
 
 from biotorch.layers import FeedbackLayer
 from biotorch.module.shortcuts import leaking_shortcuts
-from biotorch.module.survey import survey, weight_matrices
+from biotorch.module.survey import Kind, survey, weight_matrices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +17,7 @@ class Row:
 
     name: str
     type: str
+    kind: Kind
     rule: str | None
     parameters: int
     feedback: tuple[int, ...] | None
@@ -36,7 +37,7 @@ class Summary:
     @property
     def left(self) -> list[Row]:
         """The modules that stay on backpropagation and transport their weights."""
-        return [row for row in self.rows if row.rule == "backpropagation" and row.note not in ("", "output layer")]
+        return [row for row in self.rows if row.kind in ("convertible", "left")]
 
     def __str__(self) -> str:
         header = ("layer", "type", "rule", "parameters", "feedback B", "note")
@@ -89,6 +90,6 @@ def summary(model: nn.Module) -> Summary:
         own = {id(p): p for p in module._parameters.values() if p is not None}
         own.update((id(p), p) for p in weight_matrices(module).values())  # a parametrized layer's lie elsewhere
         count = sum(p.numel() for p in own.values())
-        rows.append(Row(entry.name, type(module).__name__, rule, count, layer_feedback, note))
+        rows.append(Row(entry.name, type(module).__name__, entry.kind, rule, count, layer_feedback, note))
     total = sum(p.numel() for p in model.parameters())
     return Summary(rows, leaking_shortcuts(model), feedback_elements / total if total else 0.0)
