@@ -25,13 +25,16 @@ class OptimizerConfig(Section):
 
     @model_validator(mode="after")
     def _arguments_exist(self) -> OptimizerConfig:
-        _checked(_optimizer_class(self.type), self.model_extra or {}, ignored=("momentum",))
+        kind = _optimizer_class(self.type)
+        unknown_ones = _check(kind, self.model_extra or {}, ignored=("momentum",))
+        if unknown_ones:  # the paper's files give Adam a momentum
+            warnings.warn(f"{kind.__name__} takes no {', '.join(unknown_ones)}: ignored", stacklevel=2)
         return self
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer over `parameters`."""
         kind = _optimizer_class(self.type)
-        arguments = _checked(kind, self.model_extra or {}, ignored=("momentum",))
+        arguments = {name: value for name, value in (self.model_extra or {}).items() if name in _arguments(kind)}
         optimizer: torch.optim.Optimizer = kind(parameters, lr=self.lr, **arguments)
         return optimizer
 
@@ -45,14 +48,13 @@ class SchedulerConfig(Section):
 
     @model_validator(mode="after")
     def _arguments_exist(self) -> SchedulerConfig:
-        _checked(_scheduler_class(self.type), self.model_extra or {})
+        _check(_scheduler_class(self.type), self.model_extra or {})
         return self
 
     def build(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
         """The schedule of `optimizer`."""
-        scheduler: torch.optim.lr_scheduler.LRScheduler = _scheduler_class(self.type)(
-            optimizer, **(self.model_extra or {})
-        )
+        kind = _scheduler_class(self.type)
+        scheduler: torch.optim.lr_scheduler.LRScheduler = kind(optimizer, **(self.model_extra or {}))
         return scheduler
 
 
@@ -73,13 +75,14 @@ def _class_named(what: str, name: str, module: Any, base: type) -> Any:
     raise unknown(what, name, sorted(key for key, value in classes.items() if value is not base))
 
 
-def _checked(kind: Any, arguments: dict[str, Any], ignored: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The arguments that `kind` takes. The paper's files give Adam a momentum: `ignored` with a warning."""
-    valid = [name for name in inspect.signature(kind).parameters if name not in ("params", "optimizer", "lr")]
-    for name in arguments:
-        if name in valid:
-            continue
+def _arguments(kind: Any) -> list[str]:
+    return [name for name in inspect.signature(kind).parameters if name not in ("params", "optimizer", "lr")]
+
+
+def _check(kind: Any, arguments: dict[str, Any], ignored: tuple[str, ...] = ()) -> list[str]:
+    """The arguments that `kind` does not take; raises ValueError unless each is one of `ignored`."""
+    strange = [name for name in arguments if name not in _arguments(kind)]
+    for name in strange:
         if name not in ignored:
-            raise unknown(f"argument of {kind.__name__}", name, valid)
-        warnings.warn(f"{kind.__name__} takes no {name}: ignored", stacklevel=3)
-    return {name: value for name, value in arguments.items() if name in valid}
+            raise unknown(f"argument of {kind.__name__}", name, _arguments(kind))
+    return strange
