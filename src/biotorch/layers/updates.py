@@ -6,6 +6,7 @@ whose weight that optimizer holds. Where no rule asked, it returns at once.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from typing import Any, Protocol
 
@@ -22,14 +23,16 @@ class Updated(Protocol):
 
 
 _watched: weakref.WeakSet[Updated] = weakref.WeakSet()
+_lock = threading.Lock()  # one thread may copy a model while another steps
 
 
 def watch(layer: Updated, wanted: bool) -> None:
     """Call `layer.after_update()` once per applied optimizer step on its weight, or no longer."""
-    if wanted:
-        _watched.add(layer)
-    else:
-        _watched.discard(layer)
+    with _lock:
+        if wanted:
+            _watched.add(layer)
+        else:
+            _watched.discard(layer)
 
 
 def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -41,7 +44,9 @@ def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
     if found_inf is not None and bool(found_inf):
         return
     stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    for layer in list(_watched):
+    with _lock:
+        layers = list(_watched)
+    for layer in layers:
         if id(layer.weight) in stepped:
             layer.after_update()
 

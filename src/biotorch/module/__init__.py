@@ -1,10 +1,11 @@
 """From a network to a network under a rule: conversion, its report, its proof."""
 
-from biotorch.module.auditing import Audit, AuditError, audit
+from biotorch.module.auditing import audit
 from biotorch.module.biomodule import BioModule
 from biotorch.module.conversion import ConversionError, ConversionWarning, convert
 from biotorch.module.report import Summary, summary
 from biotorch.module.true_gradient import true_gradients
+from biotorch.module.verdicts import Audit, AuditError, LayerAudit
 
 __all__ = [
     "Audit",
@@ -12,6 +13,7 @@ __all__ = [
     "BioModule",
     "ConversionError",
     "ConversionWarning",
+    "LayerAudit",
     "Summary",
     "audit",
     "convert",

@@ -10,7 +10,6 @@ Overwriting before the forward also catches copies that a forward takes of its w
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -22,63 +21,10 @@ from biotorch import seeding
 from biotorch.autograd import Cut
 from biotorch.layers import FeedbackLayer
 from biotorch.module.isolation import isolated
+from biotorch.module.shortcuts import residual_blocks
 from biotorch.module.survey import Entry, survey, weight_matrices
+from biotorch.module.verdicts import LEAK, Audit, AuditError, LayerAudit
 from biotorch.rules.base import Transports
-
-_LEAK: dict[str, float] = {"nothing": 0.0, "signs": 0.5, "weights": 1.0}
-
-
-class AuditError(RuntimeError):
-    """The experiment cannot decide: a layer never ran, no gradient flows, or passes do not repeat."""
-
-
-class LayerAudit(str):
-    """A layer's verdict, `nothing`, `signs` or `weights`, with what reaches its input without feedback.
-
-    Attributes:
-        share: the share (0 to 1) of the gradient at the layer's input that still arrives when the
-            feedback of the layers reading that input is zero: it came along an identity shortcut, or
-            through a layer left on backpropagation.
-    """
-
-    share: float
-
-    def __new__(cls, transports: Transports, share: float = 0.0) -> LayerAudit:
-        verdict = super().__new__(cls, transports)
-        verdict.share = share
-        return verdict
-
-
-@dataclasses.dataclass(frozen=True)
-class Audit:
-    """What `audit` measured; prints as a table."""
-
-    #: By dotted name: `nothing`, `signs` or `weights`, and `.share`.
-    layers: dict[str, LayerAudit]
-
-    @property
-    def leak(self) -> float:
-        """0 (nothing is transported) to 1 (all weights are): the mean over layers, signs counting half."""
-        return sum(_LEAK[verdict] for verdict in self.layers.values()) / len(self.layers)
-
-    @property
-    def shortcuts(self) -> dict[str, float]:
-        """The layers whose input gets gradient past the feedback, with its share: legitimate for rules
-        that go backwards layer by layer, a leak for direct rules under `shortcuts="keep"`."""
-        return {name: verdict.share for name, verdict in self.layers.items() if verdict.share > 0}
-
-    def __str__(self) -> str:
-        width = max(len("layer"), *(len(name or "(root)") for name in self.layers))
-        lines = [f"{'layer'.ljust(width)}  transports  past feedback", f"{'-' * width}  ----------  -------------"]
-        for name, verdict in self.layers.items():
-            share = f"{verdict.share:.1%}" if verdict.share else "-"
-            lines.append(f"{(name or '(root)').ljust(width)}  {verdict:<10}  {share}")
-        counts = {kind: sum(verdict == kind for verdict in self.layers.values()) for kind in _LEAK}
-        tally = ", ".join(f"{count} transport {kind}" for kind, count in counts.items() if count)
-        lines.append(f"leak {self.leak:.2f}: of {len(self.layers)} layers {tally}")
-        if self.shortcuts:
-            lines.append(f"{len(self.shortcuts)} layer(s) also get gradient past the feedback weights")
-        return "\n".join(lines)
 
 
 def audit(model: nn.Module, inputs: Any, *, seed: int = 0) -> Audit:
@@ -122,11 +68,12 @@ class _Experiment:
             self._check(baseline)
             verdicts = self._verdicts(baseline)
             for name, layer in self.layers.items():
-                verdicts[name] = max(verdicts[name], self._update(layer), key=_LEAK.__getitem__)
+                verdicts[name] = max(verdicts[name], self._update(layer), key=LEAK.__getitem__)
             shares = self._shares(baseline)
-        return Audit(
-            {entry.name: LayerAudit(verdicts[entry.name], shares.get(entry.name, 0.0)) for entry in self.units}
-        )
+        blocks = residual_blocks(self.model)
+        shortcuts = {_block_of(name, blocks): share for name, share in shares.items() if share > 0}
+        layers = {name: LayerAudit(verdict, shares.get(name, 0.0)) for name, verdict in verdicts.items()}
+        return Audit(layers, shortcuts)
 
     def _check(self, baseline: dict[str, Tensor]) -> None:
         idle = [name for name, layer in self.layers.items() if layer not in self.recorded]
@@ -248,6 +195,11 @@ class _Experiment:
                 handle.remove()
         if first:
             self.recorded = seen
+
+
+def _block_of(name: str, blocks: Iterable[str]) -> str:
+    """The innermost residual block that holds the layer `name`; the layer itself where none is known."""
+    return max((block for block in blocks if name.startswith(f"{block}.")), key=len, default=name)
 
 
 def _input_of(name: str) -> str:
