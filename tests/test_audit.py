@@ -9,8 +9,7 @@ import pytest
 import torch
 import torchvision
 from networks import RULES, batch, images, mlp
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 import biotorch
 from biotorch import AuditError
@@ -219,95 +218,3 @@ def test_attention_and_recurrence_left_on_backpropagation_transport_weights():
     layers = biotorch.audit(model, torch.randn(2, 5, 6)).layers
     assert layers["inp"] == layers["head"] == "nothing"
     assert layers["rnn"] == layers["attention"] == "weights"
-
-
-# Errors ------------------------------------------------------------------------------------------
-
-
-def test_a_layer_converted_in_name_only_is_an_error():
-    class Functional(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.fc = nn.Linear(6, 8), nn.Linear(8, 3)
-
-        def forward(self, x):
-            return F.linear(self.first(x), self.fc.weight, self.fc.bias)
-
-    model = biotorch.convert(Functional(), "fa")
-    with pytest.raises(AuditError, match=r"fc never ran.*functionally"):
-        biotorch.audit(model, batch())
-
-
-def test_torchvision_swin_reads_its_attention_weights_functionally_and_is_an_error():
-    model = torchvision.models.SwinTransformer([4, 4], 8, [1, 1], [2, 2], [2, 2], num_classes=3)
-    with pytest.warns(biotorch.ConversionWarning, match="attn"):  # its position biases are its own
-        biotorch.convert(model, "fa")
-    with pytest.raises(AuditError, match=r"attn\.qkv.*never ran"):
-        biotorch.audit(model, images(1))
-
-
-def test_passes_that_do_not_repeat_prove_nothing_and_are_an_error():
-    class Unsteady(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc, self.passes = nn.Linear(6, 3), 0
-
-        def forward(self, x):
-            self.passes += 1
-            return self.fc(x) * self.passes
-
-    with pytest.raises(AuditError, match="differ"):
-        biotorch.audit(biotorch.convert(Unsteady(), "fa"), batch())
-
-
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        (nn.ReLU(), "no weight matrix"),
-        (nn.BatchNorm1d(6), "no weight matrix"),
-        (nn.Sequential(nn.Linear(6, 3), nn.Threshold(1e9, 0.0)), "every gradient is zero"),
-    ],
-    ids=["no parameters", "vectors only", "dead"],
-)
-def test_a_network_that_cannot_be_audited_is_an_error(model, message):
-    with pytest.raises(AuditError, match=message):
-        biotorch.audit(model, batch())
-
-
-def test_overflowing_gradients_are_an_error():
-    model = biotorch.convert(mlp(), "fa")
-    with torch.no_grad():
-        for index in (2, 4):
-            model[index].feedback.fill_(1e30)
-    with pytest.raises(AuditError, match="non-finite"):
-        biotorch.audit(model, batch())
-
-
-# The report --------------------------------------------------------------------------------------
-
-
-def test_inputs_may_be_a_tensor_a_tuple_or_a_mapping():
-    class Two(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embed, self.first, self.head = nn.Embedding(4, 6), nn.Linear(6, 8), nn.Linear(8, 3)
-
-        def forward(self, x, tokens):
-            return {"logits": self.head(self.first(x + self.embed(tokens)).relu())}
-
-    model, tokens = biotorch.convert(Two(), "dfa"), torch.tensor([0, 1, 2, 3])
-    expected = {"first": "nothing", "head": "nothing"}
-    assert biotorch.audit(model, (batch(), tokens)).layers == expected
-    assert biotorch.audit(model, {"tokens": tokens, "x": batch()}).layers == expected
-
-
-def test_the_printed_table_holds_verdicts_and_the_leak():
-    model = biotorch.convert(mlp(), {"0": "fa", "2": "usf", "4": "backpropagation"})
-    lines = str(biotorch.audit(model, batch())).splitlines()
-    assert [line.split()[:2] for line in lines[2:5]] == [["0", "nothing"], ["2", "signs"], ["4", "weights"]]
-    assert lines[5].startswith("leak 0.50: of 3 layers")
-
-
-def test_a_root_layer_is_named_in_the_table():
-    root: Tensor | nn.Module = biotorch.convert(nn.Linear(6, 3), "fa")
-    assert "(root)" in str(biotorch.audit(root, batch()))

@@ -1,4 +1,4 @@
-"""Beside the verdicts of `audit`: shortcuts, what it leaves untouched, and the same proof by hand."""
+"""Beside the verdicts of `audit`: shortcuts, neutrality, errors, its report, and the same proof by hand."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import biotorch
+from biotorch import AuditError
 from biotorch.layers import FeedbackLayer
 
-FIRST_OF_BLOCKS = {f"layer{stage}.{block}.conv1" for stage in (1, 2, 3) for block in range(3)}
+BLOCKS = {f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(3)}
 
 
 # Shortcuts ---------------------------------------------------------------------------------------
@@ -21,11 +22,11 @@ FIRST_OF_BLOCKS = {f"layer{stage}.{block}.conv1" for stage in (1, 2, 3) for bloc
 def test_a_direct_rule_with_kept_shortcuts_names_each_of_them_and_its_share():
     result = biotorch.audit(biotorch.convert(biotorch.models.build("resnet20"), "dfa"), images())
     assert result.leak == 0.0
-    # Every block of a CIFAR ResNet has an identity path, which ends at the block's first convolution.
-    assert set(result.shortcuts) == FIRST_OF_BLOCKS
+    # Every block of a CIFAR ResNet has an identity path.
+    assert set(result.shortcuts) == BLOCKS
     assert all(0 < share < 1 for share in result.shortcuts.values())
-    assert result.layers["layer1.0.conv1"].share == result.shortcuts["layer1.0.conv1"]
-    assert "9 layer(s) also get gradient past the feedback" in str(result)
+    assert result.layers["layer1.0.conv1"].share == result.shortcuts["layer1.0"]
+    assert "gradient past the feedback at the input of layer1.0 (" in str(result)
 
 
 def test_cut_shortcuts_carry_exactly_nothing():
@@ -38,18 +39,34 @@ def test_cut_shortcuts_carry_exactly_nothing():
 
 def test_projection_shortcuts_of_torchvision_are_not_leaks_and_identities_are():
     model = biotorch.convert(torchvision.models.resnet18(num_classes=5), "dfa")
-    expected = {"layer1.0.conv1", "layer1.1.conv1", "layer2.1.conv1", "layer3.1.conv1", "layer4.1.conv1"}
+    expected = {"layer1.0", "layer1.1", "layer2.1", "layer3.1", "layer4.1"}
     assert set(biotorch.audit(model, images()).shortcuts) == expected
     # The structural report and the experiment agree.
-    assert {f"{block}.conv1" for block in biotorch.summary(model).leaking_shortcuts} == expected
+    assert set(biotorch.summary(model).leaking_shortcuts) == expected
     biotorch.convert(model, "dfa", shortcuts="cut")
     assert biotorch.audit(model, images()).shortcuts == {}
+
+
+def test_pre_norm_shortcuts_are_named_too():
+    # The residual stream goes past the norm that a block starts with, not past its first feedback layer.
+    def encoder():
+        return nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True, norm_first=True)
+
+    model = nn.Sequential(nn.Linear(6, 8), encoder(), encoder(), nn.LayerNorm(8), nn.Linear(8, 3))
+    x = torch.randn(2, 5, 6)
+    with pytest.warns(biotorch.ConversionWarning, match="self_attn"):
+        biotorch.convert(model, "dfa")
+    assert biotorch.summary(model).leaking_shortcuts == ["1", "2"]
+    assert {name.split(".")[0] for name in biotorch.audit(model, x).shortcuts} == {"1", "2"}
+    with pytest.warns(biotorch.ConversionWarning, match="self_attn"):
+        biotorch.convert(model, "dfa", shortcuts="cut")
+    assert biotorch.audit(model, x).shortcuts == {}
 
 
 def test_a_feedback_rule_shows_the_share_of_shortcuts_without_a_leak():
     result = biotorch.audit(biotorch.convert(biotorch.models.build("resnet20"), "fa"), images())
     assert result.leak == 0.0
-    assert set(result.shortcuts) == FIRST_OF_BLOCKS
+    assert set(result.shortcuts) == BLOCKS
 
 
 def test_a_network_without_shortcuts_shows_none():
@@ -129,6 +146,98 @@ def test_the_audit_works_under_no_grad_and_on_frozen_parameters():
     with torch.no_grad():
         assert biotorch.audit(model, batch()).leak == 0.0
     assert biotorch.audit(biotorch.convert(model, "backpropagation"), batch()).leak == 1.0
+
+
+# Errors ------------------------------------------------------------------------------------------
+
+
+def test_a_layer_converted_in_name_only_is_an_error():
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.fc = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return F.linear(self.first(x), self.fc.weight, self.fc.bias)
+
+    model = biotorch.convert(Functional(), "fa")
+    with pytest.raises(AuditError, match=r"fc never ran.*functionally"):
+        biotorch.audit(model, batch())
+
+
+def test_torchvision_swin_reads_its_attention_weights_functionally_and_is_an_error():
+    model = torchvision.models.SwinTransformer([4, 4], 8, [1, 1], [2, 2], [2, 2], num_classes=3)
+    with pytest.warns(biotorch.ConversionWarning, match="attn"):  # its position biases are its own
+        biotorch.convert(model, "fa")
+    with pytest.raises(AuditError, match=r"attn\.qkv.*never ran"):
+        biotorch.audit(model, images(1))
+
+
+def test_passes_that_do_not_repeat_prove_nothing_and_are_an_error():
+    class Unsteady(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.passes = nn.Linear(6, 3), 0
+
+        def forward(self, x):
+            self.passes += 1
+            return self.fc(x) * self.passes
+
+    with pytest.raises(AuditError, match="differ"):
+        biotorch.audit(biotorch.convert(Unsteady(), "fa"), batch())
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.ReLU(), "no weight matrix"),
+        (nn.BatchNorm1d(6), "no weight matrix"),
+        (nn.Sequential(nn.Linear(6, 3), nn.Threshold(1e9, 0.0)), "no gradient reaches 0"),
+    ],
+    ids=["no parameters", "vectors only", "dead"],
+)
+def test_a_network_that_cannot_be_audited_is_an_error(model, message):
+    with pytest.raises(AuditError, match=message):
+        biotorch.audit(model, batch())
+
+
+def test_overflowing_gradients_are_an_error():
+    model = biotorch.convert(mlp(), "fa")
+    with torch.no_grad():
+        for index in (2, 4):
+            model[index].feedback.fill_(1e30)
+    with pytest.raises(AuditError, match="non-finite"):
+        biotorch.audit(model, batch())
+
+
+# The report --------------------------------------------------------------------------------------
+
+
+def test_inputs_may_be_a_tensor_a_tuple_or_a_mapping():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.first, self.head = nn.Embedding(4, 6), nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x, tokens):
+            return {"logits": self.head(self.first(x + self.embed(tokens)).relu())}
+
+    model, tokens = biotorch.convert(Two(), "dfa"), torch.tensor([0, 1, 2, 3])
+    expected = {"first": "nothing", "head": "nothing"}
+    assert biotorch.audit(model, (batch(), tokens)).layers == expected
+    assert biotorch.audit(model, {"tokens": tokens, "x": batch()}).layers == expected
+
+
+def test_the_printed_table_holds_verdicts_and_the_leak():
+    model = biotorch.convert(mlp(), {"0": "fa", "2": "usf", "4": "backpropagation"})
+    lines = str(biotorch.audit(model, batch())).splitlines()
+    assert [line.split()[:2] for line in lines[2:5]] == [["0", "nothing"], ["2", "signs"], ["4", "weights"]]
+    assert lines[5].startswith("leak 0.50: of 3 layers")
+
+
+def test_a_root_layer_is_named_in_the_table():
+    root = biotorch.convert(nn.Linear(6, 3), "fa")
+    assert "(root)" in str(biotorch.audit(root, batch()))
 
 
 # The same proof without the audit ----------------------------------------------------------------

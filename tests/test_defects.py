@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import math
 
 import pytest
 import torch
-from networks import RULES, batch, gradients, images, labels, mlp, same
+from networks import RULES, batch, gradients, images, labels, mlp
 from torch import nn
 from torch.nn import functional as F
 
@@ -248,7 +249,7 @@ def test_the_callers_layer_config_is_never_changed(method):
     before = copy.deepcopy(config)
     biotorch.BioModule(mlp(), method, layer_config=config)
     biotorch.layers.Conv2d(3, 4, 3, layer_config=config, output_dim=3)
-    getattr(__import__(f"biotorch.models.{method}", fromlist=[method]), "le_net_mnist")(layer_config=config)
+    importlib.import_module(f"biotorch.models.{method}").le_net_mnist(layer_config=config)
     assert config == before
 
 
@@ -257,5 +258,4 @@ def test_the_lenets_have_as_many_outputs_as_asked_for(name):
     model = biotorch.models.build(name, num_classes=7)
     x = images(channels=1 if name == "le_net_mnist" else 3)
     assert model(x).shape == (2, 7)
-    assert same(dict(model.named_parameters()), dict(biotorch.convert(model, "dfa").named_parameters()))
-    assert model.features[0].feedback.shape[0] == 7
+    assert biotorch.convert(model, "dfa").features[0].feedback.shape[0] == 7

@@ -86,7 +86,7 @@ def test_an_unknown_output_layer_is_an_error():
 
 
 def test_options_beside_a_finished_rule_are_an_error():
-    with pytest.raises(ConversionError, match="gradient_clip.*give them to the rule"):
+    with pytest.raises(ConversionError, match=r"gradient_clip.*give them to the rule"):
         biotorch.convert(mlp(), biotorch.rules.make("fa"), gradient_clip=True)
 
 
@@ -123,17 +123,17 @@ def test_what_is_not_a_module_is_an_error():
 
 @pytest.mark.parametrize("layer", [lambda **k: Linear(3, 2, **k), lambda **k: Conv2d(3, 2, 3, **k)])
 def test_a_direct_layer_by_hand_asks_for_the_size_of_the_output(layer):
-    with pytest.raises(ValueError, match="under 'dfa'.*as output_dim"):
+    with pytest.raises(ValueError, match=r"under 'dfa'.*as output_dim"):
         layer(rule="dfa")
 
 
 def test_the_wrapper_with_two_different_rules_is_an_error():
-    with pytest.raises(ValueError, match="mode='fa'.*'usf'"):
+    with pytest.raises(ValueError, match=r"mode='fa'.*'usf'"):
         biotorch.BioModule(mlp(), "fa", layer_config={"type": "usf"})
 
 
 def test_pretrained_weights_that_do_not_exist_are_an_error_before_any_download():
-    with pytest.raises(ValueError, match="no pretrained weights.*'le_net_cifar'"):
+    with pytest.raises(ValueError, match=r"no pretrained weights.*'le_net_cifar'"):
         biotorch.models.build("le_net_cifar", pretrained=True)
     with pytest.raises(ValueError, match="'densenet121' have 1000 classes, not 10"):
         biotorch.models.build("densenet121", num_classes=10, pretrained=True)
@@ -223,7 +223,7 @@ def test_direct_feedback_needs_the_batch_first_everywhere():
 
     model = biotorch.convert(Pooled(), "dfa")
     x = batch().requires_grad_()
-    with pytest.raises(RuntimeError, match="first: .*1 examples.*saw 4.*batch as the first dimension"):
+    with pytest.raises(RuntimeError, match=r"first: .*1 examples.*saw 4.*batch as the first dimension"):
         model(x).sum().backward()
 
 

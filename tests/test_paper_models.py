@@ -87,9 +87,9 @@ def test_the_names_are_listed():
 
 def test_an_unknown_architecture_names_the_nearest_one():
     module = importlib.import_module("biotorch.models.fa")
-    with pytest.raises((AttributeError, ImportError), match="'resnet19'.*resnet18"):
+    with pytest.raises((AttributeError, ImportError), match=r"'resnet19'.*resnet18"):
         _ = module.resnet19
-    with pytest.raises(ValueError, match="'le_net_mnits'.*'le_net_mnist'"):
+    with pytest.raises(ValueError, match=r"'le_net_mnits'.*'le_net_mnist'"):
         biotorch.models.build("le_net_mnits")
 
 

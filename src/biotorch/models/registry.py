@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dis
+import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torchvision
@@ -69,10 +72,17 @@ def constructors(method: str) -> _Namespace:
 
     def attribute(name: str) -> Any:
         if name.startswith("_") or name not in available():
-            raise AttributeError(str(unknown(f"architecture in biotorch.models.{method}", name, available())))
+            message = str(unknown(f"architecture in biotorch.models.{method}", name, available()))
+            # Python would replace an AttributeError by a bare "cannot import name": keep the nearest name.
+            raise ImportError(message) if _asked_by_import(sys._getframe(1)) else AttributeError(message)
         return _constructor(method, name)
 
     return _Namespace(attribute, available)
+
+
+def _asked_by_import(frame: FrameType) -> bool:
+    """Whether the frame is at a `from module import name`, rather than at `module.name` or `hasattr`."""
+    return frame.f_code.co_code[frame.f_lasti] == dis.opmap["IMPORT_FROM"]
 
 
 def _constructor(method: str, architecture: str) -> Callable[..., nn.Module]:

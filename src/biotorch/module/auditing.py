@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,10 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from biotorch import seeding
 from biotorch.autograd import Cut
 from biotorch.layers import FeedbackLayer
+from biotorch.module import nested
 from biotorch.module.isolation import isolated
 from biotorch.module.shortcuts import residual_blocks
-from biotorch.module.survey import Entry, survey, weight_matrices
+from biotorch.module.survey import survey, weight_matrices
 from biotorch.module.verdicts import LEAK, Audit, AuditError, LayerAudit
 from biotorch.rules.base import Transports
 
@@ -45,20 +46,39 @@ def audit(model: nn.Module, inputs: Any, *, seed: int = 0) -> Audit:
     return _Experiment(model, inputs, seed).run()
 
 
+class _Noise(NamedTuple):
+    """What a weight matrix is overwritten with. Signs are random where the weight is zero."""
+
+    weight: Tensor
+    first: Tensor
+    #: Independent of `first`.
+    second: Tensor
+    #: The magnitudes of `second` with the signs of `first`.
+    signed: Tensor
+
+
 class _Experiment:
     def __init__(self, model: nn.Module, inputs: Any, seed: int) -> None:
         self.model = model
         self.seed = seed
-        self.args, self.kwargs = _arguments(inputs)
+        self.args, self.kwargs = nested.arguments(inputs)
         entries = survey(model)
-        self.units = [entry for entry in entries if entry.kind != "local" and weight_matrices(entry.module)]
+        generator = seeding.generator(seed)
+        self.units = {
+            entry.name: [_noise(weight, generator) for weight in weight_matrices(entry.module).values()]
+            for entry in entries
+            if entry.kind != "local" and weight_matrices(entry.module)
+        }
         if not self.units:
             raise AuditError("the model has no weight matrix to audit")
+        self.modules = {entry.name: entry.module for entry in entries}
         # Only a leaf's output can be set back without hiding what happens inside the module.
-        self.leaves = [entry.module for entry in entries if _is_leaf(entry.module)]
-        self.layers = {entry.name: entry.module for entry in entries if isinstance(entry.module, FeedbackLayer)}
-        #: From the first pass: what each leaf returned, call by call, and which layers read one input.
-        self.recorded: dict[nn.Module, list[Any]] = {}
+        self.leaves = {name: module for name, module in self.modules.items() if _is_leaf(module)}
+        self.layers = {name: module for name, module in self.modules.items() if isinstance(module, FeedbackLayer)}
+        patterns = {pattern for layer in self.layers.values() for pattern in getattr(layer.rule, "blocks", ())}
+        self.blocks = residual_blocks(model, sorted(patterns))
+        #: From the first pass: what each leaf returned, call by call, and who reads one input.
+        self.recorded: dict[nn.Module, list[list[Tensor]]] = {}
         self.readers: dict[GradientEdge, list[str]] = {}
 
     def run(self) -> Audit:
@@ -66,14 +86,9 @@ class _Experiment:
         with torch.autocast(device, enabled=False), torch.enable_grad():
             baseline = self._gradients()
             self._check(baseline)
-            verdicts = self._verdicts(baseline)
-            for name, layer in self.layers.items():
-                verdicts[name] = max(verdicts[name], self._update(layer), key=LEAK.__getitem__)
-            shares = self._shares(baseline)
-        blocks = residual_blocks(self.model)
-        shortcuts = {_block_of(name, blocks): share for name, share in shares.items() if share > 0}
-        layers = {name: LayerAudit(verdict, shares.get(name, 0.0)) for name, verdict in verdicts.items()}
-        return Audit(layers, shortcuts)
+            verdicts = self._verdicts()
+            shares, shortcuts = self._shares(baseline)
+        return Audit({name: LayerAudit(verdicts[name], shares.get(name, 0.0)) for name in self.units}, shortcuts)
 
     def _check(self, baseline: dict[str, Tensor]) -> None:
         idle = [name for name, layer in self.layers.items() if layer not in self.recorded]
@@ -85,32 +100,35 @@ class _Experiment:
         bad = [name for name, gradient in baseline.items() if not torch.isfinite(gradient).all()]
         if bad:
             raise AuditError(f"non-finite gradients at {', '.join(bad)}: nothing can be compared")
-        if not any(gradient.any() for gradient in baseline.values()):
-            raise AuditError("every gradient is zero: the outputs do not depend on the parameters")
         if not _equal(baseline, self._gradients()):
             raise AuditError(
                 "two identical passes differ, so a difference proves nothing: "
                 "use torch.use_deterministic_algorithms(True)"
             )
 
-    def _verdicts(self, baseline: dict[str, Tensor]) -> dict[str, Transports]:
-        def same(units: list[Entry], keep_signs: bool) -> bool:
-            return _equal(baseline, self._gradients(units, keep_signs))
+    def _verdicts(self) -> dict[str, Transports]:
+        """All passes compared here run on noise, so that a network that starts at zero hides nothing."""
+        baseline = self._gradients({})
+        unreached = [name for name in self.units if not baseline.get(_output_of(name), torch.ones(1)).any()]
+        if unreached:
+            raise AuditError(f"no gradient reaches {', '.join(unreached)}: what it would transport cannot be seen")
 
-        if same(self.units, keep_signs=False):
-            return {entry.name: "nothing" for entry in self.units}
-        signs_at_most = same(self.units, keep_signs=True)
-        verdicts: dict[str, Transports] = {}
-        for entry in self.units:
-            if same([entry], keep_signs=False):
-                verdicts[entry.name] = "nothing"
-            elif signs_at_most or same([entry], keep_signs=True):
-                verdicts[entry.name] = "signs"
-            else:
-                verdicts[entry.name] = "weights"
+        def same(names: Iterable[str], noise: str) -> bool:
+            return _equal(baseline, self._gradients(dict.fromkeys(names, noise)))
+
+        def verdict(name: str) -> Transports:
+            if clean or same([name], "second"):
+                return "nothing"
+            return "signs" if signs_at_most or same([name], "signed") else "weights"
+
+        clean = same(self.units, "second")
+        signs_at_most = clean or same(self.units, "signed")
+        verdicts = {name: verdict(name) for name in self.units}
+        for name, layer in self.layers.items():
+            verdicts[name] = max(verdicts[name], self._copied(name, layer), key=LEAK.__getitem__)
         return verdicts
 
-    def _update(self, layer: FeedbackLayer) -> Transports:
+    def _copied(self, name: str, layer: FeedbackLayer) -> Transports:
         """What the rule copies of W into B after an optimizer step, where no backward pass shows it."""
         if not layer.rule.has_update():
             return "nothing"
@@ -121,102 +139,132 @@ class _Experiment:
                 layer.rule.after_update(weight, feedback, seeding.generator(self.seed, weight.device))
             return feedback
 
-        weight = layer.weight.detach().clone()
-        generator = seeding.generator(self.seed)
-        signs, noise = _noise(weight, True, generator), _noise(weight, False, generator)
-        if torch.equal(updated(weight), updated(noise)):
+        noise = self.units[name][0]
+        first = updated(noise.first)
+        if torch.equal(first, updated(noise.second)):
             return "nothing"
-        return "signs" if torch.equal(updated(weight), updated(signs)) else "weights"
+        return "signs" if torch.equal(first, updated(noise.signed)) else "weights"
 
-    def _shares(self, baseline: dict[str, Tensor]) -> dict[str, float]:
-        """For each layer with feedback, the share of its input's gradient that no feedback brought there.
+    def _shares(self, baseline: dict[str, Tensor]) -> tuple[dict[str, float], dict[str, float]]:
+        """What arrives at the input of a layer or residual block although no feedback brought it there.
 
-        The layers that read the same input (a block's first convolution and its projection shortcut)
-        have their feedback set to zero together.
+        The feedback of the layers that read the input is set to zero: a block's first convolution and
+        its projection shortcut together, and of a block all layers, since a norm may stand in front.
+        Returns the shares by layer, and those above zero by block (by layer outside of known blocks).
         """
-        shares = {}
+        shares, shortcuts = {}, {}
         for names in self.readers.values():
-            buffers = {id(b): b for name in names if (b := self.layers[name].feedback) is not None}
+            readers = [module for name in names for module in self._named(name).modules()]
+            feedback = {id(m.feedback): m.feedback for m in readers if isinstance(m, FeedbackLayer)}
+            buffers = [buffer for buffer in feedback.values() if buffer is not None]
             key = _input_of(names[0])
             if not buffers or key not in baseline:
                 continue
-            with _overwritten((buffer, torch.zeros_like(buffer)) for buffer in buffers.values()):
+            with _overwritten((buffer, torch.zeros_like(buffer)) for buffer in buffers):
                 rest = self._gradients()[key]
             past, total = rest.norm(), rest.norm() + (baseline[key] - rest).norm()
-            shares.update(dict.fromkeys(names, (past / total).item() if total > 0 else 0.0))
-        return shares
+            share = (past / total).item() if total > 0 else 0.0
+            shares.update({name: share for name in names if name in self.layers})
+            if share > 0:
+                blocks = [name for name in names if name in self.blocks]
+                shortcuts.update(dict.fromkeys([max(blocks, key=len)] if blocks else names, share))
+        return shares, shortcuts
 
-    def _gradients(self, scrambled: list[Entry] | None = None, keep_signs: bool = False) -> dict[str, Tensor]:
-        """Gradients of all parameters, inputs and layer inputs, with the weights of `scrambled` overwritten."""
+    def _named(self, name: str) -> nn.Module:
+        return self.blocks[name] if name in self.blocks else self.layers[name]
+
+    def _gradients(self, noise: Mapping[str, str] | None = None) -> dict[str, Tensor]:
+        """Gradients of all parameters, arguments, and inputs and outputs of layers.
+
+        `noise` None: of the network as it is. Else every weight matrix is overwritten, with the noise
+        that `noise` names for its unit, or with the first.
+        """
         before: dict[int, tuple[Tensor, Tensor]] = {}
         after: dict[int, tuple[Tensor, Tensor]] = {}
-        generator = seeding.generator(self.seed)
-        for entry in scrambled or []:
-            # The output of a composite module cannot be set back: overwrite its weights afterwards.
-            group = before if entry.module in self.recorded else after
-            for weight in weight_matrices(entry.module).values():
-                group[id(weight)] = (weight, _noise(weight, keep_signs, generator))
+        if noise is not None:
+            before = {id(p): (p, torch.ones_like(p)) for leaf in self.leaves.values() for p in _zero_vectors(leaf)}
+            for name in sorted(self.units, key=lambda unit: unit in noise):  # tied: the named unit's noise holds
+                # What did not return through a leaf cannot be set back: overwrite it after the forward.
+                group = before if self.modules[name] in self.recorded else after
+                for options in self.units[name]:
+                    group[id(options.weight)] = (options.weight, getattr(options, noise.get(name, "first")))
         targets: dict[str, Any] = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         with isolated(self.model), _overwritten(before.values()), self._hooks(targets):
-            args, kwargs = _differentiable(self.args, targets, "args"), _differentiable(self.kwargs, targets, "kwargs")
-            loss = _functional(self.model(*args, **kwargs), seeding.generator(self.seed + 1))
+            args = nested.differentiable(self.args, targets, "args")
+            kwargs = nested.differentiable(self.kwargs, targets, "kwargs")
+            loss = nested.functional(self.model(*args, **kwargs), seeding.generator(self.seed + 1))
             with _overwritten(after.values()):
                 gradients = torch.autograd.grad(loss, list(targets.values()), allow_unused=True)
         return {name: g for name, g in zip(targets, gradients, strict=True) if g is not None}
 
     @contextlib.contextmanager
     def _hooks(self, targets: dict[str, Any]) -> Iterator[None]:
-        """Record (first pass) or set back the leaves' outputs; add the layers' inputs to `targets`."""
-        first, calls = not self.recorded, dict.fromkeys(self.leaves, 0)
-        names: dict[nn.Module, str] = {layer: name for name, layer in self.layers.items()}
-        seen: dict[nn.Module, list[Any]] = {}
+        """Record (first pass) or set back the leaves' outputs; add inputs and outputs to `targets`."""
+        first = not self.recorded
+        recorded: dict[nn.Module, list[list[Tensor]]] = {}
 
-        def capture(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        def capture(name: str, args: tuple[Any, ...]) -> None:
             edge = _before_cut(args[0]) if args and isinstance(args[0], Tensor) else None
-            if edge is not None:
-                targets.setdefault(_input_of(names[layer]), edge)
-                if first and names[layer] not in self.readers.setdefault(edge, []):
-                    self.readers[edge].append(names[layer])
-
-        def keep(leaf: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if first:
-                seen.setdefault(leaf, []).append([tensor.detach().clone() for tensor in _tensors(output)])
+            if edge is None or _input_of(name) in targets:
                 return
-            for tensor, value in zip(_tensors(output), self.recorded[leaf][calls[leaf]], strict=True):
-                tensor.data.copy_(value)
-            calls[leaf] += 1
+            targets[_input_of(name)] = edge
+            if first:
+                self.readers.setdefault(edge, []).append(name)
 
-        handles = [leaf.register_forward_hook(keep) for leaf in self.leaves]
-        handles += [layer.register_forward_pre_hook(capture) for layer in self.layers.values()]
+        def keep(name: str, leaf: nn.Module, output: Any) -> None:
+            tensors, calls = nested.tensors(output), recorded.setdefault(leaf, [])
+            if first:
+                calls.append([tensor.detach().clone() for tensor in tensors])
+            else:
+                calls.append(self.recorded[leaf][len(calls)])
+                for tensor, value in zip(tensors, calls[-1], strict=True):
+                    tensor.data.copy_(value)
+            if name in self.units and tensors and tensors[0].requires_grad:
+                targets.setdefault(_output_of(name), get_gradient_edge(tensors[0]))
+
+        handles = [
+            leaf.register_forward_hook(lambda leaf, args, output, name=name: keep(name, leaf, output))
+            for name, leaf in self.leaves.items()
+        ]
+        handles += [
+            module.register_forward_pre_hook(lambda module, args, name=name: capture(name, args))
+            for name, module in {**self.layers, **self.blocks}.items()
+        ]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
-        if first:
-            self.recorded = seen
-
-
-def _block_of(name: str, blocks: Iterable[str]) -> str:
-    """The innermost residual block that holds the layer `name`; the layer itself where none is known."""
-    return max((block for block in blocks if name.startswith(f"{block}.")), key=len, default=name)
+        self.recorded = recorded
 
 
 def _input_of(name: str) -> str:
     return f"input of {name}"
 
 
+def _output_of(name: str) -> str:
+    return f"output of {name}"
+
+
 def _is_leaf(module: nn.Module) -> bool:
     return all(name == "parametrizations" for name, _ in module.named_children())
 
 
-def _noise(weight: Tensor, keep_signs: bool, generator: torch.Generator) -> Tensor:
-    """Noise of the norm of `weight`, with its signs if asked."""
-    noise = torch.randn(weight.shape, generator=generator).to(weight)
-    if keep_signs:
-        noise = noise.abs() * weight.detach().sign()
-    scaled: Tensor = noise * (weight.detach().norm() / noise.norm().clamp_min(torch.finfo(noise.dtype).tiny))
-    return scaled
+def _zero_vectors(leaf: nn.Module) -> list[Tensor]:
+    """Scales that start at zero (a residual branch's last norm) and let no gradient pass."""
+    return [p for p in leaf._parameters.values() if p is not None and p.dim() < 2 and not p.any()]
+
+
+def _noise(weight: Tensor, generator: torch.Generator) -> _Noise:
+    """Noise of the norm of `weight`; of unit variance where that is zero."""
+    norm = weight.detach().norm()
+
+    def draw() -> Tensor:
+        noise = torch.randn(weight.shape, generator=generator).to(weight)
+        return noise * (norm / noise.norm()) if norm > 0 else noise
+
+    first, second = draw(), draw()
+    return _Noise(weight, first, second, second.abs() * first.sign())
 
 
 @contextlib.contextmanager
@@ -242,44 +290,6 @@ def _before_cut(x: Tensor) -> GradientEdge | None:
         upstream, index = edge.node.next_functions[0]
         return None if upstream is None else GradientEdge(upstream, index)
     return edge
-
-
-def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return (tuple(inputs), {}) if isinstance(inputs, tuple | list) else ((inputs,), {})
-
-
-def _differentiable(values: Any, targets: dict[str, Any], path: str) -> Any:
-    """A copy of the arguments whose floating point tensors take part in the experiment."""
-    if isinstance(values, dict):
-        return {key: _differentiable(value, targets, f"{path}.{key}") for key, value in values.items()}
-    if isinstance(values, tuple | list):
-        return tuple(_differentiable(value, targets, f"{path}.{i}") for i, value in enumerate(values))
-    if isinstance(values, Tensor) and values.is_floating_point():
-        targets[path] = values.detach().clone().requires_grad_()
-        return targets[path]
-    return values
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    """The floating point tensors in a module's output, in order."""
-    if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() else []
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    if isinstance(output, tuple | list):
-        return [tensor for part in output for tensor in _tensors(part)]
-    return []
-
-
-def _functional(output: Any, generator: torch.Generator) -> Tensor:
-    """A random linear functional of what the model returns: its gradient is a random error vector."""
-    tensors = [tensor for tensor in _tensors(output) if tensor.requires_grad]
-    if not tensors:
-        raise AuditError("no output requires a gradient: is everything frozen?")
-    noises = (torch.randn(tensor.shape, generator=generator).to(tensor) for tensor in tensors)
-    return torch.stack([(tensor * noise).sum() for tensor, noise in zip(tensors, noises, strict=True)]).sum()
 
 
 def _equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:

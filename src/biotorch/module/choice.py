@@ -21,11 +21,19 @@ class Chooser:
     """Answers `rule_for(name, layer)`; collects what is wrong with the question instead of raising."""
 
     def __init__(self, choice: Choice, options: dict[str, Any]) -> None:
+        if not (isinstance(choice, str | Rule | Mapping) or callable(choice)):
+            raise TypeError(
+                "a rule is a name, a Rule, a mapping of layer patterns to rules, or a function "
+                f"(name, layer) -> rule, not {choice!r}"
+            )
         self.choice = choice
         self.options = options
         self.problems: list[str] = []
         self._made: dict[str, Rule] = {}
+        self._named: dict[str, None] = {}
         self._used_patterns: set[str] = set()
+        #: Layers that no pattern of a mapping matches: forgotten, where None is a decision.
+        self.unmatched: set[str] = set()
 
     def rule_for(self, name: str, layer: nn.Module) -> Rule | None:
         """The layer's rule, or None if it is to be left."""
@@ -48,11 +56,11 @@ class Chooser:
                         else str(unknown("layer pattern", pattern, layer_names))
                     )
                     self.problems.append(why if not met else f"pattern {pattern!r}: {why}")
-        if self._made:
-            accepted = {option for name in self._made for option in option_names(name)}
+        if self._named:
+            accepted = sorted({option for name in self._named for option in option_names(name)})
             for option in self.options:
                 if option not in accepted:
-                    self.problems.append(str(unknown(f"option of {', '.join(self._made)}", option, accepted)))
+                    self.problems.append(str(unknown(f"option of {', '.join(self._named)}", option, accepted)))
 
     def _pick(self, name: str, layer: nn.Module) -> RuleLike:
         if isinstance(self.choice, str | Rule):
@@ -62,6 +70,7 @@ class Chooser:
                 if fnmatch.fnmatchcase(name, pattern):
                     self._used_patterns.add(pattern)
                     return rule
+            self.unmatched.add(name)
             return None
         return self.choice(name, layer)
 
@@ -77,7 +86,9 @@ class Chooser:
         if not isinstance(rule, str):
             raise ValueError(f"a rule is a name, a Rule or None, not {rule!r}")
         if rule not in self._made:
+            known_options = option_names(rule)  # raises for an unknown rule
+            self._named.setdefault(rule)
             # One call may mix rules: each takes the options it knows; `finish` reports the others.
-            known = {key: value for key, value in self.options.items() if key in option_names(rule)}
+            known = {key: value for key, value in self.options.items() if key in known_options}
             self._made[rule] = make(rule, **known)
         return self._made[rule]

@@ -76,27 +76,19 @@ def convert(
     chooser = Chooser(rule, dict(options))
     entries = survey(model)
     candidates = [entry for entry in entries if entry.kind in ("feedback", "convertible")]
-    planned: list[_Planned] = []
-    declined = 0
-    for entry in candidates:
-        chosen = chooser.rule_for(entry.name, entry.module)
-        if chosen is None:
-            declined += 1
-        else:
-            planned.append(_Planned(entry.name, entry.module, chosen))
+    chosen = [(entry, chooser.rule_for(entry.name, entry.module)) for entry in candidates]
+    planned = [_Planned(entry.name, entry.module, rule) for entry, rule in chosen if rule is not None]
     chooser.finish([entry.name for entry in candidates])
 
     problems = list(chooser.problems)
-    left = [entry for entry in entries if entry.kind == "left"]
     if not candidates:
         problems.append(_nothing_to_convert(entries))
-    elif declined == len(candidates) and not problems:
+    elif not planned and not problems:
         problems.append("no layer was given a rule: the network would be unchanged")
-    if all(item.rule.name == "backpropagation" for item in planned):
-        left = []  # nothing is left behind where everything stays
+    left = _left(entries, chooser.unmatched) if any(p.rule.name != "backpropagation" for p in planned) else []
     if strict and left:
         problems.append(_left_on_backprop(left))
-    outputs = _find_outputs(planned, output, output_dim, problems)
+    outputs = _find_outputs(candidates, planned, output, output_dim, problems)
     if problems:
         raise ConversionError(_joined(problems))
     if left:
@@ -105,27 +97,55 @@ def convert(
     return model
 
 
+def _left(entries: list[Entry], unmatched: set[str]) -> list[Entry]:
+    """The layers that will transport their weights although nobody decided so."""
+    forgotten = "no pattern matches it; give it None, or 'backpropagation', to leave it knowingly"
+    return [
+        entry if entry.kind == "left" else entry._replace(reason=forgotten)
+        for entry in entries
+        if entry.kind == "left" or (entry.kind == "convertible" and entry.name in unmatched)
+    ]
+
+
 def _find_outputs(
-    planned: list[_Planned], output: str | Sequence[str] | None, output_dim: int | None, problems: list[str]
+    candidates: list[Entry],
+    planned: list[_Planned],
+    output: str | Sequence[str] | None,
+    output_dim: int | None,
+    problems: list[str],
 ) -> dict[int, Output]:
-    """The output layers by id, with the rows of B that each addresses; empty without a direct rule."""
-    if not any(item.rule.direct for item in planned):
+    """The output layers by id, with the rows of B that each addresses; empty without a direct rule.
+
+    Layers that keep the rule of an earlier conversion count too.
+    """
+    given = {item.name for item in planned}
+    kept = [entry for entry in candidates if entry.kind == "feedback" and entry.name not in given]
+    ruled = {entry.name: entry.module for entry in candidates if entry.kind == "feedback" or entry.name in given}
+    kept_direct = [e for e in kept if isinstance(e.module, FeedbackLayer) and e.module.rule.direct]
+    if not kept_direct and not any(item.rule.direct for item in planned):
         return {}
-    by_name = {item.name: item.layer for item in planned}
-    names = [planned[-1].name] if output is None else [output] if isinstance(output, str) else list(output)
+    names = [candidates[-1].name] if output is None else [output] if isinstance(output, str) else list(output)
     outputs, start = {}, 0
     for name in names:
-        if name not in by_name:
+        if name not in ruled:
+            inferred = "(the network's last layer, inferred) " if output is None else ""
             problems.append(
-                f"{unknown('output layer', name, by_name)} An output layer is a feedback layer; "
+                f"{unknown('output layer', name, ruled)} {inferred}An output layer must have a rule; "
                 "give it 'backpropagation' to have it learn by its own gradient."
             )
             continue
-        size = _output_size(by_name[name])
-        outputs[id(by_name[name])] = Output(start, start + size)
+        size = _output_size(ruled[name])
+        outputs[id(ruled[name])] = Output(start, start + size)
         start += size
     if output_dim is not None and outputs and output_dim != start:
         problems.append(f"output_dim={output_dim}, but the output ({', '.join(names)}) has {start}")
+    for entry in kept_direct:
+        feedback = entry.module.feedback
+        if outputs and isinstance(feedback, Tensor) and len(feedback) != start:
+            problems.append(
+                f"{entry.name} keeps a B for {len(feedback)} outputs, but the output ({', '.join(names)}) has {start}: "
+                "convert it again, too"
+            )
     return outputs
 
 
@@ -139,24 +159,37 @@ def _output_size(layer: nn.Module) -> int:
 def _apply(
     model: nn.Module, planned: list[_Planned], outputs: dict[int, Output], copy_weights: bool, seed: int
 ) -> None:
-    remove_cuts(model)
-    n_out = max((output.stop for output in outputs.values()), default=None)
-    first_with: dict[tuple[int, Rule], FeedbackLayer] = {}  # layers that share W share B
+    layers: list[tuple[str, FeedbackLayer, Rule]] = []
     for name, layer, rule in planned:
         if not isinstance(layer, FeedbackLayer):
             layer.__class__ = LAYER_TYPES[type(layer)]
             assert isinstance(layer, FeedbackLayer)
         layer.label = name
-        layer.output = outputs.get(id(layer))
+        layers.append((name, layer, rule))
+    if not copy_weights:
+        for name, layer, rule in {id(layer.weight): (name, layer, rule) for name, layer, rule in layers[::-1]}.values():
+            layer.initialise_weights(rule, seeding.derive(seed, name))
+    n_out = max((output.stop for output in outputs.values()), default=None)
+    first_with: dict[tuple[int, Rule], FeedbackLayer] = {}  # layers that share W share B
+    for name, layer, rule in layers:
         twin = first_with.setdefault((id(layer.weight), rule), layer)
-        layer_seed = twin.feedback_seed if twin is not layer else seeding.derive(seed, name)
-        if not copy_weights and twin is layer:
-            layer.initialise_weights(rule, layer_seed)
-        shared: Tensor | None = twin.feedback if twin is not layer else None
-        layer.set_rule(rule, layer_seed, n_out=n_out, shared=shared)
-    cut = [item.rule for item in planned if isinstance(item.rule, DirectRule) and item.rule.shortcuts == "cut"]
-    if cut:
-        install_cuts(model, cut[0].blocks)
+        if twin is layer:
+            layer.set_rule(rule, seeding.derive(seed, name), n_out=n_out)
+        else:
+            layer.set_rule(rule, twin.feedback_seed, n_out=n_out, shared=twin.feedback)
+    _connect(model, outputs)
+
+
+def _connect(model: nn.Module, outputs: dict[int, Output]) -> None:
+    """Mark the output layers and cut the shortcuts that the rules of all layers ask for."""
+    remove_cuts(model)
+    patterns: dict[str, None] = {}
+    for layer in model.modules():
+        if isinstance(layer, FeedbackLayer):
+            layer.output = outputs.get(id(layer))
+            if isinstance(layer.rule, DirectRule) and layer.rule.shortcuts == "cut":
+                patterns.update(dict.fromkeys(layer.rule.blocks))
+    install_cuts(model, list(patterns))
 
 
 def _nothing_to_convert(entries: list[Entry]) -> str:

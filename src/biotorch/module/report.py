@@ -87,9 +87,9 @@ def summary(model: nn.Module) -> Summary:
                     feedback_elements += module.feedback.numel()
         elif entry.kind == "convertible":
             rule, note = "backpropagation", "plain PyTorch, not converted"
-        own = {id(p): p for p in module._parameters.values() if p is not None}
+        own = {id(p): p for p in module._parameters.values() if p is not None and not nn.parameter.is_lazy(p)}
         own.update((id(p), p) for p in weight_matrices(module).values())  # a parametrized layer's lie elsewhere
         count = sum(p.numel() for p in own.values())
         rows.append(Row(entry.name, type(module).__name__, entry.kind, rule, count, layer_feedback, note))
-    total = sum(p.numel() for p in model.parameters())
+    total = sum(p.numel() for p in model.parameters() if not nn.parameter.is_lazy(p))
     return Summary(rows, leaking_shortcuts(model), feedback_elements / total if total else 0.0)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from biotorch.autograd import Cut, uncompiled
 from biotorch.layers import FeedbackLayer
+from biotorch.rules import DirectRule
 
 #: Residual blocks of the common families, by qualified class name (nothing is imported to compare).
 _BLOCKS = {
@@ -105,8 +106,8 @@ def remove_cuts(model: nn.Module) -> None:
 
 
 def install_cuts(model: nn.Module, patterns: Sequence[str]) -> None:
-    """Cut every residual block that holds a direct layer."""
+    """Cut every residual block whose first direct layer asks for it."""
     for block in residual_blocks(model, patterns).values():
         first = next((m for m in block.modules() if isinstance(m, FeedbackLayer) and m.rule.direct), None)
-        if first is not None:
+        if first is not None and isinstance(first.rule, DirectRule) and first.rule.shortcuts == "cut":
             block.register_forward_pre_hook(CutShortcut(first))

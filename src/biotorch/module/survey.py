@@ -53,7 +53,12 @@ def weight_matrices(module: nn.Module) -> dict[str, nn.Parameter]:
     owners = [module]
     if parametrize.is_parametrized(module):
         owners += list(module.parametrizations.modules())  # type: ignore[union-attr]
-    named = {name: p for owner in owners for name, p in owner._parameters.items() if p is not None}
+    named = {
+        name: p
+        for owner in owners
+        for name, p in owner._parameters.items()
+        if p is not None and not nn.parameter.is_lazy(p)
+    }
     if isinstance(module, (FeedbackLayer, *LAYER_TYPES)):
         return {name: p for name, p in named.items() if p.dim() > 1}  # (1, n) is a matrix here
     return {name: p for name, p in named.items() if p.dim() > 1 and p.numel() > max(p.shape)}

@@ -59,14 +59,14 @@ def draw_bias(bias: Tensor, weight: Tensor, init: str, generator: torch.Generato
             bias.zero_()
 
 
-def scale(weight: Tensor, init: str) -> float:
+def scale(weight: Tensor, init: str) -> float | Tensor:
     """The standard deviation that `init` gives a weight of this shape.
 
     Xavier: sqrt(2 / (fan_in + fan_out)); kaiming (PyTorch's default): 1 / sqrt(3 fan_in); normal: 1;
     `weight`: the root mean square of W itself.
     """
     if init == "weight":
-        return float(weight.detach().square().mean().sqrt())
+        return weight.detach().square().mean().sqrt()
     if init == "normal":
         return 1.0
     fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(weight)

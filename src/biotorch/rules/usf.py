@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import torch
 from torch import Generator, Tensor
 
 from biotorch.rules import initial
@@ -22,7 +21,7 @@ class UniformSign(FeedbackRule):
     """
 
     def initial_feedback(self, weight: Tensor, blank: Tensor, generator: Generator) -> Tensor:
-        return torch.full_like(weight.detach().flatten()[0], initial.scale(weight, self.feedback_distribution))
+        return weight.detach().new_ones(()).mul_(initial.scale(weight, self.feedback_distribution))
 
     def feedback(self, weight: Tensor, state: Tensor | None) -> Tensor:
         assert state is not None
