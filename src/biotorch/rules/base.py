@@ -30,7 +30,7 @@ class Rule:
             (Moskovitz et al. 2018).
 
     Raises:
-        ValueError: an initializer of that name does not exist.
+        ValueError: an initializer of that name does not exist, or a switch is neither true nor false.
     """
 
     init: str = "xavier"
@@ -46,6 +46,9 @@ class Rule:
     def __post_init__(self) -> None:
         initial.check("init", self.init, initial.INITS)
         initial.check("feedback_init", self.feedback_init, initial.FEEDBACK_INITS)
+        for switch in ("gradient_clip", "constrain_weights"):
+            if not isinstance(getattr(self, switch), bool):
+                raise ValueError(f"{switch} is true or false, not {getattr(self, switch)!r}")
 
     @property
     def feedback_distribution(self) -> str:
