@@ -1,8 +1,7 @@
 """Every rule again, slowly, from the paper's equations (1) to (4), in float64.
 
-Nothing of biotorch is imported and no autograd is used: a model is read as a list of layers with
-their W, b and B, and each equation is written out with matrix products and loops. A convolution is
-the list of its connections (input position, output position, kernel tap), as one would draw it.
+Nothing of biotorch is imported and no autograd is used: a model is read as a list of layers with W, b
+and B. A convolution is the list of its connections (input position, output position, kernel tap).
 """
 
 from __future__ import annotations
@@ -57,10 +56,11 @@ def convolution_axis(module: nn.Module, axis: int, size: int) -> Axis:
 
 def transposed_axis(module: nn.Module, axis: int, size: int) -> Axis:
     taps, stride, dilation = module.kernel_size[axis], module.stride[axis], module.dilation[axis]
-    outputs = (size - 1) * stride - 2 * module.padding[axis] + dilation * (taps - 1) + module.output_padding[axis] + 1
+    before = module.padding[axis]
+    outputs = (size - 1) * stride - 2 * before + dilation * (taps - 1) + module.output_padding[axis] + 1
     connections = []
     for position, tap in itertools.product(range(size), range(taps)):
-        output = position * stride + dilation * tap - module.padding[axis]
+        output = position * stride + dilation * tap - before
         if 0 <= output < outputs:
             connections.append((position, output, tap))
     return Axis(outputs, connections)
@@ -107,8 +107,7 @@ class ConvolutionLayer:
     transposed = False
 
     def __init__(self, module: nn.Module, x: Tensor) -> None:
-        self.dims = len(module.kernel_size)
-        self.unbatched = x.dim() == self.dims + 1
+        self.unbatched = x.dim() == len(module.kernel_size) + 1
         x = x[None] if self.unbatched else x
         self.size, self.groups, self.kernel_size = x.shape[2:], module.groups, module.kernel_size
         self.x = x.flatten(2)  # (N, C, positions)
@@ -121,15 +120,15 @@ class ConvolutionLayer:
             for triples in itertools.product(*(axis.connections for axis in axes))
         ]
 
-    def matrix(self, weight: Tensor, tap: int) -> Tensor:
-        """(C_out, C_in) of one tap, with zeros between groups."""
-        blocks = [block.flatten(2)[:, :, tap] for block in weight.chunk(self.groups)]
-        return torch.block_diag(*(block.T if self.transposed else block for block in blocks))
+    def matrices(self, weight: Tensor) -> list[Tensor]:
+        """(C_out, C_in) of each tap, with zeros between groups."""
+        blocks = [block.flatten(2) for block in weight.chunk(self.groups)]
+        blocks = [block.transpose(0, 1) if self.transposed else block for block in blocks]
+        return [torch.block_diag(*(block[:, :, tap] for block in blocks)) for tap in range(blocks[0].shape[2])]
 
     def forward(self, weight: Tensor, bias: Tensor | None) -> Tensor:
-        channels = self.matrix(weight, 0).shape[0]
-        z = self.x.new_zeros(len(self.x), channels, math.prod(self.output_size))
         matrices = self.matrices(weight)
+        z = self.x.new_zeros(len(self.x), len(matrices[0]), math.prod(self.output_size))
         for position, output, tap in self.connections:
             z[:, :, output] += self.x[:, :, position] @ matrices[tap].T
         if bias is not None:
@@ -144,10 +143,7 @@ class ConvolutionLayer:
             full[tap] += delta[:, :, output].T @ self.x[:, :, position]
         rows, columns = full.shape[1] // self.groups, full.shape[2] // self.groups
         order = (2, 1, 0) if self.transposed else (1, 2, 0)
-        blocks = [
-            full[:, g * rows : (g + 1) * rows, g * columns : (g + 1) * columns].permute(order)
-            for g in range(self.groups)
-        ]
+        blocks = [row.split(columns, 2)[group].permute(order) for group, row in enumerate(full.split(rows, 1))]
         return torch.cat(blocks).unflatten(2, self.kernel_size)
 
     def bias_gradient(self, delta: Tensor) -> Tensor:
@@ -170,9 +166,6 @@ class ConvolutionLayer:
             dx[:, :, position] += error @ feedback.flatten(2)[:, :, tap]
         return self.unflatten(dx, self.size)
 
-    def matrices(self, weight: Tensor) -> list[Tensor]:
-        return [self.matrix(weight, tap) for tap in range(math.prod(self.kernel_size))]
-
     def flatten(self, delta: Tensor) -> Tensor:
         return (delta[None] if self.unbatched else delta).flatten(2)
 
@@ -186,10 +179,7 @@ class TransposedConvolutionLayer(ConvolutionLayer):
 
 
 def flat_index(position: tuple[int, ...], size: tuple[int, ...]) -> int:
-    index = 0
-    for coordinate, length in zip(position, size, strict=True):
-        index = index * length + coordinate
-    return index
+    return sum(coordinate * math.prod(size[axis + 1 :]) for axis, coordinate in enumerate(position))
 
 
 def per_example(error: Tensor) -> Tensor:
@@ -285,13 +275,11 @@ def run(
     for name, module in model.named_children():
         kind = next((kind for kind in LAYERS if isinstance(module, kind)), None)
         if kind is not None:
-            weight, bias, feedback = (
-                None if tensor is None else tensor.detach()
-                for tensor in (module.weight, module.bias, getattr(module, "feedback", None))
-            )
-            affine = Affine(name, LAYERS[kind](module, value), weight, bias, feedback, init)
+            tensors = (module.weight, module.bias, getattr(module, "feedback", None))
+            known = (None if tensor is None else tensor.detach() for tensor in tensors)
+            affine = Affine(name, LAYERS[kind](module, value), *known, init)
             seen.append((module, affine))
-            value = affine.operation.forward(weight, bias)
+            value = affine.operation.forward(affine.weight, affine.bias)
         else:
             seen.append((module, value))
             value = (

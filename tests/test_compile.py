@@ -132,3 +132,16 @@ def test_every_kind_of_layer_compiles(rule, layers):
     expected = gradients(model, x)
     loss_of(compiled(model, rule)(x)).backward()
     assert_close(collect(model), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_double_backward_through_a_compiled_model_is_refused(rule):
+    x = images().requires_grad_()
+    loss = loss_of(compiled(net(rule), rule)(x))
+
+    def twice():
+        (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+        gradient.sum().backward()
+
+    with pytest.raises(RuntimeError, match="double backward"):
+        twice()

@@ -183,3 +183,26 @@ def test_examples_that_are_not_in_the_first_dimension_are_refused(rule):
     model = biotorch.convert(nn.Sequential(nn.Linear(6, 5), nn.Flatten(0, 1), nn.Linear(5, 3)), rule)
     with pytest.raises(RuntimeError, match="batch as the first dimension"):
         model(torch.randn(2, 4, 6, requires_grad=True)).sum().backward()
+
+
+def test_an_output_that_lost_the_batch_is_refused(rule):
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden, self.head = nn.Linear(6, 5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.head(self.hidden(x).mean(0))
+
+    model = biotorch.convert(Pooled(), rule)
+    with pytest.raises(RuntimeError, match="batch as the first dimension"):
+        model(torch.randn(4, 6, requires_grad=True)).sum().backward()
+
+
+def test_an_error_left_by_an_earlier_pass_is_never_taken_for_this_one_s(rule):
+    model = net(rule)
+    h = model.features(images())
+    torch.autograd.grad(loss_of(model.head(h)), h, retain_graph=True)  # leaves its error upstream
+    torch.autograd.grad(loss_of(model.head(h)), model.head.weight, retain_graph=True)
+    with pytest.raises(RuntimeError, match="did not come through the network's output layer"):
+        h.sum().backward()

@@ -26,11 +26,11 @@ def same_weights(models) -> bool:
 @pytest.mark.parametrize("seed", [None, 5])
 def test_conversion_leaves_every_global_generator_alone(rule, copy_weights, seed):
     model = Net()
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     biotorch.convert(model, rule, copy_weights=copy_weights, seed=seed)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
-    assert np.random.get_state()[1].tolist() == before[2]  # noqa: NPY002
+    assert np.random.get_state()[1].tolist() == before[2]
 
 
 @every_rule

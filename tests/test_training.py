@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from conformance import LAYERWISE, RULES
+from conformance import RULES
 from torch import nn
 from torch.nn import functional as F
 
@@ -13,12 +13,12 @@ import biotorch
 
 @functools.cache
 def task(image: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ten noisy prototypes of 8x8 pixels, 600 examples: linear features alone get some, not all."""
+    """600 noisy copies of 20 prototypes of 8x8 pixels, two prototypes a class: a trained head alone gets part of it."""
     generator = torch.Generator().manual_seed(0)
     prototypes = torch.randn(20, 64, generator=generator)
     which = torch.randint(20, (600,), generator=generator)
     x = prototypes[which] + 0.9 * torch.randn(600, 64, generator=generator)
-    return (x.view(-1, 1, 8, 8) if image else x), which % 10  # two prototypes a class: not one cluster each
+    return (x.view(-1, 1, 8, 8) if image else x), which % 10
 
 
 def mlp() -> nn.Sequential:
@@ -32,12 +32,11 @@ def conv_net() -> nn.Sequential:
     )  # fmt: skip
 
 
-def trained(network, rule, steps: int = 150, lr: float = 0.05, hidden: bool = True, **options):
+def trained(network, rule, steps: int = 150, lr: float = 0.05, hidden: bool = True):
     """The model, its final loss and accuracy on the training set, after `steps` of SGD with momentum."""
     torch.manual_seed(1)
     model = network()
-    if rule is not None:
-        biotorch.convert(model, rule, copy_weights=False, seed=1, **options)
+    biotorch.convert(model, rule, copy_weights=False, seed=1)
     x, y = task(network is conv_net)
     parameters = model.parameters() if hidden else model[-1].parameters()
     optimizer = torch.optim.SGD(parameters, lr=lr, momentum=0.9)
@@ -50,3 +49,73 @@ def trained(network, rule, steps: int = 150, lr: float = 0.05, hidden: bool = Tr
     with torch.no_grad():
         logits = model.eval()(x)
     return model, F.cross_entropy(logits, y).item(), (logits.argmax(1) == y).float().mean().item()
+
+
+SETTINGS = {mlp: {"steps": 100, "lr": 0.01}, conv_net: {"steps": 200, "lr": 0.003}}
+#: Losses far below what the head alone reaches (1.33; 2.21); each rule's was at most 0.19; 1.83 when measured.
+AT_MOST = {mlp: 0.5, conv_net: 2.0}
+both_networks = pytest.mark.parametrize("network", [mlp, conv_net])
+every_rule = pytest.mark.parametrize("rule", RULES)
+
+
+@functools.cache
+def outcome(network, rule):
+    return trained(network, rule, **SETTINGS[network])
+
+
+@both_networks
+@every_rule
+def test_every_rule_learns_more_than_the_head_alone_could(network, rule):
+    _, loss, accuracy = outcome(network, rule)
+    _, head_loss, head_accuracy = trained(network, rule, hidden=False, **SETTINGS[network])
+    assert loss < AT_MOST[network] < head_loss
+    assert accuracy > head_accuracy + 0.15
+
+
+@both_networks
+def test_backpropagation_is_plain_pytorch(network):
+    torch.manual_seed(1)
+    model, x, y = network(), *task(network is conv_net)
+    converted = biotorch.convert(network(), "backpropagation")
+    converted.load_state_dict(model.state_dict())
+    for each in (model, converted):
+        optimizer = torch.optim.SGD(each.parameters(), lr=0.01, momentum=0.9)
+        for chosen in torch.arange(600).split(100):
+            optimizer.zero_grad()
+            F.cross_entropy(each(x[chosen]), y[chosen]).backward()
+            optimizer.step()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(converted.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
+@both_networks
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "backpropagation"])
+def test_no_other_rule_arrives_where_backpropagation_does(network, rule):
+    start = trained(network, rule, steps=0)[0][0].weight.detach()
+    ruled, true = (outcome(network, name)[0][0].weight.detach() - start for name in (rule, "backpropagation"))
+    cosine = F.cosine_similarity(ruled.flatten(), true.flatten(), dim=0)
+    assert cosine < 0.99
+    assert (ruled - true).norm() > 0.1 * true.norm()
+
+
+def test_feedback_alignment_aligns_the_last_layer_and_stays_behind_backpropagation():
+    model, loss, _ = outcome(mlp, "fa")
+    true_loss = outcome(mlp, "backpropagation")[1]
+    assert 2 * true_loss < loss < AT_MOST[mlp]
+    last = model[-1]
+    angle = torch.rad2deg(torch.acos(F.cosine_similarity(last.weight.flatten(), last.feedback.flatten(), dim=0)))
+    assert 50 < angle < 82  # 90 at the start, within 3 (500 entries)
+
+
+@pytest.mark.parametrize("rule", ["fa", "dfa"])
+def test_the_hidden_layers_themselves_move(rule):
+    start, moved = trained(mlp, rule, steps=0)[0], outcome(mlp, rule)[0]
+    for index in (0, 2):
+        before, after = start[index].weight.detach(), moved[index].weight.detach()
+        assert (after - before).norm() > 0.1 * before.norm()
+
+
+@every_rule
+def test_a_rule_is_repeatable_to_the_bit(rule):
+    first, second = (trained(mlp, rule, steps=20)[0].state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
