@@ -223,7 +223,7 @@ def test_direct_feedback_needs_the_batch_first_everywhere():
 
     model = biotorch.convert(Pooled(), "dfa")
     x = batch().requires_grad_()
-    with pytest.raises(RuntimeError, match=r"first: .*1 examples.*saw 4.*batch as the first dimension"):
+    with pytest.raises(RuntimeError, match=r"first: .*1 example.*saw 4.*batch as the first dimension"):
         model(x).sum().backward()
 
 

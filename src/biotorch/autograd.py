@@ -110,9 +110,10 @@ def _projected(ctx: Any, errors: Sequence[tuple[Output, Tensor]], x: Tensor, fee
     """The sum over output layers of B e, in the shape and type of `x`."""
     terms = []
     for output, error in errors:
-        if error.dim() > 1 and x.dim() > 1 and error.shape[0] != x.shape[0]:
+        examples = error.shape[0] if error.dim() > 1 else 1
+        if x.dim() > 1 and examples != x.shape[0]:
             raise RuntimeError(
-                f"{ctx.label}: the output layer's error has {error.shape[0]} examples, this layer saw "
+                f"{ctx.label}: the output layer's error has {examples} example(s), this layer saw "
                 f"{x.shape[0]}. Direct feedback needs the batch as the first dimension everywhere."
             )
         rows = feedback[output.start : output.stop].to(x.dtype)
@@ -240,16 +241,17 @@ class Cut(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, state: Tensor, operation: Operation, clip: bool, label: str) -> Tensor:
         ctx.operation, ctx.clip, ctx.label = operation, clip, label
         ctx.biotorch_inbox = _Inbox()
-        # Only shape, type and memory format of x are needed; saving it keeps nothing alive that
-        # the layer behind the cut does not keep alive anyway.
-        ctx.save_for_backward(x, state)
-        return x.view_as(x)
+        # Shape, type and memory format of x are needed, not its values: a detached alias, which the
+        # block may change in place, as it may the alias it gets.
+        ctx.like = x.detach()
+        ctx.save_for_backward(state)
+        return x.detach()
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         _refuse_double_backward()
-        x, state = ctx.saved_tensors
+        (state,) = ctx.saved_tensors
         errors = ctx.biotorch_inbox.take()
         if not errors:
             raise _stray_gradient(ctx.label)
-        return _projected(ctx, errors, x, state), None, None, None, None
+        return _projected(ctx, errors, ctx.like, state), None, None, None, None

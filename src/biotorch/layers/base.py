@@ -87,7 +87,7 @@ class FeedbackLayer(nn.Module):
     # What a layer type supplies ------------------------------------------------------------------
 
     def operation(self, x: Tensor) -> tuple[Tensor, Operation]:
-        """The input as the kernel takes it (batched, padded) and the layer's linear map on it."""
+        """The input with a batch dimension, and the layer's linear map on it."""
         raise NotImplementedError
 
     @property
@@ -144,22 +144,20 @@ class FeedbackLayer(nn.Module):
                 return self.rule.feedback(self.weight, self.feedback)
         return None
 
-    def after_update(self) -> None:
-        """What the rule does once per applied optimizer step (see `biotorch.layers.updates`)."""
+    def after_update(self, redraw: bool) -> None:
+        """What follows an optimizer step (see `biotorch.layers.updates`).
+
+        `redraw` is False after the step of an optimizer that wraps another: the rule has had its update
+        after the inner step, but the weights may have changed again.
+        """
         with torch.no_grad():
             if self.rule.constrain_weights:
                 norm = self.weight.norm()
                 self.weight.mul_(torch.where(norm > 0, self.initial_norm / norm, 1))
-            if self._forward_since_update:
+            if redraw and self.rule.has_update():
                 self.feedback_draws += 1
                 seed = seeding.derive(self.feedback_seed, "feedback", self.feedback_draws)
-                generator = seeding.generator(seed, self.weight.device)
-                self.rule.after_update(self.weight, self.feedback, generator)
-                self._forward_since_update = False
-
-    #: Wrapper optimizers fire the step hook twice for one update; a second redraw that no forward
-    #: has seen the first of would only put ranks and resumed runs out of step.
-    _forward_since_update: bool = False
+                self.rule.after_update(self.weight, self.feedback, seeding.generator(seed, self.weight.device))
 
     # Forward -------------------------------------------------------------------------------------
 
@@ -171,8 +169,6 @@ class FeedbackLayer(nn.Module):
             )
         if self.true_gradients or not torch.is_grad_enabled():
             return super().forward(input, *args, **kwargs)  # type: ignore[no-any-return]
-        if self.rule.has_update():
-            self._forward_since_update = True
         x, operation = self.operation(input, *args, **kwargs)
         walks_the_graph = self.rule.direct or self.output is not None
         y = self._apply_uncompiled(x, operation) if walks_the_graph else self._apply_rule(x, operation)

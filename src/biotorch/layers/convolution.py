@@ -15,8 +15,39 @@ from biotorch.layers.base import FeedbackLayer, register_layer
 from biotorch.layers.linear import per_example
 
 
+class Padding(NamedTuple):
+    """Padding that the convolution itself cannot do: another mode than zeros, or uneven sides."""
+
+    mode: Literal["zeros", "reflect", "replicate", "circular"]
+    #: As `torch.nn.functional.pad` takes it: the last dimension first, (before, after) each.
+    amounts: tuple[int, ...]
+
+    def apply(self, x: Tensor) -> Tensor:
+        return F.pad(x, self.amounts, mode="constant" if self.mode == "zeros" else self.mode)
+
+    def padded(self, size: Sequence[int]) -> tuple[int, ...]:
+        """The spatial size after padding."""
+        return tuple(length + sum(self._sides(axis, len(size))) for axis, length in enumerate(size))
+
+    def adjoint(self, dy: Tensor, size: Sequence[int]) -> Tensor:
+        """The gradient of the unpadded input: every padded position adds to the one it was read from."""
+        for axis, length in enumerate(size):
+            before, after = self._sides(axis, len(size))
+            if self.mode == "zeros":
+                dy = dy.narrow(2 + axis, before, length)
+            elif before or after:
+                source = _sources(self.mode, length, before, after, dy.device)
+                shape = (*dy.shape[: 2 + axis], length, *dy.shape[3 + axis :])
+                dy = dy.new_zeros(shape).index_add(2 + axis, source, dy)
+        return dy
+
+    def _sides(self, axis: int, dims: int) -> tuple[int, int]:
+        last_first = 2 * (dims - 1 - axis)
+        return self.amounts[last_first], self.amounts[last_first + 1]
+
+
 class Convolution(NamedTuple):
-    """The map (N, C_in, *size) -> (N, C_out, *size'), in the argument order of `aten::convolution`."""
+    """The map (N, C_in, *size) -> (N, C_out, *size'); the first six in the order of `aten::convolution`."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -24,13 +55,17 @@ class Convolution(NamedTuple):
     transposed: bool
     output_padding: tuple[int, ...]
     groups: int
+    outside: Padding | None = None
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return torch.convolution(x, weight, bias, *self)
+        return torch.convolution(self._padded(x), weight, bias, *self[:6])
 
     def backward(self, dy: Tensor, x: Tensor, weight: Tensor, has_bias: bool, mask: Sequence[bool]) -> Gradients:
         bias_sizes = [dy.shape[1]] if has_bias else None
-        return torch.ops.aten.convolution_backward(dy, x, weight, bias_sizes, *self, list(mask))  # type: ignore[no-any-return]
+        dx, dw, db = torch.ops.aten.convolution_backward(dy, self._padded(x), weight, bias_sizes, *self[:6], list(mask))
+        if dx is not None and self.outside is not None:
+            dx = self.outside.adjoint(dx, x.shape[2:])
+        return dx, dw, db
 
     def output_error(self, dy: Tensor) -> Tensor:
         return dy.movedim(1, -1)
@@ -42,8 +77,9 @@ class Convolution(NamedTuple):
         set of kernel taps that reach a position: B is summed over each such set, one small product
         with e gives the values, and a gather lays them out in the memory format of `x`.
         """
+        size = x.shape[2:] if self.outside is None else self.outside.padded(x.shape[2:])
+        classes, index = self._taps(size, feedback.shape[2:], x.device)
         kernel = feedback  # (n_out, C_in, *kernel_size)
-        classes, index = self._taps(x.shape[2:], feedback.shape[2:], x.device)
         for taps in classes:  # consumes the first kernel dimension, appends one of classes
             kernel = torch.tensordot(kernel, taps.to(kernel.dtype), dims=([2], [1]))
         kernel = kernel.flatten(2)
@@ -52,9 +88,14 @@ class Convolution(NamedTuple):
         if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
             values = error @ kernel.transpose(1, 2).reshape(n_out, -1)
             laid_out = values.view(n, -1, channels).index_select(1, index)
-            return laid_out.view(n, *x.shape[2:], channels).movedim(-1, 1)
-        values = error @ kernel.reshape(n_out, -1)
-        return values.view(n, channels, -1).index_select(2, index).view(x.shape)
+            projected = laid_out.view(n, *size, channels).movedim(-1, 1)
+        else:
+            values = error @ kernel.reshape(n_out, -1)
+            projected = values.view(n, channels, -1).index_select(2, index).view(n, channels, *size)
+        return projected if self.outside is None else self.outside.adjoint(projected, x.shape[2:])
+
+    def _padded(self, x: Tensor) -> Tensor:
+        return x if self.outside is None else self.outside.apply(x)
 
     def _taps(
         self, size: Sequence[int], kernel_size: Sequence[int], device: torch.device
@@ -74,6 +115,17 @@ class Convolution(NamedTuple):
             classes.append(sets)
             flat = (flat[:, None] * len(sets) + position).flatten()
         return classes, flat
+
+
+def _sources(mode: str, length: int, before: int, after: int, device: torch.device) -> Tensor:
+    """The position that each position of one padded dimension was read from."""
+    position = torch.arange(-before, length + after, device=device)
+    if mode == "circular":
+        return position % length
+    if mode == "replicate":
+        return position.clamp(0, length - 1)
+    mirrored = position.abs()
+    return torch.where(mirrored < length, mirrored, 2 * (length - 1) - mirrored)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -139,16 +191,14 @@ class _Conv(_ConvolutionLayer):
     _reversed_padding_repeated_twice: list[int]
 
     def operation(self, x: Tensor) -> tuple[Tensor, Operation]:
-        """Padding that the convolution itself cannot do carries no weights: it stays with autograd."""
-        x = self._batched(x)
         dims = len(self.kernel_size)
-        pads = self._reversed_padding_repeated_twice  # last dimension first: (left, right) each
-        padding = tuple(pads[2 * (dims - 1 - axis)] for axis in range(dims))
-        if self.padding_mode != "zeros":
-            x, padding = F.pad(x, pads, mode=self.padding_mode), (0,) * dims
-        elif pads[0::2] != pads[1::2]:  # "same" with an even reach
-            x, padding = F.pad(x, pads), (0,) * dims
-        return x, Convolution(self.stride, padding, self.dilation, False, (0,) * dims, self.groups)
+        pads = self._reversed_padding_repeated_twice  # last dimension first: (before, after) each
+        padding, outside = tuple(pads[2 * (dims - 1 - axis)] for axis in range(dims)), None
+        if self.padding_mode != "zeros" or pads[0::2] != pads[1::2]:  # uneven: "same" with an even reach
+            padding, outside = (0,) * dims, Padding(self.padding_mode, tuple(pads))
+        return self._batched(x), Convolution(
+            self.stride, padding, self.dilation, False, (0,) * dims, self.groups, outside
+        )
 
 
 class _ConvTranspose(_ConvolutionLayer):

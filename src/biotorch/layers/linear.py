@@ -16,7 +16,9 @@ class Product(NamedTuple):
     """y = x W^T + b over the last dimension, any number of leading ones."""
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(x, weight, bias)
+        # Beyond two dimensions F.linear returns a view, and autograd forbids to change a view that was
+        # made inside a Function in place (a following ReLU(inplace=True)); a detached alias is none.
+        return F.linear(x, weight, bias).detach()
 
     def backward(self, dy: Tensor, x: Tensor, weight: Tensor, has_bias: bool, mask: Sequence[bool]) -> Gradients:
         dx = dy @ weight if mask[0] else None

@@ -19,7 +19,7 @@ class Updated(Protocol):
 
     weight: torch.Tensor
 
-    def after_update(self) -> None: ...
+    def after_update(self, redraw: bool) -> None: ...
 
 
 _watched: weakref.WeakSet[Updated] = weakref.WeakSet()
@@ -27,7 +27,7 @@ _lock = threading.Lock()  # one thread may copy a model while another steps
 
 
 def watch(layer: Updated, wanted: bool) -> None:
-    """Call `layer.after_update()` once per applied optimizer step on its weight, or no longer."""
+    """Call `layer.after_update` after the optimizer steps on its weight, or no longer."""
     with _lock:
         if wanted:
             _watched.add(layer)
@@ -43,12 +43,15 @@ def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
     found_inf = getattr(optimizer, "found_inf", None)
     if found_inf is not None and bool(found_inf):
         return
+    # A wrapper (accumulation, Lookahead, SAM) fires the hook for its own step beside that of the
+    # optimizer inside, and also where it has not stepped that one at all.
+    wraps = any(isinstance(value, torch.optim.Optimizer) for value in vars(optimizer).values())
     stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     with _lock:
         layers = list(_watched)
     for layer in layers:
         if id(layer.weight) in stepped:
-            layer.after_update()
+            layer.after_update(redraw=not wraps)
 
 
 register_optimizer_step_post_hook(_after_step)

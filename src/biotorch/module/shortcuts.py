@@ -72,8 +72,8 @@ def _projects(block: nn.Module) -> bool:
 class CutShortcut:
     """Forward pre-hook of a residual block: only the broadcast error leaves the block upstream.
 
-    The error is projected by the feedback of the block's first direct layer, whose input the block's
-    input is in every known family; padding counts as zeros here whatever the layer's padding mode.
+    The error is projected by the feedback of the block's first direct layer, in the shape of the
+    block's input: what that layer would hand to it if it read it directly.
     """
 
     def __init__(self, layer: FeedbackLayer) -> None:
