@@ -33,6 +33,13 @@ def test_the_test_set_is_the_same_for_every_seed_and_the_validation_set_is_not()
     assert rows(first.validation) != rows(second.validation)
 
 
+def test_validation_on_the_test_set_trains_on_everything_else():
+    loaded = data.load(data.DataConfig(dataset="digits", validation="test"), seed=0)
+    assert [len(split) for split in (loaded.train, loaded.validation, loaded.test)] == [1437, 360, 360]
+    assert torch.equal(loaded.validation.images, loaded.test.images)
+    assert not rows(loaded.train) & rows(loaded.test)
+
+
 def test_batches_are_normalised_shuffled_by_their_generator_and_complete():
     split = data.load(data.DataConfig(dataset="digits"), seed=0).train
     batches = list(split.batches(100, torch.Generator().manual_seed(1)))

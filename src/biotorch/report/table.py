@@ -61,6 +61,7 @@ def table(results: Sequence[Result]) -> Table:
         rows=rows,
         notes=[
             "Mean ± standard deviation over n seeds. Angles: mean over layers, before → after training.",
+            *(["The best epoch was chosen on the test set."] if config["data"]["validation"] == "test" else []),
             f"biotorch {environment['biotorch']} ({environment['commit'] or 'no commit'}), "
             f"torch {environment['torch']}, {environment['device']}, {environment['threads']} threads.",
         ],
