@@ -42,7 +42,7 @@ class Operation(Protocol):
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
 
-    def backward(self, dy: Tensor, x: Tensor, weight: Tensor, has_bias: bool, mask: Sequence[bool]) -> Gradients:
+    def backward(self, dy: Tensor, x: Tensor, weight: Tensor, mask: Sequence[bool]) -> Gradients:
         """Gradients where `mask` asks; dx is taken with `weight`, whatever the forward used."""
         ...
 
@@ -187,7 +187,7 @@ class Feedback(torch.autograd.Function):
             _broadcast(ctx, ctx.output, ctx.operation.output_error(dy))
         mask = ctx.needs_input_grad[:3]
         carrier = ctx.feedback(weight, state) if mask[0] else weight
-        dx, dw, db = ctx.operation.backward(dy, x, carrier.to(dy.dtype), mask[2], mask)
+        dx, dw, db = ctx.operation.backward(dy, x, carrier.to(dy.dtype), mask)
         if dx is not None and ctx.clip:
             dx = dx.clamp(-1, 1)
         return dx, dw, db, None, None, None, None, None
@@ -229,7 +229,7 @@ class Direct(torch.autograd.Function):
         if not errors:
             raise _stray_gradient(ctx.label)
         needs_dx, *local = ctx.needs_input_grad[:3]
-        _, dw, db = ctx.operation.backward(dy, x, weight.to(dy.dtype), local[1], (False, *local))
+        _, dw, db = ctx.operation.backward(dy, x, weight.to(dy.dtype), (False, *local))
         dx = _projected(ctx, errors, x, state) if needs_dx else None
         return dx, dw, db, None, None, None, None, None, None
 

@@ -60,8 +60,8 @@ class Convolution(NamedTuple):
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return torch.convolution(self._padded(x), weight, bias, *self[:6])
 
-    def backward(self, dy: Tensor, x: Tensor, weight: Tensor, has_bias: bool, mask: Sequence[bool]) -> Gradients:
-        bias_sizes = [dy.shape[1]] if has_bias else None
+    def backward(self, dy: Tensor, x: Tensor, weight: Tensor, mask: Sequence[bool]) -> Gradients:
+        bias_sizes = [dy.shape[1]] if mask[2] else None
         dx, dw, db = torch.ops.aten.convolution_backward(dy, self._padded(x), weight, bias_sizes, *self[:6], list(mask))
         if dx is not None and self.outside is not None:
             dx = self.outside.adjoint(dx, x.shape[2:])

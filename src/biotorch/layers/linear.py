@@ -20,7 +20,7 @@ class Product(NamedTuple):
         # made inside a Function in place (a following ReLU(inplace=True)); a detached alias is none.
         return F.linear(x, weight, bias).detach()
 
-    def backward(self, dy: Tensor, x: Tensor, weight: Tensor, has_bias: bool, mask: Sequence[bool]) -> Gradients:
+    def backward(self, dy: Tensor, x: Tensor, weight: Tensor, mask: Sequence[bool]) -> Gradients:
         dx = dy @ weight if mask[0] else None
         rows = dy.reshape(-1, dy.shape[-1])
         dw = rows.T @ x.reshape(-1, x.shape[-1]) if mask[1] else None
