@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 from biotorch.cli import app
@@ -9,7 +10,7 @@ from biotorch.cli import app
 
 def main(arguments: list[str]) -> None:
     """Drop the flag in front of the file; everything else is `biotorch run`'s."""
-    app(["run", *(argument for argument in arguments if argument not in ("--config", "--config_file"))])
+    app(["run", *(re.sub("^--config(_file)?=", "", a) for a in arguments if a not in ("--config", "--config_file"))])
 
 
 if __name__ == "__main__":

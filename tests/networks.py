@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-RULES = ("backpropagation", "brsf", "dfa", "fa", "frsf", "usf")
+import biotorch
+
+RULES = tuple(biotorch.rules.available())
 
 
 def mlp(width: int = 8) -> nn.Sequential:

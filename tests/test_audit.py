@@ -218,3 +218,24 @@ def test_attention_and_recurrence_left_on_backpropagation_transport_weights():
     layers = biotorch.audit(model, torch.randn(2, 5, 6)).layers
     assert layers["inp"] == layers["head"] == "nothing"
     assert layers["rnn"] == layers["attention"] == "weights"
+
+
+def test_a_first_layer_on_integer_images_does_not_count_as_clean():
+    class Images(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = mlp()
+
+        def forward(self, x):
+            return self.body(x.float() / 255)
+
+    result = biotorch.audit(Images(), (batch() * 50).abs().to(torch.uint8))
+    assert result.leak == 1.0
+    assert [verdict.upstream for verdict in result.layers.values()] == [False, True, True]
+
+
+def test_a_layer_that_no_gradient_reaches_is_not_judged():
+    model = mlp()
+    nn.init.constant_(model[2].bias, -1e9)  # dead units behind it
+    with pytest.raises(AuditError, match="no gradient reaches 0, 2"):
+        biotorch.audit(model, batch())

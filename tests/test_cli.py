@@ -45,6 +45,8 @@ def test_a_run_prints_its_table_and_writes_table_and_figure(tmp_path):
         (["run", "nowhere.yaml"], "no configuration file nowhere.yaml"),
         (["run", QUICKSTART, "model.mode.type=faa"], "unknown rule 'faa'"),
         (["run", QUICKSTART, "model.architecture=resnet20"], "does not take the images"),
+        (["run", QUICKSTART, "model.pretrained=true"], "no pretrained weights"),
+        (["run", QUICKSTART, "training.optimizer.lr=[1"], "not valid YAML"),
         (["run"], "Missing argument"),
         (["rnu"], "No such command 'rnu'"),
     ],
@@ -58,18 +60,27 @@ def test_a_mistake_ends_with_a_message_and_code_2(arguments, message, tmp_path):
     assert "Traceback" not in result.output
 
 
+def test_a_damaged_result_is_a_message_too(tmp_path):
+    arguments = ["run", QUICKSTART, f"experiment.output_dir={tmp_path}", "sweep={}"]
+    (tmp_path / "quickstart").mkdir()
+    (tmp_path / "quickstart" / "results.json").write_text("{")
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert "results.json is damaged" in result.output
+
+
 def test_rules_and_models_are_listed():
     listed = invoke("rules").output
     assert all(name in listed for name in rules.available())
     assert "le_net_mnist" in invoke("models").output
 
 
-def test_the_papers_command_is_the_same_as_run(tmp_path):
+@pytest.mark.parametrize("flag", [["--config", QUICKSTART], [f"--config_file={QUICKSTART}"]])
+def test_the_papers_command_is_the_same_as_run(flag, tmp_path):
     command = [
         sys.executable,
         str(ROOT / "benchmark.py"),
-        "--config",
-        QUICKSTART,
+        *flag,
         f"experiment.output_dir={tmp_path}",
         "training.hyperparameters.epochs=1",
         "sweep={}",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+
 import pytest
 import torch
 from networks import RULES, batch, images, labels, mlp
@@ -98,7 +101,7 @@ def test_a_rule_of_the_wrong_type_is_an_error_that_says_so(rule):
 
 def test_a_rule_name_cannot_be_taken_twice():
     with pytest.raises(ValueError, match="'bp' is already registered"):
-        biotorch.rules.register("bp", transports="nothing")(type("Again", (biotorch.rules.Rule,), {}))
+        biotorch.rules.register("bp", transports="nothing")(type("Again", (biotorch.rules.FeedbackRule,), {}))
 
 
 # Networks ----------------------------------------------------------------------------------------
@@ -128,7 +131,7 @@ def test_a_direct_layer_by_hand_asks_for_the_size_of_the_output(layer):
 
 
 def test_the_wrapper_with_two_different_rules_is_an_error():
-    with pytest.raises(ValueError, match=r"mode='fa'.*'usf'"):
+    with pytest.raises(ValueError, match=r"layer_config asks for 'usf' where 'fa' is"):
         biotorch.BioModule(mlp(), "fa", layer_config={"type": "usf"})
 
 
@@ -241,3 +244,54 @@ def test_a_cut_block_called_without_its_tensor_first_is_an_error():
     model = biotorch.convert(biotorch.models.build("resnet20"), "dfa", shortcuts="cut")
     with pytest.raises(RuntimeError, match=r"layer1\.0\.conv1.*BasicBlock.*first positional"):
         model.layer1[0](x=images(channels=16, size=8))
+
+
+# layer_config ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"typ": "fa"}, "unknown key of layer_config 'typ'. Did you mean 'type'"),
+        ({"type": "fa", "option": {}}, "unknown key of layer_config 'option'. Did you mean 'options'"),
+        ("fa", "layer_config is a mapping"),
+    ],
+)
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda config: biotorch.layers.fa.Linear(3, 2, layer_config=config),
+        lambda config: biotorch.BioModule(mlp(), "fa", layer_config=config),
+        lambda config: biotorch.models.fa.le_net_mnist(layer_config=config),
+    ],
+    ids=["layer", "BioModule", "model"],
+)
+def test_a_mistake_in_layer_config_is_an_error_everywhere(build, config, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build(config)
+    build({"type": "fa", "options": None})  # an empty YAML section
+
+
+# Rules of the user's own -------------------------------------------------------------------------
+
+
+def test_a_rule_that_gives_no_feedback_or_a_wrong_shape_is_told_at_conversion():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Wrong(biotorch.rules.FeedbackRule):
+        def feedback(self, weight, state):
+            return weight.T
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Missing(biotorch.rules.DirectRule):
+        pass
+
+    Wrong.name, Missing.name = "wrong", "missing"
+    with pytest.raises(ValueError, match=r"'wrong' gives a B of shape \(6, 8\), needed here is \(8, 6\)"):
+        biotorch.convert(mlp(), Wrong())
+    with pytest.raises(ValueError, match=r"'missing' gives a B of shape None, needed here is \(3, 6\)"):
+        biotorch.convert(mlp(), Missing())
+
+
+def test_a_switch_is_true_or_false():
+    with pytest.raises(ValueError, match="gradient_clip is true or false, not 'no'"):
+        biotorch.rules.make("fa", gradient_clip="no")

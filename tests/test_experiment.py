@@ -192,6 +192,30 @@ def test_the_papers_spellings_are_understood(config_file):
     assert read(config_file, ["training.optimizer={type: RMSProp, lr: 0.1}"]).training.optimizer.type == "RMSProp"
 
 
+def test_numbers_in_scientific_notation_are_numbers_everywhere(config_file):
+    tree = yaml.safe_load(config_file.read_text())
+    config_file.write_text(
+        yaml.safe_dump(tree).replace("type: Adam", "type: Adam\n    weight_decay: 1e-3\n    eps: 1E-8")
+    )
+    config = read(config_file, ["training.lr_scheduler={type: multistep_lr, gamma: 1e-1, milestones: [1]}"])
+    assert config.training.optimizer.model_extra == {"weight_decay": 1e-3, "eps": 1e-8}
+    assert config.training.lr_scheduler.model_extra["gamma"] == 0.1
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["training.optimizer.weight_decay=-3", "training.optimizer.betas=7", "training.lr_scheduler={type: steplr}"],
+)
+def test_what_torch_refuses_is_told_before_training(config_file, override):
+    with pytest.raises(ConfigError, match=r"training\.(optimizer|lr_scheduler): "):
+        read(config_file, [override])
+
+
+def test_what_the_sweep_sets_need_not_be_set_outside_of_it(config_file):
+    overrides = ["model.mode={options: {shortcuts: cut}}", "sweep={model.mode.type: [dfa]}"]
+    assert list(points(read(config_file, overrides))) == ["rule=dfa"]
+
+
 def test_the_sweep_is_the_grid_of_its_axes(config_file):
     config = read(config_file, ["sweep={model.mode.type: [fa, dfa], experiment.seed: [0, 1]}"])
     assert list(points(config)) == ["rule=fa,seed=0", "rule=fa,seed=1", "rule=dfa,seed=0", "rule=dfa,seed=1"]

@@ -1,5 +1,7 @@
 """shortcuts="cut": what leaves a residual block upstream is the projected error, and nothing else."""
 
+import copy
+
 import pytest
 import torch
 from conformance import DIRECT, assert_all_learn, gradients, loss_of
@@ -85,3 +87,29 @@ def test_a_cut_network_trains_from_the_current_error_in_every_forward(rule):
     (loss_of(model(x1)) + loss_of(model(x2))).backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[0][name] + expected[1][name], rtol=1e-4, atol=1e-5)
+
+
+def test_one_pattern_of_blocks_may_be_a_string(rule):
+    model = network(rule, shortcuts="cut")
+    assert biotorch.rules.make(rule, blocks="layer1.*").blocks == ("layer1.*",)
+    assert model[1].conv.rule.blocks == ("1",)
+
+
+def test_a_pattern_that_names_no_block_is_an_error(rule):
+    with pytest.raises(biotorch.ConversionError, match="unknown block pattern 'bolck'"):
+        biotorch.convert(nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)), rule, shortcuts="cut", blocks=["bolck"])
+
+
+def test_a_cut_that_finds_nothing_to_cut_says_so(rule):
+    with pytest.warns(biotorch.ConversionWarning, match="found no residual block to cut"):
+        biotorch.convert(nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)), rule, shortcuts="cut")
+
+
+def test_a_copied_block_cuts_with_its_own_feedback(rule):
+    model = network(rule, shortcuts="cut")
+    block = copy.deepcopy(model[1])
+    with torch.no_grad():
+        block.conv.feedback.zero_()
+    h = torch.randn(5, 4, 6, 6, requires_grad=True)
+    model[2:](block(h)).sum().backward()
+    assert not h.grad.any()

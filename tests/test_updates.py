@@ -263,3 +263,10 @@ def test_no_other_rule_s_feedback_ever_changes(rule):
     for name, value in before.items():
         now = model.get_submodule(name).feedback
         assert now is value is None or torch.equal(now, value)
+
+
+@redrawing
+def test_a_step_without_a_gradient_is_no_update(rule):
+    model = net(rule)
+    sgd(model).step()
+    assert draws(model) == {0}

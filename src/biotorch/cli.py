@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from biotorch import ConversionError, models, rules
-from biotorch.experiment import ConfigError, read, run
+from biotorch.experiment import ConfigError, DamagedResultError, read, run
 from biotorch.experiment.config import points
 from biotorch.experiment.progress import Progress
 from biotorch.report import angle_figure, table
@@ -29,6 +29,15 @@ app = typer.Typer(
 _MISTAKE, _INTERRUPTED = 2, 130
 
 
+_MISTAKES = (
+    ConfigError,
+    ConversionError,
+    DamagedResultError,
+    FileNotFoundError,
+    FileExistsError,
+    FloatingPointError,
+)
+
 _Command = TypeVar("_Command", bound=Callable[..., None])
 
 
@@ -39,7 +48,7 @@ def _plain_errors(command: _Command) -> _Command:
     def guarded(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except (ConfigError, ConversionError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
+        except _MISTAKES as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(_MISTAKE) from error
         except KeyboardInterrupt:

@@ -17,6 +17,6 @@ def nearest(name: object, valid: Iterable[str]) -> str:
 
 def unknown(what: str, name: object, valid: Iterable[str]) -> ValueError:
     """The error for `name` where one of `valid` was meant; `what` is a noun such as "rule"."""
-    names = list(valid)
+    names = sorted(valid)
     listed = f"Valid: {', '.join(names)}." if len(names) <= _LISTED else f"{len(names)} names are valid."
     return ValueError(f"unknown {what} {name!r}.{nearest(name, names)} {listed}")

@@ -32,7 +32,7 @@ class DataConfig(Section):
     #: `split`: hold out part of the training set. `test`: the test set itself, as the paper has it for
     #: MNIST and Fashion-MNIST; the best epoch is then chosen on the test set, which flatters every figure.
     validation: Literal["split", "test"] = "split"
-    #: Loader processes; sets held in memory need none.
+    #: Loader processes, of the paper's files; without effect: all sets are held in memory so far.
     num_workers: int = 0
 
     @field_validator("dataset")

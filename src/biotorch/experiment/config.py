@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -90,29 +91,53 @@ class Config(Section):
 def read(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     """The configuration in a YAML file, with `key.path=value` overrides (values in YAML, too).
 
+    An override of a key that the sweep varies takes it out of the sweep.
+
     Raises:
         ConfigError: no such file, no valid YAML, or unknown keys and wrong values: all of them, listed.
     """
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no configuration file {path}")
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    tree = _yaml(path.read_text(), str(path))
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds no configuration: expected sections such as experiment, data, model")
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator:
             raise ConfigError(f"{override!r} is no override: write key.path=value")
-        set_key(tree, key, yaml.safe_load(value))
+        set_key(tree, key, _yaml(value, f"override {override}"))
+        if isinstance(tree.get("sweep"), dict):
+            tree["sweep"].pop(key, None)
     return validate(tree, str(path))
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML reads `1e-3` as a string; YAML 1.2, and everybody who writes a learning rate, as a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is not valid YAML: {error}") from error
+
+
 def validate(tree: Mapping[str, Any], source: str) -> Config:
-    """The configuration of a tree of plain values, and of each of its sweep points."""
-    config = _parse(tree, source)
+    """The configuration of a tree of plain values, checked at each of its sweep points.
+
+    What the sweep sets need not be set outside of it: the first point stands in.
+    """
+    sweep = tree.get("sweep")
+    first = {}
+    if isinstance(sweep, dict):
+        first = {key: values[0] for key, values in sweep.items() if isinstance(values, list) and values}
+    config = _parse(changed(tree, first), source)
     for changes in points(config).values():
         _parse(changed(tree, changes), f"{source}, sweep point {changes}") if changes else None
     return config

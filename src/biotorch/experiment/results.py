@@ -20,6 +20,10 @@ import biotorch
 Result = dict[str, Any]
 
 
+class DamagedResultError(ValueError):
+    """A results file cannot be read."""
+
+
 def save(folder: Path, result: Result) -> Result:
     """Write `config.yaml`, then `results.json`, and return what was written.
 
@@ -42,14 +46,14 @@ def _plain(value: Any) -> Any:
 
 
 def load_results(folder: Path) -> Result | None:
-    """The result of a finished run, or None. Raises ValueError, naming the file, if it is damaged."""
+    """The result of a finished run, or None. Raises DamagedResultError, naming the file."""
     path = folder / "results.json"
     if not path.is_file():
         return None
     try:
         result: Result = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it to run this point again") from error
+        raise DamagedResultError(f"{path} is damaged ({error}): delete it to run this point again") from error
     return result
 
 

@@ -90,7 +90,10 @@ def run_point(config: Config, folder: Path, on_epoch: Callable[[Record], None] =
 def build_model(config: Config, num_classes: int) -> nn.Module:
     """The network of a configuration under its rule; W is drawn by the rule's `init` unless pretrained."""
     section = config.model
-    model = models.build(section.architecture, num_classes, section.pretrained)
+    try:
+        model = models.build(section.architecture, num_classes, section.pretrained)
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from error
     return convert(
         model,
         section.mode.type,

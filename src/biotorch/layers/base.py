@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from biotorch import seeding
 from biotorch.autograd import Direct, Feedback, Operation, Output, uncompiled
 from biotorch.layers import updates
-from biotorch.rules import FeedbackRule, Rule, initial, make
+from biotorch.rules import FeedbackRule, Rule, from_layer_config, initial
 
 #: The feedback version of each torch layer type that converts; `register_layer` adds to it.
 LAYER_TYPES: dict[type[nn.Module], type[FeedbackLayer]] = {}
@@ -37,10 +37,12 @@ class FeedbackLayer(nn.Module):
     layer into one in place, so that its identity, hooks, parameters and parents stay as they are.
 
     Keyword args of the constructor:
-        rule: a rule's name or a `Rule` (default: `layer_config["type"]`, else the method of the import
-            path, else `fa`).
+        rule: a rule's name or a `Rule` (default: the method of the import path, else
+            `layer_config["type"]`, else `fa`).
         layer_config: `{"type": ..., "options": {...}}` as the first system took it; never changed.
         output_dim: size of the network's output, asked for by direct rules.
+        output: whether this is the output layer, whose error direct rules broadcast; under any rule.
+            Default: a direct layer is one if no other direct layer lies behind it.
 
     W is initialised by the rule's `init`. Raises ValueError for an unknown rule or option, or a direct
     rule without `output_dim`.
@@ -67,21 +69,26 @@ class FeedbackLayer(nn.Module):
         rule: str | Rule | None = None,
         layer_config: dict[str, Any] | None = None,
         output_dim: int | None = None,
+        output: bool | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        if isinstance(rule, str) or rule is None:
-            config = layer_config or {}
-            rule = make(rule or config.get("type") or self.method or "fa", **config.get("options", {}))
+        if not isinstance(rule, Rule):
+            named = layer_config.get("type") if isinstance(layer_config, Mapping) else None
+            rule = from_layer_config(layer_config, rule or self.method or named or "fa")
+        elif layer_config is not None:
+            raise ValueError("give a finished rule or a layer_config, not both")
         seed = seeding.global_position()
         self.initialise_weights(rule, seed)
-        if rule.direct:
-            if output_dim is None:
-                raise ValueError(
-                    f"{type(self).__name__} under {rule.name!r} projects the network's error: "
-                    "give the size of the network's output as output_dim"
-                )
-            self.output = Output(0, output_dim, inferred=True)
+        if rule.direct and output_dim is None:
+            raise ValueError(
+                f"{type(self).__name__} under {rule.name!r} projects the network's error: "
+                "give the size of the network's output as output_dim"
+            )
+        if output:
+            self.output = Output(0, self.output_size)
+        elif rule.direct and output is None:
+            self.output = Output(0, output_dim or 0, inferred=True)
         self.set_rule(rule, seed, n_out=output_dim)
 
     # What a layer type supplies ------------------------------------------------------------------
@@ -129,9 +136,17 @@ class FeedbackLayer(nn.Module):
             generator = seeding.generator(seeding.derive(seed, "feedback", 0))
             shared = rule.initial_feedback(self.weight, blank.detach(), generator)
         self.register_buffer("feedback", shared)
+        self._check_feedback(blank.shape)
         if rule.constrain_weights:
             self.register_buffer("initial_norm", self.weight.detach().norm())
         self._watch_updates()
+
+    def _check_feedback(self, expected: torch.Size) -> None:
+        """A rule of the user's own may return anything: tell it here, not deep in the first backward."""
+        effective = self.feedback if self.rule.direct else self.effective_feedback
+        if effective is None or effective.shape != expected:
+            found = None if effective is None else tuple(effective.shape)
+            raise ValueError(f"rule {self.rule.name!r} gives a B of shape {found}, needed here is {tuple(expected)}")
 
     def _watch_updates(self) -> None:
         updates.watch(self, wanted=self.rule.has_update() or self.rule.constrain_weights)
@@ -154,7 +169,7 @@ class FeedbackLayer(nn.Module):
             if self.rule.constrain_weights:
                 norm = self.weight.norm()
                 self.weight.mul_(torch.where(norm > 0, self.initial_norm / norm, 1))
-            if redraw and self.rule.has_update():
+            if redraw and self.rule.has_update() and self.weight.grad is not None:
                 self.feedback_draws += 1
                 seed = seeding.derive(self.feedback_seed, "feedback", self.feedback_draws)
                 self.rule.after_update(self.weight, self.feedback, seeding.generator(seed, self.weight.device))

@@ -15,7 +15,7 @@ from biotorch.models.cifar_resnet import RESNETS
 from biotorch.models.lenet import le_net_cifar, le_net_mnist
 from biotorch.module import convert
 from biotorch.names import unknown
-from biotorch.rules import get
+from biotorch.rules import from_layer_config
 
 _OWN: dict[str, Callable[..., nn.Module]] = {
     "le_net_mnist": le_net_mnist,
@@ -49,7 +49,7 @@ def build(name: str, num_classes: int | None = None, pretrained: bool = False, p
     if name not in _torchvision_names():
         raise unknown("architecture", name, available())
     if not pretrained:
-        model: nn.Module = torchvision.models.get_model(name, num_classes=num_classes or 1000)
+        model: nn.Module = torchvision.models.get_model(name, num_classes=1000 if num_classes is None else num_classes)
         return model
     if num_classes not in (None, 1000):
         raise ValueError(f"the pretrained weights of {name!r} have 1000 classes, not {num_classes}")
@@ -92,12 +92,8 @@ def _constructor(method: str, architecture: str) -> Callable[..., nn.Module]:
         num_classes: int | None = None,
         layer_config: dict[str, Any] | None = None,
     ) -> nn.Module:
-        config = layer_config or {}
-        kind = config.get("type", method)
-        if get(kind) is not get(method):
-            raise ValueError(f"biotorch.models.{method} was asked for {kind!r} by layer_config: give one")
-        model = build(architecture, num_classes, pretrained, progress)
-        return convert(model, method, copy_weights=pretrained, **config.get("options", {}))
+        rule = from_layer_config(layer_config, method)
+        return convert(build(architecture, num_classes, pretrained, progress), rule, copy_weights=pretrained)
 
     construct.__name__ = construct.__qualname__ = architecture
     construct.__module__ = f"biotorch.models.{method}"

@@ -80,6 +80,8 @@ class _Experiment:
         #: From the first pass: what each leaf returned, call by call, and who reads one input.
         self.recorded: dict[nn.Module, list[list[Tensor]]] = {}
         self.readers: dict[GradientEdge, list[str]] = {}
+        #: Leaves whose input requires no gradient: nothing lies upstream of them.
+        self.first: set[str] = set()
 
     def run(self) -> Audit:
         device = next(self.model.parameters()).device.type
@@ -88,7 +90,11 @@ class _Experiment:
             self._check(baseline)
             verdicts = self._verdicts()
             shares, shortcuts = self._shares(baseline)
-        return Audit({name: LayerAudit(verdicts[name], shares.get(name, 0.0)) for name in self.units}, shortcuts)
+        layers = {
+            name: LayerAudit(verdicts[name], shares.get(name, 0.0), upstream=name not in self.first)
+            for name in self.units
+        }
+        return Audit(layers, shortcuts)
 
     def _check(self, baseline: dict[str, Tensor]) -> None:
         idle = [name for name, layer in self.layers.items() if layer not in self.recorded]
@@ -211,7 +217,9 @@ class _Experiment:
             if first:
                 self.readers.setdefault(edge, []).append(name)
 
-        def keep(name: str, leaf: nn.Module, output: Any) -> None:
+        def keep(name: str, leaf: nn.Module, args: Any, output: Any) -> None:
+            if first and not any(tensor.requires_grad for tensor in nested.tensors(args)):
+                self.first.add(name)
             tensors, calls = nested.tensors(output), recorded.setdefault(leaf, [])
             if first:
                 calls.append([tensor.detach().clone() for tensor in tensors])
@@ -223,7 +231,7 @@ class _Experiment:
                 targets.setdefault(_output_of(name), get_gradient_edge(tensors[0]))
 
         handles = [
-            leaf.register_forward_hook(lambda leaf, args, output, name=name: keep(name, leaf, output))
+            leaf.register_forward_hook(lambda leaf, args, output, name=name: keep(name, leaf, args, output))
             for name, leaf in self.leaves.items()
         ]
         handles += [

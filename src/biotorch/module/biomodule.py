@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from biotorch.module.conversion import convert
-from biotorch.rules import get
+from biotorch.rules import from_layer_config
 
 
 class BioModule(nn.Module):
@@ -34,14 +34,9 @@ class BioModule(nn.Module):
         output_dim: int | None = None,
     ) -> None:
         super().__init__()
-        config = layer_config or {}
-        kind = config.get("type", mode)
-        if get(kind) is not get(mode):
-            raise ValueError(f"mode={mode!r}, but layer_config asks for {kind!r}: give one")
         self.mode = mode
-        self.module = convert(
-            module, mode, copy_weights=copy_weights, output_dim=output_dim, **config.get("options", {})
-        )
+        rule = from_layer_config(layer_config, mode)
+        self.module = convert(module, rule, copy_weights=copy_weights, output_dim=output_dim)
 
     def forward(self, x: Any, targets: Tensor | None = None, loss_function: Any = None) -> Any:
         """The module's output. `targets` and `loss_function` are accepted and not needed."""

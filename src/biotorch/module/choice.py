@@ -21,7 +21,7 @@ class Chooser:
     """Answers `rule_for(name, layer)`; collects what is wrong with the question instead of raising."""
 
     def __init__(self, choice: Choice, options: dict[str, Any]) -> None:
-        if not (isinstance(choice, str | Rule | Mapping) or callable(choice)):
+        if isinstance(choice, type) or not (isinstance(choice, str | Rule | Mapping) or callable(choice)):
             raise TypeError(
                 "a rule is a name, a Rule, a mapping of layer patterns to rules, or a function "
                 f"(name, layer) -> rule, not {choice!r}"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fnmatch
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from biotorch import seeding
 from biotorch.autograd import Output
@@ -26,7 +27,7 @@ class ConversionError(ValueError):
 
 
 class ConversionWarning(UserWarning):
-    """Layers that transport weights were left on backpropagation."""
+    """A conversion did less than it seems: layers stay on backpropagation, or no shortcut was cut."""
 
 
 class _Planned(NamedTuple):
@@ -63,13 +64,17 @@ def convert(
             where there are several heads. Default: the last feedback layer of `named_modules`.
         output_dim: size of the output, only to be checked against the model.
         strict: raise where a layer would be left on backpropagation, instead of warning.
-        seed: of B (and of W with `copy_weights=False`). Default: `torch.initial_seed()`.
+        seed: of B (and of W with `copy_weights=False`), together with the layer's name: two networks
+            of one architecture and seed get the same B. Default: `torch.initial_seed()`.
         **options: options of the rule; with several rules each takes those it knows.
 
     Raises:
         ConversionError: listing all problems: nothing to convert, unknown rules, options, patterns or
             output layers, an output that cannot be inferred, an `output_dim` the model contradicts.
-        TypeError: `model` is not a module.
+        TypeError: `model` is not a module, or `rule` nothing of the above.
+
+    Warns:
+        ConversionWarning: layers stay on backpropagation, or there was no shortcut to cut.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"convert takes a torch.nn.Module, got {type(model).__name__}")
@@ -88,7 +93,8 @@ def convert(
     left = _left(entries, chooser.unmatched) if any(p.rule.name != "backpropagation" for p in planned) else []
     if strict and left:
         problems.append(_left_on_backprop(left))
-    outputs = _find_outputs(candidates, planned, output, output_dim, problems)
+    problems += _unmatched_blocks(model, planned)
+    outputs = _find_outputs(entries, planned, output, output_dim, problems)
     if problems:
         raise ConversionError(_joined(problems))
     if left:
@@ -107,8 +113,14 @@ def _left(entries: list[Entry], unmatched: set[str]) -> list[Entry]:
     ]
 
 
+def _unmatched_blocks(model: nn.Module, planned: list[_Planned]) -> list[str]:
+    names = [name for name, _ in model.named_modules() if name]
+    patterns = {p for item in planned if isinstance(item.rule, DirectRule) for p in item.rule.blocks}
+    return [str(unknown("block pattern", p, names)) for p in sorted(patterns) if not fnmatch.filter(names, p)]
+
+
 def _find_outputs(
-    candidates: list[Entry],
+    entries: list[Entry],
     planned: list[_Planned],
     output: str | Sequence[str] | None,
     output_dim: int | None,
@@ -119,34 +131,51 @@ def _find_outputs(
     Layers that keep the rule of an earlier conversion count too.
     """
     given = {item.name for item in planned}
-    kept = [entry for entry in candidates if entry.kind == "feedback" and entry.name not in given]
-    ruled = {entry.name: entry.module for entry in candidates if entry.kind == "feedback" or entry.name in given}
-    kept_direct = [e for e in kept if isinstance(e.module, FeedbackLayer) and e.module.rule.direct]
-    if not kept_direct and not any(item.rule.direct for item in planned):
+    ruled = {entry.name: entry.module for entry in entries if entry.kind == "feedback" or entry.name in given}
+    kept = {name: module for name, module in ruled.items() if name not in given and isinstance(module, FeedbackLayer)}
+    kept_direct = {name: layer for name, layer in kept.items() if layer.rule.direct}
+    direct = bool(kept_direct) or any(item.rule.direct for item in planned)
+    if not direct and output is None and output_dim is None:
         return {}
-    names = [candidates[-1].name] if output is None else [output] if isinstance(output, str) else list(output)
+    names = _output_names(entries, ruled, output, problems)
     outputs, start = {}, 0
     for name in names:
-        if name not in ruled:
-            inferred = "(the network's last layer, inferred) " if output is None else ""
-            problems.append(
-                f"{unknown('output layer', name, ruled)} {inferred}An output layer must have a rule; "
-                "give it 'backpropagation' to have it learn by its own gradient."
-            )
-            continue
         size = _output_size(ruled[name])
         outputs[id(ruled[name])] = Output(start, start + size)
         start += size
     if output_dim is not None and outputs and output_dim != start:
         problems.append(f"output_dim={output_dim}, but the output ({', '.join(names)}) has {start}")
-    for entry in kept_direct:
-        feedback = entry.module.feedback
-        if outputs and isinstance(feedback, Tensor) and len(feedback) != start:
+    for name, layer in kept_direct.items():
+        if outputs and layer.feedback is not None and len(layer.feedback) != start:
             problems.append(
-                f"{entry.name} keeps a B for {len(feedback)} outputs, but the output ({', '.join(names)}) has {start}: "
+                f"{name} keeps a B for {len(layer.feedback)} outputs, but the output ({', '.join(names)}) has {start}: "
                 "convert it again, too"
             )
-    return outputs
+    return outputs if direct else {}
+
+
+def _output_names(
+    entries: list[Entry], ruled: dict[str, nn.Module], output: str | Sequence[str] | None, problems: list[str]
+) -> list[str]:
+    """The output layers asked for, or the network's last layer; what is wrong with them goes to `problems`."""
+    cure = "Name the output layer, a layer with a rule, as output=...; 'backpropagation' is a rule, too."
+    if output is None:
+        layers = [entry for entry in entries if entry.kind != "local"]
+        if not layers:
+            return []  # told already: there is nothing to convert
+        last = layers[-1]
+        if last.name in ruled:
+            return [last.name]
+        why = last.reason or "it was given no rule"
+        problems.append(f"the output layer cannot be inferred: the last layer is {last.name!r}, but {why}. {cure}")
+        return []
+    names = [output] if isinstance(output, str) else output
+    if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):
+        problems.append(f"output={output!r} is neither a layer's name nor a list of names")
+        return []
+    strange = [name for name in names if name not in ruled]
+    problems += [f"{unknown('output layer', name, ruled)} {cure}" for name in strange]
+    return [name for name in dict.fromkeys(names) if name in ruled]
 
 
 def _output_size(layer: nn.Module) -> int:
@@ -170,9 +199,11 @@ def _apply(
         for name, layer, rule in {id(layer.weight): (name, layer, rule) for name, layer, rule in layers[::-1]}.values():
             layer.initialise_weights(rule, seeding.derive(seed, name))
     n_out = max((output.stop for output in outputs.values()), default=None)
-    first_with: dict[tuple[int, Rule], FeedbackLayer] = {}  # layers that share W share B
+    first_with: dict[tuple[Any, ...], FeedbackLayer] = {}  # layers that share W share B
     for name, layer, rule in layers:
-        twin = first_with.setdefault((id(layer.weight), rule), layer)
+        # A convolution and a transposed one may share W, but not a direct rule's B: it has another shape.
+        shape = layer.projection_shape if rule.direct else None
+        twin = first_with.setdefault((id(layer.weight), rule, shape), layer)
         if twin is layer:
             layer.set_rule(rule, seeding.derive(seed, name), n_out=n_out)
         else:
@@ -183,13 +214,17 @@ def _apply(
 def _connect(model: nn.Module, outputs: dict[int, Output]) -> None:
     """Mark the output layers and cut the shortcuts that the rules of all layers ask for."""
     remove_cuts(model)
-    patterns: dict[str, None] = {}
-    for layer in model.modules():
-        if isinstance(layer, FeedbackLayer):
-            layer.output = outputs.get(id(layer))
-            if isinstance(layer.rule, DirectRule) and layer.rule.shortcuts == "cut":
-                patterns.update(dict.fromkeys(layer.rule.blocks))
-    install_cuts(model, list(patterns))
+    layers = [module for module in model.modules() if isinstance(module, FeedbackLayer)]
+    for layer in layers:
+        layer.output = outputs.get(id(layer))
+    cutting = [layer.rule for layer in layers if isinstance(layer.rule, DirectRule) and layer.rule.shortcuts == "cut"]
+    if cutting and not install_cuts(model, sorted({pattern for rule in cutting for pattern in rule.blocks})):
+        warnings.warn(
+            "shortcuts='cut' found no residual block to cut: if there are any, name them with "
+            "blocks=['pattern', ...]; biotorch.audit shows whether gradient passes the feedback",
+            ConversionWarning,
+            stacklevel=4,
+        )
 
 
 def _nothing_to_convert(entries: list[Entry]) -> str:
@@ -200,7 +235,7 @@ def _nothing_to_convert(entries: list[Entry]) -> str:
 
 def _left_on_backprop(left: list[Entry]) -> str:
     lines = "".join(f"\n    {_describe(entry)}" for entry in left)
-    return f"{len(left)} layer(s) stay on backpropagation and transport their weights:{lines}"
+    return f"{len(left)} layer(s) stay on backpropagation:{lines}"
 
 
 def _describe(entry: Entry) -> str:

@@ -17,12 +17,18 @@ def isolated(model: nn.Module) -> Iterator[None]:
     """
     tensors = [*model.parameters(), *model.buffers()]
     devices = sorted({tensor.get_device() for tensor in tensors if tensor.is_cuda})
-    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    before = [
+        (module._buffers, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     with torch.random.fork_rng(devices=devices):
         try:
             yield
         finally:
             with torch.no_grad():
-                for buffer, value in before:
+                for owner, name, buffer, value in before:
+                    owner[name] = buffer  # a forward may have put another tensor in its place
                     if not torch.equal(buffer, value):
                         buffer.copy_(value)

@@ -76,18 +76,20 @@ class CutShortcut:
     block's input: what that layer would hand to it if it read it directly.
     """
 
-    def __init__(self, layer: FeedbackLayer) -> None:
-        self.layer = layer
+    def __init__(self, path: str) -> None:
+        self.path = path  # within the block, so that a copy or replica of the block finds its own layer
 
     def __call__(self, block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if self.layer.true_gradients or not torch.is_grad_enabled():
+        layer = block.get_submodule(self.path)
+        assert isinstance(layer, FeedbackLayer)
+        if layer.true_gradients or not torch.is_grad_enabled():
             return None
         if not args or not isinstance(args[0], Tensor):
             raise RuntimeError(
-                f"{self.layer.label}: shortcuts='cut' needs the tensor that its residual block "
+                f"{layer.label}: shortcuts='cut' needs the tensor that its residual block "
                 f"({type(block).__name__}) takes as first positional argument"
             )
-        return (_cut(args[0], self.layer), *args[1:])
+        return (_cut(args[0], layer), *args[1:])
 
 
 @uncompiled
@@ -105,9 +107,13 @@ def remove_cuts(model: nn.Module) -> None:
                 del module._forward_pre_hooks[key]
 
 
-def install_cuts(model: nn.Module, patterns: Sequence[str]) -> None:
-    """Cut every residual block whose first direct layer asks for it."""
+def install_cuts(model: nn.Module, patterns: Sequence[str]) -> int:
+    """Cut every residual block whose first direct layer asks for it; returns their number."""
+    cuts = 0
     for block in residual_blocks(model, patterns).values():
-        first = next((m for m in block.modules() if isinstance(m, FeedbackLayer) and m.rule.direct), None)
+        direct = ((name, m) for name, m in block.named_modules() if isinstance(m, FeedbackLayer) and m.rule.direct)
+        path, first = next(direct, ("", None))
         if first is not None and isinstance(first.rule, DirectRule) and first.rule.shortcuts == "cut":
-            block.register_forward_pre_hook(CutShortcut(first))
+            block.register_forward_pre_hook(CutShortcut(path))
+            cuts += 1
+    return cuts

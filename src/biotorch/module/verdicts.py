@@ -18,16 +18,19 @@ class LayerAudit(str):
     """A layer's verdict, `nothing`, `signs` or `weights`, with what reaches its input without feedback.
 
     Attributes:
+        upstream: whether any gradient flows upstream of the layer; where none does (the first layer of
+            a network on integer images), `nothing` says nothing.
         share: the share (0 to 1) of the gradient at the layer's input that still arrives when the
             feedback of the layers reading that input is zero: it came along an identity shortcut, or
             through a layer left on backpropagation.
     """
 
     share: float
+    upstream: bool
 
-    def __new__(cls, transports: Transports, share: float = 0.0) -> LayerAudit:
+    def __new__(cls, transports: Transports, share: float = 0.0, upstream: bool = True) -> LayerAudit:
         verdict = super().__new__(cls, transports)
-        verdict.share = share
+        verdict.share, verdict.upstream = share, upstream
         return verdict
 
 
@@ -44,15 +47,20 @@ class Audit:
 
     @property
     def leak(self) -> float:
-        """0 (nothing is transported) to 1 (all weights are): the mean over layers, signs counting half."""
-        return sum(LEAK[verdict] for verdict in self.layers.values()) / len(self.layers)
+        """0 (nothing is transported) to 1 (all weights are): the mean over layers, signs counting half.
+
+        Over those with something upstream, or all if there is none.
+        """
+        verdicts = [verdict for verdict in self.layers.values() if verdict.upstream] or list(self.layers.values())
+        return sum(LEAK[verdict] for verdict in verdicts) / len(verdicts)
 
     def __str__(self) -> str:
         width = max(len("layer"), *(len(name or "(root)") for name in self.layers))
         lines = [f"{'layer'.ljust(width)}  transports  past feedback", f"{'-' * width}  ----------  -------------"]
         for name, verdict in self.layers.items():
             share = f"{verdict.share:.1%}" if verdict.share else "-"
-            lines.append(f"{(name or '(root)').ljust(width)}  {verdict:<10}  {share}")
+            shown = str(verdict) if verdict.upstream else "- (first)"
+            lines.append(f"{(name or '(root)').ljust(width)}  {shown:<10}  {share}")
         counts = {kind: sum(verdict == kind for verdict in self.layers.values()) for kind in LEAK}
         tally = ", ".join(f"{count} transport {kind}" for kind, count in counts.items() if count)
         lines.append(f"leak {self.leak:.2f}: of {len(self.layers)} layers {tally}")

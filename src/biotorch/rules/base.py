@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 from torch import Generator, Tensor
@@ -63,8 +63,8 @@ class Rule:
         """
         return None
 
-    def after_update(self, weight: Tensor, feedback: Tensor | None, generator: Generator) -> None:
-        """Called once after every optimizer step that changed `weight`; may change `feedback` in place."""
+    def after_update(self, weight: Tensor, state: Tensor | None, generator: Generator) -> None:
+        """Called once after every optimizer step on `weight`; may change `state`, the layer's B, in place."""
 
     @classmethod
     def has_update(cls) -> bool:
@@ -88,7 +88,7 @@ class DirectRule(Rule):
         shortcuts: `keep` leaves identity shortcuts as they are: gradient travels along them, which is
             what the paper's ResNet figures contain. `cut` is strict: nothing but the broadcast error
             crosses the boundary of a residual block.
-        blocks: name patterns (`layer1.*`) of the residual blocks to cut, beside those of the common
+        blocks: name patterns (`layer1.*`), or one, of the residual blocks to cut, beside those of the common
             families, which are known.
 
     Raises:
@@ -96,14 +96,15 @@ class DirectRule(Rule):
     """
 
     shortcuts: str = "keep"
-    blocks: tuple[str, ...] = ()
+    blocks: tuple[str, ...] | str = ()
 
     direct: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         initial.check("shortcuts", self.shortcuts, ("keep", "cut"))
-        object.__setattr__(self, "blocks", tuple(self.blocks))  # a YAML list is welcome
+        blocks = (self.blocks,) if isinstance(self.blocks, str) else tuple(self.blocks)
+        object.__setattr__(self, "blocks", blocks)  # one pattern, or a YAML list, is welcome
 
 
 _REGISTRY: dict[str, type[Rule]] = {}
@@ -114,6 +115,8 @@ def register(*names: str, transports: Transports) -> Callable[[type[Rule]], type
     """Class decorator: make a rule known by its first name, and by the others as aliases."""
 
     def add(rule: type[Rule]) -> type[Rule]:
+        if not issubclass(rule, FeedbackRule | DirectRule):
+            raise TypeError(f"{rule.__name__} must derive from FeedbackRule or DirectRule")
         for name in names:
             if name in _REGISTRY or name in _ALIASES:
                 raise ValueError(f"a rule named {name!r} is already registered")
@@ -141,6 +144,24 @@ def get(name: str) -> type[Rule]:
 def option_names(name: str) -> list[str]:
     """The options that the rule of that name accepts."""
     return [field.name for field in dataclasses.fields(get(name))]
+
+
+def from_layer_config(layer_config: Mapping[str, Any] | None, default: str) -> Rule:
+    """The rule of the first system's `{"type": ..., "options": {...}}`; `default` where it names none.
+
+    Raises:
+        ValueError: another key, rule or option, or a type that contradicts `default`.
+    """
+    config = {} if layer_config is None else layer_config
+    if not isinstance(config, Mapping):
+        raise ValueError(f'layer_config is a mapping {{"type": ..., "options": {{...}}}}, not {config!r}')
+    for key in config:
+        if key not in ("type", "options"):
+            raise unknown("key of layer_config", key, ("type", "options"))
+    kind = config.get("type") or default
+    if get(kind) is not get(default):
+        raise ValueError(f"layer_config asks for {kind!r} where {default!r} is: give one of them")
+    return make(kind, **(config.get("options") or {}))
 
 
 def make(name: str, **options: Any) -> Rule:

@@ -31,6 +31,6 @@ class BatchwiseRandomSign(FixedRandomSign):
                 f"to draw from: use one of {', '.join(initial.INITS)}, or frsf"
             )
 
-    def after_update(self, weight: Tensor, feedback: Tensor | None, generator: Generator) -> None:
-        assert feedback is not None
-        initial.draw(feedback, self.feedback_distribution, generator).abs_()
+    def after_update(self, weight: Tensor, state: Tensor | None, generator: Generator) -> None:
+        assert state is not None
+        initial.draw(state, self.feedback_distribution, generator).abs_()

@@ -20,6 +20,8 @@ class DirectFeedbackAlignment(DirectRule):
     output has the same positions; for a convolution it is a kernel (n_out, C_in, *kernel_size), applied to
     the error held constant over space, as the paper's code has it (Nokland's B is dense).
 
+    The first dimension is the batch everywhere.
+
     Raises:
         ValueError: `feedback_init="weight"`: B has not W's shape.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ class OptimizerConfig(Section):
         unknown_ones = _check(kind, self.model_extra or {}, ignored=("momentum",))
         if unknown_ones:  # the paper's files give Adam a momentum
             warnings.warn(f"{kind.__name__} takes no {', '.join(unknown_ones)}: ignored", stacklevel=2)
+        _attempt(lambda: self.build([nn.Parameter(torch.zeros(1))]))
         return self
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -49,6 +50,7 @@ class SchedulerConfig(Section):
     @model_validator(mode="after")
     def _arguments_exist(self) -> SchedulerConfig:
         _check(_scheduler_class(self.type), self.model_extra or {})
+        _attempt(lambda: self.build(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)))
         return self
 
     def build(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
@@ -73,6 +75,14 @@ def _class_named(what: str, name: str, module: Any, base: type) -> Any:
         if key.lower() == name.lower().replace("_", "") and value is not base:
             return value
     raise unknown(what, name, sorted(key for key, value in classes.items() if value is not base))
+
+
+def _attempt(build: Callable[[], object]) -> None:
+    """What torch says of an argument's value belongs to the configuration, not into the first epoch."""
+    try:
+        build()
+    except TypeError as error:
+        raise ValueError(str(error)) from error
 
 
 def _arguments(kind: Any) -> list[str]:

@@ -22,7 +22,7 @@ class MetricsConfig(Section):
 
     #: Also report the error where the label is not among the k highest outputs.
     top_k: int = Field(default=1, ge=1)
-    #: Training steps between two updates of the progress line.
+    #: Of the paper's files; accepted, without effect yet: progress is shown per epoch.
     display_iterations: int = Field(default=500, ge=1)
     #: Angle between W and B per layer (the first system's files say `layer_alignment`).
     weight_alignment: bool = Field(default=False, validation_alias=AliasChoices("weight_alignment", "layer_alignment"))
