@@ -211,6 +211,13 @@ def test_what_torch_refuses_is_told_before_training(config_file, override):
         read(config_file, [override])
 
 
+def test_an_override_takes_its_key_out_of_the_sweep(config_file):
+    grid = "sweep={model.mode.type: [fa, dfa], experiment.seed: [0, 1]}"
+    config = read(config_file, [grid, "model.mode.type=usf"])
+    assert list(points(config)) == ["seed=0", "seed=1"]
+    assert config.model.mode.type == "usf"
+
+
 def test_what_the_sweep_sets_need_not_be_set_outside_of_it(config_file):
     overrides = ["model.mode={options: {shortcuts: cut}}", "sweep={model.mode.type: [dfa]}"]
     assert list(points(read(config_file, overrides))) == ["rule=dfa"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -165,10 +166,10 @@ def at_point(config: Config, changes: Mapping[str, Any]) -> Config:
 
 def changed(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of `tree` with the values at dotted key paths replaced."""
-    copy: dict[str, Any] = yaml.safe_load(yaml.safe_dump(dict(tree)))
+    result = copy.deepcopy(dict(tree))
     for key, value in changes.items():
-        set_key(copy, key, value)
-    return copy
+        set_key(result, key, value)
+    return result
 
 
 def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
