@@ -3,8 +3,10 @@
     python benchmarks/step.py                      # fp32, channels_last, batch 128
     python benchmarks/step.py --precision bf16 --networks resnet20 --rules fa dfa
 
-Every round steps the plain network and then each rule's once; the ratio is taken within the round, so
-that whatever else the machine does hits both. Printed: the median of the ratios and their quartiles.
+Every round steps the plain network and then each rule's, in an order drawn anew; the ratio is taken within
+the round, so that whatever else the machine does hits both. A turn is three steps, of which the first is not
+timed: it refills the caches and memory pools that another network's step has used, which in training the
+step before has done. Printed: the median of the ratios and their quartiles.
 Run it on an otherwise idle machine.
 """
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import platform
+import random
 import statistics
 import time
 
@@ -61,7 +64,11 @@ def measure(network: str, arguments: argparse.Namespace) -> list[str]:
     for trainer in trainers:
         for _ in range(arguments.warm_up):
             trainer.step(images, labels)
-    seconds = [[trainer.step(images, labels) for trainer in trainers] for _ in range(arguments.rounds)]
+    seconds = [[0.0] * len(trainers) for _ in range(arguments.rounds)]
+    for turn in seconds:
+        for index in random.sample(range(len(trainers)), len(trainers)):
+            trainers[index].step(images, labels)
+            turn[index] = statistics.fmean(trainers[index].step(images, labels) for _ in range(2))
     rows = [f"| {network} | plain PyTorch | {1000 * statistics.median(row[0] for row in seconds):.1f} ms | |"]
     for index, name in enumerate(arguments.rules, start=1):
         low, median, high = statistics.quantiles([row[index] / row[0] for row in seconds], n=4)

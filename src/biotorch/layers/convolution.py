@@ -77,44 +77,22 @@ class Convolution(NamedTuple):
         set of kernel taps that reach a position: B is summed over each such set, one small product
         with e gives the values, and a gather lays them out in the memory format of `x`.
         """
-        size = x.shape[2:] if self.outside is None else self.outside.padded(x.shape[2:])
-        classes, index = self._taps(size, feedback.shape[2:], x.device)
-        kernel = feedback  # (n_out, C_in, *kernel_size)
-        for taps in classes:  # consumes the first kernel dimension, appends one of classes
-            kernel = torch.tensordot(kernel, taps.to(kernel.dtype), dims=([2], [1]))
-        kernel = kernel.flatten(2)
+        size = tuple(x.shape[2:]) if self.outside is None else self.outside.padded(x.shape[2:])
+        taps, index = _taps(self, size, tuple(feedback.shape[2:]), x.device)
+        taps, kernel = taps.to(feedback.dtype), feedback.flatten(2)  # (classes, taps), (n_out, C_in, taps)
         error = per_example(error)
         n, (n_out, channels, _) = error.shape[0], kernel.shape
         if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-            values = error @ kernel.transpose(1, 2).reshape(n_out, -1)
+            values = error @ (taps @ kernel.transpose(1, 2)).view(n_out, -1)
             laid_out = values.view(n, -1, channels).index_select(1, index)
             projected = laid_out.view(n, *size, channels).movedim(-1, 1)
         else:
-            values = error @ kernel.reshape(n_out, -1)
+            values = error @ (kernel @ taps.T).view(n_out, -1)
             projected = values.view(n, channels, -1).index_select(2, index).view(n, channels, *size)
         return projected if self.outside is None else self.outside.adjoint(projected, x.shape[2:])
 
     def _padded(self, x: Tensor) -> Tensor:
         return x if self.outside is None else self.outside.apply(x)
-
-    def _taps(
-        self, size: Sequence[int], kernel_size: Sequence[int], device: torch.device
-    ) -> tuple[list[Tensor], Tensor]:
-        """Per dimension the distinct sets of taps (classes, taps), and each position's class, flattened."""
-        classes, flat = [], torch.zeros(1, dtype=torch.long, device=device)
-        for axis, (length, taps) in enumerate(zip(size, kernel_size, strict=True)):
-            sets, position = _reach(
-                length,
-                taps,
-                self.stride[axis],
-                self.padding[axis],
-                self.dilation[axis],
-                self.output_padding[axis] if self.transposed else None,
-                device,
-            )
-            classes.append(sets)
-            flat = (flat[:, None] * len(sets) + position).flatten()
-        return classes, flat
 
 
 def _sources(mode: str, length: int, before: int, after: int, device: torch.device) -> Tensor:
@@ -129,36 +107,42 @@ def _sources(mode: str, length: int, before: int, after: int, device: torch.devi
 
 
 @functools.lru_cache(maxsize=1024)
-def _reach(
-    length: int,
-    taps: int,
-    stride: int,
-    padding: int,
-    dilation: int,
-    output_padding: int | None,
-    device: torch.device,
+def _taps(
+    convolution: Convolution, size: tuple[int, ...], kernel_size: tuple[int, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Which kernel taps connect each input position of one dimension with an existing output position.
+    """Which kernel taps connect each input position with an existing output position.
 
-    Returns the distinct sets of taps, (classes, taps) of 0 and 1, and the class of each position.
-    `output_padding` None: an ordinary convolution.
+    Returns the distinct sets of taps, (classes, taps) of 0 and 1, and the class of each position, both
+    flattened over the dimensions.
     """
+    classes, index = torch.ones(1, 1), torch.zeros(1, dtype=torch.long)
+    for axis, (length, taps) in enumerate(zip(size, kernel_size, strict=True)):
+        rows = _reach(convolution, axis, length, taps)
+        distinct = {row: number for number, row in enumerate(dict.fromkeys(rows))}
+        classes = torch.kron(classes, torch.tensor(list(distinct), dtype=torch.float32))
+        index = (index[:, None] * len(distinct) + torch.tensor([distinct[row] for row in rows])).flatten()
+    return classes.to(device), index.to(device)
+
+
+def _reach(convolution: Convolution, axis: int, length: int, taps: int) -> list[tuple[bool, ...]]:
+    """For each input position of one dimension, the taps that reach an output position."""
+    stride, padding, dilation = (values[axis] for values in convolution[:3])
     reach = dilation * (taps - 1)
-    rows = []
-    for position in range(length):
-        if output_padding is None:
-            outputs = (length + 2 * padding - reach - 1) // stride + 1
-            offsets = [position + padding - dilation * tap for tap in range(taps)]
-            hits = [offset % stride == 0 and 0 <= offset // stride < outputs for offset in offsets]
-        else:
-            outputs = (length - 1) * stride - 2 * padding + reach + output_padding + 1
-            hits = [0 <= position * stride - padding + dilation * tap < outputs for tap in range(taps)]
-        rows.append(tuple(hits))
-    distinct = list(dict.fromkeys(rows))
-    return (
-        torch.tensor(distinct, dtype=torch.float32, device=device),
-        torch.tensor([distinct.index(row) for row in rows], device=device),
-    )
+    if convolution.transposed:
+        outputs = (length - 1) * stride - 2 * padding + reach + convolution.output_padding[axis] + 1
+        return [
+            tuple(0 <= position * stride - padding + dilation * tap < outputs for tap in range(taps))
+            for position in range(length)
+        ]
+    outputs = (length + 2 * padding - reach - 1) // stride + 1
+    return [
+        tuple(
+            (position + padding - dilation * tap) % stride == 0
+            and 0 <= (position + padding - dilation * tap) // stride < outputs
+            for tap in range(taps)
+        )
+        for position in range(length)
+    ]
 
 
 class _ConvolutionLayer(FeedbackLayer):
@@ -191,14 +175,11 @@ class _Conv(_ConvolutionLayer):
     _reversed_padding_repeated_twice: list[int]
 
     def operation(self, x: Tensor) -> tuple[Tensor, Operation]:
-        dims = len(self.kernel_size)
-        pads = self._reversed_padding_repeated_twice  # last dimension first: (before, after) each
-        padding, outside = tuple(pads[2 * (dims - 1 - axis)] for axis in range(dims)), None
+        pads = tuple(self._reversed_padding_repeated_twice)  # last dimension first: (before, after) each
+        padding, outside, none = pads[-2::-2], None, (0,) * len(self.kernel_size)
         if self.padding_mode != "zeros" or pads[0::2] != pads[1::2]:  # uneven: "same" with an even reach
-            padding, outside = (0,) * dims, Padding(self.padding_mode, tuple(pads))
-        return self._batched(x), Convolution(
-            self.stride, padding, self.dilation, False, (0,) * dims, self.groups, outside
-        )
+            padding, outside = none, Padding(self.padding_mode, pads)
+        return self._batched(x), Convolution(self.stride, padding, self.dilation, False, none, self.groups, outside)
 
 
 class _ConvTranspose(_ConvolutionLayer):
