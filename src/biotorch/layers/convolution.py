@@ -62,7 +62,9 @@ class Convolution(NamedTuple):
 
     def backward(self, dy: Tensor, x: Tensor, weight: Tensor, mask: Sequence[bool]) -> Gradients:
         bias_sizes = [dy.shape[1]] if mask[2] else None
-        dx, dw, db = torch.ops.aten.convolution_backward(dy, self._padded(x), weight, bias_sizes, *self[:6], list(mask))
+        dx, dw, db = torch.ops.aten.convolution_backward.default(
+            dy, self._padded(x), weight, bias_sizes, *self[:6], list(mask)
+        )
         if dx is not None and self.outside is not None:
             dx = self.outside.adjoint(dx, x.shape[2:])
         return dx, dw, db
