@@ -147,6 +147,21 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
+def _saved(ctx: Any) -> tuple[Tensor, ...]:
+    """The saved tensors; where W or B was changed since the forward, an error that says so."""
+    if torch.compiler.is_compiling():
+        return ctx.saved_tensors  # type: ignore[no-any-return]
+    try:
+        return ctx.saved_tensors  # type: ignore[no-any-return]
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise RuntimeError(
+            "the weight or feedback of a layer (or its input) was changed in place between forward and backward, "
+            f"for example by an optimizer step: run the forward again. {error}"
+        ) from error
+
+
 def _refuse_double_backward() -> None:
     # Under `create_graph=True` the engine runs backwards with gradients enabled. What it would
     # differentiate is not the derivative of anything: say so instead of returning it.
@@ -183,7 +198,7 @@ class Feedback(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         _refuse_double_backward()
-        x, weight, state = ctx.saved_tensors
+        x, weight, state = _saved(ctx)
         if ctx.output is not None:
             _broadcast(ctx, ctx.output, ctx.operation.output_error(dy))
         mask = ctx.needs_input_grad[:3]
@@ -219,7 +234,7 @@ class Direct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         _refuse_double_backward()
-        x, weight, state = ctx.saved_tensors
+        x, weight, state = _saved(ctx)
         errors = ctx.biotorch_inbox.take()
         if ctx.output is not None and not (ctx.output.inferred and errors):
             error = ctx.operation.output_error(dy)
@@ -251,7 +266,7 @@ class Cut(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         _refuse_double_backward()
-        (state,) = ctx.saved_tensors
+        (state,) = _saved(ctx)
         errors = ctx.biotorch_inbox.take()
         if not errors:
             raise _stray_gradient(ctx.label)
