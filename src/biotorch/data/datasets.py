@@ -83,6 +83,10 @@ class Dataset:
     test: Split
     num_classes: int
 
+    def to(self, device: torch.device) -> Dataset:
+        """The same set on `device`."""
+        return Dataset(self.train.to(device), self.validation.to(device), self.test.to(device), self.num_classes)
+
 
 #: Images (N, H, W) or (N, C, H, W) uint8 and labels of the training and of the test set.
 _Arrays = tuple[Tensor, Tensor, Tensor, Tensor]

@@ -139,8 +139,9 @@ def validate(tree: Mapping[str, Any], source: str) -> Config:
     if isinstance(sweep, dict):
         first = {key: values[0] for key, values in sweep.items() if isinstance(values, list) and values}
     config = _parse(changed(tree, first), source)
-    for changes in points(config).values():
-        _parse(changed(tree, changes), f"{source}, sweep point {changes}") if changes else None
+    if config.sweep:
+        for changes in points(config).values():
+            _parse(changed(tree, changes), f"{source}, sweep point {changes}")
     return config
 
 

@@ -67,10 +67,7 @@ def run_point(config: Config, folder: Path, on_epoch: Callable[[Record], None] =
     device = _device(config.infrastructure.gpus)
     seed = config.experiment.seed
     with _repeatable(seed, config.experiment.deterministic):
-        dataset = data.load(config.data, seed)
-        dataset = data.Dataset(
-            dataset.train.to(device), dataset.validation.to(device), dataset.test.to(device), dataset.num_classes
-        )
+        dataset = data.load(config.data, seed).to(device)
         model = build_model(config, dataset.num_classes).to(device)
         _try(model, dataset.train, config)
         loss = nn.CrossEntropyLoss()

@@ -212,9 +212,7 @@ class FeedbackLayer(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        updates.watch(
-            self, wanted=self.rule.has_update() or self.rule.constrain_weights
-        )  # a copied or unpickled layer follows its own optimizer
+        self._watch_updates()  # a copied or unpickled layer follows its own optimizer
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from biotorch.autograd import Cut
 from biotorch.layers import FeedbackLayer
 from biotorch.module import nested
 from biotorch.module.isolation import isolated
+from biotorch.module.noise import draw, overwritten
 from biotorch.module.shortcuts import residual_blocks
 from biotorch.module.survey import survey, weight_matrices
 from biotorch.module.verdicts import LEAK, Audit, AuditError, LayerAudit
@@ -46,17 +47,6 @@ def audit(model: nn.Module, inputs: Any, *, seed: int = 0) -> Audit:
     return _Experiment(model, inputs, seed).run()
 
 
-class _Noise(NamedTuple):
-    """What a weight matrix is overwritten with. Signs are random where the weight is zero."""
-
-    weight: Tensor
-    first: Tensor
-    #: Independent of `first`.
-    second: Tensor
-    #: The magnitudes of `second` with the signs of `first`.
-    signed: Tensor
-
-
 class _Experiment:
     def __init__(self, model: nn.Module, inputs: Any, seed: int) -> None:
         self.model = model
@@ -65,7 +55,7 @@ class _Experiment:
         entries = survey(model)
         generator = seeding.generator(seed)
         self.units = {
-            entry.name: [_noise(weight, generator) for weight in weight_matrices(entry.module).values()]
+            entry.name: [draw(weight, generator) for weight in weight_matrices(entry.module).values()]
             for entry in entries
             if entry.kind != "local" and weight_matrices(entry.module)
         }
@@ -166,7 +156,7 @@ class _Experiment:
             key = _input_of(names[0])
             if not buffers or key not in baseline:
                 continue
-            with _overwritten((buffer, torch.zeros_like(buffer)) for buffer in buffers):
+            with overwritten((buffer, torch.zeros_like(buffer)) for buffer in buffers):
                 rest = self._gradients()[key]
             past, total = rest.norm(), rest.norm() + (baseline[key] - rest).norm()
             share = (past / total).item() if total > 0 else 0.0
@@ -195,11 +185,11 @@ class _Experiment:
                 for options in self.units[name]:
                     group[id(options.weight)] = (options.weight, getattr(options, noise.get(name, "first")))
         targets: dict[str, Any] = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        with isolated(self.model), _overwritten(before.values()), self._hooks(targets):
+        with isolated(self.model), overwritten(before.values()), self._hooks(targets):
             args = nested.differentiable(self.args, targets, "args")
             kwargs = nested.differentiable(self.kwargs, targets, "kwargs")
             loss = nested.functional(self.model(*args, **kwargs), seeding.generator(self.seed + 1))
-            with _overwritten(after.values()):
+            with overwritten(after.values()):
                 gradients = torch.autograd.grad(loss, list(targets.values()), allow_unused=True)
         return {name: g for name, g in zip(targets, gradients, strict=True) if g is not None}
 
@@ -261,32 +251,6 @@ def _is_leaf(module: nn.Module) -> bool:
 def _zero_vectors(leaf: nn.Module) -> list[Tensor]:
     """Scales that start at zero (a residual branch's last norm) and let no gradient pass."""
     return [p for p in leaf._parameters.values() if p is not None and p.dim() < 2 and not p.any()]
-
-
-def _noise(weight: Tensor, generator: torch.Generator) -> _Noise:
-    """Noise of the norm of `weight`; of unit variance where that is zero."""
-    norm = weight.detach().norm()
-
-    def draw() -> Tensor:
-        noise = torch.randn(weight.shape, generator=generator).to(weight)
-        return noise * (norm / noise.norm()) if norm > 0 else noise
-
-    first, second = draw(), draw()
-    return _Noise(weight, first, second, second.abs() * first.sign())
-
-
-@contextlib.contextmanager
-def _overwritten(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[None]:
-    """Through `.data`, so that autograd does not notice."""
-    pairs = list(pairs)
-    saved = [tensor.detach().clone() for tensor, _ in pairs]
-    try:
-        for tensor, value in pairs:
-            tensor.data.copy_(value)
-        yield
-    finally:
-        for (tensor, _), value in zip(pairs, saved, strict=True):
-            tensor.data.copy_(value)
 
 
 def _before_cut(x: Tensor) -> GradientEdge | None:

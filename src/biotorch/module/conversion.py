@@ -196,8 +196,11 @@ def _apply(
         layer.label = name
         layers.append((name, layer, rule))
     if not copy_weights:
-        for name, layer, rule in {id(layer.weight): (name, layer, rule) for name, layer, rule in layers[::-1]}.values():
-            layer.initialise_weights(rule, seeding.derive(seed, name))
+        drawn: set[int] = set()  # tied weights are drawn once, before any B is made of them
+        for name, layer, rule in layers:
+            if id(layer.weight) not in drawn:
+                drawn.add(id(layer.weight))
+                layer.initialise_weights(rule, seeding.derive(seed, name))
     n_out = max((output.stop for output in outputs.values()), default=None)
     first_with: dict[tuple[Any, ...], FeedbackLayer] = {}  # layers that share W share B
     for name, layer, rule in layers:
