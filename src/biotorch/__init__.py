@@ -1,5 +1,13 @@
 """biotorch: train any PyTorch network without weight transport, and know honestly how well it does."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
 from biotorch import layers, metrics, models, module, rules
 from biotorch.module import (
     Audit,
@@ -16,6 +24,14 @@ from biotorch.module import (
 
 __version__ = "0.1.0.dev0"
 
+
+def load(run: Path | str, which: Literal["best", "latest"] = "best", device: torch.device | str = "cpu") -> nn.Module:
+    """The trained network of a run's folder, or of one of its .pth files; see `biotorch.experiment.load`."""
+    from biotorch import experiment  # noqa: PLC0415 - what experiments need is loaded when one is asked for
+
+    return experiment.load(run, which, device)
+
+
 __all__ = [
     "Audit",
     "AuditError",
@@ -26,6 +42,7 @@ __all__ = [
     "audit",
     "convert",
     "layers",
+    "load",
     "metrics",
     "models",
     "module",

@@ -11,8 +11,14 @@ _LISTED = 30
 
 def nearest(name: object, valid: Iterable[str]) -> str:
     """` Did you mean 'x'?` where a valid name is near, else nothing."""
-    near = difflib.get_close_matches(str(name), list(valid), n=2, cutoff=0.5)
+    names = list(valid)
+    beginning = [each for each in names if _bare(each).startswith(_bare(str(name)))] if str(name) else []
+    near = beginning[:2] or difflib.get_close_matches(str(name), names, n=2, cutoff=0.5)
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def _bare(name: str) -> str:
+    return name.casefold().replace("_", "").replace("-", "")
 
 
 def unknown(what: str, name: object, valid: Iterable[str]) -> ValueError:

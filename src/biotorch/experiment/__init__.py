@@ -1,7 +1,30 @@
 """From a configuration file to results on disk."""
 
-from biotorch.experiment.config import Config, ConfigError, read
+from biotorch.experiment.building import load
+from biotorch.experiment.checkpoints import CheckpointError
+from biotorch.experiment.claiming import OtherRunError
+from biotorch.experiment.config import Config
+from biotorch.experiment.folder import LockedError, RunFolder
+from biotorch.experiment.keeping import Display
+from biotorch.experiment.reading import ConfigError, Study, read
 from biotorch.experiment.results import DamagedResultError, load_results
 from biotorch.experiment.run import run, run_point
+from biotorch.experiment.signals import Interrupted
 
-__all__ = ["Config", "ConfigError", "DamagedResultError", "load_results", "read", "run", "run_point"]
+__all__ = [
+    "CheckpointError",
+    "Config",
+    "ConfigError",
+    "DamagedResultError",
+    "Display",
+    "Interrupted",
+    "LockedError",
+    "OtherRunError",
+    "RunFolder",
+    "Study",
+    "load",
+    "load_results",
+    "read",
+    "run",
+    "run_point",
+]

@@ -1,35 +1,42 @@
-"""The configuration file: the paper's format (appendix 6.2), plus `sweep`."""
+"""The configuration of an experiment: the paper's format (appendix 6.2), and more."""
 
 from __future__ import annotations
 
-import copy
-import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from biotorch import models, rules
 from biotorch.data import DataConfig
-from biotorch.frozen import Section
-from biotorch.names import nearest, unknown
-from biotorch.training import TrainingConfig
-
-
-class ConfigError(ValueError):
-    """A configuration is wrong; the message lists every problem with its key path."""
+from biotorch.frozen import Section, SectionError
+from biotorch.names import unknown
+from biotorch.training import InfrastructureConfig, LossConfig, TrainingConfig
 
 
 class ExperimentConfig(Section):
     """`experiment`: its name, where it writes, and what it can repeat."""
 
-    name: str
+    name: str = Field(min_length=1)
     output_dir: Path = Path("runs")
-    seed: int = 0
-    #: Only deterministic PyTorch operations; an operation that has no such version raises.
+    seed: int = Field(default=0, ge=0, lt=2**63)
     deterministic: bool = True
+    """Only deterministic PyTorch operations; an operation that has no such version raises."""
+
+    @field_validator("name")
+    @classmethod
+    def _folder(cls, name: str) -> str:
+        path = Path(name)
+        if not name.strip() or not name.isprintable() or path.is_absolute() or not path.parts or ".." in path.parts:
+            raise ValueError(f"the name of a folder below output_dir is needed, not {name!r}")
+        return name
+
+    @field_validator("output_dir")
+    @classmethod
+    def _home(cls, path: Path) -> Path:
+        if not str(path).isprintable():
+            raise ValueError("a folder is needed")
+        return path.expanduser()
 
 
 class ModeConfig(Section):
@@ -38,177 +45,96 @@ class ModeConfig(Section):
     type: str
     options: dict[str, Any] = Field(default_factory=dict)
 
+    @field_validator("type")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        rules.get(name)
+        return name
+
     @model_validator(mode="after")
-    def _rule_exists(self) -> ModeConfig:
-        rules.make(self.type, **self.options)
+    def _options_fit(self) -> ModeConfig:
+        alone = {f"options.{name}": self._problem({name: value}) for name, value in self.options.items()}
+        problems = {key: text for key, text in alone.items() if text}
+        if not problems and (text := self._problem(self.options)):
+            problems["options"] = text
+        if problems:
+            raise SectionError(problems)
         return self
 
-
-class LossConfig(Section):
-    """`model.loss_function`."""
-
-    name: Literal["cross_entropy"] = "cross_entropy"
+    def _problem(self, options: dict[str, Any]) -> str | None:
+        try:
+            rules.make(self.type, **options)
+        except (TypeError, ValueError) as error:
+            return str(error)
+        return None
 
 
 class ModelConfig(Section):
-    """`model`: an architecture under a rule."""
+    """`model`: an architecture under a rule, from scratch, from published weights or from a checkpoint."""
 
-    architecture: str
-    mode: ModeConfig = ModeConfig(type="backpropagation")
+    architecture: str | None = None
+    """May be left out with a checkpoint of this package, which knows its own."""
+    mode: ModeConfig | None = None
     pretrained: bool = False
+    checkpoint: Path | None = None
+    """A run's folder, one of its .pth files, or a file with a plain state_dict: where the weights start."""
     loss_function: LossConfig = LossConfig()
 
     @field_validator("architecture")
     @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in models.available():
+    def _known(cls, name: str | None) -> str | None:
+        if name is not None and name not in models.available():
             raise unknown("architecture", name, models.available())
         return name
 
+    @model_validator(mode="after")
+    def _weights_have_one_source(self) -> ModelConfig:
+        if self.pretrained and self.checkpoint is not None:
+            raise SectionError({"pretrained": "the checkpoint has the weights: give one of the two"})
+        if self.architecture is None and self.checkpoint is None:
+            raise SectionError({"architecture": "missing"})
+        return self
 
-class InfrastructureConfig(Section):
-    """`infrastructure`."""
+    @model_validator(mode="before")
+    @classmethod
+    def _backpropagation_unless_told(cls, values: Any) -> Any:
+        """A checkpoint knows its rule; a network from scratch has the default."""
+        if isinstance(values, dict) and values.get("mode") is None and values.get("checkpoint") is None:
+            return {**values, "mode": {"type": "backpropagation"}}
+        return values
 
-    #: -1 is the CPU, another number a CUDA device (of a list, the first).
-    gpus: int | list[int] = -1
+
+class LoggingConfig(Section):
+    """`logging`: what is written beside metrics.jsonl, which always is."""
+
+    tensorboard: bool = True
+    wandb: str | None = None
+    """Weights & Biases: the name of a project (`pip install 'biotorch[wandb]'`)."""
 
 
 class Config(Section):
-    """One experiment, or with `sweep` every combination of the values it lists by dotted path."""
+    """One experiment, or with `sweep` several."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", title="biotorch experiment")
+    model_config = ConfigDict(title="biotorch experiment")
 
     experiment: ExperimentConfig
     data: DataConfig
     model: ModelConfig
-    training: TrainingConfig
+    training: TrainingConfig | None = None
+    """Without it, the checkpoint of `model` is evaluated."""
     infrastructure: InfrastructureConfig = InfrastructureConfig()
-    #: Evaluate the best model on the test set.
     evaluation: bool = True
-    #: Key path -> the values it takes.
-    sweep: dict[str, list[Any]] = Field(default_factory=dict)
+    """Evaluate the best model on the test set."""
+    logging: LoggingConfig = LoggingConfig()
+    sweep: dict[str, Any] = Field(default_factory=dict)
+    """Axes of a grid: `key.path: [values]`, or named cases, `axis: {case: {key.path: value, ...}}`; where the
+    axis is itself a key path, it takes the name of the case as its value."""
 
-
-def read(path: Path | str, overrides: Sequence[str] = ()) -> Config:
-    """The configuration in a YAML file, with `key.path=value` overrides (values in YAML, too).
-
-    An override of a key that the sweep varies takes it out of the sweep.
-
-    Raises:
-        ConfigError: no such file, no valid YAML, or unknown keys and wrong values: all of them, listed.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"no configuration file {path}")
-    tree = _yaml(path.read_text(), str(path))
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path} holds no configuration: expected sections such as experiment, data, model")
-    for override in overrides:
-        key, separator, value = override.partition("=")
-        if not separator:
-            raise ConfigError(f"{override!r} is no override: write key.path=value")
-        set_key(tree, key, _yaml(value, f"override {override}"))
-        if isinstance(tree.get("sweep"), dict):
-            tree["sweep"].pop(key, None)
-    return validate(tree, str(path))
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML reads `1e-3` as a string; YAML 1.2, and everybody who writes a learning rate, as a number."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def _yaml(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source} is not valid YAML: {error}") from error
-
-
-def validate(tree: Mapping[str, Any], source: str) -> Config:
-    """The configuration of a tree of plain values, checked at each of its sweep points.
-
-    What the sweep sets need not be set outside of it: the first point stands in.
-    """
-    sweep = tree.get("sweep")
-    first = {}
-    if isinstance(sweep, dict):
-        first = {key: values[0] for key, values in sweep.items() if isinstance(values, list) and values}
-    config = _parse(changed(tree, first), source)
-    if config.sweep:
-        for changes in points(config).values():
-            _parse(changed(tree, changes), f"{source}, sweep point {changes}")
-    return config
-
-
-def points(config: Config) -> dict[str, dict[str, Any]]:
-    """The grid of the sweep: a name per point and the values it sets. Without a sweep, one point."""
-    grid: dict[str, dict[str, Any]] = {"": {}}
-    for key, values in config.sweep.items():
-        label = key.rsplit(".", 1)[-1] if key != "model.mode.type" else "rule"
-        grid = {
-            f"{name},{label}={value}".lstrip(","): {**changes, key: value}
-            for name, changes in grid.items()
-            for value in values
-        }
-    return grid
-
-
-def at_point(config: Config, changes: Mapping[str, Any]) -> Config:
-    """The configuration of one point of the sweep, without the sweep."""
-    tree = config.model_dump(mode="json")
-    tree["sweep"] = {}
-    return Config.model_validate(changed(tree, changes))
-
-
-def changed(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of `tree` with the values at dotted key paths replaced."""
-    result = copy.deepcopy(dict(tree))
-    for key, value in changes.items():
-        set_key(result, key, value)
-    return result
-
-
-def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key path in place. Raises ConfigError where the path runs through a plain value."""
-    *parents, last = key.split(".")
-    for parent in parents:
-        below = tree.setdefault(parent, {})
-        if not isinstance(below, dict):
-            raise ConfigError(f"{key}: {parent} is a value, not a section")
-        tree = below
-    tree[last] = value
-
-
-def _parse(tree: Mapping[str, Any], source: str) -> Config:
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        lines = "".join(f"\n  {_explain(problem)}" for problem in error.errors())
-        raise ConfigError(f"{source}: {error.error_count()} problem(s){lines}") from error
-
-
-def _explain(problem: Any) -> str:
-    location = [str(part) for part in problem["loc"]]
-    key = ".".join(location) or "(top)"
-    if problem["type"] == "extra_forbidden":
-        return f"{key}: unknown key.{nearest(location[-1], _keys_at(location[:-1]))}"
-    if problem["type"] == "missing":
-        return f"{key}: missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{key}: {message}" if problem["type"] == "value_error" else f"{key}: {message}, got {problem['input']!r}"
-
-
-def _keys_at(location: Sequence[str]) -> list[str]:
-    section: Any = Config
-    for part in location:
-        field = section.model_fields.get(part)
-        kinds = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
-        section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
-        if section is None:
-            return []
-    return list(section.model_fields)
+    @model_validator(mode="after")
+    def _something_to_do(self) -> Config:
+        if self.training is None:
+            if self.model.checkpoint is None:
+                raise SectionError({"training": "missing: without it, model.checkpoint has to name what to evaluate"})
+            if not self.evaluation:
+                raise SectionError({"evaluation": "false, and there is no training: nothing is left to do"})
+        return self

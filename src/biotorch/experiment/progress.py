@@ -1,23 +1,32 @@
-"""Progress of a sweep: bars on a terminal, one plain line per point elsewhere."""
+"""Progress of a study: live bars on a terminal, one plain line per epoch elsewhere."""
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from biotorch.experiment.config import Config
+from biotorch.experiment.keeping import Display
 from biotorch.experiment.results import Result
-from biotorch.training.loop import Record
+from biotorch.training import Record, Trainer
+
+#: Seconds between two looks at the loss, which on a GPU wait for it.
+_LIVE = 0.2
 
 
-class Progress:
-    """Shows `points` runs of `epochs` epochs each; a context manager."""
+class Progress(Display):
+    """Shows a study of `points` points; a context manager."""
 
-    def __init__(self, console: Console, points: int, epochs: int) -> None:
-        self.console, self.points, self.epochs, self.finished = console, points, epochs, 0
+    def __init__(self, console: Console, points: int) -> None:
+        self.console, self.points, self.done = console, points, 0
+        self.name, self.epochs = "", 0
+        self.every: int | None = None
+        self.started = self.looked = time.monotonic()
+        self.epochs_here = 0
         self.bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -27,8 +36,9 @@ class Progress:
             console=console,
             disable=not console.is_terminal,
         )
-        self.overall = self.bars.add_task("points", total=points, status="")
-        self.current = self.bars.add_task("epochs", total=epochs, status="")
+        self.overall = self.bars.add_task("points", total=points, status="", visible=points > 1)
+        self.epoch_bar = self.bars.add_task("epochs", total=None, status="", visible=False)
+        self.step_bar = self.bars.add_task("updates", total=None, status="", visible=False)
 
     def __enter__(self) -> Progress:
         self.bars.start()
@@ -39,22 +49,73 @@ class Progress:
     ) -> None:
         self.bars.stop()
 
-    def epoch(self, name: str, record: Record) -> None:
-        """One epoch of the point `name` is over."""
-        status = f"validation error {record['validation']['error']:.2f} %"
-        self.bars.update(self.current, description=name or "epochs", completed=record["epoch"], status=status)
+    def start(self, name: str, config: Config) -> None:
+        self.name = name or config.experiment.name
+        self.started, self.epochs_here = time.monotonic(), 0
+        if config.training is not None:
+            self.epochs = config.training.hyperparameters.epochs
+            self.every = config.training.metrics.display_iterations
+            self.bars.reset(self.epoch_bar, total=self.epochs, description=self.name, visible=True, status="")
+        if not self.console.is_terminal and self.done == 0:
+            self._print(f"{self._place()} starts")
 
-    def point(self, name: str, result: Result) -> None:
-        """The point `name` is finished, now or in an earlier command."""
-        self.finished += 1
-        self.bars.update(self.overall, completed=self.finished)
-        self._line(f"[{self.finished}/{self.points}] {name or 'run'}", result)
+    def update(self, trainer: Trainer) -> None:
+        live = self.console.is_terminal and time.monotonic() - self.looked >= _LIVE
+        line = not self.console.is_terminal and self.every is not None and trainer.step % self.every == 0
+        if not live and not line:
+            return
+        self.looked = time.monotonic()
+        loss, size, wrong, _, count = trainer.tally.sums.tolist()
+        if not count:
+            return
+        rate = count * trainer.fabric.world_size / max(trainer.seconds, 1e-9)
+        status = f"loss {loss / size:.4f}, error {100 * wrong / count:.2f} %, {rate:,.0f} images/s"
+        if live:
+            self.bars.update(
+                self.step_bar,
+                total=trainer.steps,
+                completed=trainer.step,
+                description=f"epoch {trainer.epoch}",
+                status=status,
+                visible=True,
+            )
+        else:
+            self._print(f"{self._place()} epoch {trainer.epoch}, update {trainer.step}/{trainer.steps}: {status}")
 
-    def _line(self, label: str, result: dict[str, Any]) -> None:
-        split = "test" if result["test"] else "validation"
-        self.console.print(
-            f"{label}: {split} error {result[split]['error']:.2f} %, {result['seconds']:.1f} s",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
+    def epoch(self, record: Record) -> None:
+        number, error = record["epoch"], record["validation"]["error"]
+        self.bars.update(self.epoch_bar, completed=number, status=f"validation error {error:.2f} %")
+        if self.console.is_terminal or number == 0:
+            self.started = time.monotonic() if number == 0 else self.started
+            return
+        self.epochs_here += 1
+        left = (time.monotonic() - self.started) / self.epochs_here * (self.epochs - number)
+        train = record["train"]
+        self._print(
+            f"{self._place()} epoch {number}/{self.epochs}: loss {train['loss']:.4f}, error {train['error']:.2f} %, "
+            f"validation error {error:.2f} %, {record['images_per_second']:,.0f} images/s, {_duration(left)} left"
         )
+
+    def finished(self, name: str, result: Result) -> None:
+        self.done += 1
+        self.bars.update(self.overall, completed=self.done)
+        split = "test" if result["test"] else "validation"
+        left_out = len(result["skipped_images"])
+        self._print(
+            f"[{self.done}/{self.points}] {name or result['config']['experiment']['name']}: "
+            f"{split} error {result[split]['error']:.2f} %, {_duration(result['seconds'])}"
+            + (f", {left_out} unreadable images left out (named in results.json)" if left_out else "")
+        )
+
+    def _place(self) -> str:
+        return f"[{self.done + 1}/{self.points}] {self.name}"
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,10 +1,11 @@
-"""Results on disk: a folder per run, with everything needed to judge and repeat it."""
+"""Results on disk: everything needed to judge and repeat a run."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
-import os
 import platform
 import subprocess
 from pathlib import Path
@@ -12,11 +13,12 @@ from typing import Any
 
 import torch
 import torchvision
-import yaml
+from lightning_fabric import Fabric
 
 import biotorch
+from biotorch.experiment import checkpoints
 
-#: One finished run: config, test, validation, history, seconds, environment.
+#: One finished run: config, data, validation, test, history, state_hash, seconds, environment.
 Result = dict[str, Any]
 
 
@@ -24,25 +26,51 @@ class DamagedResultError(ValueError):
     """A results file cannot be read."""
 
 
-def save(folder: Path, result: Result) -> Result:
-    """Write `config.yaml`, then `results.json`, and return what was written.
+def save(path: Path, result: Result) -> Result:
+    """Write `results.csv` beside `path`, then `path` itself (JSON), and return what was written.
 
     The results come last and whole: a folder that has them is a finished run.
     """
-    result = _plain(result)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "config.yaml", yaml.safe_dump(result["config"], sort_keys=False))
-    write_atomically(folder / "results.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+    result = plain(result)
+    checkpoints.write_text(path.with_suffix(".csv"), _csv(result))
+    checkpoints.write_text(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
     return result
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """`value` for strict JSON: an undefined figure (the angle of a zero gradient) is null."""
     if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_plain(part) for part in value]
+        return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _csv(result: Result) -> str:
+    """One line per split: plain numbers, with what they depend on."""
+    config, environment = result["config"], result["environment"]
+    rows = [
+        {
+            "name": config["experiment"]["name"],
+            "dataset": config["data"]["dataset"],
+            "architecture": config["model"]["architecture"],
+            "rule": config["model"]["mode"]["type"],
+            "seed": config["experiment"]["seed"],
+            "split": split,
+            "accuracy": 100 - result[split]["error"],
+            **result[split],
+            "state_hash": result["state_hash"],
+            "seconds": result["seconds"],
+            **environment,
+        }
+        for split in ("validation", "test")
+        if result[split] is not None
+    ]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [])
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def load_results(folder: Path) -> Result | None:
@@ -52,23 +80,16 @@ def load_results(folder: Path) -> Result | None:
         return None
     try:
         result: Result = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DamagedResultError(f"{path} is damaged ({error}): delete it to run this point again") from error
+    if not isinstance(result, dict) or not isinstance(result.get("config"), dict):
+        raise DamagedResultError(f"{path} is damaged (no result in it): delete it to run this point again")
     return result
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """All of `text` or nothing: a temporary file, synced, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(fabric: Fabric, threads: int | None) -> dict[str, Any]:
     """What a figure depends on beside its configuration."""
+    device = fabric.device
     return {
         "biotorch": biotorch.__version__,
         "torch": torch.__version__,
@@ -76,14 +97,18 @@ def environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
+        "precision": str(fabric.strategy.precision.precision),
+        "threads": threads,
+        "processes": fabric.world_size,
         "commit": _commit(),
     }
 
 
 def _commit() -> str | None:
     """The commit of the source tree this runs from; None for an installed package."""
-    source = Path(biotorch.__file__).parent
+    source = Path(biotorch.__file__).parents[2]
+    if not (source / ".git").exists():  # an environment may lie in a repository of somebody else's
+        return None
     command = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=True)

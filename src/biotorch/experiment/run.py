@@ -3,141 +3,211 @@
 from __future__ import annotations
 
 import contextlib
-import random
+import signal
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
-import numpy as np
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 
-from biotorch import convert, data, models
-from biotorch.experiment import results
-from biotorch.experiment.config import Config, ConfigError, at_point, points
+from biotorch import data, seeding
+from biotorch.experiment import checkpoints, results
+from biotorch.experiment.building import build_model, check_input, checkpoint_digest
+from biotorch.experiment.claiming import claim, finished
+from biotorch.experiment.config import Config
+from biotorch.experiment.folder import RunFolder
+from biotorch.experiment.keeping import Display, Keeper
+from biotorch.experiment.launching import launched
+from biotorch.experiment.reading import ConfigError, Study
 from biotorch.experiment.results import Result
-from biotorch.training import evaluate, fit
-from biotorch.training.loop import Record
+from biotorch.experiment.signals import Interrupted, StopRequest, stop_requests
+from biotorch.frozen import SectionError
+from biotorch.training import Stopped, Trainer, evaluate
+from biotorch.training.infrastructure import gather, require_equal_feedback, state_hash
+from biotorch.training.random_state import repeatable
 
-#: Called after each epoch with the point's name and what the epoch measured.
-OnEpoch = Callable[[str, Record], None]
+_T = TypeVar("_T")
 
 
-def run(
-    config: Config,
-    overwrite: bool = False,
-    on_epoch: OnEpoch = lambda name, record: None,
-    on_result: Callable[[str, Result], None] = lambda name, result: None,
-) -> dict[str, Result]:
-    """Run every point of `config` and return the results by point name ("" without a sweep).
+def run(study: Study, overwrite: bool = False, display: Display | None = None) -> dict[str, Result]:
+    """Run every point of `study` and return the results by point name ("" without a sweep).
 
-    A point whose folder holds results of the same configuration is not run again. Each point is on
-    disk as soon as it is finished: an interruption loses the point it hits and no other.
+    A finished point is not run again, an unfinished one continues from its last checkpoint.
 
     Raises:
-        FileExistsError: a folder holds results of another configuration, and `overwrite` is False.
+        OtherRunError: a folder holds a run of another configuration, and `overwrite` is False.
+        Interrupted: by SIGINT or SIGTERM; the last checkpoint is on disk.
     """
-    base = config.experiment.output_dir / config.experiment.name
-    finished: dict[str, Result] = {}
-    pending: dict[str, Config] = {}
-    for name, changes in points(config).items():
-        point = at_point(config, changes)
-        result = None if overwrite else results.load_results(base / name)
-        if result is None:
-            pending[name] = point
-        elif result["config"] != point.model_dump(mode="json"):
-            raise FileExistsError(
-                f"{base / name} holds the results of another configuration: choose another experiment.name, "
-                "or overwrite them (--overwrite)"
-            )
-        else:
-            finished[name] = result
-    for name, result in finished.items():
-        on_result(name, result)
-    for name, point in pending.items():
-        finished[name] = run_point(point, base / name, lambda record, name=name: on_epoch(name, record))  # type: ignore[misc]
-        on_result(name, finished[name])
-    return {name: finished[name] for name in points(config)}
+    display = display or Display()
+    done: dict[str, Result] = {}
+    if not overwrite:
+        for name, config in study.points.items():
+            result = finished(config, RunFolder(study.folder / name))
+            if result is not None:
+                done[name] = result
+                display.finished(name, result)
+    with stop_requests() as request:
+        for name, config in study.points.items():
+            if name not in done:
+                display.start(name, config)
+                done[name] = run_point(config, study.folder / name, overwrite, display, request)
+                display.finished(name, done[name])
+    return {name: done[name] for name in study.points}
 
 
-def run_point(config: Config, folder: Path, on_epoch: Callable[[Record], None] = lambda record: None) -> Result:
-    """Train and test one network and write its results into `folder`."""
-    start = time.perf_counter()
-    device = _device(config.infrastructure.gpus)
-    seed = config.experiment.seed
-    with _repeatable(seed, config.experiment.deterministic):
-        dataset = data.load(config.data, seed).to(device)
-        model = build_model(config, dataset.num_classes).to(device)
-        _try(model, dataset.train, config)
-        loss = nn.CrossEntropyLoss()
-        history = fit(model, dataset, config.training, loss, seed, on_epoch)
-        top_k = config.training.metrics.top_k
-        result: Result = {
-            "config": config.model_dump(mode="json"),
-            "validation": evaluate(model, dataset.validation, loss, top_k),
-            "test": evaluate(model, dataset.test, loss, top_k) if config.evaluation else None,
-            "history": history,
-            "seconds": time.perf_counter() - start,
-            "environment": results.environment(device),
-        }
-    return results.save(folder, result)
+def run_point(
+    config: Config,
+    path: Path,
+    overwrite: bool = False,
+    display: Display | None = None,
+    request: StopRequest | None = None,
+) -> Result:
+    """Train and test one network in the folder `path`, from its last checkpoint where there is one.
+
+    Raises:
+        LockedError: another process works on the folder.
+        OtherRunError: it holds a run of another configuration, and `overwrite` is False.
+        ConfigError: network, loss, optimizer or processes do not fit each other or the data.
+        DivergenceError: loss or weights are no longer finite; the last good checkpoint stays.
+        Interrupted: `request` came; the checkpoint is on disk.
+    """
+    fabric, folder = launched(config), RunFolder(path)
+    with _locked(folder, fabric):
+        config = _on_first(fabric, lambda: claim(config, folder, overwrite))
+        experiment = config.experiment
+        with repeatable(experiment.seed, experiment.deterministic, config.infrastructure.threads):
+            dataset = data.load(config.data, experiment.seed).to(fabric.device)
+            model = build_model(config, dataset.num_classes).to(fabric.device)
+            if config.infrastructure.channels_last:
+                model = model.to(memory_format=torch.channels_last)
+            check_input(model, dataset.train, config)
+            _on_first(fabric, lambda: folder.begin(config.model_dump(mode="json"), overwrite))
+            if fabric.world_size > 1:  # dropout is each process's own
+                torch.manual_seed(seeding.derive(experiment.seed, "rank", fabric.global_rank))
+            result = _train_and_test(config, model, dataset, fabric, folder, display or Display(), request)
+        return _on_first(fabric, lambda: _finish(folder, result))
 
 
-def build_model(config: Config, num_classes: int) -> nn.Module:
-    """The network of a configuration under its rule; W is drawn by the rule's `init` unless pretrained."""
-    section = config.model
-    try:
-        model = models.build(section.architecture, num_classes, section.pretrained)
-    except ValueError as error:
-        raise ConfigError(f"model: {error}") from error
-    return convert(
-        model,
-        section.mode.type,
-        copy_weights=section.pretrained,
-        seed=config.experiment.seed,
-        **section.mode.options,
-    )
+def _train_and_test(
+    config: Config,
+    model: nn.Module,
+    dataset: data.Dataset,
+    fabric: Fabric,
+    folder: RunFolder,
+    display: Display,
+    request: StopRequest | None,
+) -> Result:
+    start, loss = time.perf_counter(), config.model.loss_function.build().to(fabric.device)
+    outcome: Result = {"validation": None, "history": [], "seconds": 0.0, "skipped_images": []}
+    if config.training is not None:
+        outcome = _train(config, model, dataset, fabric, folder, display, request or StopRequest())
+        start = time.perf_counter()
+    hashed = outcome.pop("state_hash", None) or state_hash(model.state_dict())
+    test = None
+    if config.evaluation:
+        top_k = config.training.metrics.top_k if config.training else 1
+        test = evaluate(model, dataset.test, loss, top_k, config.data.evaluation_batch_size, fabric)
+    skipped = gather(outcome["skipped_images"] + dataset.test.skipped, fabric)
+    return {
+        "config": config.model_dump(mode="json"),
+        "data": dataset.record,
+        "started_from": checkpoint_digest(config.model),
+        **outcome,
+        "test": test,
+        "state_hash": hashed,
+        "skipped_images": sorted({path for paths in skipped for path in paths}),
+        "seconds": outcome["seconds"] + time.perf_counter() - start,
+        "environment": results.environment(fabric, config.infrastructure.threads),
+    }
 
 
-def _try(model: nn.Module, split: data.Split, config: Config) -> None:
-    """One image through the network, so that a mismatch is told before anything else happens."""
-    images, _ = next(data.Split(split.images[:1], split.labels[:1], split.mean, split.std).batches(1))
-    model.eval()
-    try:
-        with torch.no_grad():
-            model(images)
-    except RuntimeError as error:
-        shape = "x".join(map(str, images.shape[1:]))
+def _train(
+    config: Config,
+    model: nn.Module,
+    dataset: data.Dataset,
+    fabric: Fabric,
+    folder: RunFolder,
+    display: Display,
+    request: StopRequest,
+) -> Result:
+    """Train `model`, or go on with it, and leave it at its best epoch; what happened, and a hash of the last state."""
+    assert config.training is not None
+    if config.training.hyperparameters.batch_size < fabric.world_size:
         raise ConfigError(
-            f"model.architecture {config.model.architecture!r} does not take the images of data.dataset "
-            f"{config.data.dataset!r} ({shape}, see data.target_size): {error}"
-        ) from error
+            f"training.hyperparameters.batch_size: {config.training.hyperparameters.batch_size} images "
+            f"cannot be shared by {fabric.world_size} processes"
+        )
+    loss = config.model.loss_function.build().to(fabric.device)
+    try:
+        trainer = Trainer(
+            model,
+            dataset,
+            config.training,
+            loss,
+            config.experiment.seed,
+            fabric,
+            compiled=config.infrastructure.compile,
+            evaluation_batch_size=config.data.evaluation_batch_size,
+        )
+    except SectionError as error:
+        raise ConfigError(f"training.{error}") from error
+    newest = _on_first(fabric, lambda: checkpoints.newest(folder.latest))
+    seconds = 0.0
+    if newest is not None:
+        state = checkpoints.load(newest)  # on the CPU: generators stay there, the rest is copied to its device
+        trainer.load_state_dict(state)
+        seconds = state["seconds_in_all"]
+    with Keeper(trainer, config, dataset.num_classes, folder, display, request, seconds) as keeper, request.deferred():
+        trainer.observer = keeper
+        try:
+            trainer.run()
+        except Stopped as error:
+            raise Interrupted(request.number or signal.SIGTERM) from error
+    require_equal_feedback(model, fabric)
+    hashed = state_hash(model.state_dict())
+    model.load_state_dict(trainer.best["model"])
+    return {
+        "validation": trainer.history[trainer.best["epoch"]]["validation"],
+        "best_epoch": trainer.best["epoch"],
+        "history": trainer.history,
+        "state_hash": hashed,
+        "skipped_images": trainer.skipped,
+        "seconds": keeper.seconds_in_all,
+    }
 
 
-def _device(gpus: int | list[int]) -> torch.device:
-    index = gpus if isinstance(gpus, int) else gpus[0] if gpus else -1
-    if index < 0:
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        warnings.warn(f"infrastructure.gpus is {gpus}, but there is no CUDA device: using the CPU", stacklevel=2)
-        return torch.device("cpu")
-    return torch.device("cuda", index)
+def _finish(folder: RunFolder, result: Result) -> Result:
+    if result["validation"] is not None:
+        checkpoints.write_text(folder.best_accuracy, f"{100 - result['validation']['error']}\n")
+    checkpoints.previous(folder.latest).unlink(missing_ok=True)
+    return results.save(folder.results, result)
+
+
+# Several processes ---------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def _repeatable(seed: int, deterministic: bool) -> Iterator[None]:
-    """Seeds for this run alone: the caller's random state and settings are put back."""
-    python, numpy_state = random.getstate(), np.random.get_state()
-    before = torch.are_deterministic_algorithms_enabled()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.use_deterministic_algorithms(deterministic)
+def _locked(folder: RunFolder, fabric: Fabric) -> Iterator[None]:
+    _on_first(fabric, folder.lock)
+    try:
+        yield
+    finally:
+        if fabric.is_global_zero:
+            folder.release()
+
+
+def _on_first(fabric: Fabric, action: Callable[[], _T]) -> _T:
+    """What `action` returns in the first process, in all of them; where it raises, all raise."""
+    outcome: tuple[_T | None, Exception | None] = (None, None)
+    if fabric.is_global_zero:
         try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(before)
-            random.setstate(python)
-            np.random.set_state(numpy_state)
+            outcome = (action(), None)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is raised again, and nobody waits for ever
+            outcome = (None, error)
+    value, problem = fabric.broadcast(outcome)
+    if problem is not None:
+        raise problem
+    return value  # type: ignore[return-value]

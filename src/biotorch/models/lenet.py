@@ -1,4 +1,8 @@
-"""The two LeNets of the paper (table 5)."""
+"""The two LeNets of the paper (table 5).
+
+They pool before the ReLU, not after it as printed: the maximum and ReLU commute, outputs and gradients
+are the same to the bit, and ReLU has a quarter of the work.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +19,11 @@ class LeNetMNIST(nn.Module):
         super().__init__()
         self.features = nn.Sequential(
             nn.Conv2d(1, 6, 5),
-            nn.ReLU(),
             nn.MaxPool2d(2),
+            nn.ReLU(),
             nn.Conv2d(6, 16, 5),
-            nn.ReLU(),
             nn.MaxPool2d(2),
+            nn.ReLU(),
             nn.Conv2d(16, 120, 5),
             nn.ReLU(),
         )
@@ -39,11 +43,11 @@ class LeNetCIFAR(nn.Module):
         super().__init__()
         self.features = nn.Sequential(
             nn.Conv2d(3, 32, 3),
-            nn.ReLU(),
             nn.MaxPool2d(2),
+            nn.ReLU(),
             nn.Conv2d(32, 64, 3),
-            nn.ReLU(),
             nn.MaxPool2d(2),
+            nn.ReLU(),
             nn.Conv2d(64, 128, 3),
             nn.ReLU(),
             nn.AdaptiveAvgPool2d(1),

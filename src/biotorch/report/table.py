@@ -54,9 +54,10 @@ def table(results: Sequence[Result]) -> Table:
         for group in groups
     ]
     config, environment = results[0]["config"], results[0]["environment"]
-    epochs = config["training"]["hyperparameters"]["epochs"]
+    training = config["training"]
+    what = f"{training['hyperparameters']['epochs']} epochs" if training else "evaluation"
     return Table(
-        title=f"{config['model']['architecture']} on {config['data']['dataset']}, {epochs} epochs",
+        title=f"{config['model']['architecture']} on {config['data']['dataset']}, {what}",
         header=["rule", f"{split} error (%)", "weight alignment (°)", "gradient alignment (°)", "n"],
         rows=rows,
         notes=[

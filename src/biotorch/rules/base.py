@@ -103,6 +103,8 @@ class DirectRule(Rule):
     def __post_init__(self) -> None:
         super().__post_init__()
         initial.check("shortcuts", self.shortcuts, ("keep", "cut"))
+        if not isinstance(self.blocks, str | list | tuple) or not all(isinstance(name, str) for name in self.blocks):
+            raise ValueError(f"blocks is a name pattern or a list of them, not {self.blocks!r}")
         blocks = (self.blocks,) if isinstance(self.blocks, str) else tuple(self.blocks)
         object.__setattr__(self, "blocks", blocks)  # one pattern, or a YAML list, is welcome
 

@@ -1,15 +1,30 @@
-"""Training: one loop, and optimizers and schedulers by name."""
+"""Training: one loop; devices, optimizers, schedulers and losses by name."""
 
-from biotorch.training.loop import evaluate, fit
+from biotorch.training.divergence import DivergenceError
+from biotorch.training.evaluation import evaluate
+from biotorch.training.infrastructure import InfrastructureConfig, launch
+from biotorch.training.loop import Trainer, fit
+from biotorch.training.losses import LossConfig
+from biotorch.training.observer import Observer, Record, Stopped
 from biotorch.training.optimizers import OptimizerConfig, SchedulerConfig
+from biotorch.training.random_state import ResumeError
 from biotorch.training.settings import Hyperparameters, MetricsConfig, TrainingConfig
 
 __all__ = [
+    "DivergenceError",
     "Hyperparameters",
+    "InfrastructureConfig",
+    "LossConfig",
     "MetricsConfig",
+    "Observer",
     "OptimizerConfig",
+    "Record",
+    "ResumeError",
     "SchedulerConfig",
+    "Stopped",
+    "Trainer",
     "TrainingConfig",
     "evaluate",
     "fit",
+    "launch",
 ]

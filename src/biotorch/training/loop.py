@@ -1,22 +1,280 @@
-"""The training loop."""
+"""The training loop: epochs of updates, each epoch measured, resumable after any update.
+
+All randomness of data is a function of (seed, epoch, example), so nothing of it needs saving; the
+generators that dropout draws from are saved with the rest.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from biotorch import metrics, seeding
-from biotorch.data import Dataset, Split
-from biotorch.training.settings import MetricsConfig, TrainingConfig
+from biotorch.data import Dataset
+from biotorch.frozen import SectionError
+from biotorch.training import order, random_state
+from biotorch.training.divergence import diverged, diverged_after, require_finite
+from biotorch.training.evaluation import Tally, evaluate, loss_size
+from biotorch.training.infrastructure import any_process, gather, share_statistics
+from biotorch.training.observer import Observer, Record, Stopped
+from biotorch.training.optimizers import Schedule
+from biotorch.training.settings import TrainingConfig
 
-#: What one epoch measured; the entry of epoch 0 is the network before training.
-Record = dict[str, Any]
+
+class Trainer:
+    """Trains `model` on `data`: `run()`, or `load_state_dict(state)` and `run()` to continue.
+
+    Args:
+        model: a network under a rule, on the device of `data`.
+        data: its splits, on the device of `fabric`.
+        config: the `training` section.
+        loss: `loss(outputs (n, C), labels (n,))`, the mean over a batch: a scalar.
+        seed: of the order of the examples and of their augmentation.
+        fabric: launched; default: one process on the CPU.
+        observer: is told what happens, and keeps it.
+        compiled: train through torch.compile.
+        evaluation_batch_size: images per batch in evaluation.
+
+    Raises:
+        SectionError: optimizer or scheduler do not fit the network or the length of the training.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Dataset,
+        config: TrainingConfig,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        seed: int,
+        fabric: Fabric | None = None,
+        observer: Observer | None = None,
+        compiled: bool = False,
+        evaluation_batch_size: int = 500,
+    ) -> None:
+        self.model, self.data, self.config, self.loss, self.seed = model, data, config, loss, seed
+        self.fabric = fabric or Fabric(accelerator="cpu", devices=1)
+        self.observer = observer or Observer()
+        self.evaluation_batch_size = evaluation_batch_size
+        self.device, self.size = self.fabric.device, loss_size(loss)
+        try:
+            optimizer = config.optimizer.build(p for p in model.parameters() if p.requires_grad)
+        except ValueError as error:  # one that does not take these weights
+            raise SectionError({"optimizer": str(error)}) from error
+        self.steps = len(self._updates(1))
+        epochs, warmup = config.hyperparameters.epochs, round(config.warmup_epochs * self.steps)
+        self.schedule = Schedule(optimizer, config.lr_scheduler, epochs, self.steps, warmup)
+        trained: Any = torch.compile(model) if compiled else model
+        self.forward, self.optimizer = self.fabric.setup(trained, optimizer)
+
+        #: Epoch in progress (0: none trained yet) and updates done in it.
+        self.epoch, self.step = 0, 0
+        self.tally, self.seconds = self._new_tally(), 0.0
+        self.history: list[Record] = []
+        self.best: dict[str, Any] = {"epoch": None, "error": math.inf, "model": None}
+        self._skipped_before: list[str] = []
+
+    @property
+    def skipped(self) -> list[str]:
+        """Paths of the images that could not be read, by this process, since the training began."""
+        return sorted({*self._skipped_before, *self.data.train.skipped, *self.data.validation.skipped})
+
+    # The loop ------------------------------------------------------------------------------------
+
+    def run(self) -> list[Record]:
+        """Train to the end and leave the model as the last update did; returns one record per epoch.
+
+        Raises:
+            DivergenceError: loss or weights are not finite.
+            Stopped: the observer asked for it.
+        """
+        while self.epoch <= self.config.hyperparameters.epochs and not self._early_stop():
+            self._train()
+            self._measure()
+        self.observer.save(self)
+        return self.history
+
+    def _early_stop(self) -> bool:
+        errors = [record["validation"]["error"] for record in self.history[1:]]
+        return self.config.early_stop is not None and self.config.early_stop.reached(errors)
+
+    def _train(self) -> None:
+        """What is left of the epoch's updates; epoch 0 has none."""
+        updates = self._updates(self.epoch)[self.step :]
+        batches = self._batches(updates)
+        self.model.train()
+        start, before = time.perf_counter(), self.seconds
+        for update in updates:
+            whole = self.size(self.data.train.labels[update.to(self.data.train.labels.device)])
+            sizes = [len(part) for part in torch.split(update, self.config.hyperparameters.batch_size)]
+            for index in range(len(sizes)):
+                images, labels, counts = next(batches)
+                with self.fabric.no_backward_sync(self.forward, enabled=index < len(sizes) - 1):
+                    outputs = self.forward(images)
+                    value = self.loss(outputs, labels)
+                    self._require_finite(value)
+                    if index == 0:
+                        self.optimizer.zero_grad()
+                    self.fabric.backward(value * (self.size(labels) / whole if counts else 0))
+                if counts:
+                    self.tally.add(value, self.size(labels), outputs, labels)
+            if self.config.clip_gradient_norm is not None:
+                self.fabric.clip_gradients(
+                    self.forward, self.optimizer, max_norm=self.config.clip_gradient_norm, error_if_nonfinite=False
+                )
+            self.optimizer.step()
+            self.schedule.after_update()
+            self.step += 1
+            self.seconds = before + time.perf_counter() - start
+            self.observer.on_update(self)
+            self._save_or_stop()
+
+    def _measure(self) -> None:
+        """Close the epoch: validation, metrics, the best model so far, the learning rate of the next."""
+        record: Record = {"epoch": self.epoch, "learning_rate": self.optimizer.param_groups[0]["lr"]}
+        if self.epoch > 0:
+            record["train"] = self.tally.result(self.fabric)
+            record["seconds"] = self.seconds
+            record["images_per_second"] = len(self.data.train) / self.seconds
+        share_statistics(self.model, self.fabric)
+        record["validation"] = evaluate(
+            self.model,
+            self.data.validation,
+            self.loss,
+            self.config.metrics.top_k,
+            self.evaluation_batch_size,
+            self.fabric,
+            on_batch=self._stop_if_asked,
+        )
+        if not math.isfinite(record["validation"]["loss"]):
+            raise diverged_after(self.model, record["validation"]["loss"], self.epoch, self.step)
+        record |= self._alignment()
+        if self.epoch > 0:
+            if record["validation"]["error"] < self.best["error"]:
+                best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+                self.best = {"epoch": self.epoch, "error": record["validation"]["error"], "model": best}
+            self.schedule.after_epoch(record["validation"]["error"])
+        self.history.append(record)
+        self.epoch, self.step = self.epoch + 1, 0
+        self.tally, self.seconds = self._new_tally(), 0.0
+        self.observer.on_epoch(record)
+        if self.epoch == 1:
+            self.observer.save(self)  # so that there is a good state from the start
+        self._save_or_stop()
+
+    def _alignment(self) -> Record:
+        """Per layer, on the first process alone: all have the same weights."""
+        record: Record = {}
+        wanted = self.config.metrics
+        if not self.fabric.is_global_zero:
+            return record
+        if wanted.weight_alignment:
+            record["angles"] = metrics.alignment_angles(self.model)
+        if wanted.weight_ratio:
+            record["norm_ratios"] = metrics.norm_ratios(self.model)
+        if wanted.gradient_alignment:
+            size = self.config.hyperparameters.batch_size
+            probe = next(self.data.train.batches([torch.arange(min(size, len(self.data.train)))]))
+            record["gradient_angles"] = metrics.gradient_alignment(self.model, self.loss, *probe)
+        return record
+
+    # Data ----------------------------------------------------------------------------------------
+
+    def _updates(self, epoch: int) -> list[Tensor]:
+        """Indices of the examples of each update of an epoch; epoch 0 has none."""
+        if epoch == 0:
+            return []
+        seed = seeding.derive(self.seed, "data order", epoch)
+        smallest = 2 * self.fabric.world_size if _has_batch_statistics(self.model) else 1
+        size, accumulate = self.config.hyperparameters.batch_size, self.config.hyperparameters.accumulate
+        return order.updates(len(self.data.train), size, accumulate, smallest, seed)
+
+    def _batches(self, updates: list[Tensor]) -> Iterator[tuple[Tensor, Tensor, bool]]:
+        """Images and labels of this process's share of each batch, and whether they count.
+
+        A process without a share (a last batch with fewer examples than processes, or none that can be
+        read) goes through the motions with an example that counts nothing: the others wait for its gradients.
+        """
+        size, rank, world = self.config.hyperparameters.batch_size, self.fabric.global_rank, self.fabric.world_size
+        parts, counts = order.shares(updates, size, rank, world)
+        augmentation = seeding.derive(self.seed, "augmentation", self.epoch)
+        for (images, labels), count in zip(self.data.train.batches(parts, augmentation), counts, strict=True):
+            if len(labels):
+                yield images, labels, count > 0
+            else:
+                yield images.new_zeros(1, *images.shape[1:]), labels.new_zeros(1), False
+
+    # Stopping, saving, resuming --------------------------------------------------------------------
+
+    def _require_finite(self, value: Tensor) -> None:
+        if any(any_process(self.fabric, not math.isfinite(value.item()))):
+            raise diverged(self.model, value, self.epoch, self.step + 1)
+
+    def _save_or_stop(self) -> None:
+        stop, save = any_process(self.fabric, self.observer.stop_now(), self.observer.save_now())
+        if stop or save:
+            self.observer.save(self)
+        if stop:
+            raise Stopped
+
+    def _stop_if_asked(self) -> None:
+        if any(any_process(self.fabric, self.observer.stop_now())):
+            self.observer.save(self)
+            raise Stopped
+
+    def _new_tally(self) -> Tally:
+        return Tally(self.config.metrics.top_k, self.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that continues the training to the bit: tensors and plain values. Called by all processes.
+
+        Raises:
+            DivergenceError: a weight is not finite.
+        """
+        require_finite(self.model, self.epoch, self.step)
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "random": random_state.snapshot(self.fabric),
+            "epoch": self.epoch,
+            "step": self.step,
+            "tally": gather(self.tally.sums.tolist(), self.fabric),
+            "seconds": self.seconds,
+            "history": copy.deepcopy(self.history),
+            "best": self.best,
+            "skipped": self.skipped,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken.
+
+        Raises:
+            ResumeError: it was taken with another number of processes.
+        """
+        random_state.restore(state["random"], self.fabric)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        if scaler is not None and state["scaler"] is not None:
+            scaler.load_state_dict(state["scaler"])
+        self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
+        self.tally.sums.copy_(torch.tensor(state["tally"][self.fabric.global_rank], dtype=torch.float64))
+        self.history, self.best, self._skipped_before = state["history"], state["best"], state["skipped"]
+
+
+def _has_batch_statistics(model: nn.Module) -> bool:
+    """Whether a training step needs at least two examples."""
+    return any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in model.modules())
 
 
 def fit(
@@ -27,90 +285,16 @@ def fit(
     seed: int,
     on_epoch: Callable[[Record], None] = lambda record: None,
 ) -> list[Record]:
-    """Train `model` in place and leave it at its best epoch on validation; returns one record per epoch.
+    """Train `model` in place on the CPU and leave it at its best epoch on validation; returns the records.
 
-    All randomness of the data order is drawn from `seed`.
-
-    Raises:
-        FloatingPointError: the training loss is not finite, with epoch and step.
+    The short form of `Trainer` for a notebook.
     """
-    optimizer = config.optimizer.build(p for p in model.parameters() if p.requires_grad)
-    scheduler = config.lr_scheduler.build(optimizer) if config.lr_scheduler else None
-    order = seeding.generator(seeding.derive(seed, "data order"))
-    size = config.hyperparameters.batch_size
-    probe = next(data.train.batches(size))
 
-    history: list[Record] = []
-    best = (math.inf, copy.deepcopy(model.state_dict()))
-    for epoch in range(config.hyperparameters.epochs + 1):
-        start = time.perf_counter()
-        record: Record = {"epoch": epoch, "learning_rate": optimizer.param_groups[0]["lr"]}
-        if epoch > 0:
-            record["train"] = _train_epoch(model, data.train.batches(size, order), optimizer, loss, epoch)
-            if scheduler is not None:
-                scheduler.step()
-        record["seconds"] = time.perf_counter() - start
-        record["validation"] = evaluate(model, data.validation, loss, config.metrics.top_k)
-        record |= _alignment(model, loss, probe, config.metrics)
-        history.append(record)
-        on_epoch(record)
-        if epoch > 0 and record["validation"]["error"] < best[0]:
-            best = (record["validation"]["error"], copy.deepcopy(model.state_dict()))
-    model.load_state_dict(best[1])
-    return history
+    class Told(Observer):
+        def on_epoch(self, record: Record) -> None:
+            on_epoch(record)
 
-
-def _train_epoch(
-    model: nn.Module, batches: Any, optimizer: torch.optim.Optimizer, loss: Callable[..., Tensor], epoch: int
-) -> dict[str, float]:
-    model.train()
-    total, wrong, count = 0.0, 0, 0
-    for step, (images, labels) in enumerate(batches):
-        optimizer.zero_grad()
-        outputs = model(images)
-        value = loss(outputs, labels)
-        value.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        mean = value.item()
-        if not math.isfinite(mean):
-            raise FloatingPointError(
-                f"the loss is {mean} at epoch {epoch}, step {step}: lower training.optimizer.lr, "
-                "or set model.mode.options.gradient_clip"
-            )
-        total += mean * len(labels)
-        wrong += int((outputs.argmax(1) != labels).sum())
-        count += len(labels)
-    return {"loss": total / count, "error": 100 * wrong / count}
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module, split: Split, loss: Callable[[Tensor, Tensor], Tensor], top_k: int = 1, batch_size: int = 1000
-) -> dict[str, float]:
-    """Mean loss, top-1 error (%), and top-k error (%) if `top_k` > 1, in eval mode; the mode is restored."""
-    training = model.training
-    model.eval()
-    total, wrong, missed = 0.0, 0, 0
-    for images, labels in split.batches(batch_size):
-        outputs = model(images)
-        total += float(loss(outputs, labels)) * len(labels)
-        wrong += int((outputs.argmax(1) != labels).sum())
-        if top_k > 1:
-            ranked = outputs.topk(min(top_k, outputs.shape[1]), 1).indices
-            missed += int((ranked != labels[:, None]).all(1).sum())
-    model.train(training)
-    result = {"loss": total / len(split), "error": 100 * wrong / len(split)}
-    return result | {f"top_{top_k}_error": 100 * missed / len(split)} if top_k > 1 else result
-
-
-def _alignment(
-    model: nn.Module, loss: Callable[..., Tensor], probe: tuple[Tensor, Tensor], config: MetricsConfig
-) -> Record:
-    record: Record = {}
-    if config.weight_alignment:
-        record["angles"] = metrics.alignment_angles(model)
-    if config.weight_ratio:
-        record["norm_ratios"] = metrics.norm_ratios(model)
-    if config.gradient_alignment:
-        record["gradient_angles"] = metrics.gradient_alignment(model, loss, *probe)
-    return record
+    trainer = Trainer(model, data, config, loss, seed, observer=Told())
+    trainer.run()
+    model.load_state_dict(trainer.best["model"])
+    return trainer.history

@@ -2,34 +2,64 @@
 
 from __future__ import annotations
 
-from pydantic import AliasChoices, ConfigDict, Field
+from collections.abc import Sequence
 
-from biotorch.frozen import Section
-from biotorch.training.optimizers import OptimizerConfig, SchedulerConfig
+import torch
+from pydantic import AliasChoices, ConfigDict, Field, model_validator
+from torch import nn
+
+from biotorch.frozen import Section, SectionError
+from biotorch.training.optimizers import OptimizerConfig, Schedule, SchedulerConfig
 
 
 class Hyperparameters(Section):
     """`training.hyperparameters`."""
 
     epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1, le=10**9)
+    """Images per forward pass, over all processes."""
+    accumulate: int = Field(default=1, ge=1, le=10**9)
+    """Batches per update of the weights: gradients are those of `accumulate * batch_size` images."""
 
 
 class MetricsConfig(Section):
-    """`training.metrics`: what is tracked per epoch beside loss and error."""
+    """`training.metrics`: what is tracked per epoch beside loss, error, learning rate and time."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
-    #: Also report the error where the label is not among the k highest outputs.
     top_k: int = Field(default=1, ge=1)
-    #: Of the paper's files; accepted, without effect yet: progress is shown per epoch.
-    display_iterations: int = Field(default=500, ge=1)
-    #: Angle between W and B per layer (the first system's files say `layer_alignment`).
+    """Also report the error where the label is not among the k highest outputs."""
+    display_iterations: int | None = Field(default=None, ge=1)
+    """Also print a line every so many updates where there is no terminal for a live display."""
     weight_alignment: bool = Field(default=False, validation_alias=AliasChoices("weight_alignment", "layer_alignment"))
-    #: |B| / |W| per layer.
+    """Angle between W and B per layer (the first system's files say `layer_alignment`)."""
     weight_ratio: bool = False
-    #: Angle between update and true gradient per layer, on one fixed batch.
+    """|B| / |W| per layer."""
     gradient_alignment: bool = False
+    """Angle between update and true gradient per layer, on one fixed batch."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_spelling(cls, values: object) -> object:
+        if isinstance(values, dict) and {"weight_alignment", "layer_alignment"} <= values.keys():
+            raise SectionError({"layer_alignment": "the same as weight_alignment: give one of them"})
+        return values
+
+
+class EarlyStop(Section):
+    """`training.early_stop`: stop when the error on validation no longer falls."""
+
+    patience: int = Field(ge=1)
+    """Epochs in a row without a new lowest error."""
+    min_delta: float = Field(default=0.0, ge=0)
+    """Points that the error must fall by to count as lower."""
+
+    def reached(self, errors: Sequence[float]) -> bool:
+        """Whether to stop after epochs with these validation errors (%)."""
+        lowest, waited = float("inf"), 0
+        for error in errors:
+            lowest, waited = (error, 0) if error < lowest - self.min_delta else (lowest, waited + 1)
+        return waited >= self.patience
 
 
 class TrainingConfig(Section):
@@ -38,4 +68,21 @@ class TrainingConfig(Section):
     hyperparameters: Hyperparameters
     optimizer: OptimizerConfig
     lr_scheduler: SchedulerConfig | None = None
+    warmup_epochs: float = Field(default=0.0, ge=0)
+    """Epochs over which the learning rate rises linearly to its value; a fraction is welcome."""
+    clip_gradient_norm: float | None = Field(default=None, gt=0)
+    """Scale the gradients of an update down to this norm over all weights."""
+    early_stop: EarlyStop | None = None
     metrics: MetricsConfig = MetricsConfig()
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> TrainingConfig:
+        if self.warmup_epochs > self.hyperparameters.epochs:
+            raise SectionError({"warmup_epochs": f"more than the {self.hyperparameters.epochs} epochs of training"})
+        return self
+
+    @model_validator(mode="after")
+    def _scheduler_goes_with_the_optimizer(self) -> TrainingConfig:
+        optimizer = self.optimizer.build([nn.Parameter(torch.zeros(2, 2))])
+        Schedule(optimizer, self.lr_scheduler, self.hyperparameters.epochs, updates_per_epoch=1)
+        return self

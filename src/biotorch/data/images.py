@@ -1,0 +1,91 @@
+"""Pixels: decoding files, resizing, normalising."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import struct
+import zlib
+from typing import BinaryIO
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+
+from biotorch.data.errors import DataError
+
+#: What Pillow raises on damaged files, depending on the format and on where the damage is.
+_DAMAGED = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+_GREY = ("1", "L", "LA")
+#: Images that are resized at once: bounds the memory that resizing needs besides its result.
+_CHUNK = 1000
+
+
+def decode(source: str | BinaryIO, name: str, keep_grey: bool = False) -> Image.Image:
+    """The image in a file as 8-bit RGB, whatever its colours; with `keep_grey` a grey one stays grey ("L").
+
+    Raises DataError with `name` in it if the file cannot be read.
+    """
+    try:
+        with Image.open(source) as image:
+            if image.mode.startswith(("I", "F")):
+                # Pillow would clip these at 255, which leaves a white image.
+                raise ValueError(f"pixels of mode {image.mode} have more than 8 bits; convert them to 8")
+            return image.convert("L" if keep_grey and image.mode in _GREY else "RGB")
+    except _DAMAGED as error:
+        raise DataError(f"{name} cannot be read as an image: {error}.") from error
+
+
+def resize(images: Tensor, size: int | None) -> Tensor:
+    """Images (N, H, W, C) uint8 as (N, size, size, C), by antialiased bilinear interpolation; None: as they are."""
+    if size is None or images.shape[1:3] == (size, size):
+        return images
+    chunks = (chunk.permute(0, 3, 1, 2).contiguous() for chunk in torch.split(images, _CHUNK))
+    resized = (transforms.resize(chunk, [size, size], antialias=True) for chunk in chunks)
+    return torch.cat([chunk.permute(0, 2, 3, 1).contiguous() for chunk in resized])
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalisation:
+    """Mean and standard deviation of each channel, of pixels in [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def measured(cls, images: Tensor) -> Normalisation:
+        """That of images (N, H, W, C) uint8, rounded to 4 decimals; a constant channel gets the deviation 1."""
+        # How often each value occurs: whole numbers, so no order of summing can change the result.
+        channels = images.flatten(0, -2).unbind(-1)
+        counts = torch.stack([channel.contiguous().bincount(minlength=256) for channel in channels]).double()
+        values, total = torch.arange(256, dtype=torch.float64) / 255, len(channels[0])
+        mean = counts @ values / total
+        std = ((counts * (values - mean[:, None]).square()).sum(1) / total).sqrt()
+        return cls(
+            tuple(round(value, 4) for value in mean.tolist()), tuple(round(value, 4) or 1.0 for value in std.tolist())
+        )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images (N, H, W, C) uint8 as normalised float32 (N, C, H, W) in channels_last memory format."""
+        # Two operations, each rounded by itself: a fused one rounds differently at the end of a batch.
+        scale, shift = _rows(self, images.shape[1] * images.shape[2], images.device)
+        return images.flatten(1).float().mul_(scale).add_(shift).view(images.shape).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(maxsize=8)
+def _rows(normalisation: Normalisation, pixels: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Factor and summand of every value of an image: broadcasting them over three channels is four times as slow."""
+    mean, std = torch.tensor(normalisation.mean), torch.tensor(normalisation.std)
+    scale, shift = (row.repeat(pixels).to(device) for row in (1 / (255 * std), -mean / std))
+    return scale, shift

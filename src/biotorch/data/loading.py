@@ -1,0 +1,109 @@
+"""From a configuration to a data set in three parts."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from biotorch import seeding
+from biotorch.data import sources
+from biotorch.data.config import DataConfig
+from biotorch.data.errors import DataError
+from biotorch.data.files import FileSplit
+from biotorch.data.images import Normalisation
+from biotorch.data.pools import Images, Paths
+from biotorch.data.splits import MemorySplit, Split
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A set in three parts; nothing of `validation` or `test` is in `train`."""
+
+    train: Split
+    validation: Split
+    test: Split
+    num_classes: int
+    #: Of each channel, of pixels in [0, 1]; images are normalised by them.
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    #: What a result has to tell of its data, in plain JSON values. `held_out` is a digest of the sorted
+    #: indices of the held-out training examples; it and `split_seed` are null where none are held out.
+    record: dict[str, Any]
+
+    def to(self, device: torch.device) -> Dataset:
+        """The same set on `device`."""
+        test = self.test.to(device)
+        validation = test if self.validation is self.test else self.validation.to(device)
+        return dataclasses.replace(self, train=self.train.to(device), validation=validation, test=test)
+
+
+def load(config: DataConfig, seed: int) -> Dataset:
+    """The data set of a configuration; which training examples are held out is decided by `seed` alone.
+
+    Raises FileNotFoundError, saying which file belongs where, if it is missing and cannot be
+    downloaded; DataError if files are damaged or in another form than needed, or if
+    data.validation_size leaves nothing to train on.
+    """
+    pool = sources.read(config.dataset, config.folder, config.target_size)
+    test = _split(pool.test, pool.normalisation, config)
+    if config.validation == "test":
+        kept, held_out, validation = pool.train, None, test
+    else:
+        count = len(pool.train.labels)
+        order = torch.randperm(count, generator=seeding.generator(seeding.derive(seed, "validation split")))
+        held_out, rest = torch.tensor_split(order, [_validation_size(config, count)])
+        kept, validation = pool.train[rest], _split(pool.train[held_out], pool.normalisation, config)
+    train = _split(kept, pool.normalisation, config, train=True)
+    record = {
+        "dataset": config.dataset,
+        "train": len(train),
+        "validation": len(validation),
+        "test": len(test),
+        "validation_from": "test set" if held_out is None else "training set",
+        "split_seed": None if held_out is None else seed,
+        "held_out": None if held_out is None else _digest(held_out),
+        "augment": _description(config),
+    }
+    normalisation = pool.normalisation
+    return Dataset(train, validation, test, pool.num_classes, normalisation.mean, normalisation.std, record)
+
+
+def _split(examples: Images | Paths, normalisation: Normalisation, config: DataConfig, train: bool = False) -> Split:
+    augmentation = config.augmentation if train else None
+    if isinstance(examples, Images):
+        return MemorySplit.of(examples.pixels, examples.labels, normalisation, augmentation)
+    return FileSplit(
+        examples,
+        examples.labels,
+        normalisation,
+        config.side,
+        augmented=augmentation is not None,
+        num_workers=config.num_workers,
+        skip_corrupt=config.skip_corrupt,
+    )
+
+
+def _validation_size(config: DataConfig, count: int) -> int:
+    """Of `count` training examples, those to hold out."""
+    size = config.validation_size or sources.find(config.dataset)[0].validation_size or max(1, round(count / 10))
+    if size >= count:
+        raise DataError(
+            f"data.validation_size {size} leaves nothing of the {count} training examples of {config.dataset} to "
+            f"train on: set it to less than {count}."
+        )
+    return size
+
+
+def _digest(index: Tensor) -> str:
+    """The same for the same examples in any order, on every machine."""
+    return hashlib.blake2b(index.sort().values.numpy().astype("<i8").tobytes(), digest_size=16).hexdigest()
+
+
+def _description(config: DataConfig) -> dict[str, Any] | None:
+    if config.augmentation is None:
+        return None
+    return {"random_resized_crop": config.side, "flip": True} if config.in_files else config.augmentation.model_dump()

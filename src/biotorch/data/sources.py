@@ -1,0 +1,112 @@
+"""Where data sets come from, by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from functools import partial
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchvision.datasets import CIFAR10, CIFAR100, MNIST, FashionMNIST
+
+from biotorch.data import folders, npz, parquet, vision
+from biotorch.data.images import Normalisation
+from biotorch.data.pools import Images, Pool, fifth, in_memory
+from biotorch.names import unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A set, or a kind of sets, and what is customary for it."""
+
+    #: From the name (what follows the prefix), the folder of all data, and the size to resize to.
+    read: Callable[[str, Path, int | None], Pool]
+    #: Files and folders that change when the set does.
+    watched: Callable[[str, Path], list[Path]] = lambda name, folder: []
+    #: Whether images are read from files as they are needed, instead of all into memory.
+    in_files: bool = False
+    #: Whether training images are augmented unless data.augment says otherwise.
+    augmented: bool = False
+    #: Training examples that are held out for validation; None: a tenth.
+    validation_size: int | None = None
+
+
+def find(dataset: str) -> tuple[Source, str]:
+    """The source of `data.dataset` and the name or path for it. Raises ValueError for one that does not exist."""
+    prefix, _, rest = dataset.partition(":")
+    if rest and prefix in _PREFIXES:
+        return _PREFIXES[prefix], rest
+    if dataset.endswith(".npz"):
+        return _NPZ, dataset
+    if dataset in _NAMED:
+        return _NAMED[dataset], dataset
+    paths = [*(f"{prefix}:{'<name>' if prefix == 'hf' else '<path>'}" for prefix in _PREFIXES), "<path>.npz"]
+    raise unknown("data set", dataset, [*_NAMED, *paths])
+
+
+def available() -> list[str]:
+    """The names of all data sets; besides them there are paths, see DataConfig.dataset."""
+    return list(_NAMED)
+
+
+def read(dataset: str, folder: Path, target_size: int | None) -> Pool:
+    """The whole set, out of memory if it was the last one read and has not changed since."""
+    source, name = find(dataset)
+    folder = folder.absolute()
+    stamps = ((path, path.stat()) for path in source.watched(name, folder))
+    version = tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stamps)
+    return _read(source, name, folder, None if source.in_files else target_size, version)
+
+
+@functools.lru_cache(maxsize=1)
+def _read(
+    source: Source, name: str, folder: Path, target_size: int | None, version: tuple[tuple[str, int, int], ...]
+) -> Pool:
+    return source.read(name, folder, target_size)
+
+
+def _digits(name: str, folder: Path, target_size: int | None) -> Pool:
+    """1,797 digits of 8x8 pixels (UCI, Alpaydin & Kaynak 1998), embedded; every fifth is for the test."""
+    with resources.as_file(resources.files("biotorch.data") / "digits.npz") as path, np.load(path) as arrays:
+        pixels = torch.from_numpy(arrays["images"].astype(np.float32) * (255 / 16)).round().to(torch.uint8)
+        digits = Images(pixels.unsqueeze(-1), torch.from_numpy(arrays["labels"].astype(np.int64)))
+    train, test = (digits[index] for index in fifth(len(digits.labels)))
+    return in_memory(train, test, target_size, name, Normalisation((0.305,), (0.376,)))
+
+
+def _mnist(kind: type[MNIST], mean: float, std: float) -> Source:
+    read = partial(vision.read_mnist, kind=kind, normalisation=Normalisation((mean,), (std,)))
+    return Source(read, partial(vision.watched_mnist, kind=kind), validation_size=5000)
+
+
+def _cifar(kind: type[CIFAR10], mean: tuple[float, ...], std: tuple[float, ...], augmented: bool = False) -> Source:
+    read = partial(vision.read_cifar, kind=kind, normalisation=Normalisation(mean, std))
+    return Source(read, partial(vision.watched_cifar, kind=kind), augmented=augmented, validation_size=5000)
+
+
+_CIFAR10 = _cifar(CIFAR10, (0.4914, 0.4821, 0.4465), (0.2470, 0.2435, 0.2616))
+
+_NAMED: dict[str, Source] = {
+    "mnist": _mnist(MNIST, 0.1307, 0.3081),
+    "fashion_mnist": _mnist(FashionMNIST, 0.2860, 0.3530),
+    "cifar10": _CIFAR10,
+    # The same images, augmented as in the paper's benchmark.
+    "cifar10_benchmark": dataclasses.replace(_CIFAR10, augmented=True),
+    "cifar100": _cifar(CIFAR100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "imagenet": Source(
+        folders.read_imagenet, folders.watched_imagenet, in_files=True, augmented=True, validation_size=10000
+    ),
+    "digits": Source(_digits, validation_size=180),
+}
+
+_PREFIXES: dict[str, Source] = {
+    "folder": Source(folders.read_folder, folders.watched_folder, in_files=True, augmented=True),
+    "parquet": Source(parquet.read_parquet, parquet.watched_parquet),
+    "hf": Source(parquet.read_hub),
+}
+
+_NPZ = Source(npz.read_npz, npz.watched_npz)

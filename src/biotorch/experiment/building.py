@@ -1,0 +1,168 @@
+"""The network of a configuration, and of a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from biotorch import convert, data, models
+from biotorch.experiment import checkpoints
+from biotorch.experiment.checkpoints import CheckpointError
+from biotorch.experiment.config import Config, ModelConfig
+from biotorch.experiment.folder import RunFolder
+from biotorch.experiment.reading import ConfigError
+
+#: Which model of a run: that of the lowest validation error, or that of the last checkpoint.
+Which = Literal["best", "latest"]
+
+
+def build_model(config: Config, num_classes: int) -> nn.Module:
+    """The network of a resolved configuration under its rule, on the CPU.
+
+    W is drawn by the rule's `init` unless it comes from published weights or a checkpoint.
+
+    Raises:
+        ConfigError: the architecture cannot be had like this.
+        CheckpointError, FileNotFoundError: the checkpoint does not fit, or does not exist.
+    """
+    section = config.model
+    assert section.architecture is not None
+    assert section.mode is not None
+    try:
+        model = models.build(section.architecture, num_classes, section.pretrained)
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from error
+    content = None if section.checkpoint is None else read_checkpoint(section.checkpoint)
+    if content is not None:  # before the conversion: rules may derive their feedback from W
+        _load(model, _without_feedback(_weights(content, section)), section)
+    keep = section.pretrained or content is not None
+    convert(model, section.mode.type, copy_weights=keep, seed=config.experiment.seed, **section.mode.options)
+    if content is not None and _same_rule(content, section):
+        _load(model, content["model"], section)
+    return model
+
+
+def read_checkpoint(source: Path, which: Which = "best") -> dict[str, Any]:
+    """The content of a .pth file, or of the best or latest one in a run's folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CheckpointError: it is damaged, or carries code.
+    """
+    return checkpoints.load(_checkpoint_file(source, which))
+
+
+def checkpoint_digest(section: ModelConfig) -> str | None:
+    """A hash of the file that the network starts from; None where it starts from scratch."""
+    return None if section.checkpoint is None else checkpoints.digest(_checkpoint_file(section.checkpoint, "best"))
+
+
+def _checkpoint_file(source: Path, which: Which) -> Path:
+    if not source.is_dir():
+        return source
+    folder = RunFolder(source)
+    path = folder.best if which == "best" else folder.latest
+    if not path.is_file():
+        points = sorted(found.parent.name for found in source.glob(f"*/{path.name}"))
+        hint = f"choose one of its points: {', '.join(points)}" if points else "it is no run, or has not begun"
+        raise FileNotFoundError(f"{source} holds no {path.name}: {hint}")
+    return path
+
+
+def own_config(content: dict[str, Any], source: str) -> Config:
+    """The configuration inside a checkpoint of this package. Raises CheckpointError where there is none."""
+    if not _is_own(content):
+        raise CheckpointError(f"{source} holds no configuration: it was not written by a run, name the architecture")
+    try:
+        return Config.model_validate(content["config"])
+    except ValidationError as error:
+        raise CheckpointError(f"{source} was written by another version: {error}") from error
+
+
+def _is_own(content: dict[str, Any]) -> bool:
+    return "format" in content and isinstance(content.get("config"), dict) and isinstance(content.get("model"), dict)
+
+
+def resolved_model(section: ModelConfig) -> ModelConfig:
+    """The section with architecture and rule filled in from its checkpoint where it leaves them open."""
+    if section.checkpoint is None or (section.architecture and section.mode):
+        return section
+    known = own_config(read_checkpoint(section.checkpoint), str(section.checkpoint)).model
+    return section.model_copy(
+        update={"architecture": section.architecture or known.architecture, "mode": section.mode or known.mode}
+    )
+
+
+def _weights(content: dict[str, Any], section: ModelConfig) -> dict[str, Tensor]:
+    state = content["model"] if _is_own(content) else content
+    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
+        raise CheckpointError(f"{section.checkpoint} is no state_dict: a mapping of names to tensors is needed")
+    return dict(state)
+
+
+def _same_rule(content: dict[str, Any], section: ModelConfig) -> bool:
+    return _is_own(content) and own_config(content, str(section.checkpoint)).model.mode == section.mode
+
+
+def _without_feedback(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    ours = ("feedback", "feedback_draws", "initial_norm")
+    return {name: value for name, value in state.items() if name.rpartition(".")[2] not in ours}
+
+
+def _load(model: nn.Module, state: dict[str, Tensor], section: ModelConfig) -> None:
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"{section.checkpoint} does not fit {section.architecture}: {error}") from error
+
+
+def load(run: Path | str, which: Which = "best", device: torch.device | str = "cpu") -> nn.Module:
+    """The trained network of a run, under its rule, in eval mode. Nothing of the run is executed.
+
+    Args:
+        run: a run's folder, or one of its .pth files.
+        which: `best` on validation, or `latest`.
+        device: where to put it.
+
+    Raises:
+        FileNotFoundError: no such run, or it has not finished an epoch.
+        CheckpointError: the file is damaged, carries code, or was not written by a run.
+    """
+    content = read_checkpoint(Path(run), which)
+    config = own_config(content, str(run))
+    scratch = config.model.model_copy(update={"pretrained": False, "checkpoint": None})
+    model = build_model(config.model_copy(update={"model": scratch}), content["num_classes"])
+    _load(model, content["model"], scratch.model_copy(update={"checkpoint": Path(run)}))
+    return model.to(device).eval()
+
+
+def check_input(model: nn.Module, split: data.Split, config: Config) -> None:
+    """One image through the network and the loss, so that a mismatch is told before anything else happens.
+
+    Raises:
+        ConfigError: the network does not take the images, or the loss not what it gives.
+    """
+    images, labels = next(iter(split.batches([torch.tensor([0])])))
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            outputs = model(images)
+    except (RuntimeError, ValueError) as error:
+        shape = "x".join(map(str, split.image_shape))
+        raise ConfigError(
+            f"model.architecture {config.model.architecture!r} does not take the images of data.dataset "
+            f"{config.data.dataset!r} ({shape}, see data.target_size): {error}"
+        ) from error
+    finally:
+        model.train(training)
+    try:
+        config.model.loss_function.build().to(images.device)(outputs.float(), labels)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"model.loss_function {config.model.loss_function.name!r} does not take the network's outputs: {error}"
+        ) from error

@@ -1,0 +1,141 @@
+"""Checkpoints on disk: whole or absent, checked when read, and never code."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+#: How the names of files end that a killed process leaves half written.
+_UNFINISHED = ".unfinished"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the message says why and what to do."""
+
+
+def write(path: Path, fill: Callable[[IO[bytes]], object], keep_previous: bool = False) -> None:
+    """All of a file or nothing: a temporary file, synced, then renamed.
+
+    With `keep_previous` the file that was there stays, under the name of `previous(path)`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_UNFINISHED}")
+    try:
+        with temporary.open("wb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if keep_previous and path.exists():
+            path.replace(previous(path))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """The renames themselves have to reach the disk."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """All of `text` or nothing."""
+    write(path, lambda file: file.write(text.encode()))
+
+
+def save(path: Path, content: dict[str, Any], keep_previous: bool = False) -> None:
+    """Write tensors and plain values, so that `load` and `torch.load(path, weights_only=True)` read them."""
+    write(path, lambda file: torch.save(content, file), keep_previous)
+
+
+def previous(path: Path) -> Path:
+    """Where the checkpoint before the one at `path` is."""
+    return path.with_name(f"previous_{path.name}")
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The content of a checkpoint.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CheckpointError: it is truncated or damaged, or a pickle that carries code.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint {path}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load does not look at the checksums
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is damaged, no checkpoint, or in torch's format of before 2020 ({error})."
+        ) from error
+    if damaged is not None:
+        raise CheckpointError(f"{path} is damaged: the checksum of {damaged} does not fit.")
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is refused: it holds more than tensors and plain values, and loading it could run code. "
+            "Save model.state_dict() instead of the model itself."
+        ) from error
+    except (RuntimeError, EOFError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} is no checkpoint of torch ({error}).") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state_dict or a checkpoint.")
+    return content
+
+
+def digest(path: Path) -> str:
+    """A hash of a file. Raises FileNotFoundError where there is none."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint {path}")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def newest(path: Path) -> Path | None:
+    """The checkpoint at `path`, or where that is damaged the one before; None where there is neither.
+
+    A damaged one is set aside, so that it never takes the place of the one before.
+
+    Warns:
+        UserWarning: a checkpoint is damaged.
+    """
+    for candidate in (path, previous(path)):
+        if not candidate.exists():
+            continue
+        try:
+            load(candidate)
+        except CheckpointError as error:
+            candidate.replace(candidate.with_name(f"damaged_{candidate.name}"))
+            others = candidate == path and previous(path).exists()
+            warnings.warn(f"{error} {'The one before is used.' if others else 'Starting again.'}", stacklevel=2)
+        else:
+            return candidate
+    return None
+
+
+def withdraw(path: Path) -> None:
+    """Put the checkpoint before the one at `path` in its place, if there is one."""
+    if previous(path).exists():
+        previous(path).replace(path)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes have left half written."""
+    for path in folder.glob(f".*{_UNFINISHED}"):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,65 @@
+"""Measure a finished network again: on its own data, or on other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from biotorch import data
+from biotorch.experiment.building import Which, check_input, load, own_config, read_checkpoint
+from biotorch.experiment.config import Config
+from biotorch.experiment.launching import launched
+from biotorch.experiment.reading import ConfigError, validate
+from biotorch.experiment.results import plain
+from biotorch.training import evaluate
+from biotorch.training.random_state import repeatable
+
+
+def evaluate_run(
+    run: Path,
+    split: Literal["test", "validation"] = "test",
+    which: Which = "best",
+    overrides: Sequence[tuple[str, Any]] = (),
+) -> dict[str, Any]:
+    """Loss and errors of a run's network, with what they were measured on: plain values.
+
+    Args:
+        run: a run's folder, or one of its .pth files.
+        split: which part of the data.
+        which: the `best` model on validation, or the `latest`.
+        overrides: changes of the run's configuration, such as ("data.dataset_path", "/elsewhere").
+
+    Raises:
+        FileNotFoundError, CheckpointError: as `load`.
+        ConfigError: the network does not fit the data, or an override is wrong.
+    """
+    content = read_checkpoint(run, which)
+    config = _changed(own_config(content, str(run)), overrides, str(run))
+    fabric = launched(config)
+    with repeatable(config.experiment.seed, config.experiment.deterministic, config.infrastructure.threads):
+        dataset = data.load(config.data, config.experiment.seed).to(fabric.device)
+        model = load(run, which, fabric.device)
+        if dataset.num_classes != content["num_classes"]:
+            raise ConfigError(
+                f"{run} was trained for {content['num_classes']} classes, "
+                f"data.dataset {config.data.dataset!r} has {dataset.num_classes}"
+            )
+        check_input(model, dataset.test, config)
+        loss = config.model.loss_function.build().to(fabric.device)
+        top_k = config.training.metrics.top_k if config.training else 1
+        chosen = dataset.test if split == "test" else dataset.validation
+        figures = evaluate(model, chosen, loss, top_k, config.data.evaluation_batch_size, fabric)
+    accuracy = {"accuracy": 100 - figures["error"]}
+    result: dict[str, Any] = plain(
+        {"split": split, "images": len(chosen), **accuracy, **figures, "data": dataset.record}
+    )
+    return result
+
+
+def _changed(config: Config, overrides: Sequence[tuple[str, Any]], source: str) -> Config:
+    for key, _ in overrides:
+        if key.split(".")[0] not in ("data", "infrastructure"):
+            raise ConfigError(f"{key}: only data and infrastructure can be changed for a network that is trained")
+    places = {tuple(key.split(".")): f"override {key}={value}" for key, value in overrides}
+    return validate(config.model_dump(mode="json"), source, dict(overrides), places).config

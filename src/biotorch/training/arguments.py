@@ -1,0 +1,100 @@
+"""Classes of torch by name, with their arguments checked against their own signature."""
+
+from __future__ import annotations
+
+import collections.abc
+import inspect
+import math
+import reprlib
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from biotorch.frozen import SectionError
+from biotorch.names import unknown
+
+_FINITE = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+
+
+def class_named(what: str, key: str, name: str, classes: Mapping[str, type], excuses: Mapping[str, str]) -> Any:
+    """The class of that name, whatever its spelling: `RMSProp`, `multistep_lr`, `cross_entropy`.
+
+    Raises:
+        SectionError: at `key`: no such class, or one of `excuses`: class name -> why it cannot be used here.
+    """
+    wanted = _bare(name)
+    for found, value in classes.items():
+        if wanted in (_bare(found), _bare(found).removesuffix("loss")):
+            if found in excuses:
+                raise SectionError({key: f"{found} cannot be used here: {excuses[found]}"})
+            return value
+    raise SectionError({key: str(unknown(what, name, [found for found in classes if found not in excuses]))})
+
+
+def _bare(name: str) -> str:
+    return name.lower().replace("_", "")
+
+
+def parameters(kind: type, given: Iterable[str]) -> dict[str, inspect.Parameter]:
+    """The arguments of `kind`, without those in `given`, which the package gives itself."""
+    return {name: each for name, each in inspect.signature(kind).parameters.items() if name not in given}
+
+
+def checked(kind: type, arguments: Mapping[str, Any], given: Iterable[str], own: Iterable[str] = ()) -> dict[str, Any]:
+    """`arguments` with the types that the signature of `kind` states; a list becomes a tensor where one is asked for.
+
+    `own` are further keys of the section, named where an argument does not exist.
+
+    Raises:
+        SectionError: all unknown names, missing arguments and wrong types.
+    """
+    valid = parameters(kind, given)
+    # torch imports some names of its annotations for type checkers alone.
+    hints = typing.get_type_hints(inspect.getattr_static(kind, "__init__"), localns=vars(collections.abc))
+    known = [*valid, *own]
+    problems = {
+        name: str(unknown(f"argument of {kind.__name__}", name, known)) for name in arguments if name not in valid
+    }
+    for name, parameter in valid.items():
+        if parameter.default is parameter.empty and name not in arguments:
+            problems[name] = f"missing: {kind.__name__} needs it"
+    result: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if name in valid:
+            try:
+                result[name] = _typed(hints.get(name, Any), value)
+            except ValidationError as error:
+                problems[name] = f"{error.errors()[0]['msg']}, got {reprlib.repr(value)}"
+    if problems:
+        raise SectionError(problems)
+    return result
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    kinds = (hint, *typing.get_args(hint))
+    if torch.Tensor in kinds and isinstance(value, list):
+        return torch.tensor(TypeAdapter(list[float], config=_FINITE).validate_python(value))
+    if isinstance(value, bool | str) and {int, float} & set(kinds) and type(value) not in kinds:
+        TypeAdapter(float, config=ConfigDict(strict=True)).validate_python(value)  # raises: it is no number
+    if isinstance(value, float) and not math.isfinite(value):
+        TypeAdapter(float, config=_FINITE).validate_python(value)  # raises
+    if typing.get_origin(hint) is collections.abc.Iterable:  # pydantic would look at the elements only later
+        hint = list[typing.get_args(hint)]  # type: ignore[misc]
+    own = isinstance(hint, type) and hasattr(hint, "__pydantic_complete__")
+    return TypeAdapter(hint, config=None if own else _FINITE).validate_python(value)
+
+
+def missing(values: Mapping[str, Any], *keys: str) -> dict[str, str]:
+    """A problem for each of `keys` that is not there."""
+    return {key: "missing" for key in keys if key not in values}
+
+
+def attempt(build: Callable[[], object]) -> None:
+    """What torch says of the values themselves belongs to the configuration, not into the first epoch."""
+    try:
+        build()
+    except (ValueError, TypeError, AttributeError, ArithmeticError, LookupError, RuntimeError) as error:
+        raise SectionError({"": f"{error}"}) from error

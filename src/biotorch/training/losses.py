@@ -1,0 +1,116 @@
+"""Loss functions of `torch.nn`, by name, for classification."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pydantic import ConfigDict, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from biotorch.frozen import Section, SectionError
+from biotorch.training.arguments import attempt, checked, class_named
+
+#: The target of each loss, made of labels (N,) for outputs (N, C).
+_INDEX = ("CrossEntropyLoss", "NLLLoss", "MultiMarginLoss")
+_ONE_HOT = (
+    "MSELoss",
+    "L1Loss",
+    "SmoothL1Loss",
+    "HuberLoss",
+    "BCEWithLogitsLoss",
+    "BCELoss",
+    "KLDivLoss",
+    "MultiLabelSoftMarginLoss",
+    "PoissonNLLLoss",
+)
+#: Their mean over a batch divides by the weights of its labels, without those of an ignored class.
+_WEIGHTED_MEAN = ("CrossEntropyLoss", "NLLLoss")
+_SIGNS = ("SoftMarginLoss",)  # one-hot, with -1 in the place of 0
+
+
+class LossConfig(Section):
+    """`model.loss_function`: a loss of `torch.nn` and its arguments, checked against its signature.
+
+    Labels become what the loss takes: class indices, one-hot rows (MSE, L1, BCE ...) or rows of signs.
+    The mean over the batch is the only reduction.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = "cross_entropy"
+    """A loss of torch.nn, such as cross_entropy or mse. NLLLoss and KLDivLoss want log-probabilities."""
+
+    @model_validator(mode="after")
+    def _arguments_work(self) -> LossConfig:
+        if (self.model_extra or {}).get("reduction", "mean") != "mean":
+            raise SectionError({"reduction": "training takes the mean over a batch: leave it out"})
+        self._arguments()
+        attempt(self._try)
+        return self
+
+    def build(self) -> Loss:
+        """The loss."""
+        kind = _loss_class(self.name)
+        return Loss(kind(**self._arguments()), _TARGETS[kind.__name__])
+
+    def _arguments(self) -> dict[str, Any]:
+        return checked(_loss_class(self.name), self.model_extra or {}, given=("size_average", "reduce"))
+
+    def _try(self) -> None:
+        weights = [len(value) for value in self._arguments().values() if isinstance(value, Tensor)]
+        self.build()(torch.full((2, max(weights, default=3)), 0.25), torch.tensor([0, 1]))
+
+
+class Loss(nn.Module):
+    """`loss(outputs (N, C), labels (N,))`, the mean over the batch: a scalar."""
+
+    def __init__(self, function: nn.Module, target: Callable[[Tensor, int], Tensor]) -> None:
+        super().__init__()
+        self.function, self.target = function, target
+
+    def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return self.function(outputs, self.target(labels, outputs.shape[1]))  # type: ignore[no-any-return]
+
+    def size(self, labels: Tensor) -> float:
+        """What the mean over a batch with these labels (N,) divides by: their number, or the sum of their weights.
+
+        The mean over a whole is the mean of the means of its parts, weighted by their sizes.
+        """
+        if type(self.function).__name__ not in _WEIGHTED_MEAN:
+            return len(labels)
+        function: Any = self.function
+        if function.weight is None and function.ignore_index < 0:
+            return len(labels)
+        counted = labels != function.ignore_index
+        weights = 1 if function.weight is None else function.weight[labels]
+        return float((counted * weights).sum())
+
+
+def _index(labels: Tensor, classes: int) -> Tensor:
+    return labels
+
+
+def _one_hot(labels: Tensor, classes: int) -> Tensor:
+    return F.one_hot(labels, classes).float()
+
+
+def _signs(labels: Tensor, classes: int) -> Tensor:
+    return 2 * _one_hot(labels, classes) - 1
+
+
+_TARGETS = dict.fromkeys(_INDEX, _index) | dict.fromkeys(_ONE_HOT, _one_hot) | dict.fromkeys(_SIGNS, _signs)
+
+
+def loss_names() -> list[str]:
+    """The losses that a configuration can name."""
+    return sorted(_TARGETS)
+
+
+def _loss_class(name: str) -> Any:
+    losses = {key: kind for key, kind in vars(nn).items() if inspect.isclass(kind) and key.endswith("Loss")}
+    excuses = {key: "it is no loss of outputs and class labels" for key in losses if key not in _TARGETS}
+    return class_named("loss", "name", name, losses, excuses)

@@ -1,0 +1,58 @@
+"""Processes that were started, and processes that were asked for."""
+
+import pytest
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+from biotorch.frozen import SectionError
+from biotorch.training import InfrastructureConfig, infrastructure, launch
+
+
+@pytest.fixture
+def torchrun(monkeypatch):
+    def started(here, everywhere):
+        monkeypatch.setattr(TorchElasticEnvironment, "detect", staticmethod(lambda: True))
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
+        monkeypatch.setenv("WORLD_SIZE", str(everywhere))
+
+    return started
+
+
+def test_several_machines_need_somebody_who_starts_them():
+    with pytest.raises(SectionError, match=r"num_nodes: .*torchrun or Slurm"):
+        launch(InfrastructureConfig(num_nodes=2))
+
+
+@pytest.mark.parametrize(("here", "everywhere", "nodes"), [(1, 2, 1), (2, 4, 1), (2, 2, 2)])
+def test_another_number_of_machines_than_was_started_is_told(torchrun, here, everywhere, nodes):
+    torchrun(here, everywhere)
+    with pytest.raises(SectionError, match=f"num_nodes: {nodes} x {here} processes .* has started {everywhere}"):
+        launch(InfrastructureConfig(num_nodes=nodes))
+
+
+def test_a_list_of_devices_has_to_be_as_long_as_the_processes_are_many(torchrun, monkeypatch):
+    torchrun(2, 2)
+    monkeypatch.setattr(infrastructure.torch.cuda, "is_available", lambda: True)
+    with pytest.raises(SectionError, match="gpus: 3 devices are listed, but 2 processes"):
+        launch(InfrastructureConfig(gpus=[0, 1, 2]))
+
+
+def test_slurm_is_recognised(monkeypatch):
+    for name, value in {"SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(infrastructure.SLURMEnvironment, "detect", staticmethod(lambda: True))
+    assert infrastructure._processes_started(nodes=2) == 2
+    with pytest.raises(SectionError, match="1 x 2 processes are asked for, but torchrun or Slurm has started 4"):
+        infrastructure._processes_started(nodes=1)
+
+
+def test_half_precision_on_a_cpu_is_told_and_recorded_as_what_it_is():
+    with pytest.warns(UserWarning, match="no 16-mixed, using bf16-mixed"):
+        fabric = launch(InfrastructureConfig(precision="16-mixed"))
+    assert fabric.strategy.precision.precision == "bf16-mixed"
+
+
+def test_a_missing_device_is_told():
+    if infrastructure.torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    with pytest.warns(UserWarning, match=r"gpus is 0, but there is no CUDA device"):
+        assert launch(InfrastructureConfig(gpus=0)).device.type == "cpu"

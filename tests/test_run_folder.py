@@ -1,0 +1,207 @@
+"""One folder, one run: finished ones are skipped, others refused, and only one process works on it."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+
+import runs
+from biotorch.cli import _MISTAKES
+from biotorch.experiment import ConfigError, DamagedResultError, Display, LockedError, OtherRunError, load_results, run
+
+SHORT = "data.validation_size=1200"
+
+
+class Calls(Display):
+    def __init__(self):
+        self.names, self.epochs = [], []
+
+    def start(self, name, config):
+        self.names.append(name)
+
+    def epoch(self, record):
+        self.epochs.append(record["epoch"])
+
+
+class StopAt(Display):
+    """As if the process had died right after this epoch."""
+
+    def __init__(self, epoch):
+        self.at = epoch
+
+    def epoch(self, record):
+        if record["epoch"] == self.at:
+            raise ZeroDivisionError
+
+
+def stopped(folder, *overrides):
+    """A run of 3 epochs that ended in the second one, with a checkpoint after every update."""
+    overrides = ("training.hyperparameters.epochs=3", "infrastructure.checkpoint_seconds=0", *overrides)
+    with pytest.raises(ZeroDivisionError):
+        run(runs.quick(folder, *overrides), display=StopAt(2))
+
+
+def test_finished_points_are_not_run_again_and_others_are_not_overwritten(tmp_path):
+    sweep = (SHORT, "sweep={experiment.seed: [0, 1]}")
+    calls = Calls()
+    first = run(runs.quick(tmp_path, *sweep), display=calls)
+    assert calls.names == ["seed=0", "seed=1"]
+    assert run(runs.quick(tmp_path, *sweep), display=(again := Calls())) == first
+    assert again.names == []
+    changed = runs.quick(tmp_path, *sweep, "training.optimizer.lr=0.02")
+    with pytest.raises(OtherRunError, match="another configuration") as caught:
+        run(changed)
+    assert "training.optimizer.lr: 0.01 there, 0.02 here" in str(caught.value)
+    assert load_results(tmp_path / "quick" / "seed=0") == first["seed=0"]
+    assert run(changed, overwrite=True)["seed=0"]["state_hash"] != first["seed=0"]["state_hash"]
+
+
+def test_all_differences_are_listed(tmp_path):
+    stopped(tmp_path)
+    changed = ["model.mode={type: dfa, options: {shortcuts: cut}}", "training.warmup_epochs=1", "experiment.seed=5"]
+    with pytest.raises(OtherRunError) as caught:
+        runs.finish(tmp_path, "training.hyperparameters.epochs=3", *changed)
+    for part in (
+        "model.mode.type: 'fa' there, 'dfa' here",
+        "options",
+        "warmup_epochs: 0.0 there, 1.0",
+        "seed: 3 there",
+    ):
+        assert part in str(caught.value)
+    assert "checkpoint_seconds" not in str(caught.value)
+
+
+def test_what_changes_no_figure_may_change(tmp_path):
+    stopped(tmp_path)
+    folder = tmp_path / "moved"
+    (tmp_path / "quick").rename(tmp_path / "elsewhere")
+    folder.mkdir()
+    (tmp_path / "elsewhere").rename(folder / "renamed")
+    changed = (
+        "experiment.name=renamed", "logging.tensorboard=false", "infrastructure.checkpoint_seconds=7",
+        "data.num_workers=2", "training.metrics.display_iterations=5", "training.hyperparameters.epochs=3",
+    )  # fmt: skip
+    result = run(runs.quick(folder, *changed), display=(calls := Calls()))[""]
+    assert calls.epochs == [2, 3]
+    whole = runs.finish(tmp_path / "whole", "training.hyperparameters.epochs=3")
+    assert result["state_hash"] == whole["state_hash"]
+    assert run(runs.quick(folder, *changed, "data.num_workers=0"), display=(calls := Calls()))[""] == result
+    assert calls.names == []
+
+
+def test_overwrite_begins_anew(tmp_path):
+    stopped(tmp_path)
+    calls = Calls()
+    result = run(runs.quick(tmp_path, SHORT, "model.mode.type=dfa"), overwrite=True, display=calls)[""]
+    assert calls.epochs == [0, 1]
+    assert len(runs.records(tmp_path / "quick")) == 2
+    assert [step for step, _ in runs.curves(tmp_path / "quick")["error/validation"]] == [0, 1]
+    assert result["config"]["model"]["mode"]["type"] == "dfa"
+    assert runs.stray(tmp_path / "quick") == set()
+
+
+def test_overwrite_leaves_nothing_of_the_old_run(tmp_path):
+    stopped(tmp_path, "logging.tensorboard=true")
+    runs.finish(tmp_path, SHORT, "logging.tensorboard=false", overwrite=True)
+    assert not (tmp_path / "quick" / "logs").exists()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("config", [None, "", "{", "[1]"])
+def test_without_its_configuration_a_checkpoint_is_not_taken_for_that_of_another_run(config, overwrite, tmp_path):
+    stopped(tmp_path)
+    file = tmp_path / "quick" / "config.yaml"
+    file.unlink()
+    if config is not None:
+        file.write_text(config)
+    overrides = ("training.optimizer.lr=0.02", "training.hyperparameters.epochs=3")
+    if overwrite:
+        hashed = runs.finish(tmp_path, *overrides, overwrite=True)["state_hash"]
+        assert hashed == runs.finish(tmp_path / "whole", *overrides)["state_hash"]
+    else:  # a message, as of every other mistake
+        with pytest.raises(_MISTAKES, match="quick"):
+            runs.finish(tmp_path, *overrides)
+
+
+def test_a_damaged_result_is_named(tmp_path):
+    runs.finish(tmp_path, SHORT)
+    path = tmp_path / "quick" / "results.json"
+    whole = path.read_text()
+    for damage in (whole[:100], "", "[]", "{}"):
+        path.write_text(damage)
+        with pytest.raises(DamagedResultError, match=r"results\.json is damaged"):
+            runs.finish(tmp_path, SHORT)
+    path.unlink()
+    assert runs.finish(tmp_path, SHORT)["state_hash"] == json.loads(whole)["state_hash"]
+
+
+# Locking -----------------------------------------------------------------------------------------
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from biotorch.experiment import RunFolder
+folder = RunFolder(Path(sys.argv[1]))
+folder.lock()
+print("locked", flush=True)
+time.sleep(100)
+"""
+
+
+def test_a_second_process_is_told_at_once_and_a_dead_one_holds_nothing(tmp_path):
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "quick")], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout.readline() == b"locked\n"
+        begin = time.monotonic()
+        with pytest.raises(LockedError, match=r"another process is working on .*quick"):
+            runs.finish(tmp_path, SHORT)
+        with pytest.raises(LockedError):
+            runs.finish(tmp_path, SHORT, overwrite=True)
+        assert time.monotonic() - begin < 3
+        assert not (tmp_path / "quick" / "config.yaml").exists()
+    finally:
+        other.kill()
+        other.wait()
+    assert runs.finish(tmp_path, SHORT)["test"]
+
+
+def test_a_run_inside_a_run_of_the_same_folder_is_refused(tmp_path):
+    told = []
+
+    class Again(Display):
+        def epoch(self, record):
+            with pytest.raises(LockedError):
+                run(runs.quick(tmp_path, SHORT))
+            told.append(record["epoch"])
+
+    run(runs.quick(tmp_path, SHORT), display=Again())
+    assert told == [0, 1]
+
+
+def test_the_lock_is_given_back_after_an_exception(tmp_path):
+    stopped(tmp_path)
+    assert runs.finish(tmp_path, "training.hyperparameters.epochs=3")["test"]
+
+
+def test_a_resumed_run_keeps_the_threads_it_started_with(tmp_path):
+    stopped(tmp_path)
+    torch.set_num_threads(2)
+    try:
+        result = runs.finish(tmp_path, "training.hyperparameters.epochs=3", "infrastructure.threads=null")
+    finally:
+        torch.set_num_threads(1)
+    assert result["config"]["infrastructure"]["threads"] == 1
+    written = yaml.safe_load((tmp_path / "quick" / "config.yaml").read_text())
+    assert written["infrastructure"]["threads"] == 1
+
+
+def test_overwrite_forgets_nothing_before_the_new_run_is_known_to_fit(tmp_path):
+    runs.finish(tmp_path, SHORT)
+    before = runs.left_behind(tmp_path / "quick")
+    with pytest.raises(ConfigError, match="does not take the images"):
+        runs.finish(tmp_path, SHORT, "model.architecture=resnet20", overwrite=True)
+    assert runs.left_behind(tmp_path / "quick") == before
