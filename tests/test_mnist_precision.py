@@ -25,7 +25,7 @@ def test_bf16_reaches_the_error_of_fp32_within_half_a_point(tmp_path):
     ]
     errors = []
     for precision in ("32", "bf16-mixed"):
-        settings = [*overrides, f"infrastructure.precision={precision}", f"experiment.name={precision}"]
+        settings = [*overrides, f"infrastructure.precision={precision}", f"experiment.name=precision_{precision}"]
         (result,) = run(read(CONFIG, settings)).values()
         errors.append(result["test"]["error"])
     assert abs(errors[1] - errors[0]) <= 0.5
