@@ -15,6 +15,7 @@ from biotorch.experiment.checkpoints import CheckpointError
 from biotorch.experiment.config import Config, ModelConfig
 from biotorch.experiment.folder import RunFolder
 from biotorch.experiment.reading import ConfigError
+from biotorch.layers import is_feedback
 
 #: Which model of a run: that of the lowest validation error, or that of the last checkpoint.
 Which = Literal["best", "latest"]
@@ -87,14 +88,9 @@ def _is_own(content: dict[str, Any]) -> bool:
     return "format" in content and isinstance(content.get("config"), dict) and isinstance(content.get("model"), dict)
 
 
-def resolved_model(section: ModelConfig) -> ModelConfig:
-    """The section with architecture and rule filled in from its checkpoint where it leaves them open."""
-    if section.checkpoint is None or (section.architecture and section.mode):
-        return section
-    known = own_config(read_checkpoint(section.checkpoint), str(section.checkpoint)).model
-    return section.model_copy(
-        update={"architecture": section.architecture or known.architecture, "mode": section.mode or known.mode}
-    )
+def model_of_checkpoint(checkpoint: Path) -> ModelConfig:
+    """The `model` section that a checkpoint was trained with. Raises CheckpointError where it does not know it."""
+    return own_config(read_checkpoint(checkpoint), str(checkpoint)).model
 
 
 def _weights(content: dict[str, Any], section: ModelConfig) -> dict[str, Tensor]:
@@ -109,8 +105,7 @@ def _same_rule(content: dict[str, Any], section: ModelConfig) -> bool:
 
 
 def _without_feedback(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    ours = ("feedback", "feedback_draws", "initial_norm")
-    return {name: value for name, value in state.items() if name.rpartition(".")[2] not in ours}
+    return {name: value for name, value in state.items() if not is_feedback(name)}
 
 
 def _load(model: nn.Module, state: dict[str, Tensor], section: ModelConfig) -> None:

@@ -67,8 +67,8 @@ def previous(path: Path) -> Path:
     return path.with_name(f"previous_{path.name}")
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The content of a checkpoint.
+def load(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU.
 
     Raises:
         FileNotFoundError: there is none.
@@ -86,7 +86,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     if damaged is not None:
         raise CheckpointError(f"{path} is damaged: the checksum of {damaged} does not fit.")
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is refused: it holds more than tensors and plain values, and loading it could run code. "

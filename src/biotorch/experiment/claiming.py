@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from biotorch.experiment import results
-from biotorch.experiment.building import checkpoint_digest, resolved_model
+from biotorch.experiment.building import checkpoint_digest, model_of_checkpoint
 from biotorch.experiment.config import Config, ModelConfig
 from biotorch.experiment.folder import RunFolder
 from biotorch.experiment.reading import ConfigError
@@ -70,8 +70,8 @@ def resolved(config: Config, earlier: dict[str, Any] | None) -> Config:
     if infrastructure.threads is None:
         started_with = (earlier or {}).get("infrastructure", {}).get("threads")
         infrastructure = infrastructure.model_copy(update={"threads": started_with or torch.get_num_threads()})
-    if model.architecture is None or model.mode is None:
-        known = ModelConfig.model_validate(earlier["model"]) if earlier else resolved_model(model)
+    if model.checkpoint is not None and (model.architecture is None or model.mode is None):
+        known = ModelConfig.model_validate(earlier["model"]) if earlier else model_of_checkpoint(model.checkpoint)
         model = model.model_copy(
             update={"architecture": model.architecture or known.architecture, "mode": model.mode or known.mode}
         )

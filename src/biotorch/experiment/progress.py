@@ -85,8 +85,9 @@ class Progress(Display):
     def epoch(self, record: Record) -> None:
         number, error = record["epoch"], record["validation"]["error"]
         self.bars.update(self.epoch_bar, completed=number, status=f"validation error {error:.2f} %")
+        if number == 0:
+            self.started = time.monotonic()
         if self.console.is_terminal or number == 0:
-            self.started = time.monotonic() if number == 0 else self.started
             return
         self.epochs_here += 1
         left = (time.monotonic() - self.started) / self.epochs_here * (self.epochs - number)

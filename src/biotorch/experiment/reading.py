@@ -21,6 +21,8 @@ from biotorch.names import nearest
 _Location = tuple[str, ...]
 _Places = dict[_Location, str]
 
+_NO_CHANGE = sweep.Point({}, {})
+
 
 class ConfigError(ValueError):
     """A configuration is wrong; the message lists every problem with its place and key path."""
@@ -81,7 +83,7 @@ def validate(
         ConfigError: listing `problems` and all that are found at any point.
     """
     places, found = places or {}, list(problems)
-    grid = {"": sweep.Point({}, {})}
+    grid = {"": _NO_CHANGE}
     try:
         grid = sweep.points({} if tree.get("sweep") is None else tree["sweep"])
     except SectionError as error:
@@ -224,19 +226,18 @@ def _message(problem: Any, location: _Location) -> str:
     return message if problem["type"] == "value_error" else f"{message}, got {reprlib.repr(problem['input'])}"
 
 
-def _line(location: _Location, message: str, places: _Places, point: sweep.Point | None = None) -> str:
+def _line(location: _Location, message: str, places: _Places, point: sweep.Point = _NO_CHANGE) -> str:
     """`file:line: key.path: message`, at the nearest place that is known."""
     key = ".".join(location)
     candidates = [location[:length] for length in range(len(location), 0, -1)]
-    swept_places = point.places if point is not None else {}
-    for swept, where in swept_places.items():
-        if f"{key}.".startswith(f"{swept}.") and point is not None:
+    for swept, where in point.places.items():
+        if f"{key}.".startswith(f"{swept}."):
             message = f"{message} (at the point of the sweep where {swept} is {point.changes[swept]!r})"
             candidates = [where[:length] for length in range(len(where), 0, -1)]
     place = next((places[known] for known in candidates if known in places), None)
     if place is None:  # a section that an override or the sweep has made
         made = [known for known in places if known[: len(location)] == location]
-        made += [where[:2] for swept, where in swept_places.items() if f"{swept}.".startswith(f"{key}.")]
+        made += [where[:2] for swept, where in point.places.items() if f"{swept}.".startswith(f"{key}.")]
         place = next((places[known] for known in [*made, *(known[:1] for known in made)] if known in places), None)
     return ": ".join(part for part in (place, key or "(top)", message) if part)
 

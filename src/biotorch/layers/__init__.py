@@ -3,7 +3,7 @@
 `biotorch.layers.<method>` holds the same types with the rule of that method preset.
 """
 
-from biotorch.layers.base import LAYER_TYPES, FeedbackLayer, register_layer
+from biotorch.layers.base import LAYER_TYPES, FeedbackLayer, is_feedback, register_layer
 from biotorch.layers.convolution import (
     Conv1d,
     Conv2d,
@@ -24,5 +24,6 @@ __all__ = [
     "ConvTranspose3d",
     "FeedbackLayer",
     "Linear",
+    "is_feedback",
     "register_layer",
 ]

@@ -29,6 +29,11 @@ def register_layer(torch_type: type[nn.Module]) -> Callable[[_Layer], _Layer]:
     return add
 
 
+def is_feedback(name: str) -> bool:
+    """Whether an entry of a state_dict belongs to a layer's feedback, rather than to the network."""
+    return name.rpartition(".")[2] in ("feedback", "feedback_draws", "initial_norm")
+
+
 class FeedbackLayer(nn.Module):
     """Mixin for a torch layer whose input gradient is decided by a learning rule.
 

@@ -22,6 +22,7 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from biotorch.frozen import Section, SectionError
+from biotorch.layers import is_feedback
 
 _T = TypeVar("_T")
 
@@ -162,25 +163,21 @@ class SummingDDP(DDPStrategy):
 
 def _leave_out_feedback(module: nn.Module) -> None:
     """All ranks compute the same feedback weights: sending them at every step would only cost time."""
-    names = [name for name, _ in module.named_buffers() if _is_feedback(name)]
+    names = [name for name, _ in module.named_buffers() if is_feedback(name)]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)  # type: ignore[no-untyped-call]
-
-
-def _is_feedback(name: str) -> bool:
-    return name.rpartition(".")[2] in ("feedback", "initial_norm")
 
 
 def share_statistics(model: nn.Module, fabric: Fabric) -> None:
     """Give every process the batch statistics of the first, as DDP does before a forward pass."""
     if fabric.world_size > 1:
         for name, buffer in model.named_buffers():
-            if not _is_feedback(name):
+            if not is_feedback(name):
                 broadcast(buffer, src=0)
 
 
 def require_equal_feedback(model: nn.Module, fabric: Fabric) -> None:
     """Raise RuntimeError unless every process has the same feedback weights, to the bit."""
-    mine = {name: value for name, value in model.state_dict().items() if "feedback" in name.rpartition(".")[2]}
+    mine = {name: value for name, value in model.state_dict().items() if is_feedback(name)}
     if len(set(gather(state_hash(mine), fabric))) > 1:
         raise RuntimeError(f"the feedback weights of the {fabric.world_size} processes have drifted apart")
 

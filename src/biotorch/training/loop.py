@@ -121,9 +121,10 @@ class Trainer:
                     self._require_finite(value)
                     if index == 0:
                         self.optimizer.zero_grad()
-                    self.fabric.backward(value * (self.size(labels) / whole if counts else 0))
+                    size = self.size(labels) if counts else 0
+                    self.fabric.backward(value * (size / whole))
                 if counts:
-                    self.tally.add(value, self.size(labels), outputs, labels)
+                    self.tally.add(value, size, outputs, labels)
             if self.config.clip_gradient_norm is not None:
                 self.fabric.clip_gradients(
                     self.forward, self.optimizer, max_norm=self.config.clip_gradient_norm, error_if_nonfinite=False

@@ -211,8 +211,6 @@ class Schedule:
 
 _TAKES_MATRICES_ALONE = ("Muon",)  # which a network with biases is not; told when the optimizer meets the network
 
-_NEEDS_CODE = "it needs a function or other schedulers, which a configuration cannot hold"
-
 
 def _classes(module: Any, base: type) -> dict[str, type]:
     return {
@@ -220,6 +218,20 @@ def _classes(module: Any, base: type) -> dict[str, type]:
         for name, value in vars(module).items()
         if inspect.isclass(value) and issubclass(value, base) and value is not base and not name.startswith("_")
     }
+
+
+_OPTIMIZERS = _classes(torch.optim, torch.optim.Optimizer)
+_SCHEDULERS = _classes(lr_scheduler, lr_scheduler.LRScheduler)
+
+#: Those that cannot be used here, and why.
+_NO_OPTIMIZER = {
+    "LBFGS": "it evaluates the loss several times per step",
+    "SparseAdam": "it takes sparse gradients alone, and networks here have dense ones",
+}
+_NO_SCHEDULER = dict.fromkeys(
+    ("LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler"),
+    "it needs a function or other schedulers, which a configuration cannot hold",
+)
 
 
 def _require(
@@ -245,34 +257,18 @@ def _require(
 
 
 def _optimizer_class(name: str) -> Any:
-    excuses = {
-        "LBFGS": "it evaluates the loss several times per step",
-        "SparseAdam": "it takes sparse gradients alone, and networks here have dense ones",
-    }
-    return class_named("optimizer", "type", name, _classes(torch.optim, torch.optim.Optimizer), excuses)
+    return class_named("optimizer", "type", name, _OPTIMIZERS, _NO_OPTIMIZER)
 
 
 def _scheduler_class(name: str) -> Any:
-    excuses = dict.fromkeys(("LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler"), _NEEDS_CODE)
-    return class_named("lr_scheduler", "type", name, _classes(lr_scheduler, lr_scheduler.LRScheduler), excuses)
+    return class_named("lr_scheduler", "type", name, _SCHEDULERS, _NO_SCHEDULER)
 
 
 def optimizer_names() -> list[str]:
     """The optimizers that a configuration can name."""
-    return _usable(_classes(torch.optim, torch.optim.Optimizer), _optimizer_class)
+    return sorted(_OPTIMIZERS.keys() - _NO_OPTIMIZER.keys())
 
 
 def scheduler_names() -> list[str]:
     """The schedulers that a configuration can name."""
-    return _usable(_classes(lr_scheduler, lr_scheduler.LRScheduler), _scheduler_class)
-
-
-def _usable(classes: dict[str, type], find: Any) -> list[str]:
-    def usable(name: str) -> bool:
-        try:
-            find(name)
-        except SectionError:
-            return False
-        return True
-
-    return sorted(filter(usable, classes))
+    return sorted(_SCHEDULERS.keys() - _NO_SCHEDULER.keys())

@@ -51,10 +51,8 @@ def restore(states: list[dict[str, Any]], fabric: Fabric) -> None:
 def repeatable(seed: int, deterministic: bool, threads: int | None) -> Iterator[None]:
     """Seeds and settings for what runs inside; the caller's random state and settings are put back."""
     python, numpy_state = random.getstate(), np.random.get_state()
-    before, warn_only = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     threads_before = torch.get_num_threads()
     debugging: Any = torch.utils.deterministic  # fills new memory with nan, which costs time
     fill_before = debugging.fill_uninitialized_memory
