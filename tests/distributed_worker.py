@@ -9,10 +9,10 @@ import signal
 import sys
 from pathlib import Path
 
+import runs
 import torch
 from networks import RULES
 
-import runs
 from biotorch.experiment import Display, run
 from biotorch.training.infrastructure import state_hash
 

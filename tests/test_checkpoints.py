@@ -6,12 +6,12 @@ import pickle
 import shutil
 
 import pytest
+import runs
 import torch
 from networks import same, state
 from torch import nn
 
 import biotorch
-import runs
 from biotorch import data
 from biotorch.experiment import CheckpointError, checkpoints, run
 from biotorch.training import evaluate

@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+import runs
 import torch
 from networks import RULES
 
-import runs
 from biotorch.cli import _MISTAKES
 from biotorch.experiment import RunFolder, read, run
 

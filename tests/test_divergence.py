@@ -3,11 +3,11 @@
 import math
 
 import pytest
+import runs
 import torch
 from networks import RULES
 
 import biotorch
-import runs
 from biotorch.experiment import CheckpointError, Display, run
 from biotorch.experiment.evaluation import evaluate_run
 from biotorch.training import DivergenceError

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+import runs
 import torch
 import yaml
 from networks import state
 
 import biotorch
-import runs
 from biotorch import rules
 from biotorch.experiment import CheckpointError, ConfigError, OtherRunError, read, run
 from biotorch.experiment.building import build_model

@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+import runs
 import torch
 from networks import RULES
 
-import runs
 from biotorch.experiment import Display, Interrupted, run
 
 # Children start from a process that has loaded everything once, and has no threads.

@@ -8,12 +8,12 @@ import sys
 
 import numpy as np
 import pytest
+import runs
 import torch
 import yaml
 from networks import RULES
 
 import biotorch
-import runs
 from biotorch import data
 from biotorch.experiment import ConfigError, Display, load_results, read, run
 from biotorch.training import evaluate

@@ -6,10 +6,10 @@ import sys
 import time
 
 import pytest
+import runs
 import torch
 import yaml
 
-import runs
 from biotorch.cli import _MISTAKES
 from biotorch.experiment import ConfigError, DamagedResultError, Display, LockedError, OtherRunError, load_results, run
 

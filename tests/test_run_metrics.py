@@ -6,10 +6,10 @@ import sys
 import types
 
 import pytest
+import runs
 from networks import RULES
 
 import biotorch
-import runs
 from biotorch.experiment import run
 from biotorch.experiment.evaluation import evaluate_run
 

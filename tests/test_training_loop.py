@@ -4,13 +4,13 @@ import itertools
 import math
 
 import pytest
+import runs
 import torch
 from networks import RULES
 from torch import nn
 from torch.nn import functional as F
 
 import biotorch
-import runs
 from biotorch import data
 from biotorch.experiment import ConfigError, run
 from biotorch.training import Observer, Trainer, TrainingConfig, fit
