@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from biotorch import layers, metrics, models, module, rules
+from biotorch.layers import register_layer
 from biotorch.module import (
     Audit,
     AuditError,
@@ -18,6 +19,7 @@ from biotorch.module import (
     Summary,
     audit,
     convert,
+    revert,
     summary,
     true_gradients,
 )
@@ -46,6 +48,8 @@ __all__ = [
     "metrics",
     "models",
     "module",
+    "register_layer",
+    "revert",
     "rules",
     "summary",
     "true_gradients",

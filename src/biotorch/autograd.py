@@ -9,21 +9,18 @@ replace the one term of the backward pass that needs `W`, the gradient handed to
   (paper, equation 4). The chain of vector-Jacobian products is never computed.
 - `Cut`: no gradient crosses it but the broadcast error; it stands at the boundary of a residual block.
 
-How the error gets from the output layer to the direct layers: the autograd graph is the registry.
-When the backward of an output layer runs it has e in its hands, and `broadcast` walks the graph
-upstream and leaves e with every direct node it meets; the engine runs those nodes later, because
-they are upstream. Nothing is stored on modules, so several forwards before one backward, copies,
-threads, checkpointing and several outputs need no special case, and a gradient that reaches a
-direct layer around the output layer is an error instead of silent nonsense.
+How e gets from the output layer to the direct layers is in `broadcast`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+from biotorch.broadcast import Inbox, Output, SentError, Slice, aligned, broadcast
 
 _Callable = TypeVar("_Callable", bound=Callable[..., Any])
 
@@ -50,74 +47,33 @@ class Operation(Protocol):
         """The gradient of this operation's output with channels last: (N, ..., n_out)."""
         ...
 
-    def project(self, error: Tensor, feedback: Tensor, x: Tensor) -> Tensor:
-        """B e in the shape of `x`; `error` (N, ..., n_out), `feedback` (n_out, ...)."""
+    @property
+    def batch_dim(self) -> int:
+        """Where the batch is among the positions."""
+        ...
+
+    def positions(self, x: Tensor) -> tuple[int, ...]:
+        """The leading dimensions of `x` that may each hear an error of their own, the batch among them."""
+        ...
+
+    def spread(self, projected: Tensor, x: Tensor) -> Tensor:
+        """B e, (*positions, elements of a row of B) or broadcastable to that, laid out in the shape of `x`."""
         ...
 
 
-class Output(NamedTuple):
-    """Marks an output layer: its error addresses rows `start` to `stop` of every B.
-
-    `inferred` is for layers built by hand, where nobody said which one is last: such a layer is an
-    output exactly when no error reaches it from downstream.
-    """
-
-    start: int
-    stop: int
-    inferred: bool = False
-
-
-class _Inbox:
-    """The errors left with one direct node in one backward pass.
-
-    Tagged with the engine's pass, so a graph walked twice (`retain_graph`, a partial
-    `autograd.grad`) never sees the error of an earlier pass.
-    """
-
-    __slots__ = ("_errors", "_task")
-
-    def __init__(self) -> None:
-        self._task = -1
-        self._errors: list[tuple[Output, Tensor]] = []
-
-    def put(self, output: Output, error: Tensor) -> None:
-        task = torch._C._current_graph_task_id()
-        if task != self._task:
-            self._task, self._errors = task, []
-        self._errors.append((output, error))
-
-    def take(self) -> list[tuple[Output, Tensor]]:
-        fresh = self._task == torch._C._current_graph_task_id()
-        errors, self._errors = (self._errors if fresh else []), []
-        return errors
-
-
-def _broadcast(node: Any, output: Output, error: Tensor) -> None:
-    """Leave `error` with every direct node upstream of `node`."""
-    seen, frontier = {node}, [node]
-    while frontier:
-        for upstream, _ in frontier.pop().next_functions:
-            if upstream is None or upstream in seen:
-                continue
-            seen.add(upstream)
-            frontier.append(upstream)
-            inbox = getattr(upstream, "biotorch_inbox", None)
-            if inbox is not None:
-                inbox.put(output, error)
-
-
-def _projected(ctx: Any, errors: Sequence[tuple[Output, Tensor]], x: Tensor, feedback: Tensor) -> Tensor:
+def _projected(ctx: Any, errors: Sequence[SentError], x: Tensor, feedback: Tensor) -> Tensor:
     """The sum over output layers of B e, in the shape and type of `x`."""
+    operation, columns = ctx.operation, ctx.columns
+    positions = operation.positions(x)
     terms = []
-    for output, error in errors:
-        examples = error.shape[0] if error.dim() > 1 else 1
-        if x.dim() > 1 and examples != x.shape[0]:
-            raise RuntimeError(
-                f"{ctx.label}: the output layer's error has {examples} example(s), this layer saw "
-                f"{x.shape[0]}. Direct feedback needs the batch as the first dimension everywhere."
-            )
-        rows = feedback[output.start : output.stop].to(x.dtype)
-        terms.append(ctx.operation.project(error.to(x.dtype), rows, x))
+    for error in errors:
+        if columns is None:
+            rows = feedback[error.output.start : error.output.stop].to(x.dtype).flatten(1)
+            projected = aligned(error.to(x.dtype), positions, operation.batch_dim, ctx.label) @ rows
+        else:
+            whole = error.projected_by(feedback, x.dtype)
+            projected = aligned(whole, positions, operation.batch_dim, ctx.label)[..., : columns.size] * columns.scale
+        terms.append(operation.spread(projected, x))
     total = terms[0] if len(terms) == 1 else torch.stack(terms).sum(0)
     return total.clamp(-1, 1) if ctx.clip else total
 
@@ -200,7 +156,7 @@ class Feedback(torch.autograd.Function):
         _refuse_double_backward()
         x, weight, state = _saved(ctx)
         if ctx.output is not None:
-            _broadcast(ctx, ctx.output, ctx.operation.output_error(dy))
+            broadcast(ctx, ctx.output, ctx.operation.output_error(dy))
         mask = ctx.needs_input_grad[:3]
         carrier = ctx.feedback(weight, state) if mask[0] else weight
         dx, dw, db = ctx.operation.backward(dy, x, carrier.to(dy.dtype), mask)
@@ -223,11 +179,12 @@ class Direct(torch.autograd.Function):
         clip: bool,
         output: Output | None,
         label: str,
+        columns: Slice | None,
     ) -> Tensor:
-        """`output`, set on output layers, broadcasts dy; `label` names the layer in errors."""
+        """`state` is B, or the matrix of which the layer has `columns`; `label` names the layer in errors."""
         x, w, b = _cast(autocast_dtype(x), x, weight, bias)
-        ctx.operation, ctx.clip, ctx.output, ctx.label = operation, clip, output, label
-        ctx.biotorch_inbox = _Inbox()
+        ctx.operation, ctx.clip, ctx.output, ctx.label, ctx.columns = operation, clip, output, label, columns
+        ctx.biotorch_inbox = Inbox()
         ctx.save_for_backward(x, weight, state)
         return operation.forward(x, w, b)
 
@@ -240,23 +197,24 @@ class Direct(torch.autograd.Function):
             error = ctx.operation.output_error(dy)
             if error.shape[-1] != ctx.output.stop - ctx.output.start:
                 raise _stray_gradient(ctx.label)
-            _broadcast(ctx, ctx.output, error)
-            errors.append((ctx.output, error))
+            errors.append(broadcast(ctx, ctx.output, error))
         if not errors:
             raise _stray_gradient(ctx.label)
         needs_dx, *local = ctx.needs_input_grad[:3]
         _, dw, db = ctx.operation.backward(dy, x, weight.to(dy.dtype), (False, *local))
         dx = _projected(ctx, errors, x, state) if needs_dx else None
-        return dx, dw, db, None, None, None, None, None, None
+        return dx, dw, db, None, None, None, None, None, None, None
 
 
 class Cut(torch.autograd.Function):
     """Identity forward; in the backward only the broadcast error passes, whatever gradient arrives."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, state: Tensor, operation: Operation, clip: bool, label: str) -> Tensor:
-        ctx.operation, ctx.clip, ctx.label = operation, clip, label
-        ctx.biotorch_inbox = _Inbox()
+    def forward(
+        ctx: Any, x: Tensor, state: Tensor, operation: Operation, clip: bool, label: str, columns: Slice | None
+    ) -> Tensor:
+        ctx.operation, ctx.clip, ctx.label, ctx.columns = operation, clip, label, columns
+        ctx.biotorch_inbox = Inbox()
         # Shape, type and memory format of x are needed, not its values: a detached alias, which the
         # block may change in place, as it may the alias it gets.
         ctx.like = x.detach()
@@ -270,4 +228,4 @@ class Cut(torch.autograd.Function):
         errors = ctx.biotorch_inbox.take()
         if not errors:
             raise _stray_gradient(ctx.label)
-        return _projected(ctx, errors, ctx.like, state), None, None, None, None
+        return _projected(ctx, errors, ctx.like, state), None, None, None, None, None

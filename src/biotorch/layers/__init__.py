@@ -3,7 +3,10 @@
 `biotorch.layers.<method>` holds the same types with the rule of that method preset.
 """
 
-from biotorch.layers.base import LAYER_TYPES, FeedbackLayer, is_feedback, register_layer
+from biotorch.layers.attention import MultiheadAttention
+from biotorch.layers.base import FeedbackLayer
+from biotorch.layers.cells import GRUCell, LSTMCell, RNNCell
+from biotorch.layers.connection import Connection, connections, is_feedback
 from biotorch.layers.convolution import (
     Conv1d,
     Conv2d,
@@ -12,10 +15,14 @@ from biotorch.layers.convolution import (
     ConvTranspose2d,
     ConvTranspose3d,
 )
-from biotorch.layers.linear import Linear
+from biotorch.layers.linear import Bilinear, Linear, Product
+from biotorch.layers.readers import Reader, reading_type
+from biotorch.layers.registry import LAYER_TYPES, as_feedback, feedback_type, register_layer
 
 __all__ = [
     "LAYER_TYPES",
+    "Bilinear",
+    "Connection",
     "Conv1d",
     "Conv2d",
     "Conv3d",
@@ -23,7 +30,17 @@ __all__ = [
     "ConvTranspose2d",
     "ConvTranspose3d",
     "FeedbackLayer",
+    "GRUCell",
+    "LSTMCell",
     "Linear",
+    "MultiheadAttention",
+    "Product",
+    "RNNCell",
+    "Reader",
+    "as_feedback",
+    "connections",
+    "feedback_type",
     "is_feedback",
+    "reading_type",
     "register_layer",
 ]

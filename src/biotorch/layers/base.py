@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from biotorch import seeding
-from biotorch.autograd import Direct, Feedback, Operation, Output, uncompiled
-from biotorch.layers import updates
+from biotorch.autograd import Direct, Feedback, Operation, uncompiled
+from biotorch.broadcast import Output
+from biotorch.layers.connection import feedback_name
+from biotorch.layers.state import RuleState
 from biotorch.rules import FeedbackRule, Rule, from_layer_config, initial
 
-#: The feedback version of each torch layer type that converts; `register_layer` adds to it.
-LAYER_TYPES: dict[type[nn.Module], type[FeedbackLayer]] = {}
 
-_Layer = TypeVar("_Layer", bound="type[FeedbackLayer]")
-
-
-def register_layer(torch_type: type[nn.Module]) -> Callable[[_Layer], _Layer]:
-    """Class decorator: the feedback layer that `biotorch.convert` makes of exactly `torch_type`."""
-
-    def add(layer_type: _Layer) -> _Layer:
-        LAYER_TYPES[torch_type] = layer_type
-        return layer_type
-
-    return add
-
-
-def is_feedback(name: str) -> bool:
-    """Whether an entry of a state_dict belongs to a layer's feedback, rather than to the network."""
-    return name.rpartition(".")[2] in ("feedback", "feedback_draws", "initial_norm")
-
-
-class FeedbackLayer(nn.Module):
+class FeedbackLayer(RuleState):
     """Mixin for a torch layer whose input gradient is decided by a learning rule.
 
     A concrete layer type is `class Linear(FeedbackLayer, nn.Linear)` and supplies `operation`. It is
@@ -55,18 +37,23 @@ class FeedbackLayer(nn.Module):
 
     #: The rule of a per-method import path such as `biotorch.layers.usf`; None on the generic classes.
     method: ClassVar[str | None] = None
+    #: The type that converts to this one.
+    torch_type: ClassVar[type[nn.Module]]
+    #: Submodules whose parameters this layer reads itself: they belong to it and are never called.
+    owned: ClassVar[tuple[str, ...]] = ()
+    #: Whether the layer is one affine map of its input, with nothing nonlinear inside.
+    affine: ClassVar[bool] = True
 
     weight: Tensor
     bias: Any
-    rule: Rule
-    #: B, or what the rule keeps of it; None where the rule has none.
-    feedback: Tensor | None
     #: Inside `biotorch.true_gradients`: ordinary autograd.
     true_gradients: bool = False
     #: Set on the output layers of a network trained by a direct rule.
     output: Output | None = None
     #: The layer's dotted name at conversion, for error messages.
     label: str = ""
+    #: Where the batch is in the input: 1 in time-major transformers.
+    batch_dim: int = 0
 
     def __init__(
         self,
@@ -83,6 +70,10 @@ class FeedbackLayer(nn.Module):
             rule = from_layer_config(layer_config, rule or self.method or named or "fa")
         elif layer_config is not None:
             raise ValueError("give a finished rule or a layer_config, not both")
+        if (obstacle := self.obstacle(self)) != "":
+            raise ValueError(f"{type(self).__name__} has no feedback version like this: {obstacle}")
+        if rule.needs_network:
+            raise ValueError(f"{rule.needs_network} concerns a whole network: use biotorch.convert")
         seed = seeding.global_position()
         self.initialise_weights(rule, seed)
         if rule.direct and output_dim is None:
@@ -91,8 +82,8 @@ class FeedbackLayer(nn.Module):
                 "give the size of the network's output as output_dim"
             )
         if output:
-            self.output = Output(0, self.output_size)
-        elif rule.direct and output is None:
+            self.output = Output(0, self.require_output_size())
+        elif rule.direct and output is None and self.output_size is not None:
             self.output = Output(0, output_dim or 0, inferred=True)
         self.set_rule(rule, seed, n_out=output_dim)
 
@@ -103,107 +94,81 @@ class FeedbackLayer(nn.Module):
         raise NotImplementedError
 
     @property
-    def projection_shape(self) -> tuple[int, ...]:
-        """Shape of one row of a direct rule's B: (C_in, *kernel_size)."""
-        raise NotImplementedError
+    def output_size(self) -> int | None:
+        """Number of outputs per example and position; None for a layer that cannot be the output layer."""
+        return self.oriented("weight").shape[0]
 
-    @property
-    def output_size(self) -> int:
-        """Number of outputs per example and position: n_out where this is the output layer."""
-        raise NotImplementedError
+    @classmethod
+    def obstacle(cls, layer: nn.Module) -> str:
+        """Why a layer of exactly `torch_type` cannot be converted; empty if it can."""
+        return ""
+
+    def dense_size(self, x: Tensor) -> tuple[int, ...] | None:
+        """Shape of one row of a dense B for inputs like `x`; None where the usual B is dense already."""
+        return None
 
     # Rule and feedback ---------------------------------------------------------------------------
+
+    def require_output_size(self) -> int:
+        """The layer's `output_size`; raises ValueError where it has none."""
+        if self.output_size is None:
+            raise ValueError(f"a {type(self).__name__} cannot be the output layer: its output is no affine map")
+        return self.output_size
 
     def initialise_weights(self, rule: Rule, seed: int) -> None:
         """Draw W and b by the rule's `init`, from `seed` alone."""
         generator = seeding.generator(seeding.derive(seed, "weight"))
-        initial.draw(self.weight, rule.init, generator)
-        if self.bias is not None:
-            initial.draw_bias(self.bias, self.weight, rule.init, generator)
-
-    def set_rule(self, rule: Rule, seed: int, n_out: int | None = None, shared: Tensor | None = None) -> None:
-        """Make `rule` the layer's rule and create its B, replacing what was there.
-
-        `n_out` is the number of outputs a direct rule projects; `shared` is the B of another layer
-        with the same W, used as it is.
-        """
-        self.rule = rule
-        self.feedback_seed, self.feedback_draws = seed, 0
-        for name in ("feedback", "initial_norm"):
-            if hasattr(self, name):
-                delattr(self, name)
-        if rule.direct:
-            assert n_out is not None
-            blank = self.weight.new_empty((n_out, *self.projection_shape))
-        else:
-            blank = torch.empty_like(self.weight)
-        if shared is None:
-            generator = seeding.generator(seeding.derive(seed, "feedback", 0))
-            shared = rule.initial_feedback(self.weight, blank.detach(), generator)
-        self.register_buffer("feedback", shared)
-        self._check_feedback(blank.shape)
-        if rule.constrain_weights:
-            self.register_buffer("initial_norm", self.weight.detach().norm())
-        self._watch_updates()
-
-    def _check_feedback(self, expected: torch.Size) -> None:
-        """A rule of the user's own may return anything: tell it here, not deep in the first backward."""
-        effective = self.feedback if self.rule.direct else self.effective_feedback
-        if effective is None or effective.shape != expected:
-            found = None if effective is None else tuple(effective.shape)
-            raise ValueError(f"rule {self.rule.name!r} gives a B of shape {found}, needed here is {tuple(expected)}")
-
-    def _watch_updates(self) -> None:
-        updates.watch(self, wanted=self.rule.has_update() or self.rule.constrain_weights)
-
-    @property
-    def effective_feedback(self) -> Tensor | None:
-        """B as the backward pass uses it, in the shape of W; None under a direct rule."""
-        if isinstance(self.rule, FeedbackRule):
-            with torch.no_grad():
-                return self.rule.feedback(self.weight, self.feedback)
-        return None
-
-    def after_update(self, redraw: bool) -> None:
-        """What follows an optimizer step (see `biotorch.layers.updates`).
-
-        `redraw` is False after the step of an optimizer that wraps another: the rule has had its update
-        after the inner step, but the weights may have changed again.
-        """
-        with torch.no_grad():
-            if self.rule.constrain_weights:
-                norm = self.weight.norm()
-                self.weight.mul_(torch.where(norm > 0, self.initial_norm / norm, 1))
-            if redraw and self.rule.has_update() and self.weight.grad is not None:
-                self.feedback_draws += 1
-                seed = seeding.derive(self.feedback_seed, "feedback", self.feedback_draws)
-                self.rule.after_update(self.weight, self.feedback, seeding.generator(seed, self.weight.device))
+        weights = [connection.weight for connection in self.connections]
+        for weight in weights:
+            initial.draw(weight, rule.init, generator)
+        for name, parameter in self.named_parameters():
+            if "bias" in name:
+                initial.draw_bias(parameter, weights[0], rule.init, generator)
 
     # Forward -------------------------------------------------------------------------------------
 
-    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    @property
+    def plain(self) -> bool:
+        """Whether a forward now is ordinary PyTorch: no gradient is recorded, or the true one is wanted."""
+        return self.true_gradients or not torch.is_grad_enabled()
+
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.require_floating(input)
+        if self.plain:
+            return super().forward(input, *args, **kwargs)
+        x, operation = self.operation(input, *args, **kwargs)
+        return self.restore(self.carry("weight", x, self.bias, operation), input)
+
+    def require_floating(self, input: Tensor) -> None:
+        """Raises TypeError for an input that has no gradient."""
         if not input.is_floating_point():
             raise TypeError(
                 f"{self.label or type(self).__name__} takes a floating point input, got {input.dtype}: "
                 "embed or cast it first"
             )
-        if self.true_gradients or not torch.is_grad_enabled():
-            return super().forward(input, *args, **kwargs)  # type: ignore[no-any-return]
-        x, operation = self.operation(input, *args, **kwargs)
-        walks_the_graph = self.rule.direct or self.output is not None
-        y = self._apply_uncompiled(x, operation) if walks_the_graph else self._apply_rule(x, operation)
-        return self.restore(y, input)
 
-    def _apply_rule(self, x: Tensor, operation: Operation) -> Tensor:
-        rule, operands = self.rule, (x, self.weight, self.bias, self.feedback, operation)
+    def carry(self, parameter: str, x: Tensor, bias: Tensor | None, operation: Operation) -> Tensor:
+        """`operation` on `x` with a weight of the layer; in the backward the rule decides the gradient of `x`."""
+        walks_the_graph = self.rule.direct or self.output is not None
+        carry = self._carry_uncompiled if walks_the_graph else self._carry
+        return carry(self.oriented(parameter), feedback_name(parameter), x, bias, operation, parameter)
+
+    def _carry(
+        self, weight: Tensor, feedback: str, x: Tensor, bias: Tensor | None, operation: Operation, parameter: str
+    ) -> Tensor:
+        rule = self.rule
         y: Tensor
         if isinstance(rule, FeedbackRule):
-            y = Feedback.apply(*operands, rule.feedback, rule.gradient_clip, self.output)
+            state = getattr(self, feedback)
+            y = Feedback.apply(x, weight, bias, state, operation, rule.feedback, rule.gradient_clip, self.output)
         else:
-            y = Direct.apply(*operands, rule.gradient_clip, self.output, self.label or type(self).__name__)
+            columns = self.feedback_columns.get(parameter)
+            state = getattr(self, feedback) if columns is None else self.shared_matrix
+            label = self.label or type(self).__name__
+            y = Direct.apply(x, weight, bias, state, operation, rule.gradient_clip, self.output, label, columns)
         return y
 
-    _apply_uncompiled = uncompiled(_apply_rule)
+    _carry_uncompiled = uncompiled(_carry)
 
     def restore(self, y: Tensor, x: Tensor) -> Tensor:
         """Undo what `operation` did to the shape of `x` (a missing batch dimension)."""
@@ -212,44 +177,3 @@ class FeedbackLayer(nn.Module):
     def extra_repr(self) -> str:
         inherited = super().extra_repr()
         return f"{inherited}, rule={self.rule.name}" if inherited else f"rule={self.rule.name}"
-
-    # Saving --------------------------------------------------------------------------------------
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._watch_updates()  # a copied or unpickled layer follows its own optimizer
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.rule.has_update():
-            # The next draw is determined by (seed, draws): with both, a resumed run draws the same.
-            destination[prefix + "feedback_draws"] = torch.tensor([self.feedback_seed, self.feedback_draws])
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        loaded = state_dict.get(prefix + "feedback")
-        if loaded is not None and self.feedback is not None and loaded.shape != self.feedback.shape:
-            error_msgs.append(
-                f"{prefix}feedback: the loaded feedback is {tuple(loaded.shape)}, this layer's is "
-                f"{tuple(self.feedback.shape)} under rule {self.rule.name!r}: convert with the rule, options "
-                "and output size that the state was saved with."
-            )
-        if self.rule.has_update():
-            key = prefix + "feedback_draws"
-            if key in state_dict:
-                self.feedback_seed, self.feedback_draws = (int(part) for part in state_dict[key])
-                if key in unexpected_keys:
-                    unexpected_keys.remove(key)
-            elif strict:
-                missing_keys.append(key)

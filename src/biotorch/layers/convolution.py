@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from biotorch.autograd import Gradients, Operation
-from biotorch.layers.base import FeedbackLayer, register_layer
-from biotorch.layers.linear import per_example
+from biotorch.layers.base import FeedbackLayer
+from biotorch.layers.registry import register_layer
+from biotorch.rules import DirectRule
 
 
 class Padding(NamedTuple):
@@ -55,7 +57,12 @@ class Convolution(NamedTuple):
     transposed: bool
     output_padding: tuple[int, ...]
     groups: int
+    kernel_size: tuple[int, ...]
     outside: Padding | None = None
+
+    @property
+    def batch_dim(self) -> int:
+        return 0
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return torch.convolution(self._padded(x), weight, bias, *self[:6])
@@ -72,29 +79,60 @@ class Convolution(NamedTuple):
     def output_error(self, dy: Tensor) -> Tensor:
         return dy.movedim(1, -1)
 
-    def project(self, error: Tensor, feedback: Tensor, x: Tensor) -> Tensor:
+    def positions(self, x: Tensor) -> tuple[int, ...]:
+        return (x.shape[0],)  # the error is the same all over space
+
+    def spread(self, projected: Tensor, x: Tensor) -> Tensor:
         """The vector-Jacobian product of an ungrouped convolution with kernel B at a constant error.
 
-        The result takes few distinct values over space (interior, borders, stride phases), one per
-        set of kernel taps that reach a position: B is summed over each such set, one small product
-        with e gives the values, and a gather lays them out in the memory format of `x`.
+        `projected` is B e, (N, C_in * taps). The result takes few distinct values over space (interior,
+        borders, stride phases), the sum of B e over each set of kernel taps that reaches a position; a gather
+        lays them out in the memory format of `x`.
         """
         size = tuple(x.shape[2:]) if self.outside is None else self.outside.padded(x.shape[2:])
-        taps, index = _taps(self, size, tuple(feedback.shape[2:]), x.device)
-        taps, kernel = taps.to(feedback.dtype), feedback.flatten(2)  # (classes, taps), (n_out, C_in, taps)
-        error = per_example(error)
-        n, (n_out, channels, _) = error.shape[0], kernel.shape
+        taps, index = _taps(self, size, self.kernel_size, x.device)
+        taps, n, channels = taps.to(projected.dtype), x.shape[0], x.shape[1]
+        by_tap = projected.view(n, channels, -1)
         if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-            values = error @ (taps @ kernel.transpose(1, 2)).view(n_out, -1)
-            laid_out = values.view(n, -1, channels).index_select(1, index)
-            projected = laid_out.view(n, *size, channels).movedim(-1, 1)
+            laid_out = (taps @ by_tap.transpose(1, 2)).index_select(1, index)  # (N, positions, C_in)
+            full = laid_out.view(n, *size, channels).movedim(-1, 1)
         else:
-            values = error @ (kernel @ taps.T).view(n_out, -1)
-            projected = values.view(n, channels, -1).index_select(2, index).view(n, channels, *size)
-        return projected if self.outside is None else self.outside.adjoint(projected, x.shape[2:])
+            full = (by_tap @ taps.T).index_select(2, index).view(n, channels, *size)
+        return full if self.outside is None else self.outside.adjoint(full, x.shape[2:])
 
     def _padded(self, x: Tensor) -> Tensor:
         return x if self.outside is None else self.outside.apply(x)
+
+
+class Dense(NamedTuple):
+    """A convolution whose direct feedback is a matrix (n_out, C_in * positions) (Nokland 2016)."""
+
+    convolution: Convolution
+    label: str
+
+    @property
+    def batch_dim(self) -> int:
+        return 0
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return self.convolution.forward(x, weight, bias)
+
+    def backward(self, dy: Tensor, x: Tensor, weight: Tensor, mask: Sequence[bool]) -> Gradients:
+        return self.convolution.backward(dy, x, weight, mask)
+
+    def output_error(self, dy: Tensor) -> Tensor:
+        return self.convolution.output_error(dy)
+
+    def positions(self, x: Tensor) -> tuple[int, ...]:
+        return self.convolution.positions(x)
+
+    def spread(self, projected: Tensor, x: Tensor) -> Tensor:
+        if projected.shape[1] != x[0].numel():
+            raise RuntimeError(
+                f"{self.label}: feedback='dense' was made for inputs of {projected.shape[1]} values, these have "
+                f"{x[0].numel()} ({'x'.join(map(str, x.shape[1:]))}): convert with inputs=... of this size"
+            )
+        return projected.view(x.shape)
 
 
 def _sources(mode: str, length: int, before: int, after: int, device: torch.device) -> Tensor:
@@ -157,13 +195,19 @@ class _ConvolutionLayer(FeedbackLayer):
     dilation: tuple[int, ...]
     groups: int
 
-    @property
-    def projection_shape(self) -> tuple[int, ...]:
+    def projection_shape(self, parameter: str = "weight") -> tuple[int, ...]:
         return (self.in_channels, *self.kernel_size)
 
     @property
     def output_size(self) -> int:
         return self.out_channels
+
+    def dense_size(self, x: Tensor) -> tuple[int, ...]:
+        return (math.prod(x.shape[-len(self.kernel_size) - 1 :]),)
+
+    def _operation(self, x: Tensor, convolution: Convolution) -> tuple[Tensor, Operation]:
+        dense = isinstance(self.rule, DirectRule) and self.rule.feedback == "dense"
+        return self._batched(x), Dense(convolution, self.label) if dense else convolution
 
     def _batched(self, x: Tensor) -> Tensor:
         return x if x.dim() == len(self.kernel_size) + 2 else x.unsqueeze(0)
@@ -181,19 +225,25 @@ class _Conv(_ConvolutionLayer):
         padding, outside, none = pads[-2::-2], None, (0,) * len(self.kernel_size)
         if self.padding_mode != "zeros" or pads[0::2] != pads[1::2]:  # uneven: "same" with an even reach
             padding, outside = none, Padding(self.padding_mode, pads)
-        return self._batched(x), Convolution(self.stride, padding, self.dilation, False, none, self.groups, outside)
+        return self._operation(
+            x, Convolution(self.stride, padding, self.dilation, False, none, self.groups, self.kernel_size, outside)
+        )
 
 
 class _ConvTranspose(_ConvolutionLayer):
     padding: Any
 
     def operation(self, x: Tensor, output_size: list[int] | None = None) -> tuple[Tensor, Operation]:
-        batched = self._batched(x)
         dims = len(self.kernel_size)
         output_padding = self._output_padding(  # type: ignore[operator]
             x, output_size, self.stride, self.padding, self.kernel_size, dims, self.dilation
         )
-        return batched, Convolution(self.stride, self.padding, self.dilation, True, tuple(output_padding), self.groups)
+        return self._operation(
+            x,
+            Convolution(
+                self.stride, self.padding, self.dilation, True, tuple(output_padding), self.groups, self.kernel_size
+            ),
+        )
 
 
 @register_layer(nn.Conv1d)

@@ -1,19 +1,22 @@
-"""The linear layer: its map, its derivative, its direct projection."""
+"""Layers that multiply the last dimension by a matrix: linear, bilinear."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from biotorch.autograd import Gradients, Operation
-from biotorch.layers.base import FeedbackLayer, register_layer
+from biotorch.layers.base import FeedbackLayer
+from biotorch.layers.registry import register_layer
 
 
 class Product(NamedTuple):
-    """y = x W^T + b over the last dimension, any number of leading ones."""
+    """y = x W^T + b over the last dimension, any number of leading ones, the batch in the place `batch_dim`."""
+
+    batch_dim: int = 0
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # Beyond two dimensions F.linear returns a view, and autograd forbids to change a view that was
@@ -29,35 +32,43 @@ class Product(NamedTuple):
     def output_error(self, dy: Tensor) -> Tensor:
         return dy
 
-    def project(self, error: Tensor, feedback: Tensor, x: Tensor) -> Tensor:
-        """B e: position by position where error and input share their positions, else the same for all."""
-        if error.shape[:-1] == x.shape[:-1]:
-            return error @ feedback
-        if x.dim() == 1:
-            return error.reshape(-1, error.shape[-1]).sum(0) @ feedback
-        projected = per_example(error) @ feedback
-        positions = [1] * (x.dim() - 2)
-        return projected.view(x.shape[0], *positions, -1).expand(x.shape)
+    def positions(self, x: Tensor) -> tuple[int, ...]:
+        return tuple(x.shape[:-1])
+
+    def spread(self, projected: Tensor, x: Tensor) -> Tensor:
+        return projected.expand(x.shape)
 
 
-def per_example(error: Tensor) -> Tensor:
-    """The error (N, ..., n_out) summed over all positions: (N, n_out)."""
-    if error.dim() == 1:
-        return error.unsqueeze(0)
-    return error.flatten(1, -2).sum(1) if error.dim() > 2 else error
+class _Matrix(FeedbackLayer):
+    """A layer whose map is one product."""
+
+    def operation(self, x: Tensor) -> tuple[Tensor, Operation]:
+        return x, Product(self.batch_dim)
 
 
 @register_layer(nn.Linear)
-class Linear(FeedbackLayer, nn.Linear):
+class Linear(_Matrix, nn.Linear):
     """`torch.nn.Linear` under a learning rule. Input (*, in_features), output (*, out_features)."""
 
-    def operation(self, x: Tensor) -> tuple[Tensor, Operation]:
-        return x, Product()
+    def forward(self, input: Tensor, bias: Tensor | None = None) -> Any:
+        """`bias` stands in for the layer's own, for modules that read the layer's parameters and change it."""
+        if bias is None:
+            return super().forward(input)
+        self.require_floating(input)
+        return F.linear(input, self.weight, bias) if self.plain else self.carry("weight", input, bias, Product())
 
-    @property
-    def projection_shape(self) -> tuple[int, ...]:
-        return (self.in_features,)
 
-    @property
-    def output_size(self) -> int:
-        return self.out_features
+@register_layer(nn.Bilinear)
+class Bilinear(_Matrix, nn.Bilinear):  # type: ignore[misc]
+    """`torch.nn.Bilinear` under a learning rule. Inputs (*, in1_features) and (*, in2_features).
+
+    It is a linear layer of the outer product of its inputs: W and B are (out_features, in1_features *
+    in2_features) here, and what reaches one input is what the outer product received, times the other.
+    """
+
+    def operation(self, x: Tensor, other: Tensor) -> tuple[Tensor, Operation]:  # type: ignore[override]
+        outer = x.unsqueeze(-1) * other.unsqueeze(-2)
+        return super().operation(outer.flatten(-2))
+
+    def oriented(self, parameter: str) -> Tensor:
+        return self.weight.flatten(1)

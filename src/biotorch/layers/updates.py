@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +18,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 class Updated(Protocol):
     """A layer that changes with training beyond its gradients."""
 
-    weight: torch.Tensor
+    weight_names: Sequence[str]
+
+    def get_parameter(self, target: str) -> torch.nn.Parameter: ...
 
     def after_update(self, redraw: bool) -> None: ...
 
@@ -27,7 +30,7 @@ _lock = threading.Lock()  # one thread may copy a model while another steps
 
 
 def watch(layer: Updated, wanted: bool) -> None:
-    """Call `layer.after_update` after the optimizer steps on its weight, or no longer."""
+    """Call `layer.after_update` after the optimizer steps on one of its weights, or no longer."""
     with _lock:
         if wanted:
             _watched.add(layer)
@@ -50,7 +53,7 @@ def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
     with _lock:
         layers = list(_watched)
     for layer in layers:
-        if id(layer.weight) in stepped:
+        if any(id(layer.get_parameter(name)) in stepped for name in layer.weight_names):
             layer.after_update(redraw=not wraps)
 
 

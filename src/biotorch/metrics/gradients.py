@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from biotorch.layers import FeedbackLayer
+from biotorch.layers import connections
 from biotorch.metrics.weights import angle
 from biotorch.module.isolation import isolated
 from biotorch.module.true_gradient import true_gradients
@@ -28,12 +28,8 @@ def gradient_alignment(
         loss: `loss(model(inputs), targets)`, a scalar.
         inputs, targets: one batch.
     """
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, FeedbackLayer) and module.weight.requires_grad
-    }
-    weights = [layer.weight for layer in layers.values()]
+    trained = {name: each.trained for name, each in connections(model).items() if each.trained.requires_grad}
+    weights = list(trained.values())
 
     def gradients(context: contextlib.AbstractContextManager[None]) -> list[Tensor | None]:
         with isolated(model), context, torch.enable_grad():
@@ -42,5 +38,5 @@ def gradient_alignment(
 
     ruled, true = gradients(contextlib.nullcontext()), gradients(true_gradients(model))
     return {
-        name: angle(a, b) for name, a, b in zip(layers, ruled, true, strict=True) if a is not None and b is not None
+        name: angle(a, b) for name, a, b in zip(trained, ruled, true, strict=True) if a is not None and b is not None
     }

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from biotorch.layers import FeedbackLayer
+from biotorch.layers import connections
 
 
 def angle(a: Tensor, b: Tensor) -> float:
@@ -27,26 +27,23 @@ def angle(a: Tensor, b: Tensor) -> float:
 def alignment_angles(model: nn.Module) -> dict[str, float]:
     """Degrees between W and the effective B (signs included) of every feedback layer, by dotted name.
 
-    0 is backpropagation. A direct rule's B has another shape than W: its layers have no angle and are
-    left out; `gradient_alignment` takes its place.
+    A layer with several weight matrices has one entry for each, its name with that of the parameter. 0 is
+    backpropagation. A direct rule's B has another shape than W: its layers have no angle and are left out;
+    `gradient_alignment` takes its place.
     """
     return {
-        name: angle(layer.weight, effective)
-        for name, layer in _feedback_layers(model).items()
-        if (effective := layer.effective_feedback) is not None
+        name: angle(connection.weight, effective)
+        for name, connection in connections(model).items()
+        if (effective := connection.effective_feedback) is not None
     }
 
 
 def norm_ratios(model: nn.Module) -> dict[str, float]:
     """|B| / |W| of every feedback layer, direct ones included, by dotted name."""
     ratios = {}
-    for name, layer in _feedback_layers(model).items():
-        effective = layer.effective_feedback
-        feedback = layer.feedback if effective is None else effective
+    for name, connection in connections(model).items():
+        effective = connection.effective_feedback
+        feedback = connection.feedback if effective is None else effective
         if feedback is not None:
-            ratios[name] = (feedback.detach().double().norm() / layer.weight.detach().double().norm()).item()
+            ratios[name] = (feedback.detach().double().norm() / connection.weight.detach().double().norm()).item()
     return ratios
-
-
-def _feedback_layers(model: nn.Module) -> dict[str, FeedbackLayer]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, FeedbackLayer)}

@@ -2,8 +2,10 @@
 
 from biotorch.module.auditing import audit
 from biotorch.module.biomodule import BioModule
-from biotorch.module.conversion import ConversionError, ConversionWarning, convert
+from biotorch.module.conversion import convert
+from biotorch.module.plan import ConversionError, ConversionWarning
 from biotorch.module.report import Summary, summary
+from biotorch.module.reversion import revert
 from biotorch.module.true_gradient import true_gradients
 from biotorch.module.verdicts import Audit, AuditError, LayerAudit
 
@@ -17,6 +19,7 @@ __all__ = [
     "Summary",
     "audit",
     "convert",
+    "revert",
     "summary",
     "true_gradients",
 ]

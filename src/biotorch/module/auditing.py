@@ -19,17 +19,17 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from biotorch import seeding
 from biotorch.autograd import Cut
-from biotorch.layers import FeedbackLayer
+from biotorch.layers import Connection, FeedbackLayer
 from biotorch.module import nested
 from biotorch.module.isolation import isolated
-from biotorch.module.noise import draw, overwritten
+from biotorch.module.noise import draw, overwritten, silenced
 from biotorch.module.shortcuts import residual_blocks
-from biotorch.module.survey import survey, weight_matrices
+from biotorch.module.survey import Entry, is_known_local, survey, weight_matrices
 from biotorch.module.verdicts import LEAK, Audit, AuditError, LayerAudit
 from biotorch.rules.base import Transports
 
 
-def audit(model: nn.Module, inputs: Any, *, seed: int = 0) -> Audit:
+def audit(model: nn.Module, inputs: Any, *, shortcuts: bool = True, seed: int = 0) -> Audit:
     """Measure what of each weight matrix of `model` reaches the gradients upstream of it.
 
     Works on any module, converted or not, in the mode (train or eval) it is in. Parameters, `.grad`,
@@ -39,12 +39,14 @@ def audit(model: nn.Module, inputs: Any, *, seed: int = 0) -> Audit:
     Args:
         model: the network.
         inputs: a batch: a tensor, a tuple of positional arguments, or a mapping of keyword arguments.
+        shortcuts: also measure what goes past the feedback, at a pass for every layer input; without it
+            `.shortcuts` is empty and every `.share` 0.
         seed: of the noise and of the error vector (a random linear functional of the outputs).
 
     Raises:
         AuditError: a feedback layer never ran, no gradient flows, or the passes do not repeat to the bit.
     """
-    return _Experiment(model, inputs, seed).run()
+    return _Experiment(model, inputs, seed).run(shortcuts)
 
 
 class _Experiment:
@@ -57,37 +59,43 @@ class _Experiment:
         self.units = {
             entry.name: [draw(weight, generator) for weight in weight_matrices(entry.module).values()]
             for entry in entries
-            if entry.kind != "local" and weight_matrices(entry.module)
+            if not is_known_local(entry.module) and weight_matrices(entry.module)
         }
+        #: Local as far as names and shapes tell: shown only if the experiment says otherwise.
+        self.presumed = {entry.name for entry in entries if entry.kind == "local" and entry.name in self.units}
         if not self.units:
             raise AuditError("the model has no weight matrix to audit")
+        self.reasons = {entry.name: _reason(entry) for entry in entries}
         self.modules = {entry.name: entry.module for entry in entries}
         # Only a leaf's output can be set back without hiding what happens inside the module.
         self.leaves = {name: module for name, module in self.modules.items() if _is_leaf(module)}
         self.layers = {name: module for name, module in self.modules.items() if isinstance(module, FeedbackLayer)}
         patterns = {pattern for layer in self.layers.values() for pattern in getattr(layer.rule, "blocks", ())}
         self.blocks = residual_blocks(model, sorted(patterns))
+        #: The feedback layers whose forward has run.
+        self.ran: set[nn.Module] = set()
         #: From the first pass: what each leaf returned, call by call, and who reads one input.
         self.recorded: dict[nn.Module, list[list[Tensor]]] = {}
         self.readers: dict[GradientEdge, list[str]] = {}
         #: Leaves whose input requires no gradient: nothing lies upstream of them.
         self.first: set[str] = set()
 
-    def run(self) -> Audit:
+    def run(self, past_feedback: bool) -> Audit:
         device = next(self.model.parameters()).device.type
         with torch.autocast(device, enabled=False), torch.enable_grad():
             baseline = self._gradients()
             self._check(baseline)
             verdicts = self._verdicts()
-            shares, shortcuts = self._shares(baseline)
+            shares, shortcuts = self._shares(baseline) if past_feedback else ({}, {})
         layers = {
-            name: LayerAudit(verdicts[name], shares.get(name, 0.0), upstream=name not in self.first)
+            name: LayerAudit(verdicts[name], shares.get(name, 0.0), name not in self.first, self.reasons[name])
             for name in self.units
+            if name not in self.presumed or verdicts[name] != "nothing"
         }
-        return Audit(layers, shortcuts)
+        return Audit(layers, shortcuts, any(layer.rule.direct for layer in self.layers.values()))
 
     def _check(self, baseline: dict[str, Tensor]) -> None:
-        idle = [name for name, layer in self.layers.items() if layer not in self.recorded]
+        idle = [name for name, layer in self.layers.items() if layer not in self.ran]
         if idle:
             raise AuditError(
                 f"converted in name only, the forward of {', '.join(idle)} never ran: another module may read "
@@ -129,17 +137,20 @@ class _Experiment:
         if not layer.rule.has_update():
             return "nothing"
 
-        def updated(weight: Tensor) -> Tensor:
-            feedback = torch.empty(0) if layer.feedback is None else layer.feedback.detach().clone()
+        def updated(connection: Connection, weight: Tensor) -> Tensor:
+            feedback = torch.empty(0) if connection.buffer is None else connection.buffer.detach().clone()
             with torch.no_grad():
                 layer.rule.after_update(weight, feedback, seeding.generator(self.seed, weight.device))
             return feedback
 
-        noise = self.units[name][0]
-        first = updated(noise.first)
-        if torch.equal(first, updated(noise.second)):
-            return "nothing"
-        return "signs" if torch.equal(first, updated(noise.signed)) else "weights"
+        def copied(connection: Connection) -> Transports:
+            noise = draw(connection.weight, seeding.generator(self.seed))
+            first = updated(connection, noise.first)
+            if torch.equal(first, updated(connection, noise.second)):
+                return "nothing"
+            return "signs" if torch.equal(first, updated(connection, noise.signed)) else "weights"
+
+        return max((copied(connection) for connection in layer.connections), key=LEAK.__getitem__)
 
     def _shares(self, baseline: dict[str, Tensor]) -> tuple[dict[str, float], dict[str, float]]:
         """What arrives at the input of a layer or residual block although no feedback brought it there.
@@ -150,13 +161,13 @@ class _Experiment:
         """
         shares, shortcuts = {}, {}
         for names in self.readers.values():
-            readers = [module for name in names for module in self._named(name).modules()]
-            feedback = {id(m.feedback): m.feedback for m in readers if isinstance(m, FeedbackLayer)}
-            buffers = [buffer for buffer in feedback.values() if buffer is not None]
+            readers = {module for name in names for module in self._named(name).modules()}
+            layers = [module for module in readers if isinstance(module, FeedbackLayer)]
             key = _input_of(names[0])
-            if not buffers or key not in baseline:
+            silent = all(each.feedback_shape is None for layer in layers for each in layer.connections)
+            if silent or key not in baseline:
                 continue
-            with overwritten((buffer, torch.zeros_like(buffer)) for buffer in buffers):
+            with silenced(layers):
                 rest = self._gradients()[key]
             past, total = rest.norm(), rest.norm() + (baseline[key] - rest).norm()
             share = (past / total).item() if total > 0 else 0.0
@@ -225,6 +236,10 @@ class _Experiment:
             for name, leaf in self.leaves.items()
         ]
         handles += [
+            layer.register_forward_hook(lambda layer, args, output: self.ran.add(layer))
+            for layer in self.layers.values()
+        ]
+        handles += [
             module.register_forward_pre_hook(lambda module, args, name=name: capture(name, args))
             for name, module in {**self.layers, **self.blocks}.items()
         ]
@@ -236,6 +251,12 @@ class _Experiment:
         self.recorded = recorded
 
 
+def _reason(entry: Entry) -> str:
+    if isinstance(entry.module, FeedbackLayer):
+        return f"rule {entry.module.rule.name}"
+    return entry.reason or "plain PyTorch, not converted"
+
+
 def _input_of(name: str) -> str:
     return f"input of {name}"
 
@@ -245,6 +266,8 @@ def _output_of(name: str) -> str:
 
 
 def _is_leaf(module: nn.Module) -> bool:
+    if isinstance(module, FeedbackLayer):
+        return module.affine
     return all(name == "parametrizations" for name, _ in module.named_children())
 
 

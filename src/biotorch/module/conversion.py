@@ -5,35 +5,22 @@ from __future__ import annotations
 import fnmatch
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from biotorch import seeding
-from biotorch.autograd import Output
-from biotorch.layers import LAYER_TYPES, FeedbackLayer
+from biotorch.layers import LAYER_TYPES
 from biotorch.module.choice import Choice, Chooser
-from biotorch.module.shortcuts import install_cuts, remove_cuts
+from biotorch.module.feedback_forms import dense_sizes, with_points
+from biotorch.module.installing import install
+from biotorch.module.outputs import auxiliary_heads, find_outputs
+from biotorch.module.plan import ConversionError, ConversionWarning, Planned
 from biotorch.module.survey import Entry, survey
 from biotorch.names import unknown
-from biotorch.rules import DirectRule, Rule
+from biotorch.rules import DirectRule
 
 _Module = TypeVar("_Module", bound=nn.Module)
-
-
-class ConversionError(ValueError):
-    """A network cannot be converted as asked; the message lists every problem. The network is unchanged."""
-
-
-class ConversionWarning(UserWarning):
-    """A conversion did less than it seems: layers stay on backpropagation, or no shortcut was cut."""
-
-
-class _Planned(NamedTuple):
-    name: str
-    layer: nn.Module
-    rule: Rule
 
 
 def convert(
@@ -45,6 +32,7 @@ def convert(
     output_dim: int | None = None,
     strict: bool = False,
     seed: int | None = None,
+    inputs: Any = None,
     **options: Any,
 ) -> _Module:
     """Put `model` under a learning rule, in place, and return it.
@@ -66,6 +54,8 @@ def convert(
         strict: raise where a layer would be left on backpropagation, instead of warning.
         seed: of B (and of W with `copy_weights=False`), together with the layer's name: two networks
             of one architecture and seed get the same B. Default: `torch.initial_seed()`.
+        inputs: an example batch (a tensor, a tuple of arguments or a mapping of keyword arguments): the input
+            size that `feedback="dense"` makes B for. The model is run on it once, in eval mode.
         **options: options of the rule; with several rules each takes those it knows.
 
     Raises:
@@ -82,7 +72,7 @@ def convert(
     entries = survey(model)
     candidates = [entry for entry in entries if entry.kind in ("feedback", "convertible")]
     chosen = [(entry, chooser.rule_for(entry.name, entry.module)) for entry in candidates]
-    planned = [_Planned(entry.name, entry.module, rule) for entry, rule in chosen if rule is not None]
+    planned = [Planned(entry.name, entry.module, rule) for entry, rule in chosen if rule is not None]
     chooser.finish([entry.name for entry in candidates])
 
     problems = list(chooser.problems)
@@ -93,13 +83,15 @@ def convert(
     left = _left(entries, chooser.unmatched) if any(p.rule.name != "backpropagation" for p in planned) else []
     if strict and left:
         problems.append(_left_on_backprop(left))
-    problems += _unmatched_blocks(model, planned)
-    outputs = _find_outputs(entries, planned, output, output_dim, problems)
+    problems += _unmatched_patterns(model, planned)
+    planned = with_points(model, planned)
+    outputs = find_outputs(entries, planned, output, auxiliary_heads(model), output_dim, problems)
     if problems:
         raise ConversionError(_joined(problems))
+    dense = dense_sizes(model, planned, inputs)
     if left:
         warnings.warn(_left_on_backprop(left), ConversionWarning, stacklevel=2)
-    _apply(model, planned, outputs, copy_weights, torch.initial_seed() if seed is None else seed)
+    install(model, planned, outputs, copy_weights, torch.initial_seed() if seed is None else seed, dense)
     return model
 
 
@@ -113,121 +105,12 @@ def _left(entries: list[Entry], unmatched: set[str]) -> list[Entry]:
     ]
 
 
-def _unmatched_blocks(model: nn.Module, planned: list[_Planned]) -> list[str]:
+def _unmatched_patterns(model: nn.Module, planned: list[Planned]) -> list[str]:
     names = [name for name, _ in model.named_modules() if name]
-    patterns = {p for item in planned if isinstance(item.rule, DirectRule) for p in item.rule.blocks}
-    return [str(unknown("block pattern", p, names)) for p in sorted(patterns) if not fnmatch.filter(names, p)]
-
-
-def _find_outputs(
-    entries: list[Entry],
-    planned: list[_Planned],
-    output: str | Sequence[str] | None,
-    output_dim: int | None,
-    problems: list[str],
-) -> dict[int, Output]:
-    """The output layers by id, with the rows of B that each addresses; empty without a direct rule.
-
-    Layers that keep the rule of an earlier conversion count too.
-    """
-    given = {item.name for item in planned}
-    ruled = {entry.name: entry.module for entry in entries if entry.kind == "feedback" or entry.name in given}
-    kept = {name: module for name, module in ruled.items() if name not in given and isinstance(module, FeedbackLayer)}
-    kept_direct = {name: layer for name, layer in kept.items() if layer.rule.direct}
-    direct = bool(kept_direct) or any(item.rule.direct for item in planned)
-    if not direct and output is None and output_dim is None:
-        return {}
-    names = _output_names(entries, ruled, output, problems)
-    outputs, start = {}, 0
-    for name in names:
-        size = _output_size(ruled[name])
-        outputs[id(ruled[name])] = Output(start, start + size)
-        start += size
-    if output_dim is not None and outputs and output_dim != start:
-        problems.append(f"output_dim={output_dim}, but the output ({', '.join(names)}) has {start}")
-    for name, layer in kept_direct.items():
-        if outputs and layer.feedback is not None and len(layer.feedback) != start:
-            problems.append(
-                f"{name} keeps a B for {len(layer.feedback)} outputs, but the output ({', '.join(names)}) has {start}: "
-                "convert it again, too"
-            )
-    return outputs if direct else {}
-
-
-def _output_names(
-    entries: list[Entry], ruled: dict[str, nn.Module], output: str | Sequence[str] | None, problems: list[str]
-) -> list[str]:
-    """The output layers asked for, or the network's last layer; what is wrong with them goes to `problems`."""
-    cure = "Name the output layer, a layer with a rule, as output=...; 'backpropagation' is a rule, too."
-    if output is None:
-        layers = [entry for entry in entries if entry.kind != "local"]
-        if not layers:
-            return []  # told already: there is nothing to convert
-        last = layers[-1]
-        if last.name in ruled:
-            return [last.name]
-        why = last.reason or "it was given no rule"
-        problems.append(f"the output layer cannot be inferred: the last layer is {last.name!r}, but {why}. {cure}")
-        return []
-    names = [output] if isinstance(output, str) else output
-    if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):
-        problems.append(f"output={output!r} is neither a layer's name nor a list of names")
-        return []
-    strange = [name for name in names if name not in ruled]
-    problems += [f"{unknown('output layer', name, ruled)} {cure}" for name in strange]
-    return [name for name in dict.fromkeys(names) if name in ruled]
-
-
-def _output_size(layer: nn.Module) -> int:
-    if isinstance(layer, FeedbackLayer):
-        return layer.output_size
-    size = LAYER_TYPES[type(layer)].output_size
-    return size.fget(layer)  # type: ignore[attr-defined, no-any-return]
-
-
-def _apply(
-    model: nn.Module, planned: list[_Planned], outputs: dict[int, Output], copy_weights: bool, seed: int
-) -> None:
-    layers: list[tuple[str, FeedbackLayer, Rule]] = []
-    for name, layer, rule in planned:
-        if not isinstance(layer, FeedbackLayer):
-            layer.__class__ = LAYER_TYPES[type(layer)]
-            assert isinstance(layer, FeedbackLayer)
-        layer.label = name
-        layers.append((name, layer, rule))
-    if not copy_weights:
-        drawn: set[int] = set()  # tied weights are drawn once, before any B is made of them
-        for name, layer, rule in layers:
-            if id(layer.weight) not in drawn:
-                drawn.add(id(layer.weight))
-                layer.initialise_weights(rule, seeding.derive(seed, name))
-    n_out = max((output.stop for output in outputs.values()), default=None)
-    first_with: dict[tuple[Any, ...], FeedbackLayer] = {}  # layers that share W share B
-    for name, layer, rule in layers:
-        # A convolution and a transposed one may share W, but not a direct rule's B: it has another shape.
-        shape = layer.projection_shape if rule.direct else None
-        twin = first_with.setdefault((id(layer.weight), rule, shape), layer)
-        if twin is layer:
-            layer.set_rule(rule, seeding.derive(seed, name), n_out=n_out)
-        else:
-            layer.set_rule(rule, twin.feedback_seed, n_out=n_out, shared=twin.feedback)
-    _connect(model, outputs)
-
-
-def _connect(model: nn.Module, outputs: dict[int, Output]) -> None:
-    """Mark the output layers and cut the shortcuts that the rules of all layers ask for."""
-    remove_cuts(model)
-    layers = [module for module in model.modules() if isinstance(module, FeedbackLayer)]
-    for layer in layers:
-        layer.output = outputs.get(id(layer))
-    cutting = [layer.rule for layer in layers if isinstance(layer.rule, DirectRule) and layer.rule.shortcuts == "cut"]
-    if cutting and not install_cuts(model, sorted({pattern for rule in cutting for pattern in rule.blocks})):
-        warnings.warn(
-            "shortcuts='cut' found no residual block to cut: if there are any, name them with "
-            "blocks=['pattern', ...]; biotorch.audit shows whether gradient passes the feedback",
-            ConversionWarning,
-            stacklevel=4,
-        )
+    direct = {item.rule for item in planned if isinstance(item.rule, DirectRule)}
+    given = {("block pattern", pattern) for rule in direct for pattern in rule.blocks}
+    given |= {("feedback point", pattern) for rule in direct for pattern in rule.points}
+    return [str(unknown(what, p, names)) for what, p in sorted(given) if not fnmatch.filter(names, p)]
 
 
 def _nothing_to_convert(entries: list[Entry]) -> str:

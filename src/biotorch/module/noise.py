@@ -1,4 +1,4 @@
-"""Overwriting weights with noise, behind autograd's back."""
+"""Overwriting weights with noise and feedback with zeros, behind autograd's back."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from biotorch.layers import FeedbackLayer
 
 
 class Noise(NamedTuple):
@@ -27,6 +29,7 @@ def draw(weight: Tensor, generator: torch.Generator) -> Noise:
 
     def one() -> Tensor:
         noise = torch.randn(weight.shape, generator=generator).to(weight)
+        noise[noise == 0] = 1  # among millions there is one: it would have no sign
         return noise * (norm / noise.norm()) if norm > 0 else noise
 
     first, second = one(), one()
@@ -45,3 +48,19 @@ def overwritten(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[None]:
     finally:
         for (tensor, _), value in zip(pairs, saved, strict=True):
             tensor.data.copy_(value)
+
+
+@contextlib.contextmanager
+def silenced(layers: Iterable[FeedbackLayer]) -> Iterator[None]:
+    """The feedback of `layers` is zero; that of others stays, also where all share one matrix."""
+    layers = list(layers)
+    buffers = {id(b): b for layer in layers for each in layer.connections if (b := each.buffer) is not None}
+    columns = [layer.feedback_columns for layer in layers]
+    try:
+        for layer, own in zip(layers, columns, strict=True):
+            layer.feedback_columns = {name: part._replace(scale=0.0) for name, part in own.items()}
+        with overwritten((buffer, torch.zeros_like(buffer)) for buffer in buffers.values()):
+            yield
+    finally:
+        for layer, own in zip(layers, columns, strict=True):
+            layer.feedback_columns = own

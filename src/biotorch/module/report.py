@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from torch import nn
+from torch import Tensor, nn
 
 from biotorch.layers import FeedbackLayer
 from biotorch.module.shortcuts import leaking_shortcuts
@@ -20,7 +20,8 @@ class Row:
     kind: Kind
     rule: str | None
     parameters: int
-    feedback: tuple[int, ...] | None
+    #: Shapes of its B, one for each weight matrix.
+    feedback: tuple[tuple[int, ...], ...]
     note: str
 
 
@@ -33,6 +34,9 @@ class Summary:
     leaking_shortcuts: list[str]
     #: Elements of all B over elements of all parameters.
     feedback_ratio: float
+    #: Memory of all B and of all parameters, in bytes.
+    feedback_bytes: int
+    parameter_bytes: int
 
     @property
     def left(self) -> list[Row]:
@@ -47,7 +51,7 @@ class Summary:
                 row.type,
                 row.rule or "-",
                 f"{row.parameters:,}",
-                "x".join(map(str, row.feedback)) or "scalar" if row.feedback is not None else "-",
+                ", ".join("x".join(map(str, shape)) or "scalar" for shape in row.feedback) or "-",
                 row.note,
             )
             for row in self.rows
@@ -57,7 +61,8 @@ class Summary:
             "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
             for line in [header, tuple("-" * width for width in widths), *cells]
         ]
-        lines.append(f"feedback weights: {self.feedback_ratio:.2f} times the parameters")
+        megabytes = f"{self.feedback_bytes / 2**20:,.1f} MiB beside {self.parameter_bytes / 2**20:,.1f} MiB"
+        lines.append(f"feedback weights: {self.feedback_ratio:.2f} times the parameters ({megabytes})")
         if self.left:
             lines.append(f"{len(self.left)} layer(s) on plain backpropagation: see the notes")
         if self.leaking_shortcuts:
@@ -74,22 +79,28 @@ def summary(model: nn.Module) -> Summary:
     A converted layer shows its rule; a plain layer that would transport its weights shows
     `backpropagation` and, as a note, why it is not converted; normalisation and embeddings show `-`.
     """
-    rows, feedback_elements, seen = [], 0, set()
+    rows, held = [], dict[int, Tensor]()
     for entry in survey(model):
-        module, layer_feedback = entry.module, None
+        module, shapes = entry.module, []
         rule, note = ("backpropagation", entry.reason) if entry.kind == "left" else (None, entry.reason)
         if isinstance(module, FeedbackLayer):
             rule, note = module.rule.name, "output layer" if module.output is not None else ""
-            if module.feedback is not None:
-                layer_feedback = tuple(module.feedback.shape)
-                if id(module.feedback) not in seen:
-                    seen.add(id(module.feedback))
-                    feedback_elements += module.feedback.numel()
+            shared = module._buffers.get("shared_feedback")
+            buffers = [shared, *(connection.buffer for connection in module.connections)]
+            held.update((id(buffer), buffer) for buffer in buffers if buffer is not None)
+            shapes = [shape for each in module.connections if (shape := each.feedback_shape) is not None]
         elif entry.kind == "convertible":
             rule, note = "backpropagation", "plain PyTorch, not converted"
         own = {id(p): p for p in module._parameters.values() if p is not None and not nn.parameter.is_lazy(p)}
         own.update((id(p), p) for p in weight_matrices(module).values())  # a parametrized layer's lie elsewhere
         count = sum(p.numel() for p in own.values())
-        rows.append(Row(entry.name, type(module).__name__, entry.kind, rule, count, layer_feedback, note))
-    total = sum(p.numel() for p in model.parameters() if not nn.parameter.is_lazy(p))
-    return Summary(rows, leaking_shortcuts(model), feedback_elements / total if total else 0.0)
+        rows.append(Row(entry.name, type(module).__name__, entry.kind, rule, count, tuple(shapes), note))
+    parameters = [p for p in model.parameters() if not nn.parameter.is_lazy(p)]
+    total = sum(p.numel() for p in parameters)
+    return Summary(
+        rows,
+        leaking_shortcuts(model),
+        sum(b.numel() for b in held.values()) / total if total else 0.0,
+        sum(b.nbytes for b in held.values()),
+        sum(p.nbytes for p in parameters),
+    )

@@ -6,7 +6,6 @@ import fnmatch
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from biotorch.autograd import Cut, uncompiled
@@ -16,6 +15,14 @@ from biotorch.rules import DirectRule
 #: Residual blocks of the common families, by qualified class name (nothing is imported to compare).
 _BLOCKS = {
     "biotorch.models.cifar_resnet.BasicBlock",
+    "timm.models.convnext.ConvNeXtBlock",
+    "timm.models.mlp_mixer.MixerBlock",
+    "timm.models.resnet.BasicBlock",
+    "timm.models.resnet.Bottleneck",
+    "timm.models.swin_transformer.SwinTransformerBlock",
+    "timm.models.vision_transformer.Block",
+    "torch.nn.modules.transformer.TransformerDecoderLayer",
+    "torch.nn.modules.transformer.TransformerEncoderLayer",
     "torchvision.models.convnext.CNBlock",
     "torchvision.models.efficientnet.FusedMBConv",
     "torchvision.models.efficientnet.MBConv",
@@ -28,7 +35,12 @@ _BLOCKS = {
     "torchvision.models.swin_transformer.SwinTransformerBlock",
     "torchvision.models.swin_transformer.SwinTransformerBlockV2",
     "torchvision.models.vision_transformer.EncoderBlock",
-    "torch.nn.modules.transformer.TransformerEncoderLayer",
+    "transformers.models.bert.modeling_bert.BertLayer",
+    "transformers.models.convnext.modeling_convnext.ConvNextLayer",
+    "transformers.models.distilbert.modeling_distilbert.TransformerBlock",
+    "transformers.models.gpt2.modeling_gpt2.GPT2Block",
+    "transformers.models.t5.modeling_t5.T5Block",
+    "transformers.models.vit.modeling_vit.ViTLayer",
 }
 
 
@@ -39,6 +51,16 @@ def residual_blocks(model: nn.Module, patterns: Sequence[str] = ()) -> dict[str,
         for name, module in model.named_modules()
         if _is_known_block(module) or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
     }
+
+
+def outermost(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Module]:
+    """The modules by name that match one of `patterns` and lie in no other that does."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if not inside and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+            found[name] = module
+    return found
 
 
 def _is_known_block(module: nn.Module) -> bool:
@@ -79,23 +101,30 @@ class CutShortcut:
     def __init__(self, path: str) -> None:
         self.path = path  # within the block, so that a copy or replica of the block finds its own layer
 
-    def __call__(self, block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def __call__(
+        self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         layer = block.get_submodule(self.path)
         assert isinstance(layer, FeedbackLayer)
-        if layer.true_gradients or not torch.is_grad_enabled():
+        if layer.plain:
             return None
-        if not args or not isinstance(args[0], Tensor):
+        if args and isinstance(args[0], Tensor):
+            return (_cut(args[0], layer), *args[1:]), kwargs
+        name = next((name for name, value in kwargs.items() if isinstance(value, Tensor)), None)
+        if args or name is None:
             raise RuntimeError(
-                f"{layer.label}: shortcuts='cut' needs the tensor that its residual block "
-                f"({type(block).__name__}) takes as first positional argument"
+                f"{layer.label}: its block ({type(block).__name__}) is cut off from gradients, which needs the tensor "
+                "that the block takes as its first argument"
             )
-        return (_cut(args[0], layer), *args[1:])
+        return args, {**kwargs, name: _cut(kwargs[name], layer)}
 
 
 @uncompiled
 def _cut(x: Tensor, layer: FeedbackLayer) -> Tensor:
-    _, operation = layer.operation(x)
-    cut: Tensor = Cut.apply(x, layer.feedback, operation, layer.rule.gradient_clip, layer.label)
+    first, (_, operation) = layer.connections[0], layer.operation(x)
+    columns = layer.feedback_columns.get(first.parameter)
+    state = first.buffer if columns is None else layer.shared_matrix
+    cut: Tensor = Cut.apply(x, state, operation, layer.rule.gradient_clip, layer.label, columns)
     return cut
 
 
@@ -105,15 +134,23 @@ def remove_cuts(model: nn.Module) -> None:
         for key, hook in list(module._forward_pre_hooks.items()):
             if isinstance(hook, CutShortcut):
                 del module._forward_pre_hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
-def install_cuts(model: nn.Module, patterns: Sequence[str]) -> int:
-    """Cut every residual block whose first direct layer asks for it; returns their number."""
+def install_cuts(model: nn.Module) -> int:
+    """Cut the blocks whose first direct layer asks for it; returns the number of residual blocks among them."""
+    layers = [module for module in model.modules() if isinstance(module, FeedbackLayer)]
+    rules = {layer.rule for layer in layers if isinstance(layer.rule, DirectRule)}
+    named = sorted({pattern for rule in rules if rule.shortcuts == "cut" for pattern in rule.blocks})
+    residual = residual_blocks(model, named)
+    points = outermost(model, sorted({pattern for rule in rules for pattern in rule.points}))
     cuts = 0
-    for block in residual_blocks(model, patterns).values():
-        direct = ((name, m) for name, m in block.named_modules() if isinstance(m, FeedbackLayer) and m.rule.direct)
+    for name, block in {**residual, **points}.items():
+        direct = ((path, m) for path, m in block.named_modules() if isinstance(m, FeedbackLayer) and m.rule.direct)
         path, first = next(direct, ("", None))
-        if first is not None and isinstance(first.rule, DirectRule) and first.rule.shortcuts == "cut":
-            block.register_forward_pre_hook(CutShortcut(path))
-            cuts += 1
+        if first is None or not isinstance(first.rule, DirectRule):
+            continue
+        if name in points or first.rule.shortcuts == "cut":
+            block.register_forward_pre_hook(CutShortcut(path), with_kwargs=True)
+            cuts += name in residual
     return cuts

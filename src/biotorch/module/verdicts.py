@@ -23,14 +23,16 @@ class LayerAudit(str):
         share: the share (0 to 1) of the gradient at the layer's input that still arrives when the
             feedback of the layers reading that input is zero: it came along an identity shortcut, or
             through a layer left on backpropagation.
+        reason: what decides the verdict: the layer's rule, or why it is left.
     """
 
     share: float
     upstream: bool
+    reason: str
 
-    def __new__(cls, transports: Transports, share: float = 0.0, upstream: bool = True) -> LayerAudit:
+    def __new__(cls, transports: Transports, share: float = 0.0, upstream: bool = True, reason: str = "") -> LayerAudit:
         verdict = super().__new__(cls, transports)
-        verdict.share, verdict.upstream = share, upstream
+        verdict.share, verdict.upstream, verdict.reason = share, upstream, reason
         return verdict
 
 
@@ -44,6 +46,8 @@ class Audit:
     #: feedback, with its share: legitimate for rules that go backwards layer by layer, a leak for
     #: direct rules under `shortcuts="keep"`.
     shortcuts: dict[str, float]
+    #: Whether a layer has a direct rule, for which gradient past the feedback is a leak.
+    direct: bool = False
 
     @property
     def leak(self) -> float:
@@ -53,6 +57,24 @@ class Audit:
         """
         verdicts = [verdict for verdict in self.layers.values() if verdict.upstream] or list(self.layers.values())
         return sum(LEAK[verdict] for verdict in verdicts) / len(verdicts)
+
+    @property
+    def verdict(self) -> str:
+        """One line: what leaks, and why."""
+        groups: dict[tuple[str, str], list[str]] = {}
+        for name, found in self.layers.items():
+            if found != "nothing":
+                groups.setdefault((str(found), found.reason), []).append(name)
+        parts = [f"{what} of {_some(names)}: {why}" for (what, why), names in groups.items()]
+        if self.shortcuts:
+            share = max(self.shortcuts.values())
+            why = (
+                "identity paths and parallel branches, which shortcuts='keep' leaves"
+                if self.direct
+                else "identity paths and parallel branches, which the rule allows"
+            )
+            parts.append(f"up to {share:.0%} of the gradient past the feedback at {_some(list(self.shortcuts))}: {why}")
+        return "; ".join(parts if any(groups) else ["nothing is transported", *parts])
 
     def __str__(self) -> str:
         width = max(len("layer"), *(len(name or "(root)") for name in self.layers))
@@ -67,4 +89,10 @@ class Audit:
         if self.shortcuts:
             named = ", ".join(f"{name} ({share:.1%})" for name, share in self.shortcuts.items())
             lines.append(f"gradient past the feedback at the input of {named}")
+        lines.append(self.verdict)
         return "\n".join(lines)
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(name or "(root)" for name in names[:2])
+    return shown if len(names) <= 2 else f"{len(names)} layers ({shown} ...)"

@@ -43,6 +43,11 @@ class Rule:
     #: True where the error comes straight from the output layer.
     direct: ClassVar[bool] = False
 
+    @property
+    def needs_network(self) -> str:
+        """The option that concerns a whole network, so that no layer can be built with it alone; empty if none."""
+        return ""
+
     def __post_init__(self) -> None:
         initial.check("init", self.init, initial.INITS)
         initial.check("feedback_init", self.feedback_init, initial.FEEDBACK_INITS)
@@ -85,6 +90,13 @@ class DirectRule(Rule):
     """A rule that projects the output layer's error straight to each layer (paper, equation 4).
 
     Args:
+        feedback: the form of B. `kernel`: that of one output position, (n_out, C_in, *kernel_size), applied to the
+            error held constant over space (the paper's code). `dense`: (n_out, C_in * positions) for convolutions
+            (Nokland 2016), made for one input size. `shared`: one matrix for the whole network, of which every layer
+            takes the first columns at its own scale (Launay et al. 2019): for large outputs.
+        points: name patterns (`layer1.*`, `encoder.layers.*`), or one, of blocks at whose input the error arrives,
+            instead of at every layer in them: inside such a block gradients go by backpropagation ("macro" DFA,
+            Launay et al. 2020). The outermost modules that match count.
         shortcuts: `keep` leaves identity shortcuts as they are: gradient travels along them, which is
             what the paper's ResNet figures contain. `cut` is strict: nothing but the broadcast error
             crosses the boundary of a residual block.
@@ -92,9 +104,11 @@ class DirectRule(Rule):
             families, which are known.
 
     Raises:
-        ValueError: another value of `shortcuts`.
+        ValueError: another value of `feedback` or `shortcuts`, patterns that are no names.
     """
 
+    feedback: str = "kernel"
+    points: tuple[str, ...] | str = ()
     shortcuts: str = "keep"
     blocks: tuple[str, ...] | str = ()
 
@@ -102,11 +116,18 @@ class DirectRule(Rule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        initial.check("feedback", self.feedback, ("kernel", "dense", "shared"))
         initial.check("shortcuts", self.shortcuts, ("keep", "cut"))
-        if not isinstance(self.blocks, str | list | tuple) or not all(isinstance(name, str) for name in self.blocks):
-            raise ValueError(f"blocks is a name pattern or a list of them, not {self.blocks!r}")
-        blocks = (self.blocks,) if isinstance(self.blocks, str) else tuple(self.blocks)
-        object.__setattr__(self, "blocks", blocks)  # one pattern, or a YAML list, is welcome
+        for option in ("points", "blocks"):
+            patterns = getattr(self, option)
+            if not isinstance(patterns, str | list | tuple) or not all(isinstance(name, str) for name in patterns):
+                raise ValueError(f"{option} is a name pattern or a list of them, not {patterns!r}")
+            # One pattern, or a YAML list, is welcome.
+            object.__setattr__(self, option, (patterns,) if isinstance(patterns, str) else tuple(patterns))
+
+    @property
+    def needs_network(self) -> str:
+        return f"feedback={self.feedback!r}" if self.feedback != "kernel" else "points" if self.points else ""
 
 
 _REGISTRY: dict[str, type[Rule]] = {}

@@ -47,6 +47,19 @@ def draw(tensor: Tensor, init: str, generator: torch.Generator) -> Tensor:
         return tensor.copy_(fresh)
 
 
+def draw_unit(tensor: Tensor, init: str, generator: torch.Generator) -> Tensor:
+    """Fill `tensor` in place with the distribution of `init` at variance 1, and return it."""
+    if tensor.is_meta:
+        return tensor
+    fresh = torch.empty(tensor.shape, device=generator.device)
+    if init == "normal":
+        fresh.normal_(generator=generator)
+    else:
+        fresh.uniform_(-math.sqrt(3), math.sqrt(3), generator=generator)
+    with torch.no_grad():
+        return tensor.copy_(fresh)
+
+
 def draw_bias(bias: Tensor, weight: Tensor, init: str, generator: torch.Generator) -> None:
     """Fill `bias` in place: zero, except under `kaiming`, where it is PyTorch's default."""
     with torch.no_grad():

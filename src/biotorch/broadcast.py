@@ -1,0 +1,154 @@
+"""How the error of an output layer reaches the direct layers, and meets their inputs.
+
+The autograd graph is the registry. When the backward of an output layer runs it has e in its hands, and
+`broadcast` walks the graph upstream and leaves e with every direct node it meets; the engine runs those
+nodes later, because they are upstream. Nothing is stored on modules, so several forwards before one
+backward, copies, threads, checkpointing and several outputs need no special case, and a gradient that
+reaches a direct layer around the output layer is an error instead of silent nonsense.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Output(NamedTuple):
+    """Marks an output layer: its error addresses rows `start` to `stop` of every B.
+
+    `inferred` is for layers built by hand, where nobody said which one is last: such a layer is an
+    output exactly when no error reaches it from downstream.
+    """
+
+    start: int
+    stop: int
+    inferred: bool = False
+
+
+class Slice(NamedTuple):
+    """A layer's B where all share one matrix: its first `size` columns, times `scale`."""
+
+    size: int
+    scale: float
+
+
+class SentError:
+    """The error (*positions, n_out) of one output layer in one backward pass, for all layers upstream."""
+
+    __slots__ = ("_cast", "_projected", "output", "tensor")
+
+    def __init__(self, output: Output, tensor: Tensor) -> None:
+        self.output, self.tensor = output, tensor
+        self._cast: dict[torch.dtype, Tensor] = {}
+        self._projected: dict[tuple[int, torch.dtype], Tensor] = {}
+
+    def to(self, dtype: torch.dtype) -> Tensor:
+        """The error in `dtype`, converted once."""
+        if dtype not in self._cast:
+            self._cast[dtype] = self.tensor.to(dtype)
+        return self._cast[dtype]
+
+    def projected_by(self, matrix: Tensor, dtype: torch.dtype) -> Tensor:
+        """The error times the rows of a shared matrix (n_out of all outputs, columns), computed once."""
+        key = (matrix.data_ptr(), dtype)
+        if key not in self._projected:
+            rows = matrix[self.output.start : self.output.stop]
+            self._projected[key] = self.to(dtype) @ rows.to(dtype)
+        return self._projected[key]
+
+
+class Inbox:
+    """The errors left with one direct node in one backward pass.
+
+    Tagged with the engine's pass, so a graph walked twice (`retain_graph`, a partial
+    `autograd.grad`) never sees the error of an earlier pass.
+    """
+
+    __slots__ = ("_errors", "_task")
+
+    def __init__(self) -> None:
+        self._task = -1
+        self._errors: list[SentError] = []
+
+    def put(self, error: SentError) -> None:
+        task = torch._C._current_graph_task_id()
+        if task != self._task:
+            self._task, self._errors = task, []
+        self._errors.append(error)
+
+    def take(self) -> list[SentError]:
+        fresh = self._task == torch._C._current_graph_task_id()
+        errors, self._errors = (self._errors if fresh else []), []
+        return errors
+
+
+def broadcast(node: Any, output: Output, error: Tensor) -> SentError:
+    """Leave `error` with every direct node upstream of `node`."""
+    sent = SentError(output, error)
+    seen, frontier = {node}, [node]
+    while frontier:
+        for upstream, _ in frontier.pop().next_functions:
+            if upstream is None or upstream in seen:
+                continue
+            seen.add(upstream)
+            frontier.append(upstream)
+            inbox = getattr(upstream, "biotorch_inbox", None)
+            if inbox is not None:
+                inbox.put(sent)
+    return sent
+
+
+def aligned(error: Tensor, positions: tuple[int, ...], batch_dim: int, label: str) -> Tensor:
+    """The error for each position of a layer's input, in a shape that broadcasts to (*positions, n).
+
+    Where output and layer have the same positions (tokens), each hears its own error; that one of them has
+    example and token in one dimension is no obstacle. Otherwise every position of an example hears the sum
+    over the example's positions at the output. Positions that no example owns (a bias table computed
+    once for the whole batch) hear the sum over the batch; several entries of the first dimension per
+    example (attention windows, frames) hear the error of theirs.
+
+    Args:
+        error: (*output positions, n).
+        positions: the input's, its batch among them.
+        batch_dim: where in `positions` the batch is.
+        label: names the layer in the error.
+
+    Raises:
+        RuntimeError: the numbers of examples do not divide each other.
+    """
+    own, n = tuple(error.shape[:-1]), error.shape[-1]
+    if own == positions:
+        return error
+    if not positions:
+        return error.reshape(-1, n).sum(0)
+    if batch_dim == 1 and own == positions[1::-1] + positions[2:]:
+        return error.transpose(0, 1)
+    if 1 in (len(own), len(positions)) and math.prod(own) == math.prod(positions):
+        return error.reshape(*positions, n)
+    examples = positions[batch_dim]
+    summed = _per_example(error, examples if batch_dim == 1 else None)
+    if len(summed) != examples:
+        if own and examples % len(summed) == 0:
+            summed = summed.repeat_interleave(examples // len(summed), 0)
+        elif own and len(summed) % examples == 0:
+            summed = summed.view(examples, -1, n).sum(1)
+        else:
+            raise RuntimeError(
+                f"{label}: the output layer's error has {len(summed)} example(s), this layer saw {examples}. "
+                "Direct feedback needs the batch as the first dimension everywhere."
+            )
+    shape = [1] * len(positions)
+    shape[batch_dim] = examples
+    return summed.view(*shape, n)
+
+
+def _per_example(error: Tensor, batch: int | None) -> Tensor:
+    """The error summed over all positions: (N, n). With `batch`, it may be time-major: (T, batch, n)."""
+    if error.dim() == 1:
+        return error.unsqueeze(0)
+    if batch is not None and error.dim() > 2 and error.shape[0] != batch and error.shape[1] == batch:
+        error = error.transpose(0, 1)
+    return error.flatten(1, -2).sum(1) if error.dim() > 2 else error

@@ -1,0 +1,17 @@
+"""Hugging Face's `Conv1D`: the linear layer of GPT-2. Imported when the first one is met."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D as TransposedLinear
+
+from biotorch.layers.linear import _Matrix
+from biotorch.layers.registry import register_layer
+
+
+@register_layer(TransposedLinear)
+class Conv1D(_Matrix, TransposedLinear):  # type: ignore[misc]
+    """A linear layer whose W is kept as (in, out). Input (*, in), output (*, out). B is (out, in)."""
+
+    def oriented(self, parameter: str) -> Tensor:
+        return self.weight.T

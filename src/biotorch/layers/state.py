@@ -1,0 +1,193 @@
+"""What a layer keeps for its learning rule: B of every weight matrix, its seeds, and how they are saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from biotorch import seeding
+from biotorch.broadcast import Slice
+from biotorch.layers import updates
+from biotorch.layers.connection import Connection, feedback_name, norm_name
+from biotorch.rules import Rule, initial
+
+
+class RuleState(nn.Module):
+    """A layer with a rule and the state it needs; `FeedbackLayer` adds how the error is carried."""
+
+    #: The parameters that are weight matrices, each with a B of its own.
+    weight_names: Sequence[str] = ("weight",)
+    rule: Rule
+    #: The part of a shared matrix that is the B of a parameter, where one is, and the layer that holds the matrix
+    #: (in a tuple: it is no submodule).
+    feedback_columns: Mapping[str, Slice] = {}
+    shared_from: tuple[RuleState, ...] = ()
+
+    @property
+    def connections(self) -> list[Connection]:
+        """Each weight matrix with its B."""
+        return [Connection(self, parameter) for parameter in self.weight_names]
+
+    def oriented(self, parameter: str) -> Tensor:
+        """A weight as (out, in, ...), as rules and operations see it; a view of the parameter."""
+        return getattr(self, parameter)  # type: ignore[no-any-return]
+
+    def projection_shape(self, parameter: str = "weight") -> tuple[int, ...]:
+        """Shape of one row of a direct rule's B: the input features, (C_in, *kernel_size) for a convolution."""
+        return tuple(self.oriented(parameter).shape[1:])
+
+    def set_rule(
+        self,
+        rule: Rule,
+        seed: int,
+        n_out: int | None = None,
+        twins: Mapping[str, Connection] | None = None,
+        dense: tuple[int, ...] | None = None,
+        shared_from: RuleState | None = None,
+    ) -> None:
+        """Make `rule` the layer's rule and create its B, replacing what was there.
+
+        Args:
+            n_out: number of outputs that a direct rule projects.
+            twins: connections of other layers with the same W, whose B is used as it is.
+            dense: shape of a row of a dense B.
+            shared_from: the layer that holds the matrix of which every B is a slice.
+        """
+        self.forget_rule()
+        self.rule = rule
+        self.feedback_seeds = {
+            name: seed if name == "weight" else seeding.derive(seed, name) for name in self.weight_names
+        }
+        self.feedback_draws = 0
+        if shared_from is not None:
+            self.shared_from = (shared_from,)
+            distribution = rule.feedback_distribution
+            shapes = {name: torch.Size((n_out or 0, *self.projection_shape(name))) for name in self.weight_names}
+            self.feedback_columns = {
+                name: Slice(shape[1:].numel(), float(initial.scale(torch.empty(shape, device="meta"), distribution)))
+                for name, shape in shapes.items()
+            }
+        for connection in self.connections:
+            self._create_feedback(connection, n_out, (twins or {}).get(connection.parameter), dense)
+        self._watch_updates()
+
+    def _create_feedback(
+        self, connection: Connection, n_out: int | None, twin: Connection | None, dense: tuple[int, ...] | None
+    ) -> None:
+        rule, name = self.rule, connection.parameter
+        if rule.direct:
+            assert n_out is not None
+            blank = connection.weight.new_empty((n_out, *(dense or self.projection_shape(name))))
+        else:
+            own = connection.weight is connection.trained  # a view's strides are not B's
+            blank = torch.empty_like(connection.weight) if own else connection.weight.new_empty(connection.weight.shape)
+        feedback = None
+        if twin is not None:
+            feedback = twin.buffer
+            self.feedback_seeds[name] = twin.layer.feedback_seeds[twin.parameter]
+        elif name not in self.feedback_columns:
+            generator = seeding.generator(seeding.derive(self.feedback_seeds[name], "feedback", 0))
+            feedback = rule.initial_feedback(connection.weight, blank.detach(), generator)
+        self.register_buffer(feedback_name(name), feedback)
+        if name not in self.feedback_columns:
+            self._check_feedback(connection, blank.shape)
+        if rule.constrain_weights:
+            self.register_buffer(norm_name(name), connection.weight.detach().norm())
+
+    def _check_feedback(self, connection: Connection, expected: torch.Size) -> None:
+        """A rule of the user's own may return anything: tell it here, not deep in the first backward."""
+        effective = connection.buffer if self.rule.direct else connection.effective_feedback
+        if effective is None or effective.shape != expected:
+            found = None if effective is None else tuple(effective.shape)
+            raise ValueError(f"rule {self.rule.name!r} gives a B of shape {found}, needed here is {tuple(expected)}")
+
+    def forget_rule(self) -> None:
+        """Take out everything that belongs to a rule."""
+        for parameter in self.weight_names:
+            for name in (feedback_name(parameter), norm_name(parameter)):
+                if name in self._buffers:
+                    delattr(self, name)
+        if "shared_feedback" in self._buffers:
+            del self.shared_feedback
+        for name in ("rule", "feedback_seeds", "feedback_draws", "feedback_columns", "shared_from"):
+            self.__dict__.pop(name, None)
+        updates.watch(self, wanted=False)
+
+    @property
+    def shared_matrix(self) -> Tensor:
+        """The matrix (n_out, columns) of which the layer's B are slices."""
+        return self.shared_from[0].shared_feedback  # type: ignore[return-value]
+
+    def _watch_updates(self) -> None:
+        updates.watch(self, wanted=self.rule.has_update() or self.rule.constrain_weights)
+
+    @property
+    def effective_feedback(self) -> Tensor | None:
+        """B as the backward pass uses it, in the shape of W; None under a direct rule."""
+        return self.connections[0].effective_feedback
+
+    def after_update(self, redraw: bool) -> None:
+        """What follows an optimizer step (see `biotorch.layers.updates`).
+
+        `redraw` is False after the step of an optimizer that wraps another: the rule has had its update
+        after the inner step, but the weights may have changed again.
+        """
+        with torch.no_grad():
+            if self.rule.constrain_weights:
+                for connection in self.connections:
+                    norm, wanted = connection.weight.norm(), self._buffers[norm_name(connection.parameter)]
+                    connection.trained.mul_(torch.where(norm > 0, wanted / norm, 1))
+            stepped = [connection for connection in self.connections if connection.trained.grad is not None]
+            if redraw and self.rule.has_update() and stepped:
+                self.feedback_draws += 1
+                for connection in stepped:
+                    seed = seeding.derive(self.feedback_seeds[connection.parameter], "feedback", self.feedback_draws)
+                    generator = seeding.generator(seed, connection.weight.device)
+                    self.rule.after_update(connection.weight, connection.buffer, generator)
+
+    # Saving --------------------------------------------------------------------------------------
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._watch_updates()  # a copied or unpickled layer follows its own optimizer
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.rule.has_update():
+            # The next draw is determined by (seed, draws): with both, a resumed run draws the same.
+            seeds = [self.feedback_seeds[name] for name in self.weight_names]
+            destination[prefix + "feedback_draws"] = torch.tensor([*seeds, self.feedback_draws])
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        for name in [feedback_name(parameter) for parameter in self.weight_names] + ["shared_feedback"]:
+            loaded, own = state_dict.get(prefix + name), self._buffers.get(name)
+            if loaded is not None and own is not None and loaded.shape != own.shape:
+                error_msgs.append(
+                    f"{prefix}{name}: the loaded feedback is {tuple(loaded.shape)}, this layer's is "
+                    f"{tuple(own.shape)} under rule {self.rule.name!r}: convert with the rule, options "
+                    "and output size that the state was saved with."
+                )
+        if self.rule.has_update():
+            key = prefix + "feedback_draws"
+            if key in state_dict:
+                *seeds, self.feedback_draws = (int(part) for part in state_dict[key])
+                self.feedback_seeds.update(zip(self.weight_names, seeds, strict=True))
+                if key in unexpected_keys:
+                    unexpected_keys.remove(key)
+            elif strict:
+                missing_keys.append(key)

@@ -1,0 +1,87 @@
+"""The forms of direct feedback that concern a whole network: dense, shared, at points."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from biotorch import seeding
+from biotorch.layers import FeedbackLayer, as_feedback, feedback_type
+from biotorch.module import nested
+from biotorch.module.plan import ConversionError, Planned
+from biotorch.module.shortcuts import outermost
+from biotorch.rules import DirectRule, Rule, initial, make
+
+
+def with_points(model: nn.Module, planned: list[Planned]) -> list[Planned]:
+    """Where a rule has feedback points: the first layer of each block keeps it, the others get backpropagation."""
+    inside: dict[str, str] = {}
+    for rule in {item.rule for item in planned if isinstance(item.rule, DirectRule) and item.rule.points}:
+        for block in outermost(model, rule.points):
+            names = [item.name for item in planned if item.rule == rule and f"{item.name}.".startswith(f"{block}.")]
+            inside |= dict.fromkeys(names[1:], block)
+    return [item._replace(rule=_backpropagation_like(item.rule)) if item.name in inside else item for item in planned]
+
+
+def _backpropagation_like(rule: Rule) -> Rule:
+    return make(
+        "backpropagation", init=rule.init, gradient_clip=rule.gradient_clip, constrain_weights=rule.constrain_weights
+    )
+
+
+def dense_sizes(model: nn.Module, planned: list[Planned], inputs: Any) -> dict[str, tuple[int, ...]]:
+    """Rows of a dense B by layer name, read off a forward on `inputs`."""
+    dense = {item.name: item.layer for item in planned if item.form == "dense" and _has_dense_size(item.layer)}
+    if not dense:
+        return {}
+    if inputs is None:
+        raise ConversionError(
+            "feedback='dense' makes B for one size of the convolutions' inputs: give an example batch, "
+            "biotorch.convert(model, ..., inputs=batch)"
+        )
+    sizes: dict[str, tuple[int, ...]] = {}
+
+    def note(name: str, layer: nn.Module, args: tuple[Any, ...]) -> None:
+        with as_feedback(layer) as converted:
+            sizes[name] = converted.dense_size(args[0]) or ()
+
+    handles = [
+        layer.register_forward_pre_hook(lambda layer, args, name=name: note(name, layer, args))
+        for name, layer in dense.items()
+    ]
+    args, kwargs = nested.arguments(inputs)
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with torch.no_grad():
+            model.eval()(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes.items():
+            module.training = training
+    if missing := [name for name in dense if name not in sizes]:
+        raise ConversionError(f"feedback='dense': the forward of {', '.join(missing)} did not run on inputs")
+    return sizes
+
+
+def _has_dense_size(layer: nn.Module) -> bool:
+    kind = type(layer) if isinstance(layer, FeedbackLayer) else feedback_type(type(layer))
+    return kind is not None and kind.dense_size is not FeedbackLayer.dense_size
+
+
+def hold_shared_feedback(model: nn.Module, holder: FeedbackLayer, n_out: int, seed: int) -> None:
+    """Create the matrix of which the layers under a shared feedback have slices, as a buffer of `holder`."""
+    layers = [module for module in model.modules() if isinstance(module, FeedbackLayer)]
+    for layer in layers:  # the matrix of an earlier conversion, if nobody has a slice of it any more
+        if "shared_feedback" in layer._buffers and not any(layer in other.shared_from for other in layers):
+            del layer.shared_feedback
+    sharing = [layer for layer in layers if holder in layer.shared_from]
+    if not sharing or "shared_feedback" in holder._buffers:
+        return
+    width = max(part.size for layer in sharing for part in layer.feedback_columns.values())
+    matrix = holder.connections[0].weight.new_empty((n_out, width))
+    generator = seeding.generator(seeding.derive(seed, "shared feedback"))
+    initial.draw_unit(matrix, sharing[0].rule.feedback_distribution, generator)
+    holder.register_buffer("shared_feedback", matrix)

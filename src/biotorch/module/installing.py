@@ -1,0 +1,95 @@
+"""Carrying a conversion out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from biotorch import seeding
+from biotorch.broadcast import Output
+from biotorch.layers import Connection, FeedbackLayer, feedback_type, reading_type
+from biotorch.module.feedback_forms import hold_shared_feedback
+from biotorch.module.plan import ConversionWarning, Planned
+from biotorch.module.shortcuts import install_cuts, remove_cuts
+from biotorch.rules import DirectRule
+
+
+def install(
+    model: nn.Module,
+    planned: list[Planned],
+    outputs: dict[int, Output],
+    copy_weights: bool,
+    seed: int,
+    dense: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Carry the plan out: nothing can go wrong from here on.
+
+    Args:
+        outputs: the output layers by id.
+        dense: rows of a dense B by layer name.
+    """
+    converted = [(_converted(item), item.rule, seeding.derive(seed, item.name)) for item in planned]
+    if not copy_weights:
+        drawn: set[int] = set()  # tied weights are drawn once, before any B is made of them
+        for layer, rule, own_seed in converted:
+            weights = {id(connection.trained) for connection in layer.connections}
+            if not weights <= drawn:
+                drawn |= weights
+                layer.initialise_weights(rule, own_seed)
+    n_out = max((output.stop for output in outputs.values()), default=None)
+    holder = next((m for m in model.modules() if id(m) in outputs and isinstance(m, FeedbackLayer)), None)
+    first_with: dict[tuple[Any, ...], Connection] = {}  # connections that share W share B
+    for (layer, rule, own_seed), item in zip(converted, planned, strict=True):
+        row, twins = dense.get(item.name), {}
+        for connection in layer.connections:
+            # A convolution and a transposed one may share W, but not a direct rule's B: it has another shape.
+            shape = (row or layer.projection_shape(connection.parameter)) if rule.direct else None
+            twin = first_with.setdefault((id(connection.trained), rule, shape), connection)
+            if twin.layer is not layer or twin.parameter != connection.parameter:
+                twins[connection.parameter] = twin
+        layer.set_rule(rule, own_seed, n_out, twins, row, holder if item.form == "shared" else None)
+    if holder is not None:
+        hold_shared_feedback(model, holder, n_out or 0, seed)
+    _mark_time_major(model)
+    _connect(model, outputs)
+
+
+def _converted(item: Planned) -> FeedbackLayer:
+    layer = item.layer
+    if not isinstance(layer, FeedbackLayer):
+        layer.__class__ = feedback_type(type(layer)) or type(layer)
+    assert isinstance(layer, FeedbackLayer)
+    layer.label = item.name
+    return layer
+
+
+def _connect(model: nn.Module, outputs: dict[int, Output]) -> None:
+    """Mark the output layers, cut what the rules of all layers ask for, and route modules that read weights."""
+    remove_cuts(model)
+    layers = [module for module in model.modules() if isinstance(module, FeedbackLayer)]
+    for layer in layers:
+        layer.output = outputs.get(id(layer))
+    for module in model.modules():
+        reader = reading_type(type(module))
+        if reader is not None and any(isinstance(each, FeedbackLayer) for each in module.modules()):
+            module.__class__ = reader
+    cuts = install_cuts(model)
+    if not cuts and any(isinstance(layer.rule, DirectRule) and layer.rule.shortcuts == "cut" for layer in layers):
+        warnings.warn(
+            "shortcuts='cut' found no residual block to cut: if there are any, name them with "
+            "blocks=['pattern', ...]; biotorch.audit shows whether gradient passes the feedback",
+            ConversionWarning,
+            stacklevel=4,
+        )
+
+
+def _mark_time_major(model: nn.Module) -> None:
+    """Tell the layers of time-major transformers (`batch_first=False`) where their batch is."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
+            for layer in (module.linear1, module.linear2):
+                if isinstance(layer, FeedbackLayer) and not module.self_attn.batch_first:
+                    layer.batch_dim = 1

@@ -1,0 +1,38 @@
+"""`revert`: from a network under a rule back to an ordinary one."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from torch import nn
+
+from biotorch.layers import FeedbackLayer, Reader
+from biotorch.module.shortcuts import remove_cuts
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+#: What conversion leaves on a layer beside its rule.
+_MARKS = ("output", "label", "batch_dim", "true_gradients")
+
+
+def revert(model: _Module) -> _Module:
+    """Make `model` an ordinary network again, in place, with the weights it has, and return it.
+
+    Outputs stay the same to the bit; gradients are those of backpropagation. Nothing of biotorch is left
+    in it: classes, state_dict and pickles are torch's own. A network of plain layers is left as it is. For a
+    copy, revert `copy.deepcopy(model)`.
+
+    Raises:
+        TypeError: `model` is not a module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"revert takes a torch.nn.Module, got {type(model).__name__}")
+    remove_cuts(model)
+    for module in model.modules():
+        if isinstance(module, FeedbackLayer):
+            module.forget_rule()
+            for mark in _MARKS:
+                module.__dict__.pop(mark, None)
+        if isinstance(module, FeedbackLayer | Reader):
+            module.__class__ = module.torch_type  # type: ignore[assignment]
+    return model

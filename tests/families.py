@@ -1,0 +1,243 @@
+"""The families of networks that conversion is tried on, and what becomes of each: the rows of docs/families.md.
+
+python tests/families.py            # all of them, as Markdown: some minutes
+python tests/families.py vit_b_16   # those whose name contains this
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+import biotorch
+from biotorch.layers import FeedbackLayer
+from biotorch.module import nested
+
+RULES = ("fa", "usf", "dfa")
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One network of a family, as small as it comes, with a batch."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    inputs: Callable[[], dict[str, Tensor] | tuple[Tensor, ...]]
+    #: Auxiliary heads run in training mode only; all others are looked at in evaluation mode.
+    training: bool = False
+
+
+def _images(size: int, batch: int = 2) -> tuple[Tensor, ...]:
+    return (torch.randn(batch, 3, size, size),)
+
+
+def _tokens(length: int = 12) -> dict[str, Tensor]:
+    return {"input_ids": torch.randint(0, 99, (2, length))}
+
+
+def _torchvision(name: str, size: int = 64, training: bool = False, batch: int = 2, **arguments: Any) -> Family:
+    build = partial(torchvision.models.get_model, name, num_classes=10, **arguments)
+    return Family(f"torchvision {name}", build, partial(_images, size, batch), training)
+
+
+TORCHVISION = [
+    _torchvision("alexnet"),
+    _torchvision("convnext_tiny", 32),
+    _torchvision("densenet121", 32),
+    _torchvision("efficientnet_b0", 32),
+    _torchvision("efficientnet_v2_s", 32),
+    _torchvision("googlenet", 64, training=True, batch=4, init_weights=False),
+    _torchvision("inception_v3", 299, training=True, init_weights=False),
+    _torchvision("maxvit_t", 224),
+    _torchvision("mnasnet0_5", 32),
+    _torchvision("mobilenet_v2", 32),
+    _torchvision("mobilenet_v3_small", 32),
+    _torchvision("regnet_y_400mf", 32),
+    _torchvision("resnet18", 32),
+    _torchvision("resnext50_32x4d", 32),
+    _torchvision("shufflenet_v2_x0_5", 32),
+    _torchvision("squeezenet1_1"),
+    _torchvision("swin_t"),
+    _torchvision("swin_v2_t"),
+    _torchvision("vgg11", 32),
+    _torchvision("vit_b_16", image_size=64),
+    _torchvision("wide_resnet50_2", 32),
+]
+
+#: timm names with the side length of the images and, where it may be chosen, arguments that make them small.
+_TIMM: dict[str, tuple[int, dict[str, Any]]] = {
+    "beit_base_patch16_224": (64, {"img_size": 64, "depth": 2}),
+    "caformer_s18": (64, {}),
+    "cait_xxs24_224": (64, {"img_size": 64, "depth": 2}),
+    "coat_tiny": (64, {"img_size": 64}),
+    "convmixer_768_32": (64, {}),
+    "convnextv2_atto": (32, {}),
+    "crossvit_tiny_240": (240, {}),
+    "cs3darknet_s": (64, {}),
+    "deit_tiny_distilled_patch16_224": (64, {"img_size": 64, "depth": 2}),
+    "densenet121": (32, {}),
+    "dla34": (32, {}),
+    "edgenext_xx_small": (64, {}),
+    "efficientnet_lite0": (32, {}),
+    "efficientvit_b0": (64, {}),
+    "eva02_tiny_patch14_224": (56, {"img_size": 56, "depth": 2}),
+    "fastvit_t8": (64, {}),
+    "ghostnet_050": (32, {}),
+    "gmlp_ti16_224": (64, {"img_size": 64, "num_blocks": 2}),
+    "hrnet_w18_small": (64, {}),
+    "inception_next_atto": (64, {}),
+    "lcnet_050": (32, {}),
+    "levit_128s": (224, {}),
+    "maxvit_rmlp_pico_rw_256": (256, {}),
+    "mixer_s32_224": (64, {"img_size": 64, "num_blocks": 2}),
+    "mobilenetv3_small_050": (32, {}),
+    "mobilevit_xxs": (64, {}),
+    "nfnet_f0": (32, {}),
+    "pit_ti_224": (224, {}),
+    "poolformer_s12": (64, {}),
+    "pvt_v2_b0": (64, {}),
+    "regnetx_002": (32, {}),
+    "repvgg_a0": (32, {}),
+    "resmlp_12_224": (64, {"img_size": 64, "num_blocks": 2}),
+    "resnest14d": (64, {}),
+    "resnet10t": (32, {}),
+    "resnetv2_50": (32, {}),
+    "rexnet_100": (32, {}),
+    "sequencer2d_s": (64, {"img_size": 64}),
+    "skresnet18": (32, {}),
+    "starnet_s1": (32, {}),
+    "swin_tiny_patch4_window7_224": (56, {"img_size": 56}),
+    "tf_efficientnet_lite0": (32, {}),
+    "tinynet_e": (32, {}),
+    "twins_svt_small": (64, {"img_size": 64}),
+    "vgg11": (32, {}),
+    "vit_tiny_patch16_224": (64, {"img_size": 64, "depth": 2}),
+    "visformer_tiny": (224, {}),
+    "volo_d1_224": (224, {}),
+    "xception41": (64, {}),
+    "xcit_nano_12_p16_224": (64, {"img_size": 64}),
+}
+
+
+def timm_families() -> list[Family]:
+    """Raises ModuleNotFoundError where timm is not installed."""
+    import timm
+
+    return [
+        Family(
+            f"timm {name}",
+            partial(timm.create_model, name, num_classes=10, **arguments),
+            partial(_images, size),
+        )
+        for name, (size, arguments) in _TIMM.items()
+    ]
+
+
+def hugging_face_families() -> list[Family]:
+    """Raises ModuleNotFoundError where transformers is not installed."""
+    import transformers as hf
+
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    text = {"vocab_size": 99, "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+    return [
+        Family("transformers BERT", lambda: hf.BertForSequenceClassification(hf.BertConfig(**small, **text)), _tokens),
+        Family(
+            "transformers GPT-2",
+            lambda: hf.GPT2LMHeadModel(hf.GPT2Config(n_embd=32, n_layer=2, n_head=2, use_cache=False, **text)),
+            _tokens,
+        ),
+        Family(
+            "transformers ViT",
+            lambda: hf.ViTForImageClassification(hf.ViTConfig(image_size=32, patch_size=8, **small)),
+            partial(_images, 32),
+        ),
+        Family(
+            "transformers T5 encoder",
+            lambda: hf.T5EncoderModel(hf.T5Config(d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, **text)),
+            _tokens,
+        ),
+        Family(
+            "transformers DistilBERT",
+            lambda: hf.DistilBertForSequenceClassification(
+                hf.DistilBertConfig(dim=32, n_layers=2, n_heads=2, hidden_dim=64, **text)
+            ),
+            _tokens,
+        ),
+        Family(
+            "transformers ConvNeXt",
+            lambda: hf.ConvNextForImageClassification(
+                hf.ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 2, 1])
+            ),
+            partial(_images, 32),
+        ),
+        Family(
+            "transformers OPT",
+            lambda: hf.OPTForCausalLM(
+                hf.OPTConfig(
+                    hidden_size=32, num_hidden_layers=2, ffn_dim=64, num_attention_heads=2, use_cache=False, **text
+                )
+            ),
+            _tokens,
+        ),
+        Family(
+            "transformers Llama",
+            lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**small, **text, use_cache=False)),
+            _tokens,
+        ),
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What one family did under one rule. `problem` is empty where all of it worked."""
+
+    converted: int
+    left: list[str]
+    leak: float
+    verdict: str
+    problem: str
+
+
+def examine(family: Family, rule: str) -> Outcome:
+    """Convert, run forwards and backwards, look at every converted layer's gradient, audit."""
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = family.build().train(family.training)
+        inputs = family.inputs()
+        converted, left, leak, verdict = 0, [], float("nan"), ""
+        try:
+            biotorch.convert(model, rule)
+            layers = {name: m for name, m in model.named_modules() if isinstance(m, FeedbackLayer)}
+            converted, left = len(layers), [row.name for row in biotorch.summary(model).left]
+            args, kwargs = nested.arguments(inputs)
+            nested.functional(model(*args, **kwargs), torch.Generator().manual_seed(0)).backward()
+            bad = [
+                f"{name}.{each.parameter}"
+                for name, layer in layers.items()
+                for each in layer.connections
+                if each.trained.grad is None or not each.trained.grad.isfinite().all() or not each.trained.grad.any()
+            ]
+            if bad:
+                return Outcome(converted, left, leak, verdict, f"no gradient in {', '.join(bad)}")
+            found = biotorch.audit(model, inputs, shortcuts=rule == "dfa")
+            leak, verdict = found.leak, found.verdict
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+            return Outcome(converted, left, leak, verdict, f"{type(error).__name__}: {str(error).splitlines()[0]}")
+    return Outcome(converted, left, leak, verdict, "")
+
+
+if __name__ == "__main__":
+    wanted = sys.argv[1:] or [""]
+    for each in [*TORCHVISION, *hugging_face_families(), *timm_families()]:
+        if any(part in each.name for part in wanted):
+            for rule in RULES:
+                print(each.name, rule, examine(each, rule), flush=True)
