@@ -221,12 +221,17 @@ class _Conv(_ConvolutionLayer):
     _reversed_padding_repeated_twice: list[int]
 
     def operation(self, x: Tensor) -> tuple[Tensor, Operation]:
-        pads = tuple(self._reversed_padding_repeated_twice)  # last dimension first: (before, after) each
-        padding, outside, none = pads[-2::-2], None, (0,) * len(self.kernel_size)
-        if self.padding_mode != "zeros" or pads[0::2] != pads[1::2]:  # uneven: "same" with an even reach
-            padding, outside = none, Padding(self.padding_mode, pads)
+        # Last dimension first: (before, after) each.
+        return self._padded_operation(x, Padding(self.padding_mode, tuple(self._reversed_padding_repeated_twice)))
+
+    def _padded_operation(self, x: Tensor, padding: Padding) -> tuple[Tensor, Operation]:
+        """Padding that the convolution can do itself is left to it; "same" with an even reach has uneven sides."""
+        none = (0,) * len(self.kernel_size)
+        before, after = padding.amounts[0::2], padding.amounts[1::2]
+        own = padding.mode == "zeros" and before == after
+        inside, outside = (before[::-1], None) if own else (none, padding)
         return self._operation(
-            x, Convolution(self.stride, padding, self.dilation, False, none, self.groups, self.kernel_size, outside)
+            x, Convolution(self.stride, inside, self.dilation, False, none, self.groups, self.kernel_size, outside)
         )
 
 

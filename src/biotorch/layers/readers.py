@@ -1,4 +1,4 @@
-"""Modules that read the weights of their linear layers instead of calling them (torchvision's Swin).
+"""Modules that read the weights of their linear layers instead of calling them (Swin, BEiT).
 
 Converting such a layer would change nothing, silently. Under a reader the call of F.linear with the weight of
 a feedback layer becomes a call of that layer.
@@ -18,6 +18,9 @@ from biotorch.layers.base import FeedbackLayer
 
 #: By qualified name (nothing is imported to compare): modules that are known to read their layers' weights.
 _READING = {
+    "timm.models.beit.Attention",
+    "timm.models.eva.EvaAttention",
+    "timm.models.swin_transformer_v2.WindowAttention",
     "torchvision.models.swin_transformer.ShiftedWindowAttention",
     "torchvision.models.swin_transformer.ShiftedWindowAttentionV2",
 }
@@ -36,11 +39,13 @@ class _Routed(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        layer = self.layers.get(id(args[1])) if func is F.linear and len(args) > 1 else None
+        if func is not F.linear:
+            return func(*args, **kwargs)
+        given = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
+        layer, bias = self.layers.get(id(given["weight"])), given.get("bias")
         if layer is None:
             return func(*args, **kwargs)
-        x, _, bias = (*args, *kwargs.values(), None)[:3]
-        return layer(x) if bias is layer.bias else layer(x, bias)
+        return layer(given["input"]) if bias is layer.bias else layer(given["input"], bias)
 
 
 class Reader(nn.Module):
@@ -50,10 +55,9 @@ class Reader(nn.Module):
     torch_type: ClassVar[type[nn.Module]]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        layers = [module for module in self.modules() if isinstance(module, FeedbackLayer)]
         if not torch.is_grad_enabled():
             return super().forward(*args, **kwargs)
-        with _Routed(layers):
+        with _Routed(module for module in self.modules() if isinstance(module, FeedbackLayer)):
             return super().forward(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -62,7 +66,9 @@ class Reader(nn.Module):
 
 
 def reading_type(kind: type[nn.Module]) -> type[Reader] | None:
-    """The reader made of exactly `kind`, or None where it calls its layers like any other module."""
+    """The reader made of exactly `kind`, or None where it calls its layers like any other module, or is one."""
+    if issubclass(kind, Reader):
+        return None
     if kind not in _TYPES and f"{kind.__module__}.{kind.__qualname__}" in _READING:
         _TYPES[kind] = type(kind.__name__, (Reader, kind), {"torch_type": kind, "__module__": kind.__module__})
     return _TYPES.get(kind)

@@ -15,7 +15,11 @@ from biotorch.layers.base import FeedbackLayer
 LAYER_TYPES: dict[type[nn.Module], type[FeedbackLayer]] = {}
 
 #: Layer types of libraries that are not imported before one of their layers is met: the module that registers them.
-_ON_DEMAND = {"transformers.pytorch_utils.Conv1D": "biotorch.layers.huggingface"}
+_ON_DEMAND = {
+    "timm.layers.conv2d_same.Conv2dSame": "biotorch.layers.timm",
+    "timm.layers.linear.Linear": "biotorch.layers.timm",
+    "transformers.pytorch_utils.Conv1D": "biotorch.layers.huggingface",
+}
 
 _Layer = TypeVar("_Layer", bound="type[FeedbackLayer]")
 
