@@ -14,6 +14,15 @@ import biotorch
 from biotorch.layers import FeedbackLayer
 
 NAMES = ("resnet18", "le_net_mnist", "le_net_cifar", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
+#: All constructors of the first system.
+CONSTRUCTORS = (
+    *("alexnet", "densenet121", "densenet161", "densenet169", "densenet201", "le_net_mnist", "le_net_cifar"),
+    *("mnasnet0_5", "mnasnet0_75", "mnasnet1_0", "mnasnet1_3", "resnet18", "resnet20", "resnet32", "resnet34"),
+    *("resnet44", "resnet50", "resnet56", "resnet101", "resnet110", "resnet152", "resnet1202", "resnext50_32x4d"),
+    *("resnext101_32x8d", "wide_resnet50_2", "wide_resnet101_2"),
+)
+#: Families beside them.
+BESIDE = ("vit_b_16", "convnext_tiny", "swin_t", "efficientnet_b0", "regnet_y_400mf", "mlp", "char_transformer")
 #: In millions: He et al. 2016, table 6.
 PUBLISHED = {"resnet20": 0.27, "resnet32": 0.46, "resnet44": 0.66, "resnet56": 0.85, "resnet110": 1.7}
 
@@ -38,6 +47,28 @@ def test_every_constructor_builds_its_network_under_its_rule(method, name):
     assert biotorch.summary(model).left == []
     with torch.no_grad():
         assert model(example(name)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("method", RULES)
+def test_all_constructors_of_the_first_system_and_more_build_under_every_rule(method):
+    assert len(set(CONSTRUCTORS)) == 26
+    for name in (*CONSTRUCTORS, *BESIDE):
+        # RegNet computes its widths with tensors: it needs a device that has data.
+        with torch.device("cpu" if name.startswith("regnet") else "meta"):
+            model = constructor(method, name)(num_classes=7)
+        assert rules(model) == {method}, name
+        assert biotorch.summary(model).left == [], name
+        *_, last = (m for m in model.modules() if isinstance(m, FeedbackLayer) and m.output_size is not None)
+        assert last.output_size == 7, name
+
+
+def test_constructors_pass_the_arguments_of_the_architecture_on():
+    model = constructor("dfa", "mlp")(False, True, 3, None, in_features=6, width=[5])
+    assert model(torch.ones(2, 6)).shape == (2, 3)
+    with pytest.raises(ValueError, match=r"argument of 'mlp' 'witdh'.*'width'"):
+        constructor("fa", "mlp")(witdh=5)
+    with pytest.raises(ValueError, match=r"argument of 'resnet18' 'group'.*'groups'"):
+        constructor("fa", "resnet18")(group=5)
 
 
 def test_resnet1202_builds_under_a_rule():
@@ -82,7 +113,8 @@ def test_a_constructed_network_trains_every_layer(method):
 
 def test_the_names_are_listed():
     module = importlib.import_module("biotorch.models.fa")
-    assert set(NAMES) | {"resnet1202", "alexnet", "densenet201"} <= set(dir(module)) & set(biotorch.models.available())
+    assert dir(module) == biotorch.models.available()
+    assert {*CONSTRUCTORS, *BESIDE} <= set(dir(module))
 
 
 def test_an_unknown_architecture_names_the_nearest_one():

@@ -19,6 +19,8 @@ from biotorch.layers.linear import Bilinear, Linear, Product
 from biotorch.layers.readers import Reader, reading_type
 from biotorch.layers.registry import LAYER_TYPES, as_feedback, feedback_type, register_layer
 
+from biotorch.layers import backpropagation, brsf, dfa, fa, frsf, usf  # isort: skip - made of the layers above
+
 __all__ = [
     "LAYER_TYPES",
     "Bilinear",
@@ -38,9 +40,15 @@ __all__ = [
     "RNNCell",
     "Reader",
     "as_feedback",
+    "backpropagation",
+    "brsf",
     "connections",
+    "dfa",
+    "fa",
     "feedback_type",
+    "frsf",
     "is_feedback",
     "reading_type",
     "register_layer",
+    "usf",
 ]

@@ -41,7 +41,7 @@ class FeedbackLayer(RuleState):
     torch_type: ClassVar[type[nn.Module]]
     #: Submodules whose parameters this layer reads itself: they belong to it and are never called.
     owned: ClassVar[tuple[str, ...]] = ()
-    #: Whether the layer is one affine map of its input, with nothing nonlinear inside.
+    #: Whether the layer is a product and a bias, and nothing more: `audit` then sets its output back.
     affine: ClassVar[bool] = True
 
     weight: Tensor

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 from torch import Tensor, nn
@@ -60,7 +59,13 @@ class CIFARResNet(nn.Module):
         return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
 
 
+def _constructor(depth: int) -> Callable[..., nn.Module]:
+    def resnet(num_classes: int = 10) -> nn.Module:
+        return CIFARResNet(depth, num_classes)
+
+    resnet.__doc__ = f"ResNet-{depth} for 32x32 images: input (N, 3, 32, 32), output (N, num_classes)."
+    return resnet
+
+
 #: Constructors by name: `resnet20` to `resnet1202`. torchvision's `resnet18` and others are for ImageNet.
-RESNETS: dict[str, Callable[..., nn.Module]] = {
-    f"resnet{depth}": functools.partial(CIFARResNet, depth) for depth in (20, 32, 44, 56, 110, 1202)
-}
+RESNETS = {f"resnet{depth}": _constructor(depth) for depth in (20, 32, 44, 56, 110, 1202)}

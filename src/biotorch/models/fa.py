@@ -1,5 +1,5 @@
 """Every architecture of the package under feedback alignment."""
 
-from biotorch.models.registry import constructors
+from biotorch.models.methods import constructors
 
 __getattr__, __dir__ = constructors("fa")

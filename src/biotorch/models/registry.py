@@ -1,108 +1,103 @@
-"""Architectures by name: the package's own and torchvision's."""
+"""Architectures by name: the package's own, torchvision's, and those of timm and transformers."""
 
 from __future__ import annotations
 
-import dis
-import sys
-from collections.abc import Callable
-from types import FrameType
-from typing import Any, NamedTuple
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-import torchvision
 from torch import nn
 
+from biotorch.models import huggingface, timm, vision
+from biotorch.models.char_transformer import char_transformer, char_transformer_for
 from biotorch.models.cifar_resnet import RESNETS
 from biotorch.models.lenet import le_net_cifar, le_net_mnist
-from biotorch.module import convert
+from biotorch.models.mlp import mlp, mlp_for
 from biotorch.names import unknown
-from biotorch.rules import from_layer_config
 
-_OWN: dict[str, Callable[..., nn.Module]] = {
-    "le_net_mnist": le_net_mnist,
+#: The package's own architectures.
+OWN: dict[str, Callable[..., nn.Module]] = {
+    "char_transformer": char_transformer,
     "le_net_cifar": le_net_cifar,
+    "le_net_mnist": le_net_mnist,
+    "mlp": mlp,
     **RESNETS,
 }
 
+#: Those of them that depend on the shape of an example: (shape, arguments) -> arguments.
+_FITTED: dict[str, Callable[[Sequence[int], Mapping[str, Any]], dict[str, Any]]] = {
+    "char_transformer": char_transformer_for,
+    "mlp": mlp_for,
+}
+
+#: Prefixes of names that other libraries define.
+_ZOOS = ("timm", "hf")
+
 
 def available() -> list[str]:
-    """The names of all architectures."""
-    return sorted({*_OWN, *_torchvision_names()})
+    """The names of the package's own and of torchvision's architectures; `timm/...` and `hf/...` exist beside them."""
+    return sorted({*OWN, *vision.names()})
 
 
-def build(name: str, num_classes: int | None = None, pretrained: bool = False, progress: bool = True) -> nn.Module:
+def check_name(name: str) -> None:
+    """Raise ValueError if there is no architecture of that name; other libraries are not asked for theirs."""
+    zoo, slash, rest = name.partition("/")
+    if slash and zoo in _ZOOS:
+        if not rest:
+            raise ValueError(f"{name!r} names no architecture: it is {name}<name>")
+    elif name not in available():
+        raise ValueError(f"{unknown('architecture', name, available())} Beside them: timm/<name> and hf/<name>.")
+
+
+def build(
+    name: str,
+    num_classes: int | None = None,
+    pretrained: bool = False,
+    progress: bool = True,
+    input_shape: Sequence[int] | None = None,
+    **arguments: Any,
+) -> nn.Module:
     """A plain network by name, trained by backpropagation until it is converted.
 
     Args:
-        name: one of `available()`.
-        num_classes: outputs; default 10 for the package's own (CIFAR, MNIST), 1000 for torchvision's.
-        pretrained: torchvision's default weights, downloaded where missing.
-        progress: show the download.
+        name: one of `available()`; `timm/<name>`; `hf/<model type, hub id or local folder>`.
+        num_classes: outputs, or the size of the vocabulary. Default: the architecture's (the package's
+            own 10, `char_transformer` 65, torchvision's 1000).
+        pretrained: start from published weights, downloaded where missing. With another number of
+            classes than theirs the heads are drawn anew.
+        progress: show torchvision's download.
+        input_shape: shape of one example, (C, H, W) or (T,). `mlp` takes `in_features` from it and
+            `char_transformer` its `context`; a network from scratch whose size depends on that of the
+            images (vision transformers) is built for it. The others take any size.
+        **arguments: the architecture's own: those of the constructor of ours, torchvision's or timm's,
+            or attributes of the Hugging Face configuration.
 
     Raises:
-        ValueError: unknown name, `pretrained` where no weights are published, or with a number of
-            classes the weights do not have.
+        ValueError: unknown name or argument, a value that does not fit, `pretrained` where no weights are
+            published.
+        ModuleNotFoundError: timm or transformers is needed and not installed.
     """
-    if name in _OWN:
+    check_name(name)
+    zoo, _, rest = name.partition("/")
+    if name in OWN:
         if pretrained:
             raise ValueError(f"no pretrained weights are published for {name!r}")
-        return _OWN[name](num_classes=10 if num_classes is None else num_classes)
-    if name not in _torchvision_names():
-        raise unknown("architecture", name, available())
-    if not pretrained:
-        model: nn.Module = torchvision.models.get_model(name, num_classes=1000 if num_classes is None else num_classes)
-        return model
-    if num_classes not in (None, 1000):
-        raise ValueError(f"the pretrained weights of {name!r} have 1000 classes, not {num_classes}")
-    model = torchvision.models.get_model(name, weights="DEFAULT", progress=progress)
-    return model
+        return _build_own(name, num_classes, input_shape, arguments)
+    if zoo == "timm":
+        return timm.build(rest, num_classes, pretrained, input_shape, arguments)
+    if zoo == "hf":
+        return huggingface.build(rest, num_classes, pretrained, input_shape, arguments)
+    return vision.build(name, num_classes, pretrained, progress, input_shape, arguments)
 
 
-def _torchvision_names() -> list[str]:
-    names: list[str] = torchvision.models.list_models(module=torchvision.models)
-    return names
-
-
-class _Namespace(NamedTuple):
-    getattr: Callable[[str], Any]
-    dir: Callable[[], list[str]]
-
-
-def constructors(method: str) -> _Namespace:
-    """`__getattr__` and `__dir__` of a module `biotorch.models.<method>`: its architectures under a rule."""
-
-    def attribute(name: str) -> Any:
-        if name.startswith("_") or name not in available():
-            message = str(unknown(f"architecture in biotorch.models.{method}", name, available()))
-            # Python would replace an AttributeError by a bare "cannot import name": keep the nearest name.
-            raise ImportError(message) if _asked_by_import(sys._getframe(1)) else AttributeError(message)
-        return _constructor(method, name)
-
-    return _Namespace(attribute, available)
-
-
-def _asked_by_import(frame: FrameType) -> bool:
-    """Whether the frame is at a `from module import name`, rather than at `module.name` or `hasattr`."""
-    return frame.f_code.co_code[frame.f_lasti] == dis.opmap["IMPORT_FROM"]
-
-
-def _constructor(method: str, architecture: str) -> Callable[..., nn.Module]:
-    def construct(
-        pretrained: bool = False,
-        progress: bool = True,
-        num_classes: int | None = None,
-        layer_config: dict[str, Any] | None = None,
-    ) -> nn.Module:
-        rule = from_layer_config(layer_config, method)
-        return convert(build(architecture, num_classes, pretrained, progress), rule, copy_weights=pretrained)
-
-    construct.__name__ = construct.__qualname__ = architecture
-    construct.__module__ = f"biotorch.models.{method}"
-    construct.__doc__ = f"""`{architecture}` under the rule `{method}`.
-
-    Args:
-        pretrained: start from published weights, which conversion keeps.
-        progress: show their download.
-        num_classes: outputs of the network (default: 10, or 1000 for torchvision's).
-        layer_config: `{{"type": ..., "options": {{...}}}}`; the options are the rule's. Never changed.
-    """
-    return construct
+def _build_own(
+    name: str, num_classes: int | None, input_shape: Sequence[int] | None, arguments: Mapping[str, Any]
+) -> nn.Module:
+    valid = [parameter for parameter in inspect.signature(OWN[name]).parameters if parameter != "num_classes"]
+    for argument in arguments:
+        if argument not in valid:
+            raise unknown(f"argument of {name!r}", argument, valid)
+    if input_shape is not None and name in _FITTED:
+        arguments = _FITTED[name](input_shape, arguments)
+    classes = {} if num_classes is None else {"num_classes": num_classes}
+    return OWN[name](**classes, **arguments)

@@ -1,0 +1,100 @@
+"""A multilayer perceptron."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from biotorch.names import unknown
+
+#: Elementwise activations that need no argument, by lower-case name.
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    kind.__name__.casefold(): kind
+    for kind in (
+        nn.CELU,
+        nn.ELU,
+        nn.GELU,
+        nn.Hardswish,
+        nn.Hardtanh,
+        nn.Identity,
+        nn.LeakyReLU,
+        nn.Mish,
+        nn.ReLU,
+        nn.ReLU6,
+        nn.SELU,
+        nn.Sigmoid,
+        nn.SiLU,
+        nn.Softplus,
+        nn.Softsign,
+        nn.Tanh,
+    )
+}
+
+
+class MLP(nn.Module):
+    """Linear layers with an activation after each, and a linear head: (N, *) -> (N, num_classes)."""
+
+    def __init__(self, num_classes: int, in_features: int, widths: Sequence[int], activation: str) -> None:
+        super().__init__()
+        kind = ACTIVATIONS.get(str(activation).casefold())
+        if kind is None:
+            raise unknown("activation of 'mlp'", activation, ACTIVATIONS)
+        sizes = [in_features, *widths]
+        if any(not isinstance(size, int) or size < 1 for size in sizes):
+            raise ValueError(f"in_features and widths of 'mlp' are positive integers, not {sizes}")
+        self.hidden = nn.Sequential(nn.Flatten())
+        for n_in, n_out in itertools.pairwise(sizes):
+            self.hidden.extend([nn.Linear(n_in, n_out), kind()])
+        self.head = nn.Linear(sizes[-1], num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.hidden(x))  # type: ignore[no-any-return]
+
+
+def mlp(
+    num_classes: int = 10,
+    in_features: int = 784,
+    width: int | Sequence[int] = 512,
+    depth: int = 2,
+    activation: str = "relu",
+) -> nn.Module:
+    """A multilayer perceptron: flatten, hidden linear layers, linear head.
+
+    Args:
+        num_classes: outputs.
+        in_features: numbers per example; input (N, *), output (N, num_classes).
+        width: of every hidden layer, or a list with the width of each.
+        depth: number of hidden layers, unless `width` is a list. With 0 the network is linear.
+        activation: name of a `torch.nn` activation, in any case; `identity` for a deep linear network.
+
+    Raises:
+        ValueError: an unknown activation, or a size that is not a positive integer.
+    """
+    if isinstance(width, int):
+        if not isinstance(depth, int) or depth < 0:
+            raise ValueError(f"depth of 'mlp' is a number of hidden layers, not {depth!r}")
+        width = [width] * depth
+    if not isinstance(width, list | tuple):
+        raise ValueError(
+            f"width of 'mlp' is a number of units, or a list with that of each hidden layer, not {width!r}"
+        )
+    return MLP(num_classes, in_features, width, activation)
+
+
+def mlp_for(input_shape: Sequence[int], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """`arguments` with `in_features` for examples of this shape.
+
+    Raises:
+        ValueError: they contain another `in_features`.
+    """
+    n = math.prod(input_shape)
+    if arguments.get("in_features", n) != n:
+        raise ValueError(
+            f"in_features={arguments['in_features']} of 'mlp' contradicts examples of shape {tuple(input_shape)}, "
+            f"which have {n} numbers: leave it out"
+        )
+    return {**arguments, "in_features": n}
