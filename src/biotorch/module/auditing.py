@@ -72,6 +72,7 @@ class _Experiment:
         self.layers = {name: module for name, module in self.modules.items() if isinstance(module, FeedbackLayer)}
         patterns = {pattern for layer in self.layers.values() for pattern in getattr(layer.rule, "blocks", ())}
         self.blocks = residual_blocks(model, sorted(patterns))
+        self.passes = 0
         #: The feedback layers whose forward has run.
         self.ran: set[nn.Module] = set()
         #: From the first pass: what each leaf returned, call by call, and who reads one input.
@@ -207,7 +208,7 @@ class _Experiment:
     @contextlib.contextmanager
     def _hooks(self, targets: dict[str, Any]) -> Iterator[None]:
         """Record (first pass) or set back the leaves' outputs; add inputs and outputs to `targets`."""
-        first = not self.recorded
+        first = self.passes == 0
         recorded: dict[nn.Module, list[list[Tensor]]] = {}
 
         def capture(name: str, args: tuple[Any, ...]) -> None:
@@ -248,7 +249,7 @@ class _Experiment:
         finally:
             for handle in handles:
                 handle.remove()
-        self.recorded = recorded
+        self.recorded, self.passes = recorded, self.passes + 1
 
 
 def _reason(entry: Entry) -> str:
