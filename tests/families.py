@@ -200,6 +200,9 @@ def examine(family: Family, rule: str) -> Outcome:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = family.build().train(family.training)
+        for parameter in model.parameters():
+            if not parameter.any():  # a branch or head that starts at zero passes no gradient before the first update
+                nn.init.normal_(parameter, std=0.1)
         inputs = family.inputs()
         converted, left, leak, verdict = 0, [], float("nan"), ""
         try:
