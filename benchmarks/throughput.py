@@ -146,7 +146,7 @@ class Benchmark:
             (folder / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
             _run([*setting.launcher, "-m", "biotorch.cli", "run", str(folder / "config.yaml")])
             *_, last = (folder / "run" / "metrics.jsonl").read_text().splitlines()
-        return float(json.loads(last)["images_per_second"])
+        return float(json.loads(last)["examples_per_second"])
 
 
 def _run(command: list[str]) -> str:

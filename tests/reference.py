@@ -1,201 +1,19 @@
 """Every rule again, slowly, from the paper's equations (1) to (4), in float64.
 
-Nothing of biotorch is imported and no autograd is used: a model is read as a list of layers with W, b
-and B. A convolution is the list of its connections (input position, output position, kernel tap).
+Nothing of biotorch is imported and no autograd is used: a model is read as a list of layers, a layer as its
+weight matrices, each with b and B (`reference_layers`), a matrix as the map it is of its input (`reference_maps`).
 """
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from reference_layers import LAYERS, Read, scale
 from torch import Tensor, nn
 
-
-class Axis(NamedTuple):
-    """One spatial dimension: its output size and its connections (input, output, tap)."""
-
-    outputs: int
-    connections: list[tuple[int, int, int]]
-
-
-def source(position: int, size: int, mode: str) -> int | None:
-    """The input element that padding shows at `position`; None for a zero."""
-    if 0 <= position < size:
-        return position
-    if mode == "zeros":
-        return None
-    if mode == "replicate":
-        return min(max(position, 0), size - 1)
-    if mode == "circular":
-        return position % size
-    assert mode == "reflect"
-    return -position if position < 0 else 2 * (size - 1) - position
-
-
-def convolution_axis(module: nn.Module, axis: int, size: int) -> Axis:
-    taps, stride, dilation = module.kernel_size[axis], module.stride[axis], module.dilation[axis]
-    reach = dilation * (taps - 1)
-    if module.padding == "same":
-        before, total = reach // 2, reach
-    elif module.padding == "valid":
-        before, total = 0, 0
-    else:
-        before, total = module.padding[axis], 2 * module.padding[axis]
-    outputs = (size + total - reach - 1) // stride + 1
-    connections = []
-    for output, tap in itertools.product(range(outputs), range(taps)):
-        position = source(output * stride + dilation * tap - before, size, module.padding_mode)
-        if position is not None:
-            connections.append((position, output, tap))
-    return Axis(outputs, connections)
-
-
-def transposed_axis(module: nn.Module, axis: int, size: int) -> Axis:
-    taps, stride, dilation = module.kernel_size[axis], module.stride[axis], module.dilation[axis]
-    before = module.padding[axis]
-    outputs = (size - 1) * stride - 2 * before + dilation * (taps - 1) + module.output_padding[axis] + 1
-    connections = []
-    for position, tap in itertools.product(range(size), range(taps)):
-        output = position * stride + dilation * tap - before
-        if 0 <= output < outputs:
-            connections.append((position, output, tap))
-    return Axis(outputs, connections)
-
-
-class LinearLayer:
-    """z = W y + b at every position of the leading dimensions."""
-
-    def __init__(self, module: nn.Module, x: Tensor) -> None:
-        self.x = x
-
-    def forward(self, weight: Tensor, bias: Tensor | None) -> Tensor:
-        z = self.x @ weight.T
-        return z if bias is None else z + bias
-
-    def weight_gradient(self, delta: Tensor) -> Tensor:
-        """The sum over examples and positions of delta y^T."""
-        pairs = zip(delta.reshape(-1, delta.shape[-1]), self.x.reshape(-1, self.x.shape[-1]), strict=True)
-        return sum(torch.outer(d, y) for d, y in pairs)
-
-    def bias_gradient(self, delta: Tensor) -> Tensor:
-        return delta.reshape(-1, delta.shape[-1]).sum(0)
-
-    def backwards_through(self, weight: Tensor, delta: Tensor) -> Tensor:
-        return delta @ weight
-
-    def error(self, delta: Tensor) -> Tensor:
-        return delta
-
-    def project(self, feedback: Tensor, error: Tensor) -> Tensor:
-        if error.shape[:-1] == self.x.shape[:-1]:
-            return error @ feedback
-        result = torch.zeros_like(self.x)
-        if self.x.dim() == 1:
-            return result + per_example(error).sum(0) @ feedback
-        for example, e in enumerate(per_example(error)):
-            result[example] += e @ feedback  # the same at every position
-        return result
-
-
-class ConvolutionLayer:
-    """z = sum over connections of (matrix of the tap) times (input at the connection's input position)."""
-
-    transposed = False
-
-    def __init__(self, module: nn.Module, x: Tensor) -> None:
-        self.unbatched = x.dim() == len(module.kernel_size) + 1
-        x = x[None] if self.unbatched else x
-        self.size, self.groups, self.kernel_size = x.shape[2:], module.groups, module.kernel_size
-        self.x = x.flatten(2)  # (N, C, positions)
-        axis_of = transposed_axis if self.transposed else convolution_axis
-        axes = [axis_of(module, axis, size) for axis, size in enumerate(self.size)]
-        self.output_size = [axis.outputs for axis in axes]
-        sizes = (self.size, self.output_size, self.kernel_size)
-        self.connections = [
-            tuple(flat_index(position, size) for position, size in zip(zip(*triples, strict=True), sizes, strict=True))
-            for triples in itertools.product(*(axis.connections for axis in axes))
-        ]
-
-    def matrices(self, weight: Tensor) -> list[Tensor]:
-        """(C_out, C_in) of each tap, with zeros between groups."""
-        blocks = [block.flatten(2) for block in weight.chunk(self.groups)]
-        blocks = [block.transpose(0, 1) if self.transposed else block for block in blocks]
-        return [torch.block_diag(*(block[:, :, tap] for block in blocks)) for tap in range(blocks[0].shape[2])]
-
-    def forward(self, weight: Tensor, bias: Tensor | None) -> Tensor:
-        matrices = self.matrices(weight)
-        z = self.x.new_zeros(len(self.x), len(matrices[0]), math.prod(self.output_size))
-        for position, output, tap in self.connections:
-            z[:, :, output] += self.x[:, :, position] @ matrices[tap].T
-        if bias is not None:
-            z += bias[:, None]
-        return self.unflatten(z, self.output_size)
-
-    def weight_gradient(self, delta: Tensor) -> Tensor:
-        delta = self.flatten(delta)
-        taps = math.prod(self.kernel_size)
-        full = delta.new_zeros(taps, delta.shape[1], self.x.shape[1])  # as if there were no groups
-        for position, output, tap in self.connections:
-            full[tap] += delta[:, :, output].T @ self.x[:, :, position]
-        rows, columns = full.shape[1] // self.groups, full.shape[2] // self.groups
-        order = (2, 1, 0) if self.transposed else (1, 2, 0)
-        blocks = [row.split(columns, 2)[group].permute(order) for group, row in enumerate(full.split(rows, 1))]
-        return torch.cat(blocks).unflatten(2, self.kernel_size)
-
-    def bias_gradient(self, delta: Tensor) -> Tensor:
-        return self.flatten(delta).sum((0, 2))
-
-    def backwards_through(self, weight: Tensor, delta: Tensor) -> Tensor:
-        delta, dx = self.flatten(delta), torch.zeros_like(self.x)
-        matrices = self.matrices(weight)
-        for position, output, tap in self.connections:
-            dx[:, :, position] += delta[:, :, output] @ matrices[tap]
-        return self.unflatten(dx, self.size)
-
-    def error(self, delta: Tensor) -> Tensor:
-        return (delta[None] if self.unbatched else delta).movedim(1, -1)
-
-    def project(self, feedback: Tensor, error: Tensor) -> Tensor:
-        """The kernel B (n_out, C_in, *kernel_size), ungrouped, on the error held constant over space."""
-        error, dx = per_example(error), torch.zeros_like(self.x)
-        for position, _, tap in self.connections:
-            dx[:, :, position] += error @ feedback.flatten(2)[:, :, tap]
-        return self.unflatten(dx, self.size)
-
-    def flatten(self, delta: Tensor) -> Tensor:
-        return (delta[None] if self.unbatched else delta).flatten(2)
-
-    def unflatten(self, values: Tensor, size: tuple[int, ...]) -> Tensor:
-        values = values.unflatten(2, tuple(size))
-        return values[0] if self.unbatched else values
-
-
-class TransposedConvolutionLayer(ConvolutionLayer):
-    transposed = True
-
-
-def flat_index(position: tuple[int, ...], size: tuple[int, ...]) -> int:
-    return sum(coordinate * math.prod(size[axis + 1 :]) for axis, coordinate in enumerate(position))
-
-
-def per_example(error: Tensor) -> Tensor:
-    """(N, n_out): the error summed over positions."""
-    return error[None] if error.dim() == 1 else error.reshape(error.shape[0], -1, error.shape[-1]).sum(1)
-
-
-LAYERS: dict[type[nn.Module], type] = {
-    nn.Linear: LinearLayer,
-    nn.Conv1d: ConvolutionLayer,
-    nn.Conv2d: ConvolutionLayer,
-    nn.Conv3d: ConvolutionLayer,
-    nn.ConvTranspose1d: TransposedConvolutionLayer,
-    nn.ConvTranspose2d: TransposedConvolutionLayer,
-    nn.ConvTranspose3d: TransposedConvolutionLayer,
-}
+__all__ = ["LAYERS", "RULES", "Result", "run"]
 
 #: phi and phi', elementwise.
 ACTIVATIONS: dict[type[nn.Module], tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
@@ -203,45 +21,33 @@ ACTIVATIONS: dict[type[nn.Module], tuple[Callable[[Tensor], Tensor], Callable[[T
     nn.Tanh: (torch.tanh, lambda z: 1 - torch.tanh(z) ** 2),
 }
 
-
-class Affine(NamedTuple):
-    """One layer of equation (1) with what it saw."""
-
-    name: str
-    operation: LinearLayer | ConvolutionLayer
-    weight: Tensor
-    bias: Tensor | None
-    feedback: Tensor | None  # what the rule keeps of B
-    init: str
+#: How the gradient at one map's output becomes that handed to its input; e is dL/dz_N.
+Transport = Callable[[Read, Tensor, Tensor], Tensor]
 
 
-#: How the gradient at one layer's output becomes that handed to its input; e is dL/dz_N.
-Transport = Callable[[Affine, Tensor, Tensor], Tensor]
-
-
-def backpropagation(layer: Affine, delta: Tensor, e: Tensor) -> Tensor:
+def backpropagation(read: Read, delta: Tensor, e: Tensor) -> Tensor:
     """Equation (2): W^T delta z."""
-    return layer.operation.backwards_through(layer.weight, delta)
+    return read.backwards_through(read.weight, delta)
 
 
-def feedback_alignment(layer: Affine, delta: Tensor, e: Tensor) -> Tensor:
+def feedback_alignment(read: Read, delta: Tensor, e: Tensor) -> Tensor:
     """Equation (3): B delta z."""
-    return layer.operation.backwards_through(layer.feedback, delta)
+    return read.backwards_through(read.feedback, delta)
 
 
-def direct_feedback_alignment(layer: Affine, delta: Tensor, e: Tensor) -> Tensor:
+def direct_feedback_alignment(read: Read, delta: Tensor, e: Tensor) -> Tensor:
     """Equation (4): B delta z_N."""
-    return layer.operation.project(layer.feedback, e)
+    return read.map.project(read.feedback, e)
 
 
-def uniform_sign(layer: Affine, delta: Tensor, e: Tensor) -> Tensor:
+def uniform_sign(read: Read, delta: Tensor, e: Tensor) -> Tensor:
     """Section 2.1: s sign(W), s the scale of the initializer (sections 2.1, 4)."""
-    return layer.operation.backwards_through(scale(layer.weight, layer.init) * layer.weight.sign(), delta)
+    return read.backwards_through(scale(read.weight, read.init) * read.weight.sign(), delta)
 
 
-def random_sign(layer: Affine, delta: Tensor, e: Tensor) -> Tensor:
+def random_sign(read: Read, delta: Tensor, e: Tensor) -> Tensor:
     """Section 2.1: |R| sign(W)."""
-    return layer.operation.backwards_through(layer.feedback.abs() * layer.weight.sign(), delta)
+    return read.backwards_through(read.feedback.abs() * read.weight.sign(), delta)
 
 
 RULES: dict[str, Transport] = {
@@ -254,47 +60,45 @@ RULES: dict[str, Transport] = {
 }
 
 
-def scale(weight: Tensor, init: str) -> float:
-    field = math.prod(weight.shape[2:])
-    fan_in, fan_out = weight.shape[1] * field, weight.shape[0] * field
-    return {"xavier": math.sqrt(2 / (fan_in + fan_out)), "kaiming": 1 / math.sqrt(3 * fan_in), "normal": 1.0}[init]
-
-
 class Result(NamedTuple):
     output: Tensor
     gradients: dict[str, Tensor]  # by parameter name
-    input_gradient: Tensor
+    input_gradient: Any  # a tensor, or a tuple of them where the first layer takes several inputs
 
 
 def run(
-    model: nn.Sequential, x: Tensor, output_gradient: Tensor, rule: str, init: str = "xavier", clip: bool = False
+    model: nn.Sequential, inputs: Any, output_gradient: Tensor, rule: str, init: str = "xavier", clip: bool = False
 ) -> Result:
-    """Output and gradients of a sequence of layers, activations and Flatten, given dL/d output."""
-    seen: list[tuple[nn.Module, Affine | Tensor]] = []  # what each step saw
-    value = x.detach()
+    """Output and gradients of a sequence of layers, activations and Flatten, given dL/d output.
+
+    A layer may stand inside a module that calls it, as the module's `layer`.
+    """
+    seen: list[tuple[str, nn.Module, Any]] = []  # what each step saw
+    value = inputs
     for name, module in model.named_children():
-        kind = next((kind for kind in LAYERS if isinstance(module, kind)), None)
+        layer = getattr(module, "layer", module)
+        kind = next((kind for kind in reversed(LAYERS) if isinstance(layer, kind)), None)  # the most special first
         if kind is not None:
-            tensors = (module.weight, module.bias, getattr(module, "feedback", None))
-            known = (None if tensor is None else tensor.detach() for tensor in tensors)
-            affine = Affine(name, LAYERS[kind](module, value), *known, init)
-            seen.append((module, affine))
-            value = affine.operation.forward(affine.weight, affine.bias)
+            prefix = name if layer is module else f"{name}.layer"
+            step = LAYERS[kind](layer, value, init, module)
+            seen.append((prefix, module, step))
+            value = step.forward()
         else:
-            seen.append((module, value))
-            value = (
-                value.flatten(module.start_dim) if type(module) is nn.Flatten else ACTIVATIONS[type(module)][0](value)
-            )
+            seen.append((name, module, value))
+            flat = type(module) is nn.Flatten
+            value = value.flatten(module.start_dim) if flat else ACTIVATIONS[type(module)][0](value)
     gradients, delta, e = {}, output_gradient, None
-    for module, affine in reversed(seen):
-        if isinstance(affine, Tensor):  # an activation or Flatten
-            slope = 1 if type(module) is nn.Flatten else ACTIVATIONS[type(module)][1](affine)
-            delta = delta.reshape(affine.shape) * slope
+
+    def hand(read: Read, delta: Tensor) -> Tensor:
+        handed = RULES[rule](read, delta, e)
+        return handed.clamp(-1, 1) if clip else handed
+
+    for prefix, module, step in reversed(seen):
+        if isinstance(step, Tensor):  # an activation or Flatten
+            slope = 1 if type(module) is nn.Flatten else ACTIVATIONS[type(module)][1](step)
+            delta = delta.reshape(step.shape) * slope
             continue
-        e = affine.operation.error(delta) if e is None else e
-        gradients[f"{affine.name}.weight"] = affine.operation.weight_gradient(delta)
-        if affine.bias is not None:
-            gradients[f"{affine.name}.bias"] = affine.operation.bias_gradient(delta)
-        delta = RULES[rule](affine, delta, e)
-        delta = delta.clamp(-1, 1) if clip else delta
+        e = step.error(delta) if e is None else e
+        delta, found = step.backward(delta, hand)
+        gradients |= {f"{prefix}.{parameter}": gradient for parameter, gradient in found.items()}
     return Result(value, gradients, delta)

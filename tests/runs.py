@@ -46,7 +46,7 @@ EVERYTHING_MATTERS = (
     "training.clip_gradient_norm=1.0",
 )
 
-_TIMES = ("seconds", "images_per_second")
+_TIMES = ("seconds", "examples_per_second")
 
 
 def small(num_classes: int = 10) -> nn.Module:
@@ -59,7 +59,7 @@ def small(num_classes: int = 10) -> nn.Module:
 
 def register_small() -> None:
     """Make `small` an architecture of this process."""
-    models.registry._OWN["small"] = small
+    models.registry.OWN["small"] = small
 
 
 def quick_file(folder: Path) -> Path:

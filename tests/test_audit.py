@@ -206,7 +206,8 @@ def test_attention_and_recurrence_left_on_backpropagation_transport_weights():
         def __init__(self):
             super().__init__()
             self.inp, self.rnn = nn.Linear(6, 8), nn.GRU(8, 8, batch_first=True)
-            self.attention, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True, add_bias_kv=True)
+            self.head = nn.Linear(8, 3)
 
         def forward(self, x):
             x, _ = self.rnn(self.inp(x))

@@ -54,12 +54,10 @@ def test_pre_norm_shortcuts_are_named_too():
 
     model = nn.Sequential(nn.Linear(6, 8), encoder(), encoder(), nn.LayerNorm(8), nn.Linear(8, 3))
     x = torch.randn(2, 5, 6)
-    with pytest.warns(biotorch.ConversionWarning, match="self_attn"):
-        biotorch.convert(model, "dfa")
+    biotorch.convert(model, "dfa", strict=True)
     assert biotorch.summary(model).leaking_shortcuts == ["1", "2"]
     assert {name.split(".")[0] for name in biotorch.audit(model, x).shortcuts} == {"1", "2"}
-    with pytest.warns(biotorch.ConversionWarning, match="self_attn"):
-        biotorch.convert(model, "dfa", shortcuts="cut")
+    biotorch.convert(model, "dfa", shortcuts="cut")
     assert biotorch.audit(model, x).shortcuts == {}
 
 
@@ -165,12 +163,15 @@ def test_a_layer_converted_in_name_only_is_an_error():
         biotorch.audit(model, batch())
 
 
-def test_torchvision_swin_reads_its_attention_weights_functionally_and_is_an_error():
-    model = torchvision.models.SwinTransformer([4, 4], 8, [1, 1], [2, 2], [2, 2], num_classes=3)
-    with pytest.warns(biotorch.ConversionWarning, match="attn"):  # its position biases are its own
-        biotorch.convert(model, "fa")
-    with pytest.raises(AuditError, match=r"attn\.qkv.*never ran"):
-        biotorch.audit(model, images(1))
+def test_torchvision_swin_whose_attention_reads_its_weights_functionally_transports_nothing():
+    def swin() -> nn.Module:
+        return torchvision.models.SwinTransformer([4, 4], 8, [1, 1], [2, 2], [2, 2], num_classes=3).eval()
+
+    # Its bias tables are added to scores, and no reason to warn.
+    result = biotorch.audit(biotorch.convert(swin(), "fa", strict=True), images(1))
+    assert result.leak == 0.0
+    assert {"features.1.0.attn.qkv", "features.1.0.attn.proj"} <= set(result.layers)
+    assert biotorch.audit(biotorch.convert(swin(), "backpropagation"), images(1)).leak == 1.0
 
 
 def test_passes_that_do_not_repeat_prove_nothing_and_are_an_error():

@@ -218,9 +218,9 @@ def test_a_loaded_run_is_the_network_that_was_measured(rule, tmp_path):
     overrides = [
         f"model.mode.type={rule}",
         "training.hyperparameters.epochs=4",
-        "training.optimizer={type: Adam, lr: 0.002}",
+        "training.optimizer={type: Adam, lr: 0.0002}",
     ]
-    result = runs.finish(tmp_path, *overrides, "training.lr_scheduler={type: StepLR, step_size: 3, gamma: 100}")
+    result = runs.finish(tmp_path, *overrides, "training.lr_scheduler={type: StepLR, step_size: 3, gamma: 1000}")
     config = data.DataConfig(dataset="digits", target_size=32)
     splits = data.load(config, result["config"]["experiment"]["seed"])
     best, latest = (biotorch.load(tmp_path / "quick", which) for which in ("best", "latest"))

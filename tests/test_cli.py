@@ -34,8 +34,9 @@ def test_a_run_prints_its_table_and_writes_table_and_figure(tmp_path):
     assert "epoch 1" not in again.stdout
 
 
-EPOCH = r"\[1/1\] short epoch \d/2: loss [\d.]+, error [\d.]+ %, validation error [\d.]+ %, [\d,]+ images/s, \d+ s left"
-UPDATE = r"\[1/1\] short epoch \d, update \d/\d+: loss [\d.]+, error [\d.]+ %, [\d,]+ images/s"
+FIGURES, RATE = r"loss [\d.]+, error [\d.]+ %", r"[\d,]+ examples/s"
+EPOCH = rf"\[1/1\] short epoch \d/2: {FIGURES}, validation error [\d.]+ %, {RATE}, \d+ s left"
+UPDATE = rf"\[1/1\] short epoch \d, update \d/\d+: {FIGURES}, {RATE}"
 
 
 def test_without_a_terminal_there_is_one_plain_line_per_epoch(tmp_path):
@@ -68,7 +69,7 @@ def test_a_terminal_shows_bars_with_the_live_loss_error_and_rate(tmp_path):
     os.close(main)
     text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown.decode())
     assert process.returncode == 0, text
-    assert re.search(r"epoch \d ━.*/158 .*loss [\d.]+, error [\d.]+ %, [\d,]+ images/s", text)
+    assert re.search(r"epoch \d ━.*/158 .*loss [\d.]+, error [\d.]+ %, [\d,]+ examples/s", text)
     assert re.search(r"short +━.*3/3 .*\d:\d\d:\d\d .*validation error [\d.]+ %", text)
 
 
@@ -107,10 +108,10 @@ MISTAKES = [
     (["run", QUICKSTART, "nonsense"], "'nonsense' is no override: write key.path=value"),
     (["run", QUICKSTART, "model.mode.type=faa"], "Did you mean 'fa'"),
     (["run", QUICKSTART, "training.optimizer.lr=[1"], "not valid YAML"),
-    (["run", QUICKSTART, *SHORT, "model.architecture=resnet20"], "does not take the images"),
+    (["run", QUICKSTART, *SHORT, "model.architecture=resnet20"], "does not take the examples"),
     (["run", QUICKSTART, *SHORT, "model.pretrained=true"], "no pretrained weights"),
     (["run", QUICKSTART, *SHORT, "data.validation_size=100000"], "validation_size"),
-    (["run", QUICKSTART, *SHORT, "data.target_size=8"], "does not take the images"),
+    (["run", QUICKSTART, *SHORT, "data.target_size=8"], "does not take the examples"),
     (["run", QUICKSTART, *SHORT, "data.dataset=/nowhere.npz"], "/nowhere.npz"),
     (["run", QUICKSTART, *SHORT, "training.optimizer={type: Muon, lr: 0.1}"], "training.optimizer"),
     (["run", QUICKSTART, *SHORT, "model.loss_function={name: bce}"], "does not take the network's outputs"),
@@ -125,7 +126,7 @@ MISTAKES = [
     (["run"], "Missing argument"),
     (["run", QUICKSTART, "--overwrit"], "No such option"),
     (["rnu"], "No such command 'rnu'"),
-    (["audit", QUICKSTART, "sweep={}", "model.architecture=resnet20"], "does not take the images"),
+    (["audit", QUICKSTART, "sweep={}", "model.architecture=resnet20"], "does not take the examples"),
     (["audit", QUICKSTART, "data.dataset=mnits"], "Did you mean 'mnist'"),
     (["evaluate", "{tmp}"], "it is no run"),
     (["evaluate", "nowhere"], "nowhere"),

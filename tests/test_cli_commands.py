@@ -25,20 +25,20 @@ def test_evaluate_measures_a_run_again(trained):
     for run in (folder, folder / "model_best_acc.pth", folder / "latest_model.pth"):
         measured = json.loads(invoke("evaluate", run, "--json").stdout)
         assert measured["split"] == "test"
-        assert measured["images"] == 360
+        assert measured["examples"] == 360
         assert {key: measured[key] for key in result["test"]} == pytest.approx(result["test"])
         assert measured["accuracy"] == pytest.approx(100 - measured["error"])
     held_out = json.loads(invoke("evaluate", folder, "--split", "validation", "--which", "latest", "--json").stdout)
     assert held_out["error"] == pytest.approx(result["validation"]["error"])
     plain = invoke("evaluate", folder).stdout.splitlines()
-    assert [line.split()[0] for line in plain] == ["split", "images", "accuracy", "loss", "error", "top_3_error"]
+    assert [line.split()[0] for line in plain] == ["split", "examples", "accuracy", "loss", "error", "top_3_error"]
 
 
 def test_evaluate_takes_other_data_by_an_override(trained, tmp_path):
     folder, _ = trained
     short = json.loads(invoke("evaluate", folder, "data.batch_size=7", "data.validation_size=100", "--json").stdout)
     assert short["data"]["validation"] == 100
-    assert "does not take the images" in mistake(invoke("evaluate", folder, "data.target_size=8"))
+    assert "does not take the examples" in mistake(invoke("evaluate", folder, "data.target_size=8"))
     told = mistake(invoke("evaluate", folder, "data.datset=mnist"))
     assert "override data.datset=mnist: data.datset: unknown key. Did you mean 'dataset'" in told
     assert "only data and infrastructure" in mistake(invoke("evaluate", folder, "experiment.name.x=1"))

@@ -131,7 +131,7 @@ KINDS = {
 }
 CHECKED = {
     "$ref", "$defs", "$schema", "type", "enum", "const", "anyOf", "required", "properties", "additionalProperties",
-    "items",     "minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "minLength",
+    "items", "minItems", "minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "minLength",
 }  # fmt: skip
 SAID = {"title", "description", "default", "examples", "format", "pattern", "markdownDescription"}
 
@@ -159,6 +159,7 @@ def complaints(value, schema, at="top"):
         high, below = schema.get("maximum", value), schema.get("exclusiveMaximum", value + 1)
         found += [] if low <= value <= high and above < value < below else [f"{at}: {value} is out of range"]
     if isinstance(value, list):
+        found += [f"{at}: {value} is too short"] if len(value) < schema.get("minItems", 0) else []
         found += [text for each in value for text in complaints(each, schema.get("items", {}), at)]
     if isinstance(value, dict):
         found += [f"{at}: {key} is missing" for key in schema.get("required", []) if key not in value]

@@ -132,6 +132,12 @@ class Scaled(nn.Linear):
         return 2 * super().forward(x)
 
 
+class Doubled(nn.MultiheadAttention):
+    def forward(self, *args, **kwargs):
+        y, weights = super().forward(*args, **kwargs)
+        return 2 * y, weights
+
+
 def replaced_forward() -> nn.Linear:
     layer = nn.Linear(4, 4)
     layer.forward = lambda x: x
@@ -145,10 +151,12 @@ LEFT = {
     "new weight_norm": (lambda: parametrizations.weight_norm(nn.Linear(4, 4)), "parametriz"),
     "spectral_norm": (lambda: nn.utils.spectral_norm(nn.Linear(4, 4)), "spectral_norm"),
     "lazy": (lambda: nn.LazyLinear(4), "run a batch first"),
-    "attention": (lambda: nn.MultiheadAttention(4, 2), "functionally"),
+    "attention with bias_kv": (lambda: nn.MultiheadAttention(4, 2, add_bias_kv=True), "add_bias_kv=True"),
+    "attention with zeros": (lambda: nn.MultiheadAttention(4, 2, add_zero_attn=True), "add_zero_attn=True"),
+    "attention subclass": (lambda: Doubled(4, 2), "a subclass of MultiheadAttention"),
     "lstm": (lambda: nn.LSTM(4, 4), "recurrent"),
-    "gru cell": (lambda: nn.GRUCell(4, 4), "recurrent"),
-    "bilinear": (lambda: nn.Bilinear(4, 4, 4), "Bilinear"),
+    "gru": (lambda: nn.GRU(4, 4), "recurrent"),
+    "parametrized cell": (lambda: parametrizations.orthogonal(nn.GRUCell(4, 4), "weight_hh"), "parametriz"),
     "replaced forward": (replaced_forward, "replaced on the instance"),
 }
 
@@ -181,12 +189,11 @@ def test_strict_raises_where_a_layer_would_be_left_and_changes_nothing(kind):
 
 
 def test_every_module_inside_attention_is_accounted_for():
-    model = nn.TransformerEncoderLayer(8, 2, 16)
-    with pytest.warns(ConversionWarning, match="self_attn"):
-        biotorch.convert(model, "fa")
+    model = biotorch.convert(nn.TransformerEncoderLayer(8, 2, 16), "fa", strict=True)
     rows = {row.name: row for row in biotorch.summary(model).rows}
-    assert rows["linear1"].rule == rows["linear2"].rule == "fa"
-    assert rows["self_attn"].rule == rows["self_attn.out_proj"].rule == "backpropagation"
+    assert list(rows) == ["self_attn", "linear1", "linear2", "norm1", "norm2"]  # out_proj is attention's own
+    assert rows["self_attn"].rule == rows["linear1"].rule == rows["linear2"].rule == "fa"
+    assert rows["self_attn"].feedback == ((24, 8), (8, 8))
     assert rows["norm1"].rule is None
 
 

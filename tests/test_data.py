@@ -44,7 +44,7 @@ def test_digits_are_complete_and_nothing_of_the_test_is_trained_on():
     loaded = data.load(data.DataConfig(dataset="digits"), seed=0)
     assert [len(split) for split in (loaded.train, loaded.validation, loaded.test)] == [1257, 180, 360]
     assert loaded.num_classes == 10
-    assert loaded.train.image_shape == (1, 8, 8)
+    assert loaded.train.input_shape == (1, 8, 8)
     assert loaded.train.images.dtype == torch.uint8
     assert loaded.train.images.max() == 255
     assert loaded.train.skipped == []
@@ -103,7 +103,7 @@ def test_the_record_says_in_json_what_the_figures_were_measured_on():
 def test_images_are_resized_once_to_the_target_size():
     split = data.load(data.DataConfig(dataset="digits", target_size=32), seed=0).train
     assert split.images.shape[1:] == (32, 32, 1)
-    assert split.image_shape == (1, 32, 32)
+    assert split.input_shape == (1, 32, 32)
     assert split.images.dtype == torch.uint8
 
 

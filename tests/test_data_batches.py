@@ -45,7 +45,7 @@ def test_batches_follow_their_parts_and_are_normalised():
     for (images, labels), part in zip(batches, parts, strict=True):
         assert images.dtype == torch.float32
         assert images.is_contiguous(memory_format=torch.channels_last)
-        assert images.shape == (len(part), *split.image_shape)
+        assert images.shape == (len(part), *split.input_shape)
         expected = (split.images[part].double() / 255 - torch.tensor(split.normalisation.mean)) / torch.tensor(
             split.normalisation.std
         )

@@ -58,7 +58,7 @@ def test_a_folder_of_classes_becomes_three_splits(folder):
     loaded = load(folder)
     assert [len(split) for split in (loaded.train, loaded.validation, loaded.test)] == [9, 3, 8]
     assert loaded.num_classes == 2
-    assert loaded.train.image_shape == (3, SIZE, SIZE)
+    assert loaded.train.input_shape == (3, SIZE, SIZE)
     assert loaded.record["augment"] == {"random_resized_crop": SIZE, "flip": True}
     for split in (loaded.train, loaded.validation, loaded.test):
         names = [os.path.basename(os.path.dirname(path_of(split, index))) for index in range(len(split))]

@@ -208,7 +208,7 @@ def cifar(tmp_path, monkeypatch):
 def test_cifar_by_name(cifar, dataset, count, augment):
     loaded = data.load(data.DataConfig(dataset=dataset, dataset_path=cifar, validation_size=3), seed=0)
     assert [len(split) for split in (loaded.train, loaded.validation, loaded.test)] == [count - 3, 3, 8]
-    assert loaded.train.image_shape == (3, 32, 32)
+    assert loaded.train.input_shape == (3, 32, 32)
     assert loaded.record["augment"] == augment
     folder = cifar / ("cifar-100-python" if dataset == "cifar100" else "cifar-10-batches-py")
     stored = pickle.loads((folder / ("test" if dataset == "cifar100" else "test_batch")).read_bytes())["data"]
@@ -233,6 +233,6 @@ def test_a_damaged_cifar_file_is_named(cifar):
 def test_real_sets_are_whole_and_normalised(name):
     loaded = data.load(data.DataConfig(dataset=name, target_size=32), seed=0)
     assert [len(split) for split in (loaded.train, loaded.validation, loaded.test)] == [55000, 5000, 10000]
-    assert loaded.train.image_shape == (1, 32, 32)
+    assert loaded.train.input_shape == (1, 32, 32)
     images, _ = next(loaded.train.in_order(5000))
     assert images.std() == pytest.approx(1, abs=0.1)

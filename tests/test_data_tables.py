@@ -58,7 +58,7 @@ def test_parquet_files_become_three_splits(tmp_path, image, place):
     loaded = load(tmp_path)
     assert [len(split) for split in (loaded.train, loaded.validation, loaded.test)] == [18, 2, 5]
     assert loaded.num_classes == 3
-    assert loaded.test.image_shape == (3, 8, 6)
+    assert loaded.test.input_shape == (3, 8, 6)
     assert torch.equal(loaded.test.images, torch.tensor(np.stack(test)))
     assert loaded.test.labels.tolist() == [0, 1, 2, 0, 1]
     assert everything(loaded) == sorted(each.tobytes() for each in train)
@@ -89,7 +89,7 @@ def test_grey_images_stay_grey_and_among_coloured_ones_become_so(tmp_path):
     write(tmp_path / "mixed" / "train.parquet", coloured)
     write(tmp_path / "mixed" / "test.parquet", grey)
     mixed = load(tmp_path / "mixed").test
-    assert mixed.image_shape == (3, 8, 8)
+    assert mixed.input_shape == (3, 8, 8)
     assert torch.equal(mixed.images[..., 2], torch.tensor(np.stack(grey)))
 
 
@@ -98,7 +98,7 @@ def test_images_of_unequal_sizes_need_a_target_size(tmp_path):
     write(tmp_path / "test.parquet", pixels(2))
     with pytest.raises(data.DataError, match=r"different sizes, from 8x6 to 12x9.*data\.target_size"):
         load(tmp_path)
-    assert load(tmp_path, target_size=10).train.image_shape == (3, 10, 10)
+    assert load(tmp_path, target_size=10).train.input_shape == (3, 10, 10)
 
 
 def test_a_target_size_resizes_as_it_does_for_other_sets(tmp_path):
@@ -226,7 +226,7 @@ def test_npz_images_in_every_layout(tmp_path, shape, expected, column):
     targets = [np.arange(count).reshape(-1, 1) % 4 if column else np.arange(count) % 4 for count in (20, 5)]
     name = write_npz(tmp_path / "set.npz", x_train=train, y_train=targets[0], x_test=test, y_test=targets[1])
     loaded = data.load(data.DataConfig(dataset=name), seed=0)
-    assert loaded.train.image_shape == expected
+    assert loaded.train.input_shape == expected
     assert loaded.num_classes == 4
     assert loaded.test.labels.tolist() == [0, 1, 2, 3, 0]
     channels_first = test[:, None] if len(shape) == 2 else test if shape == expected else test.transpose(0, 3, 1, 2)
@@ -279,7 +279,7 @@ def test_npz_files_that_are_damaged_or_missing_are_named(tmp_path):
 def test_real_parquet_files():
     loaded = load("cifar10-jpeg", augment=True, validation_size=5000)
     assert [len(split) for split in (loaded.train, loaded.validation, loaded.test)] == [45000, 5000, 10000]
-    assert loaded.train.image_shape == (3, 32, 32)
+    assert loaded.train.input_shape == (3, 32, 32)
     assert loaded.num_classes == 10
     assert loaded.test.labels.bincount().tolist() == [1000] * 10
     torch.testing.assert_close(torch.tensor(loaded.mean), torch.tensor([0.4914, 0.4821, 0.4465]), atol=0.001, rtol=0)

@@ -220,11 +220,13 @@ def test_a_root_linear_is_converted(rule):
 
 
 def test_attention_is_never_left_on_backpropagation_silently():
-    model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2), "fc": nn.Linear(8, 3)})
-    with pytest.warns(biotorch.ConversionWarning, match=r"attention \(MultiheadAttention\)"):
-        biotorch.convert(model, "fa")
-    # Its projection is read functionally: replacing it would only look like a conversion.
-    assert not isinstance(model["attention"].out_proj, FeedbackLayer)
+    # Its projection is read functionally: replacing that layer would only look like a conversion.
+    model = biotorch.convert(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), "fa")
+    assert not isinstance(model.self_attn.out_proj, FeedbackLayer)
+    assert biotorch.audit(model, torch.randn(2, 3, 8)).layers["self_attn"] == "nothing"
+    odd = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2, add_bias_kv=True), "fc": nn.Linear(8, 3)})
+    with pytest.warns(biotorch.ConversionWarning, match=r"attention \(MultiheadAttention\): add_bias_kv"):
+        biotorch.convert(odd, "fa")
 
 
 @pytest.mark.parametrize("rule", RULES)

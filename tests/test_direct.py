@@ -179,10 +179,45 @@ def test_layers_built_by_hand_with_the_wrong_output_size_are_refused(rule):
         model(torch.randn(2, 6)).sum().backward()
 
 
-def test_examples_that_are_not_in_the_first_dimension_are_refused(rule):
-    model = biotorch.convert(nn.Sequential(nn.Linear(6, 5), nn.Flatten(0, 1), nn.Linear(5, 3)), rule)
-    with pytest.raises(RuntimeError, match="batch as the first dimension"):
-        model(torch.randn(2, 4, 6, requires_grad=True)).sum().backward()
+def test_examples_and_positions_in_one_dimension_are_told_apart(rule):
+    """As language models flatten their tokens before the output layer."""
+    found = []
+    for flatten in (nn.Flatten(0, 1), nn.Identity()):
+        torch.manual_seed(0)
+        model = biotorch.convert(nn.Sequential(nn.Linear(6, 5), nn.Tanh(), flatten, nn.Linear(5, 3)), rule, seed=1)
+        x = torch.randn(2, 4, 6, requires_grad=True)
+        loss_of(model(x)).backward()
+        found.append({**collect(model), "input": x.grad})
+    assert_close(*found)
+
+
+@pytest.mark.parametrize("rows", [3, 5])
+def test_numbers_of_examples_that_do_not_divide_are_refused(rule, rows):
+    class Selecting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden, self.head = nn.Linear(6, 5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.head(self.hidden(x)[torch.arange(rows) % len(x)])
+
+    model = biotorch.convert(Selecting(), rule)
+    with pytest.raises(RuntimeError, match=rf"^hidden: .*{rows} example.*saw 4.*batch as the first dimension"):
+        model(torch.randn(4, 6, requires_grad=True)).sum().backward()
+
+
+def test_an_output_for_all_rows_makes_them_positions_of_one_example(rule):
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden, self.head = nn.Linear(6, 5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.head(self.hidden(x).mean(0, keepdim=True))
+
+    model, x = biotorch.convert(Pooled(), rule), torch.randn(4, 6, requires_grad=True)
+    model(x).backward(torch.tensor([[1.0, 2.0, 3.0]]))
+    torch.testing.assert_close(x.grad, (torch.tensor([1.0, 2.0, 3.0]) @ model.hidden.feedback).expand(4, 6))
 
 
 def test_an_output_that_lost_the_batch_is_refused(rule):

@@ -130,7 +130,7 @@ def test_a_mistake_is_told_in_both_processes(seen):
 @pytest.mark.slow
 def test_what_two_began_one_may_not_continue_and_is_told(seen, monkeypatch, tmp_path):
     folder, _ = seen
-    monkeypatch.setitem(runs.models.registry._OWN, "small", runs.small)
+    monkeypatch.setitem(runs.models.registry.OWN, "small", runs.small)
     begun = tmp_path / "quick"
     shutil.copytree(folder / "both" / "quick", begun)
     for name in ("results.json", "results.csv"):

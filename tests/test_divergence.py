@@ -79,7 +79,7 @@ def test_a_validation_that_is_not_finite_stops_too(tmp_path, monkeypatch):
                 trainer.model[1].running_var.fill_(math.inf)
                 trainer.model[1].running_mean.fill_(math.nan)
 
-    monkeypatch.setitem(biotorch.models.registry._OWN, "small", runs.small)
+    monkeypatch.setitem(biotorch.models.registry.OWN, "small", runs.small)
     study = runs.quick(tmp_path, "model.architecture=small", "data.target_size=8")
     with pytest.raises(DivergenceError, match=r"loss on validation is nan after epoch 1") as caught:
         run(study, display=Spoil())

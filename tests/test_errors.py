@@ -217,17 +217,17 @@ def test_an_output_layer_that_runs_without_gradients_is_an_error():
 
 
 def test_direct_feedback_needs_the_batch_first_everywhere():
-    class Pooled(nn.Module):
+    class Selecting(nn.Module):
         def __init__(self):
             super().__init__()
             self.first, self.head = nn.Linear(6, 5), nn.Linear(5, 3)
 
         def forward(self, x):
-            return self.head(self.first(x).mean(0, keepdim=True).relu())
+            return self.head(self.first(x)[1:].relu())
 
-    model = biotorch.convert(Pooled(), "dfa")
+    model = biotorch.convert(Selecting(), "dfa")
     x = batch().requires_grad_()
-    with pytest.raises(RuntimeError, match=r"first: .*1 example.*saw 4.*batch as the first dimension"):
+    with pytest.raises(RuntimeError, match=r"first: .*3 example.*saw 4.*batch as the first dimension"):
         model(x).sum().backward()
 
 
@@ -243,8 +243,8 @@ def test_weights_changed_between_forward_and_backward_are_an_error(rule):
 
 def test_a_cut_block_called_without_its_tensor_first_is_an_error():
     model = biotorch.convert(biotorch.models.build("resnet20"), "dfa", shortcuts="cut")
-    with pytest.raises(RuntimeError, match=r"layer1\.0\.conv1.*BasicBlock.*first positional"):
-        model.layer1[0](x=images(channels=16, size=8))
+    with pytest.raises(RuntimeError, match=r"layer1\.0\.conv1.*BasicBlock.*first argument"):
+        model.layer1[0]([images(channels=16, size=8)])
 
 
 # layer_config ------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import families
 import pytest
-from families import RULES, Family
+from families import RULES
 
 LISTED = Path(__file__).parents[1].joinpath("docs", "families.md").read_text()
 
@@ -15,17 +15,7 @@ LISTED = Path(__file__).parents[1].joinpath("docs", "families.md").read_text()
 KNOWN: dict[str, str] = {}
 
 
-def every_family() -> list[Family]:
-    found = list(families.TORCHVISION)
-    for library in (families.hugging_face_families, families.timm_families):
-        try:
-            found += library()
-        except ModuleNotFoundError:  # pragma: no cover - both are in the dev extra
-            continue
-    return found
-
-
-FAMILIES = every_family()
+FAMILIES = families.every_family()
 
 
 def test_the_table_in_the_docs_lists_every_family():
@@ -46,5 +36,8 @@ def test_a_family_converts_trains_every_layer_and_passes_the_audit(family, rule)
         return
     assert outcome.problem == ""
     expected = {"fa": 0.0, "usf": 0.5, "dfa": 0.0}[rule]
-    # What is left on backpropagation transports its weights, and is named.
-    assert outcome.leak == pytest.approx(expected) if not outcome.left else outcome.leak >= expected
+    assert outcome.leak is not None
+    if outcome.left:  # transports its weights, and is named
+        assert expected <= outcome.leak < 1
+    else:
+        assert outcome.leak == pytest.approx(expected)

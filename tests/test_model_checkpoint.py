@@ -71,10 +71,10 @@ def test_a_run_starts_from_the_weights_of_another_and_from_a_plain_state_dict(tr
 
 def test_the_feedback_comes_along_where_rule_and_options_are_the_same(trained, tmp_path):
     study = runs.quick(tmp_path, f"model.checkpoint={trained}", "model.mode.type=brsf", "experiment.seed=11")
-    loaded, own = state(build_model(study.config, 10)), runs.weights(trained / "model_best_acc.pth")
+    loaded, own = state(build_model(study.config, 10, (1, 32, 32))), runs.weights(trained / "model_best_acc.pth")
     assert all(torch.equal(loaded[name], own[name]) for name in own)
     study = runs.quick(tmp_path, f"model.checkpoint={trained}", "model.mode.type=fa", "experiment.seed=11")
-    loaded = state(build_model(study.config, 10))
+    loaded = state(build_model(study.config, 10, (1, 32, 32)))
     assert torch.equal(loaded["features.0.weight"], own["features.0.weight"])
     assert not torch.equal(loaded["features.0.feedback"], own["features.0.feedback"])
 
@@ -86,7 +86,8 @@ def test_what_the_rule_derives_from_w_follows_the_weights_of_the_checkpoint(rule
     if rule in ("fa", "frsf"):
         options["feedback_init"] = "weight"
     mode = f"model.mode={{type: {rule}, options: {runs.json.dumps(options)}}}"
-    model = build_model(runs.quick(tmp_path, f"model.checkpoint={trained}", mode, "experiment.seed=11").config, 10)
+    study = runs.quick(tmp_path, f"model.checkpoint={trained}", mode, "experiment.seed=11")
+    model = build_model(study.config, 10, (1, 32, 32))
     layer = model.features[0]
     assert torch.equal(layer.weight, runs.weights(trained / "model_best_acc.pth")["features.0.weight"])
     assert torch.allclose(layer.initial_norm, layer.weight.norm())

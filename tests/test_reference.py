@@ -1,14 +1,21 @@
 """Every rule on every layer type does what the paper's equations say (`reference.py`), in float64."""
 
+import contextlib
+import importlib
+
 import pytest
 import reference
 import torch
 from cases import cases
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import biotorch
+
+for library in ("huggingface", "timm"):
+    with contextlib.suppress(ImportError):  # not installed: its layer types are not registered
+        importlib.import_module(f"biotorch.layers.{library}")
 
 RULES = biotorch.rules.available()
 LAYERS = list(biotorch.layers.LAYER_TYPES)
@@ -22,31 +29,50 @@ def test_every_layer_type_has_a_reference():
     assert set(reference.LAYERS) == set(LAYERS)
 
 
-def assert_agrees(model, x, rule, **options):
-    """Output, parameter gradients and input gradient of the converted model equal the reference's."""
+def leaves(inputs):
+    """A copy that requires gradients; where one tensor is given twice, its copy is, too."""
+    copies = {}
+    for x in inputs if isinstance(inputs, tuple) else (inputs,):
+        copies.setdefault(id(x), x.clone().requires_grad_())
+    return tuple(copies[id(x)] for x in inputs) if isinstance(inputs, tuple) else copies[id(inputs)]
+
+
+def received(inputs, gradients):
+    """What each tensor of the inputs received, summed over its uses."""
+    totals = {}
+    for x, gradient in zip(inputs, gradients, strict=True) if isinstance(inputs, tuple) else [(inputs, gradients)]:
+        totals[x] = totals.get(x, 0) + gradient
+    return totals
+
+
+def assert_agrees(model, inputs, rule, **options):
+    """Output, parameter gradients and input gradients of the converted model equal the reference's."""
     biotorch.convert(model, rule, seed=1, **options)
-    x = x.clone().requires_grad_()
-    output = model(x)
+    inputs = leaves(inputs)
+    output = model(inputs)
     output_gradient = torch.randn_like(output)
     output.backward(output_gradient)
-    expected = reference.run(
-        model, x, output_gradient, rule, options.get("init", "xavier"), options.get("gradient_clip", False)
-    )
+    with torch.no_grad():
+        expected = reference.run(
+            model, inputs, output_gradient, rule, options.get("init", "xavier"), options.get("gradient_clip", False)
+        )
     close = {"rtol": 1e-10, "atol": 1e-10}
     torch.testing.assert_close(output.detach(), expected.output, **close)
     assert {name for name, _ in model.named_parameters()} == set(expected.gradients)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected.gradients[name], **close, msg=lambda m, n=name: f"{n}: {m}")
-    torch.testing.assert_close(x.grad, expected.input_gradient, **close, msg=lambda m: f"input: {m}")
+    for x, gradient in received(inputs, expected.input_gradient).items():
+        torch.testing.assert_close(x.grad, gradient, **close, msg=lambda m: f"input: {m}")
 
 
 @pytest.mark.parametrize("torch_type", LAYERS, ids=lambda t: t.__name__)
 @pytest.mark.parametrize("rule", RULES)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_a_layer_obeys_the_equation_of_its_rule(rule, torch_type, data):
     case = data.draw(cases(torch_type))
     init = data.draw(st.sampled_from(["xavier", "kaiming", "normal"]))
-    assert_agrees(case.model, case.x, rule, init=init)
+    assert_agrees(case.model, case.inputs, rule, init=init, gradient_clip=data.draw(st.booleans()))
 
 
 def mlp() -> nn.Sequential:

@@ -25,7 +25,7 @@ BIOTORCH = [sys.executable, "-m", "biotorch.cli"]
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
-    monkeypatch.setitem(runs.models.registry._OWN, "small", runs.small)
+    monkeypatch.setitem(runs.models.registry.OWN, "small", runs.small)
 
 
 def child(folder: Path, overrides: tuple[str, ...], die_at: int | None = None) -> None:
@@ -71,7 +71,7 @@ def uninterrupted(tmp_path_factory):
     runs.register_small()
     folder = tmp_path_factory.mktemp("uninterrupted")
     runs.finish(folder, *runs.EVERYTHING_MATTERS)
-    del runs.models.registry._OWN["small"]
+    del runs.models.registry.OWN["small"]
     return folder
 
 

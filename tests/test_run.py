@@ -138,7 +138,7 @@ def test_a_run_repeats_to_the_bit_and_another_seed_differs(rule, precision, tmp_
 
 
 def test_what_matters_repeats_with_everything_on(tmp_path, monkeypatch):
-    monkeypatch.setitem(runs.models.registry._OWN, "small", runs.small)
+    monkeypatch.setitem(runs.models.registry.OWN, "small", runs.small)
     for name in ("first", "second"):
         torch.manual_seed(len(name))  # what the caller has drawn before makes no difference
         runs.finish(tmp_path / name, *runs.EVERYTHING_MATTERS)

@@ -202,6 +202,6 @@ def test_a_resumed_run_keeps_the_threads_it_started_with(tmp_path):
 def test_overwrite_forgets_nothing_before_the_new_run_is_known_to_fit(tmp_path):
     runs.finish(tmp_path, SHORT)
     before = runs.left_behind(tmp_path / "quick")
-    with pytest.raises(ConfigError, match="does not take the images"):
+    with pytest.raises(ConfigError, match="does not take the examples"):
         runs.finish(tmp_path, SHORT, "model.architecture=resnet20", overwrite=True)
     assert runs.left_behind(tmp_path / "quick") == before

@@ -36,7 +36,7 @@ def test_every_rule_is_tracked_in_metrics_and_tensorboard(rule, tmp_path):
         if line["epoch"]:
             assert line["train"].keys() == figures
             assert line["seconds"] > 0
-            assert line["images_per_second"] == pytest.approx(result["data"]["train"] / line["seconds"])
+            assert line["examples_per_second"] == pytest.approx(result["data"]["train"] / line["seconds"])
     assert [line["learning_rate"] for line in lines] == pytest.approx([0.01, 0.01, 0.001])
 
     expected = {}
@@ -48,7 +48,7 @@ def test_every_rule_is_tracked_in_metrics_and_tensorboard(rule, tmp_path):
             for name, value in line.get(split, {}).items():
                 expected.setdefault(f"{name}/{split}", []).append((line["epoch"], value))
     shown = runs.curves(folder, times=True)
-    times = {"training/seconds", "training/images_per_second", "training/learning_rate"}
+    times = {"training/seconds", "training/examples_per_second", "training/learning_rate"}
     assert shown.keys() == expected.keys() | times
     for tag, points in expected.items():
         assert [step for step, _ in shown[tag]] == [step for step, _ in points]
@@ -68,7 +68,7 @@ def test_only_what_is_asked_for_is_tracked(option, tmp_path):
 
 
 def test_tracking_changes_nothing_of_the_training(tmp_path, monkeypatch):
-    monkeypatch.setitem(runs.models.registry._OWN, "small", runs.small)
+    monkeypatch.setitem(runs.models.registry.OWN, "small", runs.small)
     tracked = runs.finish(tmp_path / "tracked", *runs.EVERYTHING_MATTERS)
     off = ("training.metrics={}", "logging.tensorboard=false")
     untracked = runs.finish(tmp_path / "untracked", *runs.EVERYTHING_MATTERS, *off)

@@ -113,3 +113,14 @@ def test_a_copied_block_cuts_with_its_own_feedback(rule):
     h = torch.randn(5, 4, 6, 6, requires_grad=True)
     model[2:](block(h)).sum().backward()
     assert not h.grad.any()
+
+
+def test_a_block_that_is_called_by_keyword_is_cut_like_any_other(rule):
+    model, x = network(rule, shortcuts="cut"), torch.randn(5, 2, 6, 6)
+    found = []
+    for call in (model[1], lambda h: model[1](x=h)):
+        h = model[0](x).detach().requires_grad_()
+        loss_of(model[2:](call(h))).backward()
+        found.append(h.grad)
+    assert found[0].any()
+    assert torch.equal(*found)

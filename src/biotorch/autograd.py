@@ -52,6 +52,11 @@ class Operation(Protocol):
         """Where the batch is among the positions."""
         ...
 
+    @property
+    def time_major(self) -> bool:
+        """Whether the layer is part of a time-major network."""
+        ...
+
     def positions(self, x: Tensor) -> tuple[int, ...]:
         """The leading dimensions of `x` that may each hear an error of their own, the batch among them."""
         ...
@@ -64,15 +69,15 @@ class Operation(Protocol):
 def _projected(ctx: Any, errors: Sequence[SentError], x: Tensor, feedback: Tensor) -> Tensor:
     """The sum over output layers of B e, in the shape and type of `x`."""
     operation, columns = ctx.operation, ctx.columns
-    positions = operation.positions(x)
+    place = operation.positions(x), operation.batch_dim, ctx.label, operation.time_major
     terms = []
     for error in errors:
         if columns is None:
             rows = feedback[error.output.start : error.output.stop].to(x.dtype).flatten(1)
-            projected = aligned(error.to(x.dtype), positions, operation.batch_dim, ctx.label) @ rows
+            projected = aligned(error.to(x.dtype), *place) @ rows
         else:
             whole = error.projected_by(feedback, x.dtype)
-            projected = aligned(whole, positions, operation.batch_dim, ctx.label)[..., : columns.size] * columns.scale
+            projected = aligned(whole, *place)[..., : columns.size] * columns.scale
         terms.append(operation.spread(projected, x))
     total = terms[0] if len(terms) == 1 else torch.stack(terms).sum(0)
     return total.clamp(-1, 1) if ctx.clip else total

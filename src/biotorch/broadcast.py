@@ -101,7 +101,7 @@ def broadcast(node: Any, output: Output, error: Tensor) -> SentError:
     return sent
 
 
-def aligned(error: Tensor, positions: tuple[int, ...], batch_dim: int, label: str) -> Tensor:
+def aligned(error: Tensor, positions: tuple[int, ...], batch_dim: int, label: str, time_major: bool = False) -> Tensor:
     """The error for each position of a layer's input, in a shape that broadcasts to (*positions, n).
 
     Where output and layer have the same positions (tokens), each hears its own error; that one of them has
@@ -113,23 +113,43 @@ def aligned(error: Tensor, positions: tuple[int, ...], batch_dim: int, label: st
     Args:
         error: (*output positions, n).
         positions: the input's, its batch among them.
-        batch_dim: where in `positions` the batch is.
+        batch_dim: where in `positions` the batch is: 0, or 1 in a time-major layer.
         label: names the layer in the error.
+        time_major: the layer is part of a time-major network, whose error may be (T, N, n) or (N, T, n).
 
     Raises:
-        RuntimeError: the numbers of examples do not divide each other.
+        RuntimeError: the numbers of examples do not divide each other, or a time-major network has as many
+            positions as examples, so that nothing tells them apart.
     """
+    if not time_major:
+        return _aligned(error, positions, label)
+    batch = positions[batch_dim]
+    inner = (batch, *positions[:batch_dim], *positions[batch_dim + 1 :])
+    if error.dim() == 2 and len(inner) > 1 and len(error) == math.prod(inner) != batch:
+        error = error.view(inner[1], batch, -1)  # tokens in one dimension, in the order of a time-major network
+    if error.dim() > 2:
+        if error.shape[0] == error.shape[1] == batch:
+            raise RuntimeError(
+                f"{label}: the output has {batch} positions and {batch} examples, and in a time-major network "
+                "nothing tells which is which: use batch_first=True, or another batch size."
+            )
+        if error.shape[1] == batch:
+            error = error.transpose(0, 1)
+    return _aligned(error, inner, label).movedim(0, batch_dim)
+
+
+def _aligned(error: Tensor, positions: tuple[int, ...], label: str) -> Tensor:
+    """The same with the batch first in both."""
     own, n = tuple(error.shape[:-1]), error.shape[-1]
     if own == positions:
         return error
     if not positions:
         return error.reshape(-1, n).sum(0)
-    if batch_dim == 1 and own == positions[1::-1] + positions[2:]:
-        return error.transpose(0, 1)
-    if 1 in (len(own), len(positions)) and math.prod(own) == math.prod(positions):
+    # A table of one entry for all examples has more dimensions than (1, tokens).
+    may_be_flat = len(positions) <= 2 or positions[0] > 1
+    if 1 in (len(own), len(positions)) and math.prod(own) == math.prod(positions) and may_be_flat:
         return error.reshape(*positions, n)
-    examples = positions[batch_dim]
-    summed = _per_example(error, examples if batch_dim == 1 else None)
+    examples, summed = positions[0], error.flatten(1, -2).sum(1) if len(own) > 1 else error.reshape(-1, n)
     if len(summed) != examples:
         if own and examples % len(summed) == 0:
             summed = summed.repeat_interleave(examples // len(summed), 0)
@@ -140,15 +160,4 @@ def aligned(error: Tensor, positions: tuple[int, ...], batch_dim: int, label: st
                 f"{label}: the output layer's error has {len(summed)} example(s), this layer saw {examples}. "
                 "Direct feedback needs the batch as the first dimension everywhere."
             )
-    shape = [1] * len(positions)
-    shape[batch_dim] = examples
-    return summed.view(*shape, n)
-
-
-def _per_example(error: Tensor, batch: int | None) -> Tensor:
-    """The error summed over all positions: (N, n). With `batch`, it may be time-major: (T, batch, n)."""
-    if error.dim() == 1:
-        return error.unsqueeze(0)
-    if batch is not None and error.dim() > 2 and error.shape[0] != batch and error.shape[1] == batch:
-        error = error.transpose(0, 1)
-    return error.flatten(1, -2).sum(1) if error.dim() > 2 else error
+    return summed.view(examples, *[1] * (len(positions) - 1), n)

@@ -203,10 +203,10 @@ def audit_command(config: _ConfigFile, overrides: _Overrides = None) -> None:
     for name, described in read(config, overrides or []).points.items():
         point = resolved(described, earlier=None)
         dataset = data.load(point.data, point.experiment.seed)
-        model = build_model(point, dataset.num_classes)
+        model = build_model(point, dataset.num_classes, dataset.input_shape)
         check_input(model, dataset.train, point)
-        images, _ = next(iter(dataset.train.batches([torch.arange(min(8, len(dataset.train)))])))
-        audit = biotorch.audit(model, images)
+        inputs, _ = next(iter(dataset.train.batches([torch.arange(min(8, len(dataset.train)))])))
+        audit = biotorch.audit(model, inputs)
         typer.echo(f"{name or point.experiment.name}\n{audit}")
 
 

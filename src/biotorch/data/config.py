@@ -20,23 +20,27 @@ class DataConfig(Section):
     dataset: str
     """`mnist`, `fashion_mnist`, `cifar10`, `cifar10_benchmark` (augmented as in the paper), `cifar100`,
     `imagenet`, `digits`, or `folder:<path>` of class folders, `parquet:<path>` of a folder, `hf:<name>`
-    on the Hugging Face hub, `<path>.npz`. A relative path starts at the working folder or at `folder`."""
+    on the Hugging Face hub, `<path>.npz`, `text:<path>` of a file in UTF-8. A relative path starts at the
+    working folder or at `folder`."""
     dataset_path: Path | None = None
     """Folder of the data; default: the environment variable BIOTORCH_DATA, else the user's cache folder.
     For imagenet: the one with train/ and val/, by default imagenet/ in that folder."""
     target_size: int | None = Field(default=None, ge=1)
     """Side length in pixels that images are resized to; for sets in files (imagenet and folder:) that of
     the crop, by default 224."""
+    sequence_length: int | None = Field(default=None, ge=1, le=10**9)
+    """Characters per example of a text, by default 128."""
     num_workers: int = Field(default=0, ge=0)
     """Worker processes that read sets in files; sets in memory need none."""
     batch_size: int | None = Field(default=None, ge=1, le=10**9)
-    """Images per batch in evaluation; no figure depends on it."""
+    """Examples per batch in evaluation; no figure depends on it."""
     validation: Literal["split", "test"] = "split"
-    """`split`: hold out part of the training set. `test`: the test set itself, as the paper has it for
-    MNIST and Fashion-MNIST; the best epoch is then chosen on the test set, which flatters every figure."""
+    """`split`: hold out part of the training set, of a text its end. `test`: the test set itself, as the
+    paper has it for MNIST and Fashion-MNIST; the best epoch is then chosen on the test set, which flatters
+    every figure."""
     validation_size: int | None = Field(default=None, ge=1)
-    """Training examples that are held out; default: 180 of digits, 5,000 of MNIST, Fashion-MNIST and
-    CIFAR, 10,000 of ImageNet, a tenth of other sets."""
+    """Training images that are held out; default: 180 of digits, 5,000 of MNIST, Fashion-MNIST and
+    CIFAR, 10,000 of ImageNet, a tenth of other sets. Of a text its characters, by default 5 % of the whole."""
     augment: Augmentation | bool | None = None
     """Augmentation of the training images; true: the usual one, false: none, default: what is usual for
     the set (cifar10_benchmark: crop and flip; sets in files: random resized crop and flip)."""
@@ -62,6 +66,8 @@ class DataConfig(Section):
             raise SectionError(
                 {"validation_size": "nothing is held out where data.validation is test: remove one of the two"}
             )
+        if problems := self._images_alone() if self.is_text else self._texts_alone():
+            raise SectionError(problems)
         if self.skip_corrupt and not self.in_files:
             raise SectionError({"skip_corrupt": f"{self.dataset} is read into memory as a whole: nothing is skipped"})
         if self.in_files and isinstance(self.augment, Augmentation):
@@ -72,6 +78,17 @@ class DataConfig(Section):
                 }
             )
         return self
+
+    def _images_alone(self) -> dict[str, str]:
+        """What is set that has no meaning for a text."""
+        keys = [key for key in ("target_size", "augment", "skip_corrupt") if getattr(self, key)]
+        return {key: f"a setting of images, and {self.dataset} is a text: leave it out" for key in keys}
+
+    def _texts_alone(self) -> dict[str, str]:
+        """What is set that has no meaning for images."""
+        if self.sequence_length is None:
+            return {}
+        return {"sequence_length": f"a setting of texts (text:<path>), and {self.dataset} has images: leave it out"}
 
     @property
     def folder(self) -> Path:
@@ -85,14 +102,24 @@ class DataConfig(Section):
         return sources.find(self.dataset)[0].in_files
 
     @property
+    def is_text(self) -> bool:
+        """Whether examples are windows of a text instead of images."""
+        return sources.find(self.dataset)[0].is_text
+
+    @property
     def evaluation_batch_size(self) -> int:
-        """Images per batch in evaluation."""
+        """Examples per batch in evaluation."""
         return self.batch_size or 500
 
     @property
     def side(self) -> int:
         """Side length of the crop of sets in files."""
         return self.target_size or 224
+
+    @property
+    def window(self) -> int:
+        """Characters per example of a text."""
+        return self.sequence_length or 128
 
     @property
     def augmentation(self) -> Augmentation | None:

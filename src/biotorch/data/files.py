@@ -43,7 +43,7 @@ class FileSplit(Split):
     _skipped: set[str] = dataclasses.field(default_factory=set)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def input_shape(self) -> tuple[int, int, int]:
         return 3, self.size, self.size
 
     @property

@@ -15,8 +15,9 @@ from biotorch.data.config import DataConfig
 from biotorch.data.errors import DataError
 from biotorch.data.files import FileSplit
 from biotorch.data.images import Normalisation
-from biotorch.data.pools import Images, Paths
+from biotorch.data.pools import Images, Paths, Pool
 from biotorch.data.splits import MemorySplit, Split
+from biotorch.data.text import Text, regions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +28,18 @@ class Dataset:
     validation: Split
     test: Split
     num_classes: int
-    #: Of each channel, of pixels in [0, 1]; images are normalised by them.
+    #: Of each channel, of pixels in [0, 1]; images are normalised by them. Empty for a text.
     mean: tuple[float, ...]
     std: tuple[float, ...]
     #: What a result has to tell of its data, in plain JSON values. `held_out` is a digest of the sorted
-    #: indices of the held-out training examples; it and `split_seed` are null where none are held out.
+    #: indices of the held-out training images, or of the held-out characters of a text; null where none
+    #: are held out. `split_seed` is null, too, where no seed decides which: a text is split by position.
     record: dict[str, Any]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """That of every example: (C, H, W) of an image, (T,) of a text."""
+        return self.train.input_shape
 
     def to(self, device: torch.device) -> Dataset:
         """The same set on `device`."""
@@ -42,13 +49,27 @@ class Dataset:
 
 
 def load(config: DataConfig, seed: int) -> Dataset:
-    """The data set of a configuration; which training examples are held out is decided by `seed` alone.
+    """The data set of a configuration; which training images are held out is decided by `seed` alone.
 
     Raises FileNotFoundError, saying which file belongs where, if it is missing and cannot be
     downloaded; DataError if files are damaged or in another form than needed, or if
-    data.validation_size leaves nothing to train on.
+    data.validation_size or data.sequence_length leave nothing to train on.
     """
-    pool = sources.read(config.dataset, config.folder, config.target_size)
+    found = sources.read(config.dataset, config.folder, config.target_size)
+    return _text(found, config) if isinstance(found, Text) else _images(found, config, seed)
+
+
+def _text(text: Text, config: DataConfig) -> Dataset:
+    on_test = config.validation == "test"
+    train, validation, test = regions(text, config.window, config.validation_size, on_test)
+    start = len(train.characters)
+    held_out = None if on_test else torch.arange(start, start + len(validation.characters))
+    record = _record(config, train, validation, test, held_out, seed=None)
+    record |= {"sequence_length": config.window, "vocabulary": len(text.vocabulary), "characters": text.vocabulary}
+    return Dataset(train, validation, test, len(text.vocabulary), (), (), record)
+
+
+def _images(pool: Pool, config: DataConfig, seed: int) -> Dataset:
     test = _split(pool.test, pool.normalisation, config)
     if config.validation == "test":
         kept, held_out, validation = pool.train, None, test
@@ -58,18 +79,25 @@ def load(config: DataConfig, seed: int) -> Dataset:
         held_out, rest = torch.tensor_split(order, [_validation_size(config, count)])
         kept, validation = pool.train[rest], _split(pool.train[held_out], pool.normalisation, config)
     train = _split(kept, pool.normalisation, config, train=True)
-    record = {
+    record = _record(config, train, validation, test, held_out, None if held_out is None else seed)
+    mean, std = pool.normalisation.mean, pool.normalisation.std
+    return Dataset(train, validation, test, pool.num_classes, mean, std, record)
+
+
+def _record(
+    config: DataConfig, train: Split, validation: Split, test: Split, held_out: Tensor | None, seed: int | None
+) -> dict[str, Any]:
+    """What a result has to tell of a split, which `seed` has decided."""
+    return {
         "dataset": config.dataset,
         "train": len(train),
         "validation": len(validation),
         "test": len(test),
         "validation_from": "test set" if held_out is None else "training set",
-        "split_seed": None if held_out is None else seed,
+        "split_seed": seed,
         "held_out": None if held_out is None else _digest(held_out),
         "augment": _description(config),
     }
-    normalisation = pool.normalisation
-    return Dataset(train, validation, test, pool.num_classes, normalisation.mean, normalisation.std, record)
 
 
 def _split(examples: Images | Paths, normalisation: Normalisation, config: DataConfig, train: bool = False) -> Split:

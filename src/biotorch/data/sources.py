@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torchvision.datasets import CIFAR10, CIFAR100, MNIST, FashionMNIST
 
-from biotorch.data import folders, npz, parquet, vision
+from biotorch.data import folders, npz, parquet, text, vision
 from biotorch.data.images import Normalisation
 from biotorch.data.pools import Images, Pool, fifth, in_memory
+from biotorch.data.text import Text
 from biotorch.names import unknown
 
 
@@ -23,15 +24,17 @@ from biotorch.names import unknown
 class Source:
     """A set, or a kind of sets, and what is customary for it."""
 
-    #: From the name (what follows the prefix), the folder of all data, and the size to resize to.
-    read: Callable[[str, Path, int | None], Pool]
+    #: From the name (what follows the prefix), the folder of all data, and the size to resize images to.
+    read: Callable[[str, Path, int | None], Pool | Text]
     #: Files and folders that change when the set does.
     watched: Callable[[str, Path], list[Path]] = lambda name, folder: []
     #: Whether images are read from files as they are needed, instead of all into memory.
     in_files: bool = False
+    #: Whether it is a text instead of images.
+    is_text: bool = False
     #: Whether training images are augmented unless data.augment says otherwise.
     augmented: bool = False
-    #: Training examples that are held out for validation; None: a tenth.
+    #: Training images that are held out for validation; None: a tenth.
     validation_size: int | None = None
 
 
@@ -53,7 +56,7 @@ def available() -> list[str]:
     return list(_NAMED)
 
 
-def read(dataset: str, folder: Path, target_size: int | None) -> Pool:
+def read(dataset: str, folder: Path, target_size: int | None) -> Pool | Text:
     """The whole set, out of memory if it was the last one read and has not changed since."""
     source, name = find(dataset)
     folder = folder.absolute()
@@ -65,7 +68,7 @@ def read(dataset: str, folder: Path, target_size: int | None) -> Pool:
 @functools.lru_cache(maxsize=1)
 def _read(
     source: Source, name: str, folder: Path, target_size: int | None, version: tuple[tuple[str, int, int], ...]
-) -> Pool:
+) -> Pool | Text:
     return source.read(name, folder, target_size)
 
 
@@ -107,6 +110,7 @@ _PREFIXES: dict[str, Source] = {
     "folder": Source(folders.read_folder, folders.watched_folder, in_files=True, augmented=True),
     "parquet": Source(parquet.read_parquet, parquet.watched_parquet),
     "hf": Source(parquet.read_hub),
+    "text": Source(text.read_text, text.watched_text, is_text=True),
 }
 
 _NPZ = Source(npz.read_npz, npz.watched_npz)

@@ -14,8 +14,9 @@ from biotorch.data.images import Normalisation
 
 
 class Split(ABC):
-    """Labelled images; `labels` are (N,) int64."""
+    """Labelled examples: images with one label each, or texts with one for each of their characters."""
 
+    #: (N,) int64 from 0 on, or (N, T) with a label at each of T positions.
     labels: Tensor
 
     def __len__(self) -> int:
@@ -23,13 +24,18 @@ class Split(ABC):
 
     @property
     @abstractmethod
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of every image."""
+    def input_shape(self) -> tuple[int, ...]:
+        """That of every example: (C, H, W) of an image, (T,) of a text."""
 
     @property
-    @abstractmethod
+    def per_token(self) -> bool:
+        """Whether an example has a label at each of its positions."""
+        return self.labels.dim() > 1
+
+    @property
     def skipped(self) -> list[str]:
         """Paths of the unreadable images left out so far, sorted; of all batches that were drawn from this split."""
+        return []
 
     @abstractmethod
     def to(self, device: torch.device) -> Split:
@@ -40,9 +46,10 @@ class Split(ABC):
         """One batch for each of `parts`, index tensors (n,) int64 on the CPU, in their order.
 
         A batch is normalised float32 images (n, C, H, W) in channels_last memory format and labels
-        (n,) int64, on the device of the split. `augmentation` seeds the split's augmentation, if it
-        has one: what becomes of example i follows from (seed, i) alone, so neither batch size nor
-        workers nor the processes of a distributed run change it. None: the images as they are.
+        (n,) int64, or characters (n, T) and labels (n, T), both int64; on the device of the split.
+        `augmentation` seeds the split's augmentation, if it has one: what becomes of example i follows
+        from (seed, i) alone, so neither batch size nor workers nor the processes of a distributed run
+        change it. None: the images as they are.
         Images that are left out because they cannot be read may leave a batch smaller, or empty.
         Raises DataError at an image file that cannot be read.
         """
@@ -79,13 +86,9 @@ class MemorySplit(Split):
         return self.augmentation.centre(self.padded)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def input_shape(self) -> tuple[int, int, int]:
         height, width, channels = self.images.shape[1:]
         return channels, height, width
-
-    @property
-    def skipped(self) -> list[str]:
-        return []
 
     def to(self, device: torch.device) -> MemorySplit:
         return dataclasses.replace(self, padded=self.padded.to(device), labels=self.labels.to(device))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,29 +15,43 @@ from biotorch.experiment import checkpoints
 from biotorch.experiment.checkpoints import CheckpointError
 from biotorch.experiment.config import Config, ModelConfig
 from biotorch.experiment.folder import RunFolder
+from biotorch.experiment.freezing import train_only
 from biotorch.experiment.reading import ConfigError
 from biotorch.layers import is_feedback
+from biotorch.module.isolation import isolated
+from biotorch.training import main_output, training_loss
 
 #: Which model of a run: that of the lowest validation error, or that of the last checkpoint.
 Which = Literal["best", "latest"]
 
+#: What networks and losses raise at tensors that they do not take.
+_REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
 
-def build_model(config: Config, num_classes: int) -> nn.Module:
+
+def build_model(config: Config, num_classes: int, input_shape: Sequence[int]) -> nn.Module:
     """The network of a resolved configuration under its rule, on the CPU.
 
     W is drawn by the rule's `init` unless it comes from published weights or a checkpoint.
 
+    Args:
+        config: resolved.
+        num_classes: outputs of the network.
+        input_shape: that of an example, (C, H, W) or (T,).
+
     Raises:
-        ConfigError: the architecture cannot be had like this.
+        ConfigError: the architecture cannot be had like this, or model.train_only names nothing of it.
         CheckpointError, FileNotFoundError: the checkpoint does not fit, or does not exist.
     """
     section = config.model
     assert section.architecture is not None
     assert section.mode is not None
     try:
-        model = models.build(section.architecture, num_classes, section.pretrained)
-    except ValueError as error:
-        raise ConfigError(f"model: {error}") from error
+        model = models.build(
+            section.architecture, num_classes, section.pretrained, input_shape=input_shape, **section.arguments
+        )
+    except (ValueError, TypeError) as error:
+        given = f" with model.arguments {section.arguments}" if section.arguments else ""
+        raise ConfigError(f"model.architecture {section.architecture!r}{given}: {error}") from error
     content = None if section.checkpoint is None else read_checkpoint(section.checkpoint)
     if content is not None:  # before the conversion: rules may derive their feedback from W
         _load(model, _without_feedback(_weights(content, section)), section)
@@ -44,6 +59,8 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
     convert(model, section.mode.type, copy_weights=keep, seed=config.experiment.seed, **section.mode.options)
     if content is not None and _same_rule(content, section):
         _load(model, content["model"], section)
+    if section.train_only is not None:
+        train_only(model, section.train_only)
     return model
 
 
@@ -78,6 +95,7 @@ def own_config(content: dict[str, Any], source: str) -> Config:
     """The configuration inside a checkpoint of this package. Raises CheckpointError where there is none."""
     if not _is_own(content):
         raise CheckpointError(f"{source} holds no configuration: it was not written by a run, name the architecture")
+    checkpoints.require_format(content, source)
     try:
         return Config.model_validate(content["config"])
     except ValidationError as error:
@@ -130,34 +148,51 @@ def load(run: Path | str, which: Which = "best", device: torch.device | str = "c
     content = read_checkpoint(Path(run), which)
     config = own_config(content, str(run))
     scratch = config.model.model_copy(update={"pretrained": False, "checkpoint": None})
-    model = build_model(config.model_copy(update={"model": scratch}), content["num_classes"])
+    model = build_model(config.model_copy(update={"model": scratch}), content["num_classes"], content["input_shape"])
     _load(model, content["model"], scratch.model_copy(update={"checkpoint": Path(run)}))
     return model.to(device).eval()
 
 
 def check_input(model: nn.Module, split: data.Split, config: Config) -> None:
-    """One image through the network and the loss, so that a mismatch is told before anything else happens.
+    """Two examples through the network and the loss, so that a mismatch is told before anything else happens.
+
+    In eval mode, and where `model` is to be trained in training mode, too, in which auxiliary heads take part.
 
     Raises:
-        ConfigError: the network does not take the images, or the loss not what it gives.
+        ConfigError: the network does not take the examples, or the loss not what it gives.
     """
-    images, labels = next(iter(split.batches([torch.tensor([0])])))
+    inputs, labels = next(iter(split.batches([torch.arange(min(2, len(split)))])))
+    loss = config.model.loss_function.build().to(inputs.device)
     training = model.training
-    model.eval()
+    # Statistics of a batch need two examples, and one may be unreadable.
+    trained = training and config.training is not None and len(labels) > 1
     try:
-        with torch.no_grad():
-            outputs = model(images)
-    except (RuntimeError, ValueError) as error:
-        shape = "x".join(map(str, split.image_shape))
-        raise ConfigError(
-            f"model.architecture {config.model.architecture!r} does not take the images of data.dataset "
-            f"{config.data.dataset!r} ({shape}, see data.target_size): {error}"
-        ) from error
+        for mode in (False, True) if trained else (False,):
+            model.train(mode)
+            _check_pass(model, inputs, labels, loss, config)
     finally:
         model.train(training)
+
+
+def _check_pass(model: nn.Module, inputs: Tensor, labels: Tensor, loss: nn.Module, config: Config) -> None:
+    network = f"model.architecture {config.model.architecture!r}"
     try:
-        config.model.loss_function.build().to(images.device)(outputs.float(), labels)
-    except (RuntimeError, ValueError, TypeError) as error:
+        with isolated(model), torch.no_grad():
+            outputs = model(inputs)
+    except _REFUSALS as error:
+        shape = "x".join(map(str, inputs.shape[1:]))
+        key = "data.sequence_length" if config.data.is_text else "data.target_size"
+        raise ConfigError(
+            f"{network} does not take the examples of data.dataset {config.data.dataset!r} ({shape}, see {key}): "
+            f"{error}"
+        ) from error
+    try:
+        main_output(outputs)
+    except TypeError as error:
+        raise ConfigError(f"{network} cannot be trained: {error}") from error
+    try:
+        training_loss(loss, outputs, labels)
+    except _REFUSALS as error:
         raise ConfigError(
             f"model.loss_function {config.model.loss_function.name!r} does not take the network's outputs: {error}"
         ) from error

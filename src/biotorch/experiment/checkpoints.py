@@ -14,6 +14,8 @@ from typing import IO, Any
 
 import torch
 
+#: Of what a run saves; 2 has the shape of the examples, and figures per token.
+FORMAT = 2
 #: How the names of files end that a killed process leaves half written.
 _UNFINISHED = ".unfinished"
 
@@ -97,6 +99,16 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state_dict or a checkpoint.")
     return content
+
+
+def require_format(content: dict[str, Any], source: object) -> None:
+    """Raise CheckpointError if what a run has saved at `source` is in another format than this version's."""
+    found = content.get("format")
+    if found != FORMAT:
+        raise CheckpointError(
+            f"{source} was written by another version of biotorch, in format {found!r} instead of {FORMAT}: "
+            "repeat the run with --overwrite, or use the version that has written it"
+        )
 
 
 def digest(path: Path) -> str:

@@ -72,9 +72,10 @@ def resolved(config: Config, earlier: dict[str, Any] | None) -> Config:
         infrastructure = infrastructure.model_copy(update={"threads": started_with or torch.get_num_threads()})
     if model.checkpoint is not None and (model.architecture is None or model.mode is None):
         known = ModelConfig.model_validate(earlier["model"]) if earlier else model_of_checkpoint(model.checkpoint)
-        model = model.model_copy(
-            update={"architecture": model.architecture or known.architecture, "mode": model.mode or known.mode}
-        )
+        filled: dict[str, Any] = {} if model.mode is not None else {"mode": known.mode}
+        if model.architecture is None:
+            filled |= {"architecture": known.architecture, "arguments": known.arguments}
+        model = model.model_copy(update=filled)
     return config.model_copy(update={"infrastructure": infrastructure, "model": model})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from biotorch import models, rules
 from biotorch.data import DataConfig
 from biotorch.frozen import Section, SectionError
-from biotorch.names import unknown
 from biotorch.training import InfrastructureConfig, LossConfig, TrainingConfig
 
 
@@ -74,18 +74,30 @@ class ModelConfig(Section):
 
     architecture: str | None = None
     """May be left out with a checkpoint of this package, which knows its own."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the architecture, such as {depth: 3, width: 256} of mlp."""
     mode: ModeConfig | None = None
     pretrained: bool = False
     checkpoint: Path | None = None
     """A run's folder, one of its .pth files, or a file with a plain state_dict: where the weights start."""
+    train_only: list[str] | None = Field(default=None, min_length=1)
+    """Names of modules or parameters, with * for any letters: all other parameters stay as they start."""
     loss_function: LossConfig = LossConfig()
 
     @field_validator("architecture")
     @classmethod
     def _known(cls, name: str | None) -> str | None:
-        if name is not None and name not in models.available():
-            raise unknown("architecture", name, models.available())
+        if name is not None:
+            models.check_name(name)
         return name
+
+    @field_validator("arguments")
+    @classmethod
+    def _not_given_already(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        given = [name for name in arguments if name in _GIVEN]
+        if given:
+            raise SectionError({name: "follows from the data and the keys of `model`: leave it out" for name in given})
+        return arguments
 
     @model_validator(mode="after")
     def _weights_have_one_source(self) -> ModelConfig:
@@ -93,6 +105,8 @@ class ModelConfig(Section):
             raise SectionError({"pretrained": "the checkpoint has the weights: give one of the two"})
         if self.architecture is None and self.checkpoint is None:
             raise SectionError({"architecture": "missing"})
+        if self.architecture is None and self.arguments:
+            raise SectionError({"arguments": "the checkpoint has its own: name the architecture that takes these"})
         return self
 
     @model_validator(mode="before")
@@ -102,6 +116,10 @@ class ModelConfig(Section):
         if isinstance(values, dict) and values.get("mode") is None and values.get("checkpoint") is None:
             return {**values, "mode": {"type": "backpropagation"}}
         return values
+
+
+#: What `models.build` is told beside the arguments of an architecture.
+_GIVEN = inspect.signature(models.build).parameters.keys() - {"arguments"}
 
 
 class LoggingConfig(Section):

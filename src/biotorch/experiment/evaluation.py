@@ -45,6 +45,12 @@ def evaluate_run(
                 f"{run} was trained for {content['num_classes']} classes, "
                 f"data.dataset {config.data.dataset!r} has {dataset.num_classes}"
             )
+        known = content["data"].get("characters")
+        if dataset.record.get("characters") != known:
+            raise ConfigError(
+                f"{run} was trained on the characters {known!r}, and those of data.dataset {config.data.dataset!r} "
+                f"are {dataset.record.get('characters')!r}"
+            )
         check_input(model, dataset.test, config)
         loss = config.model.loss_function.build().to(fabric.device)
         top_k = config.training.metrics.top_k if config.training else 1
@@ -52,7 +58,7 @@ def evaluate_run(
         figures = evaluate(model, chosen, loss, top_k, config.data.evaluation_batch_size, fabric)
     accuracy = {"accuracy": 100 - figures["error"]}
     result: dict[str, Any] = plain(
-        {"split": split, "images": len(chosen), **accuracy, **figures, "data": dataset.record}
+        {"split": split, "examples": len(chosen), **accuracy, **figures, "data": dataset.record}
     )
     return result
 

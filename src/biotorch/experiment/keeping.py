@@ -41,7 +41,6 @@ class Keeper(Observer):
         self,
         trainer: Trainer,
         config: Config,
-        num_classes: int,
         folder: RunFolder,
         display: Display,
         request: StopRequest,
@@ -50,7 +49,13 @@ class Keeper(Observer):
         self.first = trainer.fabric.is_global_zero
         self.folder, self.display, self.request = folder, display, request
         self.interval = config.infrastructure.checkpoint_seconds
-        self.head = {"format": 1, "config": config.model_dump(mode="json"), "num_classes": num_classes}
+        self.head = {
+            "format": checkpoints.FORMAT,
+            "config": config.model_dump(mode="json"),
+            "num_classes": trainer.data.num_classes,
+            "input_shape": list(trainer.data.input_shape),
+            "data": trainer.data.record,
+        }
         self.started, self.saved_at, self.best_epoch = time.monotonic() - seconds, time.monotonic(), None
         self.trainer, self.saved_state = trainer, self._state(trainer)
         self.logs: list[Log] = []

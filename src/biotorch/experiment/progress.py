@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from types import TracebackType
 
 from rich.console import Console
@@ -65,11 +66,10 @@ class Progress(Display):
         if not live and not line:
             return
         self.looked = time.monotonic()
-        loss, size, wrong, _, count = trainer.tally.sums.tolist()
-        if not count:
+        figures = trainer.tally.here()
+        if not figures:
             return
-        rate = count * trainer.fabric.world_size / max(trainer.seconds, 1e-9)
-        status = f"loss {loss / size:.4f}, error {100 * wrong / count:.2f} %, {rate:,.0f} images/s"
+        status = f"{_shown(figures)}, {trainer.examples_per_second:,.0f} examples/s"
         if live:
             self.bars.update(
                 self.step_bar,
@@ -83,18 +83,17 @@ class Progress(Display):
             self._print(f"{self._place()} epoch {trainer.epoch}, update {trainer.step}/{trainer.steps}: {status}")
 
     def epoch(self, record: Record) -> None:
-        number, error = record["epoch"], record["validation"]["error"]
-        self.bars.update(self.epoch_bar, completed=number, status=f"validation error {error:.2f} %")
+        number, validation = record["epoch"], f"validation {_errors(record['validation'])}"
+        self.bars.update(self.epoch_bar, completed=number, status=validation)
         if number == 0:
             self.started = time.monotonic()
         if self.console.is_terminal or number == 0:
             return
         self.epochs_here += 1
         left = (time.monotonic() - self.started) / self.epochs_here * (self.epochs - number)
-        train = record["train"]
         self._print(
-            f"{self._place()} epoch {number}/{self.epochs}: loss {train['loss']:.4f}, error {train['error']:.2f} %, "
-            f"validation error {error:.2f} %, {record['images_per_second']:,.0f} images/s, {_duration(left)} left"
+            f"{self._place()} epoch {number}/{self.epochs}: {_shown(record['train'])}, {validation}, "
+            f"{record['examples_per_second']:,.0f} examples/s, {_duration(left)} left"
         )
 
     def finished(self, name: str, result: Result) -> None:
@@ -104,7 +103,7 @@ class Progress(Display):
         left_out = len(result["skipped_images"])
         self._print(
             f"[{self.done}/{self.points}] {name or result['config']['experiment']['name']}: "
-            f"{split} error {result[split]['error']:.2f} %, {_duration(result['seconds'])}"
+            f"{split} {_errors(result[split])}, {_duration(result['seconds'])}"
             + (f", {left_out} unreadable images left out (named in results.json)" if left_out else "")
         )
 
@@ -113,6 +112,15 @@ class Progress(Display):
 
     def _print(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _shown(figures: Mapping[str, float]) -> str:
+    return f"loss {figures['loss']:.4f}, {_errors(figures)}"
+
+
+def _errors(figures: Mapping[str, float]) -> str:
+    perplexity = figures.get("perplexity")
+    return f"error {figures['error']:.2f} %" + ("" if perplexity is None else f", perplexity {perplexity:.2f}")
 
 
 def _duration(seconds: float) -> str:

@@ -55,6 +55,7 @@ def _csv(result: Result) -> str:
             "dataset": config["data"]["dataset"],
             "architecture": config["model"]["architecture"],
             "rule": config["model"]["mode"]["type"],
+            "train_only": " ".join(config["model"]["train_only"] or ()),
             "seed": config["experiment"]["seed"],
             "split": split,
             "accuracy": 100 - result[split]["error"],

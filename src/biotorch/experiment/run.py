@@ -80,7 +80,7 @@ def run_point(
         experiment = config.experiment
         with repeatable(experiment.seed, experiment.deterministic, config.infrastructure.threads):
             dataset = data.load(config.data, experiment.seed).to(fabric.device)
-            model = build_model(config, dataset.num_classes).to(fabric.device)
+            model = build_model(config, dataset.num_classes, dataset.input_shape).to(fabric.device)
             if config.infrastructure.channels_last:
                 model = model.to(memory_format=torch.channels_last)
             check_input(model, dataset.train, config)
@@ -137,7 +137,7 @@ def _train(
     assert config.training is not None
     if config.training.hyperparameters.batch_size < fabric.world_size:
         raise ConfigError(
-            f"training.hyperparameters.batch_size: {config.training.hyperparameters.batch_size} images "
+            f"training.hyperparameters.batch_size: {config.training.hyperparameters.batch_size} examples "
             f"cannot be shared by {fabric.world_size} processes"
         )
     loss = config.model.loss_function.build().to(fabric.device)
@@ -158,9 +158,10 @@ def _train(
     seconds = 0.0
     if newest is not None:
         state = checkpoints.load(newest)  # on the CPU: generators stay there, the rest is copied to its device
+        checkpoints.require_format(state, newest)
         trainer.load_state_dict(state)
         seconds = state["seconds_in_all"]
-    with Keeper(trainer, config, dataset.num_classes, folder, display, request, seconds) as keeper, request.deferred():
+    with Keeper(trainer, config, folder, display, request, seconds) as keeper, request.deferred():
         trainer.observer = keeper
         try:
             trainer.run()

@@ -50,7 +50,8 @@ class MultiheadAttention(FeedbackLayer, nn.MultiheadAttention):
 
     def operation(self, x: Tensor) -> tuple[Tensor, Product]:
         """For the input of a residual block that begins with this layer."""
-        return x, Product(0 if self.batch_first or x.dim() == 2 else 1)
+        time_major = not self.batch_first and x.dim() == 3
+        return x, Product(int(time_major), time_major)
 
     def forward(
         self,
@@ -82,7 +83,8 @@ class MultiheadAttention(FeedbackLayer, nn.MultiheadAttention):
             weights = weights.mean(1) if average_attn_weights else weights
         else:
             attended = F.scaled_dot_product_attention(q, k, v, mask, dropout)
-        y = self.carry("out_proj.weight", attended.transpose(1, 2).flatten(2), self.out_proj.bias, Product())
+        joined = attended.transpose(1, 2).flatten(2)
+        y = self.carry("out_proj.weight", joined, self.out_proj.bias, Product(0, time_major))
         if not batched:
             return y.squeeze(0), None if weights is None else weights.squeeze(0)
         return y.transpose(0, 1) if time_major else y, weights
@@ -93,11 +95,11 @@ class MultiheadAttention(FeedbackLayer, nn.MultiheadAttention):
         def arranged(x: Tensor) -> Tensor:
             return x.unsqueeze(0) if x.dim() == 2 else x.transpose(0, 1) if time_major else x
 
-        bias, size = self.in_proj_bias, self.embed_dim
+        bias, size, product = self.in_proj_bias, self.embed_dim, Product(0, time_major)
         if not self._qkv_same_embed_dim:
             biases = [None] * 3 if bias is None else bias.chunk(3)
             named = zip(self.weight_names[:3], (query, key, value), biases, strict=True)
-            parts = [self.carry(name, arranged(x), b, Product()) for name, x, b in named]
+            parts = [self.carry(name, arranged(x), b, product) for name, x, b in named]
         else:
             # One product for all that read the same input, over their rows of the weight.
             groups = _same(query, key, value)
@@ -105,7 +107,8 @@ class MultiheadAttention(FeedbackLayer, nn.MultiheadAttention):
             for first, last in groups:
                 rows = slice(first * size, (last + 1) * size)
                 x, b = arranged((query, key, value)[first]), None if bias is None else bias[rows]
-                y = self.carry("in_proj_weight", x, b, Rows(rows.start, rows.stop) if len(groups) > 1 else Product())
+                operation = Rows(rows.start, rows.stop, time_major) if len(groups) > 1 else product
+                y = self.carry("in_proj_weight", x, b, operation)
                 parts += y.chunk(last - first + 1, -1)
         q, k, v = (part.view(*part.shape[:2], self.num_heads, self.head_dim).transpose(1, 2) for part in parts)
         return q, k, v
@@ -116,6 +119,7 @@ class Rows(NamedTuple):
 
     start: int
     stop: int
+    time_major: bool = False
 
     @property
     def batch_dim(self) -> int:

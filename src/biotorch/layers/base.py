@@ -50,8 +50,6 @@ class FeedbackLayer(RuleState):
     true_gradients: bool = False
     #: Set on the output layers of a network trained by a direct rule.
     output: Output | None = None
-    #: The layer's dotted name at conversion, for error messages.
-    label: str = ""
     #: Where the batch is in the input: 1 in time-major transformers.
     batch_dim: int = 0
 
@@ -92,6 +90,14 @@ class FeedbackLayer(RuleState):
     def operation(self, x: Tensor) -> tuple[Tensor, Operation]:
         """The input with a batch dimension, and the layer's linear map on it."""
         raise NotImplementedError
+
+    def entry(self, x: Tensor) -> Operation:
+        """The operation that reads `x`, for a block that begins with this layer and is cut off from gradients.
+
+        Raises:
+            RuntimeError: the layer has no B for one input.
+        """
+        return self.operation(x)[1]
 
     @property
     def output_size(self) -> int | None:
@@ -158,12 +164,14 @@ class FeedbackLayer(RuleState):
     ) -> Tensor:
         rule = self.rule
         y: Tensor
-        if isinstance(rule, FeedbackRule):
+        if self.at_point:  # B is for the input of the block alone, whose inside is backpropagation's
+            y = Feedback.apply(x, weight, bias, None, operation, _weight_itself, rule.gradient_clip, self.output)
+        elif isinstance(rule, FeedbackRule):
             state = getattr(self, feedback)
             y = Feedback.apply(x, weight, bias, state, operation, rule.feedback, rule.gradient_clip, self.output)
         else:
             columns = self.feedback_columns.get(parameter)
-            state = getattr(self, feedback) if columns is None else self.shared_matrix
+            state = getattr(self, feedback) if columns is None else self.shared_matrix.to(x.device)
             label = self.label or type(self).__name__
             y = Direct.apply(x, weight, bias, state, operation, rule.gradient_clip, self.output, label, columns)
         return y
@@ -177,3 +185,7 @@ class FeedbackLayer(RuleState):
     def extra_repr(self) -> str:
         inherited = super().extra_repr()
         return f"{inherited}, rule={self.rule.name}" if inherited else f"rule={self.rule.name}"
+
+
+def _weight_itself(weight: Tensor, state: Tensor | None) -> Tensor:
+    return weight

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from biotorch.autograd import Operation
 from biotorch.layers.base import FeedbackLayer
 from biotorch.layers.linear import Product
 from biotorch.layers.registry import register_layer
@@ -25,6 +26,9 @@ class _Cell(FeedbackLayer):
     @property
     def output_size(self) -> None:
         return None
+
+    def entry(self, x: Tensor) -> Operation:
+        return Product()
 
     def _gates(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         return (

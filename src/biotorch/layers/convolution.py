@@ -64,6 +64,10 @@ class Convolution(NamedTuple):
     def batch_dim(self) -> int:
         return 0
 
+    @property
+    def time_major(self) -> bool:
+        return False
+
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return torch.convolution(self._padded(x), weight, bias, *self[:6])
 
@@ -113,6 +117,10 @@ class Dense(NamedTuple):
     @property
     def batch_dim(self) -> int:
         return 0
+
+    @property
+    def time_major(self) -> bool:
+        return False
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return self.convolution.forward(x, weight, bias)

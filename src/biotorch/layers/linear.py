@@ -17,6 +17,7 @@ class Product(NamedTuple):
     """y = x W^T + b over the last dimension, any number of leading ones, the batch in the place `batch_dim`."""
 
     batch_dim: int = 0
+    time_major: bool = False
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # Beyond two dimensions F.linear returns a view, and autograd forbids to change a view that was
@@ -43,7 +44,7 @@ class _Matrix(FeedbackLayer):
     """A layer whose map is one product."""
 
     def operation(self, x: Tensor) -> tuple[Tensor, Operation]:
-        return x, Product(self.batch_dim)
+        return x, Product(self.batch_dim, self.batch_dim == 1)
 
 
 @register_layer(nn.Linear)
@@ -59,12 +60,18 @@ class Linear(_Matrix, nn.Linear):
 
 
 @register_layer(nn.Bilinear)
-class Bilinear(_Matrix, nn.Bilinear):  # type: ignore[misc]
+class Bilinear(_Matrix, nn.Bilinear):
     """`torch.nn.Bilinear` under a learning rule. Inputs (*, in1_features) and (*, in2_features).
 
     It is a linear layer of the outer product of its inputs: W and B are (out_features, in1_features *
     in2_features) here, and what reaches one input is what the outer product received, times the other.
     """
+
+    def forward(self, input1: Tensor, input2: Tensor) -> Any:
+        return super().forward(input1, input2)
+
+    def entry(self, x: Tensor) -> Operation:
+        raise RuntimeError(f"{self.label}: a block that begins with a Bilinear layer cannot be cut off from gradients")
 
     def operation(self, x: Tensor, other: Tensor) -> tuple[Tensor, Operation]:  # type: ignore[override]
         outer = x.unsqueeze(-1) * other.unsqueeze(-2)

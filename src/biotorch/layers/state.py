@@ -21,10 +21,14 @@ class RuleState(nn.Module):
     #: The parameters that are weight matrices, each with a B of its own.
     weight_names: Sequence[str] = ("weight",)
     rule: Rule
+    #: The layer's dotted name at conversion, for error messages.
+    label: str = ""
     #: The part of a shared matrix that is the B of a parameter, where one is, and the layer that holds the matrix
     #: (in a tuple: it is no submodule).
     feedback_columns: Mapping[str, Slice] = {}
     shared_from: tuple[RuleState, ...] = ()
+    #: Whether the layer is the first of a block at whose input a direct rule's error arrives: it has one B, for that.
+    at_point: bool = False
 
     @property
     def connections(self) -> list[Connection]:
@@ -47,6 +51,7 @@ class RuleState(nn.Module):
         twins: Mapping[str, Connection] | None = None,
         dense: tuple[int, ...] | None = None,
         shared_from: RuleState | None = None,
+        at_point: bool = False,
     ) -> None:
         """Make `rule` the layer's rule and create its B, replacing what was there.
 
@@ -55,6 +60,7 @@ class RuleState(nn.Module):
             twins: connections of other layers with the same W, whose B is used as it is.
             dense: shape of a row of a dense B.
             shared_from: the layer that holds the matrix of which every B is a slice.
+            at_point: B is for the input of the block that begins with the layer.
         """
         self.forget_rule()
         self.rule = rule
@@ -62,6 +68,8 @@ class RuleState(nn.Module):
             name: seed if name == "weight" else seeding.derive(seed, name) for name in self.weight_names
         }
         self.feedback_draws = 0
+        if at_point:
+            self.at_point = True
         if shared_from is not None:
             self.shared_from = (shared_from,)
             distribution = rule.feedback_distribution
@@ -70,7 +78,7 @@ class RuleState(nn.Module):
                 name: Slice(shape[1:].numel(), float(initial.scale(torch.empty(shape, device="meta"), distribution)))
                 for name, shape in shapes.items()
             }
-        for connection in self.connections:
+        for connection in self.connections[: 1 if at_point else None]:
             self._create_feedback(connection, n_out, (twins or {}).get(connection.parameter), dense)
         self._watch_updates()
 
@@ -112,14 +120,20 @@ class RuleState(nn.Module):
                     delattr(self, name)
         if "shared_feedback" in self._buffers:
             del self.shared_feedback
-        for name in ("rule", "feedback_seeds", "feedback_draws", "feedback_columns", "shared_from"):
+        for name in ("rule", "feedback_seeds", "feedback_draws", "feedback_columns", "shared_from", "at_point"):
             self.__dict__.pop(name, None)
         updates.watch(self, wanted=False)
 
     @property
     def shared_matrix(self) -> Tensor:
         """The matrix (n_out, columns) of which the layer's B are slices."""
-        return self.shared_from[0].shared_feedback  # type: ignore[return-value]
+        matrix = self.shared_from[0]._buffers.get("shared_feedback")
+        if matrix is None:
+            raise RuntimeError(
+                f"{self.label or type(self).__name__}: the output layer that held the shared feedback was converted or "
+                "reverted without this layer: convert the whole network again"
+            )
+        return matrix
 
     def _watch_updates(self) -> None:
         updates.watch(self, wanted=self.rule.has_update() or self.rule.constrain_weights)

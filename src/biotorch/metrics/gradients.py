@@ -30,6 +30,8 @@ def gradient_alignment(
     """
     trained = {name: each.trained for name, each in connections(model).items() if each.trained.requires_grad}
     weights = list(trained.values())
+    if not weights:
+        return {}
 
     def gradients(context: contextlib.AbstractContextManager[None]) -> list[Tensor | None]:
         with isolated(model), context, torch.enable_grad():

@@ -10,19 +10,23 @@ from torch import nn
 from biotorch import seeding
 from biotorch.layers import FeedbackLayer, as_feedback, feedback_type
 from biotorch.module import nested
+from biotorch.module.isolation import isolated
 from biotorch.module.plan import ConversionError, Planned
 from biotorch.module.shortcuts import outermost
 from biotorch.rules import DirectRule, Rule, initial, make
 
 
 def with_points(model: nn.Module, planned: list[Planned]) -> list[Planned]:
-    """Where a rule has feedback points: the first layer of each block keeps it, the others get backpropagation."""
+    """Where a rule has feedback points: the first layer of each block holds its B, the others get backpropagation."""
+    first: set[str] = set()
     inside: dict[str, str] = {}
     for rule in {item.rule for item in planned if isinstance(item.rule, DirectRule) and item.rule.points}:
         for block in outermost(model, rule.points):
             names = [item.name for item in planned if item.rule == rule and f"{item.name}.".startswith(f"{block}.")]
+            first.update(names[:1])
             inside |= dict.fromkeys(names[1:], block)
-    return [item._replace(rule=_backpropagation_like(item.rule)) if item.name in inside else item for item in planned]
+    marked = [item._replace(at_point=item.name in first) for item in planned]
+    return [item._replace(rule=_backpropagation_like(item.rule)) if item.name in inside else item for item in marked]
 
 
 def _backpropagation_like(rule: Rule) -> Rule:
@@ -43,18 +47,20 @@ def dense_sizes(model: nn.Module, planned: list[Planned], inputs: Any) -> dict[s
         )
     sizes: dict[str, tuple[int, ...]] = {}
 
-    def note(name: str, layer: nn.Module, args: tuple[Any, ...]) -> None:
+    def note(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         with as_feedback(layer) as converted:
-            sizes[name] = converted.dense_size(args[0]) or ()
+            sizes[name] = converted.dense_size(args[0] if args else next(iter(kwargs.values()))) or ()
 
     handles = [
-        layer.register_forward_pre_hook(lambda layer, args, name=name: note(name, layer, args))
+        layer.register_forward_pre_hook(
+            lambda layer, args, kwargs, name=name: note(name, layer, args, kwargs), with_kwargs=True
+        )
         for name, layer in dense.items()
     ]
     args, kwargs = nested.arguments(inputs)
     modes = {module: module.training for module in model.modules()}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), isolated(model):
             model.eval()(*args, **kwargs)
     finally:
         for handle in handles:
@@ -71,17 +77,19 @@ def _has_dense_size(layer: nn.Module) -> bool:
     return kind is not None and kind.dense_size is not FeedbackLayer.dense_size
 
 
-def hold_shared_feedback(model: nn.Module, holder: FeedbackLayer, n_out: int, seed: int) -> None:
+def hold_shared_feedback(
+    model: nn.Module, planned: list[Planned], holder: FeedbackLayer | None, n_out: int, seed: int
+) -> None:
     """Create the matrix of which the layers under a shared feedback have slices, as a buffer of `holder`."""
     layers = [module for module in model.modules() if isinstance(module, FeedbackLayer)]
     for layer in layers:  # the matrix of an earlier conversion, if nobody has a slice of it any more
         if "shared_feedback" in layer._buffers and not any(layer in other.shared_from for other in layers):
             del layer.shared_feedback
     sharing = [layer for layer in layers if holder in layer.shared_from]
-    if not sharing or "shared_feedback" in holder._buffers:
+    if holder is None or not any(item.form == "shared" for item in planned):
         return
+    rule = sharing[0].rule
     width = max(part.size for layer in sharing for part in layer.feedback_columns.values())
     matrix = holder.connections[0].weight.new_empty((n_out, width))
-    generator = seeding.generator(seeding.derive(seed, "shared feedback"))
-    initial.draw_unit(matrix, sharing[0].rule.feedback_distribution, generator)
+    initial.draw_unit(matrix, rule.feedback_distribution, seeding.generator(seeding.derive(seed, "shared feedback")))
     holder.register_buffer("shared_feedback", matrix)

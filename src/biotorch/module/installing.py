@@ -50,9 +50,10 @@ def install(
             twin = first_with.setdefault((id(connection.trained), rule, shape), connection)
             if twin.layer is not layer or twin.parameter != connection.parameter:
                 twins[connection.parameter] = twin
-        layer.set_rule(rule, own_seed, n_out, twins, row, holder if item.form == "shared" else None)
-    if holder is not None:
-        hold_shared_feedback(model, holder, n_out or 0, seed)
+        layer.set_rule(
+            rule, own_seed, n_out, twins, row, holder if item.form == "shared" else None, at_point=item.at_point
+        )
+    hold_shared_feedback(model, planned, holder, n_out or 0, seed)
     _mark_time_major(model)
     _connect(model, outputs)
 

@@ -21,6 +21,8 @@ class Planned(NamedTuple):
     name: str
     layer: nn.Module
     rule: Rule
+    #: Whether the layer is the first of a block that is a feedback point.
+    at_point: bool = False
 
     @property
     def form(self) -> str | None:

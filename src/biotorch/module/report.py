@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from biotorch.layers import FeedbackLayer
 from biotorch.module.shortcuts import leaking_shortcuts
-from biotorch.module.survey import Kind, survey, weight_matrices
+from biotorch.module.survey import Kind, owned_modules, survey, weight_matrices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,9 @@ def summary(model: nn.Module) -> Summary:
             shapes = [shape for each in module.connections if (shape := each.feedback_shape) is not None]
         elif entry.kind == "convertible":
             rule, note = "backpropagation", "plain PyTorch, not converted"
-        own = {id(p): p for p in module._parameters.values() if p is not None and not nn.parameter.is_lazy(p)}
+        owners = [module, *owned_modules(module)]
+        held_here = [p for owner in owners for p in owner._parameters.values() if p is not None]
+        own = {id(p): p for p in held_here if not nn.parameter.is_lazy(p)}
         own.update((id(p), p) for p in weight_matrices(module).values())  # a parametrized layer's lie elsewhere
         count = sum(p.numel() for p in own.values())
         rows.append(Row(entry.name, type(module).__name__, entry.kind, rule, count, tuple(shapes), note))

@@ -80,7 +80,9 @@ def is_known_local(module: nn.Module) -> bool:
 def owned_modules(module: nn.Module) -> list[nn.Module]:
     """Submodules that a layer reads itself, as attention its output projection."""
     kind = type(module) if isinstance(module, FeedbackLayer) else feedback_type(type(module))
-    return [] if kind is None else [module.get_submodule(name) for name in kind.owned]
+    if kind is None or kind.obstacle(module) or _obstacle(module):
+        return []
+    return [module.get_submodule(name) for name in kind.owned]
 
 
 def _inside_parametrization(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Still figures, readable in greyscale and by the colour-blind; a rule has one colour everywhere."""
+"""Still figures, readable in greyscale and by the colour-blind; a method has one colour everywhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from biotorch.experiment.results import Result
-from biotorch.report.groups import by_configuration, label, mean_angle
+from biotorch.report.groups import by_configuration, label, mean_angle, method
 
 #: Okabe and Ito's colours, and a marker each for greyscale.
 _STYLE: dict[str, tuple[str, str]] = {
@@ -21,6 +21,7 @@ _STYLE: dict[str, tuple[str, str]] = {
     "usf": ("#009E73", "D"),
     "brsf": ("#CC79A7", "v"),
     "frsf": ("#E69F00", "P"),
+    "shallow": ("#999999", "X"),
 }
 _OTHER = ("#56B4E9", "x")
 
@@ -68,7 +69,7 @@ def _curve(axes: Axes, group: Sequence[Result], key: str, name: str) -> None:
     x = [epoch for epoch, _ in points]
     mean = [statistics.fmean(values) for _, values in points]
     spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in points]
-    color, marker = _STYLE.get(group[0]["config"]["model"]["mode"]["type"], _OTHER)
+    color, marker = _STYLE.get(method(group[0]), _OTHER)
     axes.plot(x, mean, color=color, marker=marker, markersize=4, linewidth=1.5, label=name, clip_on=False)
     low = [m - s for m, s in zip(mean, spread, strict=True)]
     high = [m + s for m, s in zip(mean, spread, strict=True)]

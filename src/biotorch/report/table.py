@@ -11,6 +11,9 @@ from rich.table import Table as RichTable
 from biotorch.experiment.results import Result
 from biotorch.report.groups import by_configuration, label, mean_angle
 
+#: Figures of a split, as the table's head has them.
+_HEADS = {"error": "error (%)", "perplexity": "perplexity"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Table:
@@ -36,17 +39,18 @@ class Table:
 
 
 def table(results: Sequence[Result]) -> Table:
-    """One row per configuration, over its seeds.
+    """One row per configuration, over its seeds; with perplexities, where there are any.
 
     Angles are means over layers, before training -> after the last epoch. Weight alignment is the angle
     between W and B (direct rules have none); gradient alignment that between update and true gradient.
     """
     groups = by_configuration(results)
     split = "test" if all(result["test"] for result in results) else "validation"
+    figures = [name for name in ("error", "perplexity") if any(name in result[split] for result in results)]
     rows = [
         [
             label(group, groups),
-            _spread([result[split]["error"] for result in group]),
+            *(_spread([result[split].get(name) for result in group]) for name in figures),
             _change(group, "angles"),
             _change(group, "gradient_angles"),
             str(len(group)),
@@ -58,7 +62,13 @@ def table(results: Sequence[Result]) -> Table:
     what = f"{training['hyperparameters']['epochs']} epochs" if training else "evaluation"
     return Table(
         title=f"{config['model']['architecture']} on {config['data']['dataset']}, {what}",
-        header=["rule", f"{split} error (%)", "weight alignment (°)", "gradient alignment (°)", "n"],
+        header=[
+            "rule",
+            *(f"{split} {_HEADS[name]}" for name in figures),
+            "weight alignment (°)",
+            "gradient alignment (°)",
+            "n",
+        ],
         rows=rows,
         notes=[
             "Mean ± standard deviation over n seeds. Angles: mean over layers, before → after training.",
@@ -79,10 +89,13 @@ def as_rich(content: Table) -> RichTable:
     return rendered
 
 
-def _spread(values: Sequence[float]) -> str:
-    if len(values) == 1:
-        return f"{values[0]:.2f}"
-    return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
+def _spread(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return "-"
+    if len(known) == 1:
+        return f"{known[0]:.2f}"
+    return f"{statistics.fmean(known):.2f} ± {statistics.stdev(known):.2f}"
 
 
 def _change(group: Sequence[Result], key: str) -> str:

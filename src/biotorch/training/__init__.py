@@ -2,11 +2,13 @@
 
 from biotorch.training.divergence import DivergenceError
 from biotorch.training.evaluation import evaluate
+from biotorch.training.fitting import fit
 from biotorch.training.infrastructure import InfrastructureConfig, launch
-from biotorch.training.loop import Trainer, fit
+from biotorch.training.loop import Trainer
 from biotorch.training.losses import LossConfig
 from biotorch.training.observer import Observer, Record, Stopped
 from biotorch.training.optimizers import OptimizerConfig, SchedulerConfig
+from biotorch.training.outputs import main_output, training_loss
 from biotorch.training.random_state import ResumeError
 from biotorch.training.settings import Hyperparameters, MetricsConfig, TrainingConfig
 
@@ -27,4 +29,6 @@ __all__ = [
     "evaluate",
     "fit",
     "launch",
+    "main_output",
+    "training_loss",
 ]

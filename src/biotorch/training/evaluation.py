@@ -3,46 +3,82 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from biotorch.data import DataError, Split
+from biotorch.training.outputs import main_output
 
 
 def loss_size(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor], float]:
-    """What the mean of `loss` over a batch divides by, given its labels (n,); for any function, their number."""
-    return getattr(loss, "size", len)
+    """What the mean of `loss` over a batch divides by, given its labels (n,) or (n, T); for any function, their number.
+
+    A loss says so itself by its method `size`.
+    """
+    return getattr(loss, "size", torch.numel)
 
 
 class Tally:
-    """Sums over examples, from which come the mean loss and the errors (%)."""
+    """Sums over labels, from which come the mean loss and the errors (%).
 
-    def __init__(self, top_k: int, device: torch.device) -> None:
-        self.top_k = top_k
-        #: Sum of losses, what it divides by, wrong first guesses, labels not among the top k, examples.
-        self.sums = torch.zeros(5, dtype=torch.float64, device=device)
+    Args:
+        top_k: also count the labels that are not among the k highest outputs.
+        per_token: each example has a label at each of its positions; then there is a perplexity, too.
+        device: of the batches.
+    """
+
+    def __init__(self, top_k: int, per_token: bool, device: torch.device) -> None:
+        self.top_k, self.per_token = top_k, per_token
+        #: Sum of losses, what it divides by, wrong first guesses, labels not among the top k, negative
+        #: log-likelihood (nats) of the labels where it is asked for, labels.
+        self.sums = torch.zeros(6, dtype=torch.float64, device=device)
 
     def add(self, loss: Tensor, size: float, outputs: Tensor, labels: Tensor) -> None:
-        """A batch of outputs (n, C) and labels (n,), its mean loss and what that mean divides by."""
-        outputs, count = outputs.detach(), len(labels)
+        """A batch of outputs (n, C) or (n, T, C) and labels (n,) or (n, T), its mean loss and what that divides by."""
+        outputs, labels = outputs.detach().flatten(0, -2), labels.flatten()
         wrong = (outputs.argmax(1) != labels).sum()
         missed = wrong
         if self.top_k > 1:
             ranked = outputs.topk(min(self.top_k, outputs.shape[1]), 1).indices
             missed = (ranked != labels[:, None]).all(1).sum()
-        sizes = torch.tensor([size, count], dtype=torch.float64, device=wrong.device)
-        self.sums += torch.stack([loss.detach().double() * size, sizes[0], wrong, missed, sizes[1]])
+        surprise = wrong.new_zeros(())
+        if self.per_token:
+            surprise = F.cross_entropy(outputs.float(), labels, reduction="sum")
+        sizes = torch.tensor([size, len(labels)], dtype=torch.float64, device=wrong.device)
+        self.sums += torch.stack([loss.detach().double() * size, sizes[0], wrong, missed, surprise, sizes[1]])
+
+    def here(self) -> dict[str, float]:
+        """What `result` says, of this process alone; empty before the first batch."""
+        return self._figures(self.sums.tolist())
 
     def result(self, fabric: Fabric) -> dict[str, float]:
-        """Over all processes: `loss`, `error` and, if k > 1, `top_<k>_error`."""
-        loss, size, wrong, missed, count = fabric.all_reduce(self.sums.clone(), reduce_op="sum").tolist()  # type: ignore[union-attr]
-        if not count:
+        """Over all processes: `loss`, `error`, if k > 1 `top_<k>_error`, and per token `perplexity`.
+
+        The perplexity is the exponential of the mean negative log-likelihood (nats) that the softmax of
+        the outputs gives the labels, whatever the loss is.
+
+        Raises:
+            DataError: no example could be read.
+        """
+        figures = self._figures(fabric.all_reduce(self.sums.clone(), reduce_op="sum").tolist())  # type: ignore[union-attr]
+        if not figures:
             raise DataError("there is no readable example in this split")
-        result = {"loss": loss / size if size else math.nan, "error": 100 * wrong / count}
-        return result | ({f"top_{self.top_k}_error": 100 * missed / count} if self.top_k > 1 else {})
+        return figures
+
+    def _figures(self, sums: Sequence[float]) -> dict[str, float]:
+        loss, size, wrong, missed, surprise, count = sums
+        if not count:
+            return {}
+        figures = {"loss": loss / size if size else math.nan, "error": 100 * wrong / count}
+        if self.top_k > 1:
+            figures[f"top_{self.top_k}_error"] = 100 * missed / count
+        if self.per_token:
+            figures["perplexity"] = torch.tensor(surprise / count, dtype=torch.float64).exp().item()
+        return figures
 
 
 @torch.no_grad()
@@ -55,28 +91,32 @@ def evaluate(
     fabric: Fabric | None = None,
     on_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Mean loss, top-1 error (%), and top-k error (%) if `top_k` > 1, in eval mode; the mode is restored.
+    """Mean loss, top-1 error (%), top-k error (%) if `top_k` > 1, in eval mode; the mode is restored.
+
+    Where a split has a label for each token, all of them are per token, and there is the `perplexity`.
 
     Args:
         model: a plain module, on the device of `split`.
         split: what to measure on; each process of `fabric` takes its share.
-        loss: `loss(outputs (n, C), labels (n,))`, the mean over a batch.
+        loss: `loss(outputs, labels)` of outputs (n, C) and labels (n,), or (n, T, C) and (n, T): the mean
+            over a batch.
         on_batch: called after each batch that every process has; may raise, to stop.
 
     Raises:
         DataError: no example can be read.
+        TypeError: the network returns no outputs that `main_output` knows.
     """
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
     whole = torch.split(torch.arange(len(split)), batch_size)
     parts, common = whole[fabric.global_rank :: fabric.world_size], len(whole) // fabric.world_size
-    tally, size = Tally(top_k, fabric.device), loss_size(loss)
+    tally, size = Tally(top_k, split.per_token, fabric.device), loss_size(loss)
     training = model.training
     model.eval()
     try:
-        for number, (images, labels) in enumerate(split.batches(parts)):
+        for number, (inputs, labels) in enumerate(split.batches(parts)):
             if len(labels):  # else none of them could be read
                 with fabric.autocast():
-                    outputs = model(images).float()
+                    outputs = main_output(model(inputs)).float()
                 tally.add(loss(outputs, labels), size(labels), outputs, labels)
             if number < common:
                 on_batch()

@@ -10,6 +10,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from biotorch.training.evaluation import Tally, evaluate, loss_size
 from biotorch.training.infrastructure import any_process, gather, share_statistics
 from biotorch.training.observer import Observer, Record, Stopped
 from biotorch.training.optimizers import Schedule
+from biotorch.training.outputs import main_output, training_loss
 from biotorch.training.settings import TrainingConfig
 
 
@@ -32,15 +34,16 @@ class Trainer:
     """Trains `model` on `data`: `run()`, or `load_state_dict(state)` and `run()` to continue.
 
     Args:
-        model: a network under a rule, on the device of `data`.
+        model: a network under a rule, on the device of `data`; what needs no gradient is not trained.
         data: its splits, on the device of `fabric`.
         config: the `training` section.
-        loss: `loss(outputs (n, C), labels (n,))`, the mean over a batch: a scalar.
+        loss: `loss(outputs, labels)` of outputs (n, C) and labels (n,), or (n, T, C) and (n, T): the mean
+            over a batch, a scalar. Auxiliary heads are added by `training_loss`.
         seed: of the order of the examples and of their augmentation.
         fabric: launched; default: one process on the CPU.
         observer: is told what happens, and keeps it.
         compiled: train through torch.compile.
-        evaluation_batch_size: images per batch in evaluation.
+        evaluation_batch_size: examples per batch in evaluation.
 
     Raises:
         SectionError: optimizer or scheduler do not fit the network or the length of the training.
@@ -85,6 +88,12 @@ class Trainer:
         """Paths of the images that could not be read, by this process, since the training began."""
         return sorted({*self._skipped_before, *self.data.train.skipped, *self.data.validation.skipped})
 
+    @property
+    def examples_per_second(self) -> float:
+        """That of the epoch in progress, over all processes."""
+        size = self.config.hyperparameters.batch_size * self.config.hyperparameters.accumulate
+        return min(self.step * size, len(self.data.train)) / max(self.seconds, 1e-9)
+
     # The loop ------------------------------------------------------------------------------------
 
     def run(self) -> list[Record]:
@@ -114,17 +123,17 @@ class Trainer:
             whole = self.size(self.data.train.labels[update.to(self.data.train.labels.device)])
             sizes = [len(part) for part in torch.split(update, self.config.hyperparameters.batch_size)]
             for index in range(len(sizes)):
-                images, labels, counts = next(batches)
+                inputs, labels, counts = next(batches)
                 with self.fabric.no_backward_sync(self.forward, enabled=index < len(sizes) - 1):
-                    outputs = self.forward(images)
-                    value = self.loss(outputs, labels)
+                    outputs = self.forward(inputs)
+                    value = training_loss(self.loss, outputs, labels)
                     self._require_finite(value)
                     if index == 0:
                         self.optimizer.zero_grad()
                     size = self.size(labels) if counts else 0
                     self.fabric.backward(value * (size / whole))
                 if counts:
-                    self.tally.add(value, size, outputs, labels)
+                    self.tally.add(value, size, main_output(outputs), labels)
             if self.config.clip_gradient_norm is not None:
                 self.fabric.clip_gradients(
                     self.forward, self.optimizer, max_norm=self.config.clip_gradient_norm, error_if_nonfinite=False
@@ -142,7 +151,7 @@ class Trainer:
         if self.epoch > 0:
             record["train"] = self.tally.result(self.fabric)
             record["seconds"] = self.seconds
-            record["images_per_second"] = len(self.data.train) / self.seconds
+            record["examples_per_second"] = self.examples_per_second
         share_statistics(self.model, self.fabric)
         record["validation"] = evaluate(
             self.model,
@@ -182,7 +191,8 @@ class Trainer:
         if wanted.gradient_alignment:
             size = self.config.hyperparameters.batch_size
             probe = next(self.data.train.batches([torch.arange(min(size, len(self.data.train)))]))
-            record["gradient_angles"] = metrics.gradient_alignment(self.model, self.loss, *probe)
+            trained_on = partial(training_loss, self.loss)
+            record["gradient_angles"] = metrics.gradient_alignment(self.model, trained_on, *probe)
         return record
 
     # Data ----------------------------------------------------------------------------------------
@@ -197,7 +207,7 @@ class Trainer:
         return order.updates(len(self.data.train), size, accumulate, smallest, seed)
 
     def _batches(self, updates: list[Tensor]) -> Iterator[tuple[Tensor, Tensor, bool]]:
-        """Images and labels of this process's share of each batch, and whether they count.
+        """Inputs and labels of this process's share of each batch, and whether they count.
 
         A process without a share (a last batch with fewer examples than processes, or none that can be
         read) goes through the motions with an example that counts nothing: the others wait for its gradients.
@@ -205,11 +215,11 @@ class Trainer:
         size, rank, world = self.config.hyperparameters.batch_size, self.fabric.global_rank, self.fabric.world_size
         parts, counts = order.shares(updates, size, rank, world)
         augmentation = seeding.derive(self.seed, "augmentation", self.epoch)
-        for (images, labels), count in zip(self.data.train.batches(parts, augmentation), counts, strict=True):
+        for (inputs, labels), count in zip(self.data.train.batches(parts, augmentation), counts, strict=True):
             if len(labels):
-                yield images, labels, count > 0
+                yield inputs, labels, count > 0
             else:
-                yield images.new_zeros(1, *images.shape[1:]), labels.new_zeros(1), False
+                yield inputs.new_zeros(1, *inputs.shape[1:]), labels.new_zeros(1, *labels.shape[1:]), False
 
     # Stopping, saving, resuming --------------------------------------------------------------------
 
@@ -230,7 +240,7 @@ class Trainer:
             raise Stopped
 
     def _new_tally(self) -> Tally:
-        return Tally(self.config.metrics.top_k, self.device)
+        return Tally(self.config.metrics.top_k, self.data.train.per_token, self.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that continues the training to the bit: tensors and plain values. Called by all processes.
@@ -276,26 +286,3 @@ class Trainer:
 def _has_batch_statistics(model: nn.Module) -> bool:
     """Whether a training step needs at least two examples."""
     return any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in model.modules())
-
-
-def fit(
-    model: nn.Module,
-    data: Dataset,
-    config: TrainingConfig,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    seed: int,
-    on_epoch: Callable[[Record], None] = lambda record: None,
-) -> list[Record]:
-    """Train `model` in place on the CPU and leave it at its best epoch on validation; returns the records.
-
-    The short form of `Trainer` for a notebook.
-    """
-
-    class Told(Observer):
-        def on_epoch(self, record: Record) -> None:
-            on_epoch(record)
-
-    trainer = Trainer(model, data, config, loss, seed, observer=Told())
-    trainer.run()
-    model.load_state_dict(trainer.best["model"])
-    return trainer.history

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from biotorch.frozen import Section, SectionError
 from biotorch.training.arguments import attempt, checked, class_named
 
-#: The target of each loss, made of labels (N,) for outputs (N, C).
+#: The target of each loss, made of labels (n,) for outputs (n, C).
 _INDEX = ("CrossEntropyLoss", "NLLLoss", "MultiMarginLoss")
 _ONE_HOT = (
     "MSELoss",
@@ -36,7 +36,7 @@ class LossConfig(Section):
     """`model.loss_function`: a loss of `torch.nn` and its arguments, checked against its signature.
 
     Labels become what the loss takes: class indices, one-hot rows (MSE, L1, BCE ...) or rows of signs.
-    The mean over the batch is the only reduction.
+    The mean over the batch, and over the tokens of a text, is the only reduction.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -66,25 +66,32 @@ class LossConfig(Section):
 
 
 class Loss(nn.Module):
-    """`loss(outputs (N, C), labels (N,))`, the mean over the batch: a scalar."""
+    """`loss(outputs, labels)` of outputs (n, C) and labels (n,), or (n, T, C) and (n, T).
+
+    The mean over all labels of the batch: a scalar.
+    """
 
     def __init__(self, function: nn.Module, target: Callable[[Tensor, int], Tensor]) -> None:
         super().__init__()
         self.function, self.target = function, target
 
     def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        outputs, labels = outputs.flatten(0, -2), labels.flatten()
         return self.function(outputs, self.target(labels, outputs.shape[1]))  # type: ignore[no-any-return]
 
     def size(self, labels: Tensor) -> float:
-        """What the mean over a batch with these labels (N,) divides by: their number, or the sum of their weights.
+        """What the mean over a batch with these labels divides by: their number, or the sum of their weights.
 
         The mean over a whole is the mean of the means of its parts, weighted by their sizes.
+
+        Args:
+            labels: (n,) or (n, T), from 0 on.
         """
         if type(self.function).__name__ not in _WEIGHTED_MEAN:
-            return len(labels)
+            return labels.numel()
         function: Any = self.function
         if function.weight is None and function.ignore_index < 0:
-            return len(labels)
+            return labels.numel()
         counted = labels != function.ignore_index
         weights = 1 if function.weight is None else function.weight[labels]
         return float((counted * weights).sum())

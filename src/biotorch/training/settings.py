@@ -17,9 +17,9 @@ class Hyperparameters(Section):
 
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1, le=10**9)
-    """Images per forward pass, over all processes."""
+    """Examples per forward pass, over all processes."""
     accumulate: int = Field(default=1, ge=1, le=10**9)
-    """Batches per update of the weights: gradients are those of `accumulate * batch_size` images."""
+    """Batches per update of the weights: gradients are those of `accumulate * batch_size` examples."""
 
 
 class MetricsConfig(Section):
