@@ -17,7 +17,7 @@ def error(*positions: int) -> Tensor:
 
 def heard(e: Tensor, positions: tuple[int, ...], batch_dim: int = 0) -> Tensor:
     """What each position hears, (*positions, 2)."""
-    found = aligned(e, positions, batch_dim, "layer")
+    found = aligned(e, positions, batch_dim, "layer", time_major=batch_dim == 1)
     return found.expand(*positions, e.shape[-1])
 
 
@@ -108,3 +108,15 @@ def test_a_time_major_layer_hears_its_own_error():
 def test_numbers_of_examples_that_do_not_divide_are_refused(own, positions, found, wanted):
     with pytest.raises(RuntimeError, match=rf"^conv: .*{found} example\(s\), this layer saw {wanted}"):
         aligned(error(*own), positions, 0, "conv")
+
+
+def test_as_many_positions_as_examples_in_a_time_major_network_are_refused():
+    for positions, batch_dim in (((3, 3), 1), ((4, 3), 1), ((3, 4), 0)):
+        with pytest.raises(RuntimeError, match=r"^layer: the output has 3 positions and 3 examples"):
+            aligned(error(3, 3), positions, batch_dim, "layer", time_major=True)
+
+
+def test_tokens_in_one_dimension_of_a_time_major_network_come_token_by_token():
+    e = error(4, 3)  # (T, N)
+    assert torch.equal(aligned(e.flatten(0, 1), (4, 3), 1, "layer", time_major=True), e)
+    assert torch.equal(aligned(e.flatten(0, 1), (3, 4), 0, "layer", time_major=True), e.transpose(0, 1))

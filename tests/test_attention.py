@@ -270,14 +270,21 @@ def test_a_time_major_layer_learns_what_a_batch_first_one_does(kind, norm_first,
 
 def test_a_time_major_layer_under_a_batch_first_output_keeps_examples_apart():
     model = biotorch.convert(network(Encoder, True, False).double(), "dfa", seed=1).eval()
-    h = torch.randn(4, 4, 8, dtype=torch.float64, requires_grad=True)
+    h = torch.randn(4, 5, 8, dtype=torch.float64, requires_grad=True)
     z = model.head(model.block(h.transpose(0, 1)).transpose(0, 1))
     z[0].sum().backward()  # of the first example alone
     assert h.grad[0].any()
     assert not h.grad[1:].any()
 
 
-@pytest.mark.parametrize(("length", "examples"), [(5, 3), (6, 3), (4, 4)])
+def test_as_many_tokens_as_examples_are_refused_in_a_time_major_network():
+    model = biotorch.convert(network(Encoder, True, False).double(), "dfa", seed=1)
+    z = model.head(model.block(torch.randn(4, 4, 8, dtype=torch.float64)))
+    with pytest.raises(RuntimeError, match=r"4 positions and 4 examples.*batch_first=True"):
+        z.sum().backward()
+
+
+@pytest.mark.parametrize(("length", "examples"), [(5, 3), (6, 3), (3, 6)])
 def test_a_network_that_is_time_major_to_its_output_learns_what_a_batch_first_one_does(length, examples):
     found, x = [], torch.randn(examples, length, 8, dtype=torch.float64)
     e = torch.randn(examples, length, 3, dtype=torch.float64)

@@ -8,7 +8,7 @@ import yaml
 from networks import state
 
 import biotorch
-from biotorch import rules
+from biotorch import models, rules
 from biotorch.experiment import CheckpointError, ConfigError, OtherRunError, read, run
 from biotorch.experiment.building import build_model
 
@@ -95,6 +95,22 @@ def test_what_the_rule_derives_from_w_follows_the_weights_of_the_checkpoint(rule
         assert torch.equal(layer.feedback, layer.weight)
     if rule == "frsf":
         assert torch.allclose(layer.feedback, layer.weight.abs())
+
+
+@pytest.mark.parametrize("feedback", ["dense", "shared"])
+def test_a_run_with_another_form_of_direct_feedback_is_loaded_again(feedback, tmp_path):
+    mode = f"model.mode={{type: dfa, options: {{feedback: {feedback}}}}}"
+    runs.finish(tmp_path, mode)
+    model, own = biotorch.load(tmp_path / "quick"), runs.weights(tmp_path / "quick" / "model_best_acc.pth")
+    assert all(torch.equal(value, own[name]) for name, value in model.state_dict().items())
+    b = model.features[3].connections[0].feedback
+    assert b.shape == ((10, 6 * 14 * 14) if feedback == "dense" else (10, 6, 5, 5))
+
+
+def test_what_published_weights_imply_is_known_without_them():
+    assert models.implied_by_weights("googlenet") == {"transform_input": True}
+    assert models.implied_by_weights("inception_v3") == {"transform_input": True}
+    assert models.implied_by_weights("resnet18") == models.implied_by_weights("le_net_mnist") == {}
 
 
 def test_a_checkpoint_that_does_not_fit_is_told(trained, tmp_path):

@@ -128,7 +128,7 @@ def aligned(error: Tensor, positions: tuple[int, ...], batch_dim: int, label: st
     if error.dim() == 2 and len(inner) > 1 and len(error) == math.prod(inner) != batch:
         error = error.view(inner[1], batch, -1)  # tokens in one dimension, in the order of a time-major network
     if error.dim() > 2:
-        if error.shape[0] == error.shape[1] == batch:
+        if error.shape[0] == error.shape[1] == batch > 1:
             raise RuntimeError(
                 f"{label}: the output has {batch} positions and {batch} examples, and in a time-major network "
                 "nothing tells which is which: use batch_first=True, or another batch size."

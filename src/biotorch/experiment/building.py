@@ -56,7 +56,14 @@ def build_model(config: Config, num_classes: int, input_shape: Sequence[int]) ->
     if content is not None:  # before the conversion: rules may derive their feedback from W
         _load(model, _without_feedback(_weights(content, section)), section)
     keep = section.pretrained or content is not None
-    convert(model, section.mode.type, copy_weights=keep, seed=config.experiment.seed, **section.mode.options)
+    convert(
+        model,
+        section.mode.type,
+        copy_weights=keep,
+        seed=config.experiment.seed,
+        inputs=torch.zeros(1, *input_shape, dtype=torch.float if len(input_shape) > 1 else torch.long),
+        **section.mode.options,
+    )
     if content is not None and _same_rule(content, section):
         _load(model, content["model"], section)
     if section.train_only is not None:
@@ -147,7 +154,10 @@ def load(run: Path | str, which: Which = "best", device: torch.device | str = "c
     """
     content = read_checkpoint(Path(run), which)
     config = own_config(content, str(run))
-    scratch = config.model.model_copy(update={"pretrained": False, "checkpoint": None})
+    implied = models.implied_by_weights(config.model.architecture or "") if config.model.pretrained else {}
+    scratch = config.model.model_copy(
+        update={"pretrained": False, "checkpoint": None, "arguments": {**implied, **config.model.arguments}}
+    )
     model = build_model(config.model_copy(update={"model": scratch}), content["num_classes"], content["input_shape"])
     _load(model, content["model"], scratch.model_copy(update={"checkpoint": Path(run)}))
     return model.to(device).eval()

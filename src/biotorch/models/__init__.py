@@ -7,6 +7,7 @@ from biotorch.models.huggingface import HuggingFace
 from biotorch.models.lenet import LeNetCIFAR, LeNetMNIST
 from biotorch.models.mlp import MLP
 from biotorch.models.registry import available, build, check_name
+from biotorch.models.vision import implied_by_weights
 
 __all__ = [
     "MLP",
@@ -23,5 +24,6 @@ __all__ = [
     "dfa",
     "fa",
     "frsf",
+    "implied_by_weights",
     "usf",
 ]

@@ -29,6 +29,11 @@ def argument_names(name: str) -> list[str]:
     return own + list(_MOBILENET_V3) if name.startswith("mobilenet_v3") else own
 
 
+def implied_by_weights(name: str) -> dict[str, Any]:
+    """Arguments that torchvision sets with the published weights of a network, and that no state_dict holds."""
+    return {"transform_input": True} if name in names() and "transform_input" in argument_names(name) else {}
+
+
 def build(
     name: str,
     num_classes: int | None,

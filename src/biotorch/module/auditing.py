@@ -23,7 +23,7 @@ from biotorch.layers import Connection, FeedbackLayer
 from biotorch.module import nested
 from biotorch.module.isolation import isolated
 from biotorch.module.noise import draw, overwritten, silenced
-from biotorch.module.shortcuts import residual_blocks
+from biotorch.module.shortcuts import possible_blocks
 from biotorch.module.survey import Entry, is_known_local, survey, weight_matrices
 from biotorch.module.verdicts import LEAK, Audit, AuditError, LayerAudit
 from biotorch.rules.base import Transports
@@ -71,7 +71,11 @@ class _Experiment:
         self.leaves = {name: module for name, module in self.modules.items() if _is_leaf(module)}
         self.layers = {name: module for name, module in self.modules.items() if isinstance(module, FeedbackLayer)}
         patterns = {pattern for layer in self.layers.values() for pattern in getattr(layer.rule, "blocks", ())}
-        self.blocks = residual_blocks(model, sorted(patterns))
+        self.blocks = {
+            name: block
+            for name, block in possible_blocks(model, sorted(patterns)).items()
+            if any(isinstance(module, FeedbackLayer) for module in block.modules())
+        }
         self.passes = 0
         #: The feedback layers whose forward has run.
         self.ran: set[nn.Module] = set()

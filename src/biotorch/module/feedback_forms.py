@@ -62,6 +62,8 @@ def dense_sizes(model: nn.Module, planned: list[Planned], inputs: Any) -> dict[s
     try:
         with torch.no_grad(), isolated(model):
             model.eval()(*args, **kwargs)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ConversionError(f"feedback='dense': the model does not take inputs=...: {error}") from error
     finally:
         for handle in handles:
             handle.remove()
