@@ -78,7 +78,12 @@ def _projected(ctx: Any, errors: Sequence[SentError], x: Tensor, feedback: Tenso
         else:
             whole = error.projected_by(feedback, x.dtype)
             projected = aligned(whole, *place)[..., : columns.size] * columns.scale
-        terms.append(operation.spread(projected, x))
+        try:
+            terms.append(operation.spread(projected, x))
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"{ctx.label}: the output's error does not fit an input {tuple(x.shape)}: {error}"
+            ) from error
     total = terms[0] if len(terms) == 1 else torch.stack(terms).sum(0)
     return total.clamp(-1, 1) if ctx.clip else total
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from biotorch.autograd import Gradients
 from biotorch.layers.base import FeedbackLayer
 from biotorch.layers.linear import Product
 from biotorch.layers.registry import register_layer
@@ -107,43 +105,11 @@ class MultiheadAttention(FeedbackLayer, nn.MultiheadAttention):
             for first, last in groups:
                 rows = slice(first * size, (last + 1) * size)
                 x, b = arranged((query, key, value)[first]), None if bias is None else bias[rows]
-                operation = Rows(rows.start, rows.stop, time_major) if len(groups) > 1 else product
+                operation = product._replace(rows=(rows.start, rows.stop)) if len(groups) > 1 else product
                 y = self.carry("in_proj_weight", x, b, operation)
                 parts += y.chunk(last - first + 1, -1)
         q, k, v = (part.view(*part.shape[:2], self.num_heads, self.head_dim).transpose(1, 2) for part in parts)
         return q, k, v
-
-
-class Rows(NamedTuple):
-    """A product with rows `start` to `stop` of W."""
-
-    start: int
-    stop: int
-    time_major: bool = False
-
-    @property
-    def batch_dim(self) -> int:
-        return 0
-
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return Product().forward(x, weight[self.start : self.stop], bias)
-
-    def backward(self, dy: Tensor, x: Tensor, weight: Tensor, mask: Sequence[bool]) -> Gradients:
-        dx, part, db = Product().backward(dy, x, weight[self.start : self.stop], mask)
-        if part is None:
-            return dx, None, db
-        dw = part.new_zeros(weight.shape)
-        dw[self.start : self.stop] = part
-        return dx, dw, db
-
-    def output_error(self, dy: Tensor) -> Tensor:
-        return dy
-
-    def positions(self, x: Tensor) -> tuple[int, ...]:
-        return Product().positions(x)
-
-    def spread(self, projected: Tensor, x: Tensor) -> Tensor:
-        return Product().spread(projected, x)
 
 
 def _same(query: Tensor, key: Tensor, value: Tensor) -> list[tuple[int, int]]:

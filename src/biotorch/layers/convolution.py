@@ -108,36 +108,13 @@ class Convolution(NamedTuple):
         return x if self.outside is None else self.outside.apply(x)
 
 
-class Dense(NamedTuple):
+class Dense(Convolution):
     """A convolution whose direct feedback is a matrix (n_out, C_in * positions) (Nokland 2016)."""
-
-    convolution: Convolution
-    label: str
-
-    @property
-    def batch_dim(self) -> int:
-        return 0
-
-    @property
-    def time_major(self) -> bool:
-        return False
-
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return self.convolution.forward(x, weight, bias)
-
-    def backward(self, dy: Tensor, x: Tensor, weight: Tensor, mask: Sequence[bool]) -> Gradients:
-        return self.convolution.backward(dy, x, weight, mask)
-
-    def output_error(self, dy: Tensor) -> Tensor:
-        return self.convolution.output_error(dy)
-
-    def positions(self, x: Tensor) -> tuple[int, ...]:
-        return self.convolution.positions(x)
 
     def spread(self, projected: Tensor, x: Tensor) -> Tensor:
         if projected.shape[1] != x[0].numel():
             raise RuntimeError(
-                f"{self.label}: feedback='dense' was made for inputs of {projected.shape[1]} values, these have "
+                f"feedback='dense' was made for inputs of {projected.shape[1]} values, these have "
                 f"{x[0].numel()} ({'x'.join(map(str, x.shape[1:]))}): convert with inputs=... of this size"
             )
         return projected.view(x.shape)
@@ -215,7 +192,7 @@ class _ConvolutionLayer(FeedbackLayer):
 
     def _operation(self, x: Tensor, convolution: Convolution) -> tuple[Tensor, Operation]:
         dense = isinstance(self.rule, DirectRule) and self.rule.feedback == "dense"
-        return self._batched(x), Dense(convolution, self.label) if dense else convolution
+        return self._batched(x), Dense(*convolution) if dense else convolution
 
     def _batched(self, x: Tensor) -> Tensor:
         return x if x.dim() == len(self.kernel_size) + 2 else x.unsqueeze(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,17 +19,25 @@ class Product(NamedTuple):
 
     batch_dim: int = 0
     time_major: bool = False
+    #: First and last + 1, where the product is with some rows of W.
+    rows: tuple[int, int] | None = None
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # Beyond two dimensions F.linear returns a view, and autograd forbids to change a view that was
         # made inside a Function in place (a following ReLU(inplace=True)); a detached alias is none.
-        return F.linear(x, weight, bias).detach()
+        return F.linear(x, self._part(weight), bias).detach()
 
     def backward(self, dy: Tensor, x: Tensor, weight: Tensor, mask: Sequence[bool]) -> Gradients:
-        dx = dy @ weight if mask[0] else None
-        rows = dy.reshape(-1, dy.shape[-1])
-        dw = rows.T @ x.reshape(-1, x.shape[-1]) if mask[1] else None
-        return dx, dw, rows.sum(0) if mask[2] else None
+        dx = dy @ self._part(weight) if mask[0] else None
+        flat, dw = dy.reshape(-1, dy.shape[-1]), None
+        if mask[1]:
+            dw = flat.T @ x.reshape(-1, x.shape[-1])
+            if self.rows is not None:
+                dw = dw.new_zeros(weight.shape).index_copy_(0, torch.arange(*self.rows, device=dw.device), dw)
+        return dx, dw, flat.sum(0) if mask[2] else None
+
+    def _part(self, weight: Tensor) -> Tensor:
+        return weight if self.rows is None else weight[slice(*self.rows)]
 
     def output_error(self, dy: Tensor) -> Tensor:
         return dy
