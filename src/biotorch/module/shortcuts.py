@@ -54,14 +54,14 @@ def residual_blocks(model: nn.Module, patterns: Sequence[str] = ()) -> dict[str,
 
 
 def possible_blocks(model: nn.Module, patterns: Sequence[str] = ()) -> dict[str, nn.Module]:
-    """The residual blocks, and whatever else is called a block or a layer and has several layers inside.
+    """The residual blocks, and whatever else is called like one and has several layers inside.
 
     For the audit, which measures whether anything goes past them: the more it looks at, the better.
     """
     candidates = {
         name: module
         for name, module in model.named_modules()
-        if type(module).__name__.endswith(("Block", "Layer")) and sum(1 for _ in module.children()) > 1
+        if type(module).__name__.endswith(("Block", "Layer", "Bottleneck", "Residual")) and sum(1 for _ in module.children()) > 1
     }
     return {**residual_blocks(model, patterns), **candidates}
 
