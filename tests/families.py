@@ -265,8 +265,8 @@ What `biotorch.convert` makes of each family under `fa`, `usf` and `dfa`: the la
 backpropagation, and the audit's leak (0 nothing, 0.5 signs, 1 weights are transported). In every row, unless it says
 otherwise, a forward and a backward gave every weight matrix of every converted layer a finite gradient that is not
 zero. "Past the feedback" is the largest share of the gradient under `dfa` (shortcuts kept) that reaches a layer or
-block by identity paths or parallel branches; `shortcuts="cut"` closes those of the common residual blocks, `blocks=[...]`
-those it names.
+block by identity paths or parallel branches; `shortcuts="cut"` closes those of the common residual blocks, and
+`blocks=[...]` those it names.
 
 The networks are the smallest of their families, with random weights, some with fewer blocks. The rows are made by
 `tests/families.py` (torch {torch.__version__.split("+")[0]}, torchvision {torchvision.__version__.split("+")[0]}).

@@ -92,7 +92,8 @@ def _stray_gradient(label: str) -> RuntimeError:
     return RuntimeError(
         f"{label}: a gradient arrived that did not come through the network's output layer, so there is no "
         "error to project. Either the loss does not use the output layer (it never ran, or ran under "
-        "reentrant checkpointing: use_reentrant=False), or another layer is the output: name it with "
+        "reentrant checkpointing: use_reentrant=False), "
+        "it was converted again without the others, or another layer is the output: name it with "
         'biotorch.convert(model, ..., output="name"), or a list of names if there are several heads '
         "(a layer built by hand: output=True)."
     )

@@ -67,6 +67,7 @@ class MultiheadAttention(FeedbackLayer, nn.MultiheadAttention):
         if self.plain:
             masks = key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
             return nn.MultiheadAttention.forward(self, query, key, value, *masks)
+        self._check(query, key, value, key_padding_mask, attn_mask)
         if is_causal and attn_mask is None:
             raise RuntimeError("is_causal is a hint about attn_mask, which is missing")
         batched = query.dim() == 3
@@ -80,12 +81,38 @@ class MultiheadAttention(FeedbackLayer, nn.MultiheadAttention):
             attended = weights @ v
             weights = weights.mean(1) if average_attn_weights else weights
         else:
-            attended = F.scaled_dot_product_attention(q, k, v, mask, dropout)
+            hinted = is_causal and key_padding_mask is None  # torch then takes the hint for the mask
+            attended = F.scaled_dot_product_attention(q, k, v, None if hinted else mask, dropout, is_causal=hinted)
         joined = attended.transpose(1, 2).flatten(2)
         y = self.carry("out_proj.weight", joined, self.out_proj.bias, Product(0, time_major))
         if not batched:
             return y.squeeze(0), None if weights is None else weights.squeeze(0)
         return y.transpose(0, 1) if time_major else y, weights
+
+    def _check(
+        self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None, attn_mask: Tensor | None
+    ) -> None:
+        """Refuse what torch refuses, instead of broadcasting it."""
+        label = self.label or type(self).__name__
+        dims = {query.dim(), key.dim(), value.dim()}
+        if len(dims) > 1 or not dims <= {2, 3}:
+            raise ValueError(f"{label}: query, key and value are all (positions, features) or all have a batch")
+        batch_dim = 0 if self.batch_first else 1
+        batched = query.dim() == 3
+        n = query.shape[batch_dim] if batched else 1
+        if batched and not n == key.shape[batch_dim] == value.shape[batch_dim]:
+            raise ValueError(f"{label}: query, key and value have different numbers of examples")
+        t, s = (x.shape[1 - batch_dim] if batched else len(x) for x in (query, key))
+        allowed: dict[str, list[tuple[int, ...]]]
+        allowed = {"attn_mask": [(t, s), (n * self.num_heads, t, s)], "key_padding_mask": [(n, s) if batched else (s,)]}
+        for name, mask in {"attn_mask": attn_mask, "key_padding_mask": key_padding_mask}.items():
+            if mask is None:
+                continue
+            if mask.dtype != torch.bool and not mask.is_floating_point():
+                raise TypeError(f"{label}: {name} is boolean (True: masked) or floating point, not {mask.dtype}")
+            if tuple(mask.shape) not in allowed[name]:
+                shapes = " or ".join(str(shape) for shape in allowed[name])
+                raise ValueError(f"{label}: {name} has shape {tuple(mask.shape)}, needed is {shapes}")
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor, time_major: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, (N, heads, positions, head_dim)."""

@@ -89,7 +89,7 @@ class FeedbackLayer(RuleState):
 
     def operation(self, x: Tensor) -> tuple[Tensor, Operation]:
         """The input with a batch dimension, and the layer's linear map on it."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has neither an operation(x) nor a forward of its own")
 
     def entry(self, x: Tensor) -> Operation:
         """The operation that reads `x`, for a block that begins with this layer and is cut off from gradients.

@@ -21,6 +21,7 @@ class _Cell(FeedbackLayer):
 
     bias_ih: Any  # a Tensor or None: torch says Tensor
     bias_hh: Any
+    input_size: int
     hidden_size: int
 
     @property
@@ -31,6 +32,11 @@ class _Cell(FeedbackLayer):
         return Product()
 
     def _gates(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        if x.dim() != 2 or h.shape != (len(x), self.hidden_size):
+            raise ValueError(
+                f"{self.label or type(self).__name__} takes an input (N, {self.input_size}) and a state "
+                f"(N, {self.hidden_size}), got {tuple(x.shape)} and {tuple(h.shape)}"
+            )
         return (
             self.carry("weight_ih", x, self.bias_ih, Product()),
             self.carry("weight_hh", h, self.bias_hh, Product()),

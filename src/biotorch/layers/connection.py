@@ -65,12 +65,17 @@ class Connection(NamedTuple):
 
 def feedback_name(parameter: str) -> str:
     """Where a layer keeps the B of a parameter: `feedback` of `weight`, `in_proj_feedback` of `in_proj_weight`."""
-    return parameter.replace(".", "_").replace("weight", "feedback")
+    return _named_after(parameter, "feedback")
 
 
 def norm_name(parameter: str) -> str:
     """Where it keeps the norm that W started with, for `constrain_weights`."""
-    return parameter.replace(".", "_").replace("weight", "initial_norm")
+    return _named_after(parameter, "initial_norm")
+
+
+def _named_after(parameter: str, what: str) -> str:
+    name = parameter.replace(".", "_")
+    return name.replace("weight", what) if "weight" in name else f"{name}_{what}"
 
 
 def bias_name(parameter: str) -> str:

@@ -29,9 +29,14 @@ def register_layer(torch_type: type[nn.Module]) -> Callable[[_Layer], _Layer]:
 
     Raises:
         TypeError: the class derives not from both FeedbackLayer and `torch_type`, FeedbackLayer first.
+        ValueError: `torch_type` is registered already.
     """
 
     def add(layer_type: _Layer) -> _Layer:
+        if not isinstance(layer_type, type) or not isinstance(torch_type, type):
+            raise TypeError("register_layer(torch_type) decorates a class, and torch_type is one")
+        if torch_type in LAYER_TYPES:
+            raise ValueError(f"{torch_type.__name__} has a feedback version: {LAYER_TYPES[torch_type].__name__}")
         order = layer_type.__mro__
         if not issubclass(layer_type, FeedbackLayer) or torch_type not in order:
             raise TypeError(f"{layer_type.__name__} must derive from FeedbackLayer and {torch_type.__name__}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -143,21 +143,24 @@ class RuleState(nn.Module):
         """B as the backward pass uses it, in the shape of W; None under a direct rule."""
         return self.connections[0].effective_feedback
 
-    def after_update(self, redraw: bool) -> None:
+    def after_update(self, redraw: bool, stepped: Container[int]) -> None:
         """What follows an optimizer step (see `biotorch.layers.updates`).
 
         `redraw` is False after the step of an optimizer that wraps another: the rule has had its update
-        after the inner step, but the weights may have changed again.
+        after the inner step, but the weights may have changed again. `stepped` are the ids of the parameters that
+        the optimizer holds: the others of the layer may be another's.
         """
         with torch.no_grad():
             if self.rule.constrain_weights:
                 for connection in self.connections:
                     norm, wanted = connection.weight.norm(), self._buffers[norm_name(connection.parameter)]
                     connection.trained.mul_(torch.where(norm > 0, wanted / norm, 1))
-            stepped = [connection for connection in self.connections if connection.trained.grad is not None]
-            if redraw and self.rule.has_update() and stepped:
+            updated = [
+                each for each in self.connections if id(each.trained) in stepped and each.trained.grad is not None
+            ]
+            if redraw and self.rule.has_update() and updated:
                 self.feedback_draws += 1
-                for connection in stepped:
+                for connection in updated:
                     seed = seeding.derive(self.feedback_seeds[connection.parameter], "feedback", self.feedback_draws)
                     generator = seeding.generator(seed, connection.weight.device)
                     self.rule.after_update(connection.weight, connection.buffer, generator)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -22,7 +22,7 @@ class Updated(Protocol):
 
     def get_parameter(self, target: str) -> torch.nn.Parameter: ...
 
-    def after_update(self, redraw: bool) -> None: ...
+    def after_update(self, redraw: bool, stepped: Container[int]) -> None: ...
 
 
 _watched: weakref.WeakSet[Updated] = weakref.WeakSet()
@@ -54,7 +54,7 @@ def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
         layers = list(_watched)
     for layer in layers:
         if any(id(layer.get_parameter(name)) in stepped for name in layer.weight_names):
-            layer.after_update(redraw=not wraps)
+            layer.after_update(not wraps, stepped)
 
 
 register_optimizer_step_post_hook(_after_step)

@@ -53,7 +53,8 @@ def convert(
         output_dim: size of the output, only to be checked against the model.
         strict: raise where a layer would be left on backpropagation, instead of warning.
         seed: of B (and of W with `copy_weights=False`), together with the layer's name: two networks
-            of one architecture and seed get the same B. Default: `torch.initial_seed()`.
+            of one architecture and seed get the same B, and so do equal parts of one network that are converted
+            one by one: convert the whole, or give each its own. Default: `torch.initial_seed()`.
         inputs: an example batch (a tensor, a tuple of arguments or a mapping of keyword arguments): the input
             size that `feedback="dense"` makes B for. The model is run on it once, in eval mode.
         **options: options of the rule; with several rules each takes those it knows.

@@ -12,7 +12,7 @@ from biotorch import seeding
 from biotorch.broadcast import Output
 from biotorch.layers import Connection, FeedbackLayer, feedback_type, reading_type
 from biotorch.module.feedback_forms import hold_shared_feedback
-from biotorch.module.plan import ConversionWarning, Planned
+from biotorch.module.plan import ConversionError, ConversionWarning, Planned
 from biotorch.module.shortcuts import install_cuts, remove_cuts
 from biotorch.rules import DirectRule
 
@@ -25,12 +25,36 @@ def install(
     seed: int,
     dense: Mapping[str, tuple[int, ...]],
 ) -> None:
-    """Carry the plan out: nothing can go wrong from here on.
+    """Carry the plan out; where a rule or layer of the user's own fails, the network is as it was.
 
     Args:
         outputs: the output layers by id.
         dense: rows of a dense B by layer name.
+
+    Raises:
+        ConversionError: what failed.
     """
+    before = [(item.layer, type(item.layer), dict(vars(item.layer)), dict(item.layer._buffers)) for item in planned]
+    try:
+        _install(model, planned, outputs, copy_weights, seed, dense)
+    except Exception as error:
+        for layer, kind, attributes, buffers in before:
+            layer.__class__ = kind
+            layer.__dict__.clear()
+            layer.__dict__.update(attributes)
+            layer._buffers.clear()
+            layer._buffers.update(buffers)
+        raise ConversionError(f"a rule or a registered layer failed: {error}") from error
+
+
+def _install(
+    model: nn.Module,
+    planned: list[Planned],
+    outputs: dict[int, Output],
+    copy_weights: bool,
+    seed: int,
+    dense: Mapping[str, tuple[int, ...]],
+) -> None:
     converted = [(_converted(item), item.rule, seeding.derive(seed, item.name)) for item in planned]
     if not copy_weights:
         drawn: set[int] = set()  # tied weights are drawn once, before any B is made of them
@@ -83,7 +107,7 @@ def _connect(model: nn.Module, outputs: dict[int, Output]) -> None:
             "shortcuts='cut' found no residual block to cut: if there are any, name them with "
             "blocks=['pattern', ...]; biotorch.audit shows whether gradient passes the feedback",
             ConversionWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

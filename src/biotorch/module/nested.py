@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,6 +37,8 @@ def tensors(output: Any) -> list[Tensor]:
         return [output] if output.is_floating_point() else []
     if isinstance(output, Mapping):
         output = list(output.values())
+    elif dataclasses.is_dataclass(output):
+        output = list(vars(output).values())
     if isinstance(output, tuple | list):
         return [tensor for part in output for tensor in tensors(part)]
     return []

@@ -22,6 +22,9 @@ _AUXILIARY_HEADS: dict[str, tuple[str, ...]] = {
 }
 
 
+_CURE = "Name the output layer, a layer with a rule, as output=...; 'backpropagation' is a rule, too."
+
+
 def auxiliary_heads(model: nn.Module) -> list[str]:
     """Names of the heads beside the last layer, in networks of known families wherever they are in `model`."""
     names = []
@@ -56,7 +59,9 @@ def find_outputs(
         with as_feedback(ruled[name]) as layer:
             size = layer.output_size
         if size is None:
-            problems.append(f"{name} ({type(ruled[name]).__name__}) cannot be the output layer: no affine map gives it")
+            problems.append(
+                f"{name} ({type(ruled[name]).__name__}) cannot be the output layer: no affine map gives it. {_CURE}"
+            )
             continue
         outputs[id(ruled[name])] = Output(start, start + size)
         start += size
@@ -82,7 +87,6 @@ def _output_names(
     problems: list[str],
 ) -> list[str]:
     """The output layers asked for, or the last layer and known auxiliary heads; what is wrong goes to `problems`."""
-    cure = "Name the output layer, a layer with a rule, as output=...; 'backpropagation' is a rule, too."
     if output is None:
         layers = [entry for entry in entries if entry.kind != "local"]
         if not layers:
@@ -91,12 +95,12 @@ def _output_names(
         if last.name in ruled:
             return [*(name for name in auxiliary if name in ruled and name != last.name), last.name]
         why = last.reason or "it was given no rule"
-        problems.append(f"the output layer cannot be inferred: the last layer is {last.name!r}, but {why}. {cure}")
+        problems.append(f"the output layer cannot be inferred: the last layer is {last.name!r}, but {why}. {_CURE}")
         return []
     names = [output] if isinstance(output, str) else output
     if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):
         problems.append(f"output={output!r} is neither a layer's name nor a list of names")
         return []
     strange = [name for name in names if name not in ruled]
-    problems += [f"{unknown('output layer', name, ruled)} {cure}" for name in strange]
+    problems += [f"{unknown('output layer', name, ruled)} {_CURE}" for name in strange]
     return [name for name in dict.fromkeys(names) if name in ruled]

@@ -16,7 +16,6 @@ from biotorch.rules import DirectRule
 _BLOCKS = {
     "biotorch.models.cifar_resnet.BasicBlock",
     "timm.models.convnext.ConvNeXtBlock",
-    "timm.models.mlp_mixer.MixerBlock",
     "timm.models.resnet.BasicBlock",
     "timm.models.resnet.Bottleneck",
     "timm.models.swin_transformer.SwinTransformerBlock",
@@ -61,7 +60,8 @@ def possible_blocks(model: nn.Module, patterns: Sequence[str] = ()) -> dict[str,
     candidates = {
         name: module
         for name, module in model.named_modules()
-        if type(module).__name__.endswith(("Block", "Layer", "Bottleneck", "Residual")) and sum(1 for _ in module.children()) > 1
+        if type(module).__name__.endswith(("Block", "Layer", "Bottleneck", "Residual"))
+        and sum(1 for _ in module.children()) > 1
     }
     return {**residual_blocks(model, patterns), **candidates}
 
@@ -71,7 +71,7 @@ def outermost(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Module]
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         inside = any(name.startswith(f"{outer}.") for outer in found)
-        if not inside and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+        if name and not inside and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
             found[name] = module
     return found
 

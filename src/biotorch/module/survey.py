@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -80,7 +81,7 @@ def is_known_local(module: nn.Module) -> bool:
 def owned_modules(module: nn.Module) -> list[nn.Module]:
     """Submodules that a layer reads itself, as attention its output projection."""
     kind = type(module) if isinstance(module, FeedbackLayer) else feedback_type(type(module))
-    if kind is None or kind.obstacle(module) or _obstacle(module):
+    if kind is None or kind.obstacle(module) or _obstacle(module) or _obstacle_inside(module, kind.owned):
         return []
     return [module.get_submodule(name) for name in kind.owned]
 
@@ -93,7 +94,7 @@ def _classify(module: nn.Module) -> tuple[Kind, str]:
     if isinstance(module, FeedbackLayer):
         return "feedback", ""
     if (kind := feedback_type(type(module))) is not None:
-        obstacle = _obstacle(module) or kind.obstacle(module)
+        obstacle = _obstacle(module) or kind.obstacle(module) or _obstacle_inside(module, kind.owned)
         return ("left", obstacle) if obstacle else ("convertible", "")
     if isinstance(module, _LOCAL):
         return "local", f"{'lookup' if isinstance(module, _LOOKUPS) else 'normalisation'}, local"
@@ -121,6 +122,16 @@ def _classify_by_parameters(module: nn.Module, matrices: dict[str, nn.Parameter]
     if next(module.children(), None) is not None:
         return "left", "parameters used by a composite module's own code; biotorch.audit shows what they do"
     return "left", f"no feedback version of {type(module).__name__}"
+
+
+def _obstacle_inside(module: nn.Module, owned: Sequence[str]) -> str:
+    """The same for the submodules that the layer reads itself."""
+    for name in owned:
+        inner = module.get_submodule(name)
+        why = "it is parametrized" if parametrize.is_parametrized(inner) else _obstacle(inner)
+        if why:
+            return f"{name}: {why}"
+    return ""
 
 
 def _obstacle(module: nn.Module) -> str:

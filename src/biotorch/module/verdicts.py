@@ -66,8 +66,8 @@ class Audit:
             if found != "nothing":
                 groups.setdefault((str(found), found.reason), []).append(name)
         parts = [f"{what} of {_some(names)}: {why}" for (what, why), names in groups.items()]
-        if self.shortcuts:
-            share = max(self.shortcuts.values())
+        share = max(self.shortcuts.values(), default=0.0)
+        if share >= 0.005:
             why = (
                 "identity paths and parallel branches, which shortcuts='keep' leaves"
                 if self.direct
