@@ -78,11 +78,6 @@ def _named_after(parameter: str, what: str) -> str:
     return name.replace("weight", what) if "weight" in name else f"{name}_{what}"
 
 
-def bias_name(parameter: str) -> str:
-    """The bias that goes with a weight."""
-    return parameter.replace("weight", "bias")
-
-
 def is_feedback(name: str) -> bool:
     """Whether an entry of a state_dict belongs to a layer's feedback, rather than to the network."""
     last = name.rpartition(".")[2]

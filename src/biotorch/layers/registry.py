@@ -50,7 +50,9 @@ def register_layer(torch_type: type[nn.Module]) -> Callable[[_Layer], _Layer]:
 
 
 def feedback_type(torch_type: type[nn.Module]) -> type[FeedbackLayer] | None:
-    """The feedback version of exactly `torch_type`, or None."""
+    """The feedback version of exactly `torch_type`, or None; a feedback layer's is its own."""
+    if issubclass(torch_type, FeedbackLayer):
+        return torch_type
     if torch_type not in LAYER_TYPES:
         home = _ON_DEMAND.get(f"{torch_type.__module__}.{torch_type.__qualname__}")
         if home is not None:
@@ -62,8 +64,7 @@ def feedback_type(torch_type: type[nn.Module]) -> type[FeedbackLayer] | None:
 def as_feedback(layer: nn.Module) -> Iterator[FeedbackLayer]:
     """The layer with the class it will have, to be asked about shapes."""
     before: type[nn.Module] = layer.__class__
-    if not isinstance(layer, FeedbackLayer):
-        layer.__class__ = feedback_type(before) or before
+    layer.__class__ = feedback_type(before) or before
     try:
         assert isinstance(layer, FeedbackLayer)
         yield layer

@@ -19,12 +19,12 @@ from biotorch.rules import DirectRule, Rule, initial, make
 def with_points(model: nn.Module, planned: list[Planned]) -> list[Planned]:
     """Where a rule has feedback points: the first layer of each block holds its B, the others get backpropagation."""
     first: set[str] = set()
-    inside: dict[str, str] = {}
+    inside: set[str] = set()
     for rule in {item.rule for item in planned if isinstance(item.rule, DirectRule) and item.rule.points}:
         for block in outermost(model, rule.points):
             names = [item.name for item in planned if item.rule == rule and f"{item.name}.".startswith(f"{block}.")]
             first.update(names[:1])
-            inside |= dict.fromkeys(names[1:], block)
+            inside.update(names[1:])
     marked = [item._replace(at_point=item.name in first) for item in planned]
     return [item._replace(rule=_backpropagation_like(item.rule)) if item.name in inside else item for item in marked]
 
@@ -75,7 +75,7 @@ def dense_sizes(model: nn.Module, planned: list[Planned], inputs: Any) -> dict[s
 
 
 def _has_dense_size(layer: nn.Module) -> bool:
-    kind = type(layer) if isinstance(layer, FeedbackLayer) else feedback_type(type(layer))
+    kind = feedback_type(type(layer))
     return kind is not None and kind.dense_size is not FeedbackLayer.dense_size
 
 

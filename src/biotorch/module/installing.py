@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -34,9 +35,40 @@ def install(
     Raises:
         ConversionError: what failed.
     """
+    with _all_or_nothing(planned):
+        converted = [(_converted(item), item.rule, seeding.derive(seed, item.name)) for item in planned]
+        if not copy_weights:
+            drawn: set[int] = set()  # tied weights are drawn once, before any B is made of them
+            for layer, rule, own_seed in converted:
+                weights = {id(connection.trained) for connection in layer.connections}
+                if not weights <= drawn:
+                    drawn |= weights
+                    layer.initialise_weights(rule, own_seed)
+        n_out = max((output.stop for output in outputs.values()), default=None)
+        holder = next((m for m in model.modules() if id(m) in outputs and isinstance(m, FeedbackLayer)), None)
+        first_with: dict[tuple[Any, ...], Connection] = {}  # connections that share W share B
+        for (layer, rule, own_seed), item in zip(converted, planned, strict=True):
+            row, twins = dense.get(item.name), {}
+            for connection in layer.connections:
+                # A convolution and a transposed one may share W, but not a direct rule's B: it has another shape.
+                shape = (row or layer.projection_shape(connection.parameter)) if rule.direct else None
+                twin = first_with.setdefault((id(connection.trained), rule, shape), connection)
+                if twin.layer is not layer or twin.parameter != connection.parameter:
+                    twins[connection.parameter] = twin
+            layer.set_rule(
+                rule, own_seed, n_out, twins, row, holder if item.form == "shared" else None, at_point=item.at_point
+            )
+        hold_shared_feedback(model, planned, holder, n_out or 0, seed)
+        _mark_time_major(model)
+        _connect(model, outputs)
+
+
+@contextlib.contextmanager
+def _all_or_nothing(planned: list[Planned]) -> Iterator[None]:
+    """Where the block fails, the layers are as they were."""
     before = [(item.layer, type(item.layer), dict(vars(item.layer)), dict(item.layer._buffers)) for item in planned]
     try:
-        _install(model, planned, outputs, copy_weights, seed, dense)
+        yield
     except Exception as error:
         for layer, kind, attributes, buffers in before:
             layer.__class__ = kind
@@ -47,45 +79,9 @@ def install(
         raise ConversionError(f"a rule or a registered layer failed: {error}") from error
 
 
-def _install(
-    model: nn.Module,
-    planned: list[Planned],
-    outputs: dict[int, Output],
-    copy_weights: bool,
-    seed: int,
-    dense: Mapping[str, tuple[int, ...]],
-) -> None:
-    converted = [(_converted(item), item.rule, seeding.derive(seed, item.name)) for item in planned]
-    if not copy_weights:
-        drawn: set[int] = set()  # tied weights are drawn once, before any B is made of them
-        for layer, rule, own_seed in converted:
-            weights = {id(connection.trained) for connection in layer.connections}
-            if not weights <= drawn:
-                drawn |= weights
-                layer.initialise_weights(rule, own_seed)
-    n_out = max((output.stop for output in outputs.values()), default=None)
-    holder = next((m for m in model.modules() if id(m) in outputs and isinstance(m, FeedbackLayer)), None)
-    first_with: dict[tuple[Any, ...], Connection] = {}  # connections that share W share B
-    for (layer, rule, own_seed), item in zip(converted, planned, strict=True):
-        row, twins = dense.get(item.name), {}
-        for connection in layer.connections:
-            # A convolution and a transposed one may share W, but not a direct rule's B: it has another shape.
-            shape = (row or layer.projection_shape(connection.parameter)) if rule.direct else None
-            twin = first_with.setdefault((id(connection.trained), rule, shape), connection)
-            if twin.layer is not layer or twin.parameter != connection.parameter:
-                twins[connection.parameter] = twin
-        layer.set_rule(
-            rule, own_seed, n_out, twins, row, holder if item.form == "shared" else None, at_point=item.at_point
-        )
-    hold_shared_feedback(model, planned, holder, n_out or 0, seed)
-    _mark_time_major(model)
-    _connect(model, outputs)
-
-
 def _converted(item: Planned) -> FeedbackLayer:
     layer = item.layer
-    if not isinstance(layer, FeedbackLayer):
-        layer.__class__ = feedback_type(type(layer)) or type(layer)
+    layer.__class__ = feedback_type(type(layer)) or type(layer)
     assert isinstance(layer, FeedbackLayer)
     layer.label = item.name
     return layer
@@ -107,7 +103,7 @@ def _connect(model: nn.Module, outputs: dict[int, Output]) -> None:
             "shortcuts='cut' found no residual block to cut: if there are any, name them with "
             "blocks=['pattern', ...]; biotorch.audit shows whether gradient passes the feedback",
             ConversionWarning,
-            stacklevel=5,
+            stacklevel=4,
         )
 
 

@@ -80,7 +80,7 @@ def is_known_local(module: nn.Module) -> bool:
 
 def owned_modules(module: nn.Module) -> list[nn.Module]:
     """Submodules that a layer reads itself, as attention its output projection."""
-    kind = type(module) if isinstance(module, FeedbackLayer) else feedback_type(type(module))
+    kind = feedback_type(type(module))
     if kind is None or kind.obstacle(module) or _obstacle(module) or _obstacle_inside(module, kind.owned):
         return []
     return [module.get_submodule(name) for name in kind.owned]
