@@ -15,7 +15,8 @@ from torch.nn import functional as F
 import biotorch
 from biotorch import data
 from biotorch.experiment import ConfigError
-from biotorch.training import LossConfig, Trainer, TrainingConfig, evaluate, main_output, training_loss
+from biotorch.models.outputs import main_output
+from biotorch.training import LossConfig, Trainer, TrainingConfig, evaluate, training_loss
 from biotorch.training.evaluation import Tally, loss_size
 
 Heads = collections.namedtuple("Heads", ["logits", "aux_logits2", "aux_logits1"])

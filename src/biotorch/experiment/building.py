@@ -18,8 +18,9 @@ from biotorch.experiment.folder import RunFolder
 from biotorch.experiment.freezing import train_only
 from biotorch.experiment.reading import ConfigError
 from biotorch.layers import is_feedback
+from biotorch.models.outputs import main_output
 from biotorch.module.isolation import isolated
-from biotorch.training import main_output, training_loss
+from biotorch.training import training_loss
 
 #: Which model of a run: that of the lowest validation error, or that of the last checkpoint.
 Which = Literal["best", "latest"]

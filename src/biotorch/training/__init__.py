@@ -8,7 +8,7 @@ from biotorch.training.loop import Trainer
 from biotorch.training.losses import LossConfig
 from biotorch.training.observer import Observer, Record, Stopped
 from biotorch.training.optimizers import OptimizerConfig, SchedulerConfig
-from biotorch.training.outputs import main_output, training_loss
+from biotorch.training.outputs import training_loss
 from biotorch.training.random_state import ResumeError
 from biotorch.training.settings import Hyperparameters, MetricsConfig, TrainingConfig
 
@@ -29,6 +29,5 @@ __all__ = [
     "evaluate",
     "fit",
     "launch",
-    "main_output",
     "training_loss",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from biotorch.data import DataError, Split
-from biotorch.training.outputs import main_output
+from biotorch.models.outputs import main_output
 
 
 def loss_size(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor], float]:

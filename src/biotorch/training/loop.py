@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from biotorch import metrics, seeding
 from biotorch.data import Dataset
 from biotorch.frozen import SectionError
+from biotorch.models.outputs import main_output
 from biotorch.training import order, random_state
 from biotorch.training.divergence import diverged, diverged_after, require_finite
 from biotorch.training.evaluation import Tally, evaluate, loss_size
 from biotorch.training.infrastructure import any_process, gather, share_statistics
 from biotorch.training.observer import Observer, Record, Stopped
 from biotorch.training.optimizers import Schedule
-from biotorch.training.outputs import main_output, training_loss
+from biotorch.training.outputs import training_loss
 from biotorch.training.settings import TrainingConfig
 
 

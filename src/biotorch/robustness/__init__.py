@@ -1,0 +1,11 @@
+"""Adversarial robustness: attacks, and studies of them that do not fool their user."""
+
+from biotorch.robustness.attack import Attack, BoundsError, Outcome
+from biotorch.robustness.eotpgd import EOTPGD
+from biotorch.robustness.fgsm import FGSM
+from biotorch.robustness.noise import RandomSigns
+from biotorch.robustness.normalised import Normalised
+from biotorch.robustness.pgd import PGD
+from biotorch.robustness.tpgd import TPGD
+
+__all__ = ["EOTPGD", "FGSM", "PGD", "TPGD", "Attack", "BoundsError", "Normalised", "Outcome", "RandomSigns"]

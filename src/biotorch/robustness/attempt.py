@@ -1,0 +1,106 @@
+"""One batch under attack: what an attack may ask of the network, and what it costs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from biotorch.models.outputs import main_output
+from biotorch.module import true_gradients
+
+#: The gradient that a white-box attack follows: that of the network itself, or the one that its rule trains with.
+Gradient = Literal["true", "feedback"]
+
+
+class Attempt:
+    """A batch of images, their labels, and the network, which answers questions and counts them.
+
+    Attributes:
+        images: (n, ...) in [0, 1].
+        labels: (n,) int64.
+        generator: of all randomness, on the CPU.
+        queries: (n,) forward passes that each image has taken so far.
+        blind: (n,) where a gradient was asked for and was zero everywhere, or not finite.
+        losses: per step the loss (n,) of every image, NaN where it was not looked at.
+        clean_outputs: (n, C), those at the images themselves.
+        clean: (n,) whether each image is classified as its label says.
+    """
+
+    def __init__(self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> None:
+        self.model, self.images, self.labels, self.generator = model, images, labels, generator
+        self.queries = torch.zeros(len(images), dtype=torch.int64)
+        self.blind = torch.zeros(len(images), dtype=torch.bool)
+        self.losses: list[Tensor] = []
+        everyone = torch.arange(len(images), device=images.device)
+        with torch.no_grad():
+            self.clean_outputs = self.outputs(images, everyone)
+        self.queries.zero_()
+
+    def outputs(self, points: Tensor, index: Tensor) -> Tensor:
+        """Outputs (m, C) at points (m, ...), the j-th of which belongs to image `index[j]`.
+
+        Raises:
+            ValueError: the network does not return one row of outputs per image.
+        """
+        self.queries += index.cpu().bincount(minlength=len(self.queries))
+        outputs = main_output(self.model(points))
+        if outputs.dim() != 2 or len(outputs) != len(points):
+            raise ValueError(
+                f"attacks need outputs of shape (n, classes), and for {len(points)} images the network returns "
+                f"{tuple(outputs.shape)}"
+            )
+        return outputs
+
+    @property
+    def clean(self) -> Tensor:
+        return self.clean_outputs.argmax(1) == self.labels
+
+    def right(self, points: Tensor, index: Tensor) -> Tensor:
+        """Whether each of the points (m, ...) is classified as its label says: (m,)."""
+        with torch.no_grad():
+            return self.outputs(points, index).argmax(1) == self.labels[index]
+
+    def gradient(
+        self, points: Tensor, index: Tensor, loss: Callable[[Tensor, Tensor], Tensor], kind: Gradient
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the loss with respect to the points.
+
+        Args:
+            points: (m, ...), the j-th of which belongs to image `index[j]`.
+            index: (m,).
+            loss: of outputs (m, C) and labels (m,), per example.
+            kind: whose gradient.
+
+        Returns:
+            The gradient (m, ...), zero where it is not finite; the losses (m,); the outputs (m, C).
+        """
+        points = points.detach().requires_grad_()
+        with torch.enable_grad(), _route(self.model, kind):
+            outputs = self.outputs(points, index)
+            losses = loss(outputs, self.labels[index])
+        gradient = torch.zeros_like(points)
+        if losses.requires_grad:  # not in a network that detaches its input
+            (gradient,) = torch.autograd.grad(losses.sum(), points, allow_unused=True, materialize_grads=True)
+        flat = gradient.detach().flatten(1)
+        finite = flat.isfinite().all(1)
+        self.blind[index.cpu()] |= (~finite | (flat == 0).all(1)).cpu()
+        return gradient.detach().nan_to_num(0, 0, 0), losses.detach(), outputs.detach()
+
+    def record(self, losses: Tensor, index: Tensor) -> None:
+        """Keep the losses (m,) of a step, to see later whether they were still rising."""
+        row = torch.full((len(self.images),), torch.nan)
+        row[index.cpu()] = losses.float().cpu()
+        self.losses.append(row)
+
+
+@contextlib.contextmanager
+def _route(model: nn.Module, kind: Gradient) -> Iterator[None]:
+    if kind == "true":
+        with true_gradients(model):
+            yield
+    else:
+        yield

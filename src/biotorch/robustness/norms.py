@@ -1,0 +1,54 @@
+"""The balls that perturbations stay in: of radius epsilon around an image, in L∞ or L2, within [0, 1]."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Norm = Literal["linf", "l2"]
+
+_SMALLEST = 1e-12
+
+
+def size(perturbation: Tensor, norm: Norm) -> Tensor:
+    """The norm of each example's perturbation: (n, ...) to (n,)."""
+    flat = perturbation.flatten(1)
+    return flat.abs().amax(1) if norm == "linf" else flat.norm(dim=1)
+
+
+def project(points: Tensor, images: Tensor, epsilon: float, norm: Norm) -> Tensor:
+    """The points (n, ...), each brought into the ball around its image, and into [0, 1].
+
+    Clamping to [0, 1] never leads out of the ball, since the image itself lies in [0, 1].
+    """
+    change = points - images
+    if norm == "linf":
+        change = change.clamp(-epsilon, epsilon)
+    else:
+        change = change * (epsilon / _per_example(size(change, norm), change).clamp_min(_SMALLEST)).clamp(max=1)
+    return (images + change).clamp(0, 1)
+
+
+def random_point(images: Tensor, epsilon: float, norm: Norm, generator: torch.Generator) -> Tensor:
+    """A point of each image's ball, uniformly distributed in it, then clamped to [0, 1]."""
+    if norm == "linf":
+        change = torch.empty(images.shape, dtype=images.dtype).uniform_(-epsilon, epsilon, generator=generator)
+    else:
+        change = torch.randn(images.shape, dtype=images.dtype, generator=generator)
+        share = torch.rand(len(images), dtype=images.dtype, generator=generator) ** (1 / images[0].numel())
+        change = epsilon * change * _per_example(share / size(change, norm).clamp_min(_SMALLEST), change)
+    return (images + change.to(images.device)).clamp(0, 1)
+
+
+def steepest(gradient: Tensor, norm: Norm) -> Tensor:
+    """The direction of size one in which the loss rises most: sign(g) in L∞, g / |g| in L2."""
+    if norm == "linf":
+        return gradient.sign()
+    return gradient / _per_example(size(gradient, norm), gradient).clamp_min(_SMALLEST)
+
+
+def _per_example(values: Tensor, like: Tensor) -> Tensor:
+    """(n,) as (n, 1, ...), to be multiplied with (n, ...)."""
+    return values.reshape(-1, *[1] * (like.dim() - 1))
