@@ -14,7 +14,7 @@ import torch
 from networks import RULES
 
 from biotorch.experiment import Display, run
-from biotorch.training.infrastructure import state_hash
+from biotorch.hashing import state_hash
 
 RANK = int(os.environ["RANK"])
 FOLDER = Path(sys.argv[1])

@@ -35,7 +35,7 @@ from biotorch.experiment.progress import Progress
 from biotorch.experiment.reading import parse_override
 from biotorch.experiment.schema import json_schema
 from biotorch.report import angle_figure, table
-from biotorch.report.table import as_rich
+from biotorch.tables import as_rich
 from biotorch.training import DivergenceError, ResumeError
 from biotorch.training.infrastructure import is_first_process
 

@@ -12,6 +12,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 import biotorch
+from biotorch import writing
 from biotorch.experiment import checkpoints, documents
 from biotorch.experiment.results import plain
 from biotorch.training import Record
@@ -50,7 +51,7 @@ class RunFolder:
             raise LockedError(
                 f"another process is working on {self.path}: wait for it, or choose another experiment.name"
             ) from error
-        checkpoints.remove_unfinished(self.path)
+        writing.remove_unfinished(self.path)
 
     def release(self) -> None:
         """Give the folder back."""
@@ -64,7 +65,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Forget a run: remove what an earlier one has written, its results first."""
-        mine = (self.results, self.table, self.latest, checkpoints.previous(self.latest), self.best)
+        mine = (self.results, self.table, self.latest, writing.previous(self.latest), self.best)
         for path in (*mine, self.best_accuracy, self.metrics, self.wandb, self.config):
             path.unlink(missing_ok=True)
         for folder in (self.logs, self.path / "wandb"):
@@ -75,7 +76,7 @@ class RunFolder:
     def write_config(self, config: dict[str, Any]) -> None:
         """The resolved configuration; run again, it gives the same run."""
         head = f"# Resolved by biotorch {biotorch.__version__}; `biotorch run` on this file repeats the run.\n"
-        checkpoints.write_text(self.config, head + documents.dump(config))
+        writing.write_text(self.config, head + documents.dump(config))
 
     def read_config(self) -> dict[str, Any] | None:
         """The resolved configuration of an earlier start, or None.
@@ -95,7 +96,7 @@ class RunFolder:
 
     def write_metrics(self, history: Sequence[Record]) -> None:
         """Make metrics.jsonl hold exactly these records."""
-        checkpoints.write_text(self.metrics, "".join(map(_line, history)))
+        writing.write_text(self.metrics, "".join(map(_line, history)))
 
     def append_metrics(self, record: Record) -> None:
         """One more record."""

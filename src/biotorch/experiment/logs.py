@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from biotorch.experiment import checkpoints
+from biotorch import writing
 from biotorch.experiment.config import Config
 from biotorch.experiment.folder import RunFolder
 from biotorch.training import Record
@@ -78,7 +78,7 @@ class WeightsAndBiases:
                 "logging.wandb needs Weights & Biases: pip install 'biotorch[wandb]', or leave the key out"
             ) from error
         if not folder.wandb.is_file():
-            checkpoints.write_text(folder.wandb, uuid.uuid4().hex)
+            writing.write_text(folder.wandb, uuid.uuid4().hex)
         self.run: Any = wandb.init(
             project=project,
             name=str(folder.path),

@@ -16,7 +16,7 @@ import torchvision
 from lightning_fabric import Fabric
 
 import biotorch
-from biotorch.experiment import checkpoints
+from biotorch import writing
 
 #: One finished run: config, data, validation, test, history, state_hash, seconds, environment.
 Result = dict[str, Any]
@@ -32,8 +32,8 @@ def save(path: Path, result: Result) -> Result:
     The results come last and whole: a folder that has them is a finished run.
     """
     result = plain(result)
-    checkpoints.write_text(path.with_suffix(".csv"), _csv(result))
-    checkpoints.write_text(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
+    writing.write_text(path.with_suffix(".csv"), _csv(result))
+    writing.write_text(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
     return result
 
 

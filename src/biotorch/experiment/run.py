@@ -13,7 +13,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from biotorch import data, seeding
+from biotorch import data, seeding, writing
 from biotorch.experiment import checkpoints, results
 from biotorch.experiment.building import build_model, check_input, checkpoint_digest
 from biotorch.experiment.claiming import claim, finished
@@ -25,8 +25,9 @@ from biotorch.experiment.reading import ConfigError, Study
 from biotorch.experiment.results import Result
 from biotorch.experiment.signals import Interrupted, StopRequest, stop_requests
 from biotorch.frozen import SectionError
+from biotorch.hashing import state_hash
 from biotorch.training import Stopped, Trainer, evaluate
-from biotorch.training.infrastructure import gather, require_equal_feedback, state_hash
+from biotorch.training.infrastructure import gather, require_equal_feedback
 from biotorch.training.random_state import repeatable
 
 _T = TypeVar("_T")
@@ -182,8 +183,8 @@ def _train(
 
 def _finish(folder: RunFolder, result: Result) -> Result:
     if result["validation"] is not None:
-        checkpoints.write_text(folder.best_accuracy, f"{100 - result['validation']['error']}\n")
-    checkpoints.previous(folder.latest).unlink(missing_ok=True)
+        writing.write_text(folder.best_accuracy, f"{100 - result['validation']['error']}\n")
+    writing.previous(folder.latest).unlink(missing_ok=True)
     return results.save(folder.results, result)
 
 

@@ -1,6 +1,6 @@
 """Results to tables and figures."""
 
 from biotorch.report.figures import angle_figure
-from biotorch.report.table import Table, table
+from biotorch.report.table import table
 
-__all__ = ["Table", "angle_figure", "table"]
+__all__ = ["angle_figure", "table"]

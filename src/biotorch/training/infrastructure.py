@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import warnings
-from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -22,6 +20,7 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from biotorch.frozen import Section, SectionError
+from biotorch.hashing import state_hash
 from biotorch.layers import is_feedback
 
 _T = TypeVar("_T")
@@ -197,16 +196,6 @@ def any_process(fabric: Fabric, *flags: bool) -> list[bool]:
         return list(flags)
     total: Any = fabric.all_reduce(torch.tensor(flags, dtype=torch.float32, device=fabric.device), reduce_op="sum")
     return [bool(count) for count in total]
-
-
-def state_hash(state: Mapping[str, torch.Tensor]) -> str:
-    """A digest of names, types, shapes and bits of all tensors; equal states, and only they, have equal ones."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(state):
-        value = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _sum(gradients: torch.Tensor) -> Future[torch.Tensor]:
