@@ -129,7 +129,7 @@ class Attack(ABC):
         parts = []
         for attempt, adversarial in self._batches(images, labels):
             queries = attempt.queries.clone()
-            with _unseen(self.model):
+            with unseen(self.model):
                 right = attempt.right(adversarial, torch.arange(len(adversarial), device=adversarial.device))
             losses = torch.stack(attempt.losses) if attempt.losses else None
             clean, robust = attempt.clean.cpu(), (attempt.clean & right).cpu()
@@ -145,7 +145,7 @@ class Attack(ABC):
         for start in range(0, len(images), self.batch_size):
             part = slice(start, start + self.batch_size)
             generator = seeding.generator(seeding.derive(self.seed, "attack", start))
-            with _unseen(self.model):
+            with unseen(self.model):
                 attempt = Attempt(self.model, images[part].detach().to(device), labels[part].to(device), generator)
                 index = torch.arange(len(attempt.labels), device=device)
                 if self.skips_solved:
@@ -230,7 +230,7 @@ def _device(model: nn.Module, images: Tensor) -> torch.device:
 
 
 @contextlib.contextmanager
-def _unseen(model: nn.Module) -> Iterator[None]:
+def unseen(model: nn.Module) -> Iterator[None]:
     """The network in eval mode, and afterwards as it was."""
     modes = {module: module.training for module in model.modules()}
     model.eval()

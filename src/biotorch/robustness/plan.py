@@ -1,0 +1,165 @@
+"""Which attacks a study runs, at which epsilons."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from torch import nn
+
+from biotorch.layers import FeedbackLayer
+from biotorch.robustness import registry
+from biotorch.robustness.attack import Attack, arguments
+from biotorch.robustness.attempt import Gradient
+from biotorch.robustness.measurement import Planned
+from biotorch.robustness.norms import Norm
+from biotorch.robustness.pgd import PGD
+from biotorch.robustness.transfer import Transfer
+from biotorch.robustness.white_box import WhiteBox
+
+Preset = Literal["quick", "paper"]
+
+#: What the caller of a study may give as an attack: a name, a name with settings, or a class of his own.
+Wanted = str | Mapping[str, Any] | type[Attack]
+
+#: Images that the paper's black-box attacks see (appendix 6.3), and that a quick study does.
+FEW = 500
+
+#: Of each preset; the paper's run from 0 to 0.1 by 0.01.
+EPSILONS: dict[Preset, tuple[float, ...]] = {
+    "quick": (2 / 255, 8 / 255, 0.1),
+    "paper": tuple(step / 100 for step in range(11)),
+}
+
+#: The settings of the paper, which prints neither steps nor step sizes of the white-box attacks: our reading, the
+#: defaults of the library that it used, in the version of its month (torchattacks 3.0.0).
+_PAPER: tuple[Wanted, ...] = (
+    "random_signs",
+    "fgsm",
+    {"type": "pgd", "steps": 40, "step_size": 2 / 255},
+    {"type": "eot_pgd", "steps": 40, "step_size": 2 / 255, "samples": 10},
+    {"type": "tpgd", "steps": 7, "step_size": 2 / 255},
+    *({"type": "few_pixel", "pixels": pixels, "steps": 30, "population": 150} for pixels in range(1, 6)),
+)
+_QUICK: tuple[Wanted, ...] = ("random_signs", "fgsm", "pgd")
+
+#: Queries of Square in each preset, and the epsilons at which the paper has it.
+_QUERIES: dict[Preset, tuple[int, ...]] = {"quick": (1000,), "paper": (50,)}
+_SQUARE_EPSILONS = tuple(0.1 * step / 29 for step in range(30))
+
+
+def plan(
+    model: nn.Module,
+    attacks: Sequence[Wanted] | None = None,
+    epsilons: Sequence[float] | None = None,
+    preset: Preset = "quick",
+    *,
+    norm: Norm = "linf",
+    autoattack: bool = False,
+    square_queries: Sequence[int] | None = None,
+    transfer: bool = False,
+) -> list[Planned]:
+    """The attacks of a study, without those of its checks.
+
+    A white-box attack for which no gradient is chosen follows both, unless the network has one alone.
+
+    Raises:
+        ValueError: there is no such attack, or it does not take such settings.
+    """
+    radii = tuple(EPSILONS[preset] if epsilons is None else epsilons)
+    wanted = list((_PAPER if preset == "paper" else _QUICK) if attacks is None else attacks)
+    found = [each for one in wanted for each in _entries(one, radii, norm, model)]
+    queries = _QUERIES[preset] if square_queries is None and attacks is None else tuple(square_queries or ())
+    few = FEW if preset == "paper" else None
+    for count in queries:
+        at = _SQUARE_EPSILONS if preset == "paper" and epsilons is None else radii
+        square = {"type": "square", "queries": count, "p_init": 0.8, "loss": "margin"}
+        found += [dataclasses.replace(each, images=few) for each in _entries(square, at, norm, model)]
+    if preset == "paper":
+        found = [dataclasses.replace(each, images=few) if each.name == "few_pixel" else each for each in found]
+    if transfer:
+        found += _transfers(model, radii, norm)
+    if autoattack:
+        found += _entries({"type": "auto_attack", "gradient": "true"}, radii, norm, model)
+    return list(dict.fromkeys(found))
+
+
+def for_checks(reference: Planned, unbounded: float) -> Iterator[Planned]:
+    """Variants of an attack in steps that have to be weaker or stronger than it: fewer steps, more restarts, no bound.
+
+    Args:
+        reference: PGD along the true gradient.
+        unbounded: an epsilon that holds every image there is.
+    """
+    steps = reference.settings.get("steps", 40)
+    fewer = {**reference.settings, "steps": max(1, steps // 4)}
+    more = {**reference.settings, "restarts": 2 * reference.settings.get("restarts", 1)}
+    everything = {**reference.settings, "step_size": None}
+    yield dataclasses.replace(reference, settings=_Settings(fewer), purpose="check")
+    yield dataclasses.replace(reference, settings=_Settings(more), purpose="check", seed=1)
+    yield dataclasses.replace(reference, settings=_Settings(everything), purpose="check", epsilon=unbounded)
+
+
+def two_gradients(model: nn.Module) -> bool:
+    """Whether the gradient that the rule of `model` trains with is another than the true one."""
+    layers = [module for module in model.modules() if isinstance(module, FeedbackLayer)]
+    return any(layer.rule is not None and layer.rule.name != "backpropagation" for layer in layers)
+
+
+class _Settings(dict[str, Any]):
+    """Settings that can be told apart in a set."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(repr(sorted(self.items())))
+
+
+def _entries(wanted: Wanted, epsilons: Sequence[float], norm: Norm, model: nn.Module) -> list[Planned]:
+    name, kind, settings = _read(wanted)
+    gradient = settings.pop("gradient", None)
+    gradients: tuple[Gradient | None, ...] = (None,)
+    if issubclass(kind, WhiteBox):
+        gradients = (gradient,) if gradient else ("feedback", "true") if two_gradients(model) else ("true",)
+    if "epsilon" in kind.fixed:
+        epsilons = (float(settings.get("pixels", 1)),)
+    elif norm != "linf":
+        settings.setdefault("norm", norm)
+    entries = [
+        Planned(name, kind, _Settings(settings), each, float(radius)) for each in gradients for radius in epsilons
+    ]
+    for each in entries:
+        each.build(nn.Identity(), seed=0, batch_size=1)  # so that what does not fit is told before anything runs
+    return entries
+
+
+def _read(wanted: Wanted) -> tuple[str, type[Attack], dict[str, Any]]:
+    if isinstance(wanted, str):
+        return wanted, registry.find(wanted), {}
+    if isinstance(wanted, type) and issubclass(wanted, Attack):
+        names = [name for name, kind in registry.ATTACKS.items() if kind is wanted]
+        return (names or [wanted.__name__])[0], wanted, {}
+    if not isinstance(wanted, Mapping) or not isinstance(wanted.get("type"), str):
+        raise ValueError(f"attacks: a name, a class or {{type: name, ...}} is needed, not {wanted!r}")
+    settings = {key: value for key, value in wanted.items() if key != "type"}
+    kind = registry.find(wanted["type"])
+    refused = settings.keys() - (set(arguments(kind)) - {"epsilon", "seed", "batch_size"})
+    if refused:
+        raise ValueError(
+            f"attacks: {wanted['type']} takes no {', '.join(sorted(refused))}; it takes {', '.join(arguments(kind))}, "
+            "of which the study sets epsilon, seed and batch_size"
+        )
+    return wanted["type"], kind, settings
+
+
+def _transfers(model: nn.Module, epsilons: Sequence[float], norm: Norm) -> list[Planned]:
+    """From the source to the network, and from the network to the source along each of its gradients."""
+    settings = _Settings({} if norm == "linf" else {"norm": norm})
+    own: tuple[Gradient, ...] = ("feedback", "true") if two_gradients(model) else ("true",)
+    found = [Planned("transfer", Transfer, settings, None, float(each)) for each in epsilons]
+    return found + [Planned("transfer_to", Transfer, settings, kind, float(each)) for kind in own for each in epsilons]
+
+
+def reference_of(planned: Sequence[Planned]) -> Planned | None:
+    """The attack that the others are compared with: PGD along the true gradient, in as many steps as there are."""
+    candidates = [each for each in planned if each.kind is PGD and each.gradient == "true" and each.purpose == "figure"]
+    return max(candidates, key=lambda each: each.settings.get("steps", 40), default=None)

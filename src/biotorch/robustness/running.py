@@ -1,0 +1,145 @@
+"""Runs the attacks of a study on one network and one set of images."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from biotorch import seeding
+from biotorch.hashing import state_hash
+from biotorch.robustness.attack import Attack, unseen
+from biotorch.robustness.attempt import Attempt
+from biotorch.robustness.losses import cross_entropy
+from biotorch.robustness.measurement import Measurement, Planned
+from biotorch.robustness.plan import two_gradients
+from biotorch.robustness.store import Store
+
+
+class Display:
+    """Shows a study while it runs; this one shows nothing."""
+
+    def planned(self, attacks: Sequence[Planned], seconds: float) -> None:
+        """What is left to run, and how long it takes at most."""
+
+    def start(self, attack: Planned, images: int) -> None:
+        """An attack on so many images begins."""
+
+    def batch(self, done: int) -> None:
+        """So many of its images are done."""
+
+    def finished(self, measurement: Measurement) -> None:
+        """An attack is done, or was found in the folder."""
+
+
+class Runner:
+    """Runs what is planned on one network and one set of images."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        source: nn.Module | None,
+        images: Tensor,
+        labels: Tensor,
+        seed: int,
+        batch_size: int,
+        store: Store,
+        display: Display,
+    ) -> None:
+        self.model, self.source, self.images, self.labels = model, source, images, labels
+        self.seed, self.batch_size, self.store, self.display = seed, batch_size, store, display
+        self.networks = {each: state_hash(each.state_dict()) for each in (model, source) if each is not None}
+        self.data: dict[int, str] = {}
+        counts = labels.bincount().double()
+        self.guessing = 100 * float(counts.max() / counts.sum())
+
+    def first_look(self) -> None:
+        """What is known without an attack: clean predictions, determinism, both gradients, and how long passes take."""
+        parts = [self._look(start) for start in range(0, len(self.images), self.batch_size)]
+        self.clean = torch.cat([part[0] for part in parts])
+        cosines = torch.cat([part[1] for part in parts])[self.clean]
+        self.cosine = float(cosines.mean()) if len(cosines) else math.nan
+        self.spread = max(part[2] for part in parts)
+        self.probabilities = all(part[3] for part in parts)
+
+    def _look(self, start: int) -> tuple[Tensor, Tensor, float, bool]:
+        part = slice(start, start + self.batch_size)
+        with unseen(self.model):
+            device = next((each.device for each in self.model.parameters()), self.images.device)
+            images, labels = self.images[part].to(device), self.labels[part].to(device)
+            attempt = Attempt(self.model, images, labels, seeding.generator(self.seed))
+            everyone = torch.arange(len(images), device=device)
+            begin = time.perf_counter()
+            with torch.no_grad():
+                again = attempt.outputs(images, everyone)
+            forward = time.perf_counter() - begin
+            true, _, _ = attempt.gradient(images, everyone, cross_entropy, "true")
+            both = time.perf_counter() - begin - forward
+            cosine = torch.ones(len(images))
+            if two_gradients(self.model):
+                fed_back, _, _ = attempt.gradient(images, everyone, cross_entropy, "feedback")
+                cosine = F.cosine_similarity(true.flatten(1).double(), fed_back.flatten(1).double()).float().cpu()
+        if start == 0:
+            self.pass_seconds = forward / len(images), max(both - forward, 0.0) / len(images)
+        outputs = attempt.clean_outputs
+        sums_to_one = bool(((outputs.sum(1) - 1).abs() < 1e-4).all() and (outputs >= 0).all())
+        return attempt.clean.cpu(), cosine, float((outputs - again).abs().max()), sums_to_one
+
+    def run(self, planned: Sequence[Planned]) -> list[Measurement]:
+        """The measurements, from the store where they are there."""
+        known = {each: self.store.get(each, self._identity(each)) for each in planned}
+        left = [each for each in planned if known[each] is None]
+        self.display.planned(left, sum(map(self._seconds, left)))
+        measurements = []
+        for each in planned:
+            found = known[each] or self._measure(each)
+            self.display.finished(found)
+            measurements.append(found)
+        return measurements
+
+    def _measure(self, planned: Planned) -> Measurement:
+        attack = self._attack(planned)
+        images, labels = self.images[: planned.images], self.labels[: planned.images]
+        self.display.start(planned, len(images))
+        begin = time.perf_counter()
+        outcome = attack.run(images, labels, self.display.batch)
+        seconds = time.perf_counter() - begin
+        measurement = Measurement.of(planned, attack, outcome, seconds, self._identity(planned))
+        self.store.put(planned, measurement)
+        return measurement
+
+    def _attack(self, planned: Planned) -> Attack:
+        if planned.name == "transfer_to":
+            return planned.build(self._source, self.seed, self.batch_size, source=self.model)
+        if planned.name == "transfer":
+            return planned.build(self.model, self.seed, self.batch_size, source=self.source)
+        if planned.name == "eot_pgd" and self.spread == 0:  # k equal gradients: one says it all
+            return planned.build(self.model, self.seed, self.batch_size, samples=1)
+        return planned.build(self.model, self.seed, self.batch_size)
+
+    @property
+    def _source(self) -> nn.Module:
+        assert self.source is not None
+        return self.source
+
+    def _seconds(self, planned: Planned) -> float:
+        """How long an attack takes at most: on every image that is classified correctly."""
+        forward, backward = self._attack(planned).passes
+        images = len(self.images[: planned.images])
+        share = float(self.clean.double().mean())
+        seconds: float = images * share * (forward * self.pass_seconds[0] + backward * self.pass_seconds[1])
+        return seconds
+
+    def _identity(self, planned: Planned) -> str:
+        """A digest of network, images and settings."""
+        images, labels = self.images[: planned.images], self.labels[: planned.images]
+        networks = [*self.networks.values()] if planned.name.startswith("transfer") else [self.networks[self.model]]
+        told = (planned.name, sorted(planned.settings.items()), planned.gradient, planned.epsilon, planned.seed)
+        if len(images) not in self.data:
+            self.data[len(images)] = state_hash({"images": images, "labels": labels})
+        data = self.data[len(images)]
+        return f"{seeding.derive(*networks, data, *told, self.seed, self.batch_size):016x}"

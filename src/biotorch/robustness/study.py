@@ -1,0 +1,107 @@
+"""A study of robustness: attacks, sanity checks of the attacks, and a verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from biotorch.robustness.checks import Evidence, run_checks
+from biotorch.robustness.findings import Study
+from biotorch.robustness.measurement import Planned
+from biotorch.robustness.norms import Norm
+from biotorch.robustness.plan import Preset, Wanted, for_checks, plan, reference_of
+from biotorch.robustness.running import Display, Runner
+from biotorch.robustness.store import Store
+from biotorch.robustness.verdict import judge, strongest
+
+
+def study(
+    model: nn.Module,
+    data: tuple[Tensor, Tensor],
+    attacks: Sequence[Wanted] | None = None,
+    epsilons: Sequence[float] | None = None,
+    preset: Preset | None = None,
+    *,
+    norm: Norm = "linf",
+    autoattack: bool = False,
+    square_queries: Sequence[int] | None = None,
+    source: nn.Module | None = None,
+    seed: int = 0,
+    batch_size: int = 250,
+    folder: Path | str | None = None,
+    display: Display | None = None,
+) -> Study:
+    """Attack a network in several ways, check the attacks themselves, and judge.
+
+    Args:
+        model: maps images in [0, 1] to outputs (n, C); converted by `biotorch.convert` or not.
+        data: images (n, ...) in [0, 1] and labels (n,) int64.
+        attacks: names, `{"type": name, ...}` with settings, or subclasses of `Attack`; default: random signs, FGSM,
+            PGD in 40 steps and Square with 1,000 queries. A white-box attack follows both gradients unless it is
+            told one.
+        epsilons: default: 2/255, 8/255 and 0.1.
+        preset: `quick`, or `paper` for the settings of the paper's section 4.2 (our reading: it prints few of them).
+        norm: of the ball, `linf` or `l2`.
+        autoattack: run AutoAttack (standard), too.
+        square_queries: budgets of Square.
+        source: another network for the same images, such as a twin trained by backpropagation: examples of either
+            are tried on the other.
+        seed: of all randomness; equal seeds and batch sizes give equal figures.
+        batch_size: images attacked at once.
+        folder: where measurements are kept, and found again by the next call.
+        display: is told what happens.
+
+    Raises:
+        ValueError: data, attacks or epsilons are not what is needed.
+        BoundsError: an attack has left its ball.
+    """
+    images, labels = data
+    display, store = display or Display(), Store(None if folder is None else Path(folder))
+    planned = plan(
+        model,
+        attacks,
+        epsilons,
+        preset or "quick",
+        norm=norm,
+        autoattack=autoattack,
+        square_queries=square_queries,
+        transfer=source is not None,
+    )
+    radii = sorted({each.epsilon for each in planned if each.epsilon > 0 and each.name != "few_pixel"})
+    if not radii:
+        raise ValueError("epsilons: one above 0 is needed to judge a network")
+    judged_at = _middle(planned)
+    unbounded = 1.0 if norm == "linf" else math.sqrt(images[0].numel())
+    reference = reference_of(planned)
+    if reference is not None:
+        planned += for_checks(dataclasses.replace(reference, epsilon=judged_at), unbounded)
+    runner = Runner(model, source, images, labels, seed, batch_size, store, display)
+    runner.first_look()
+    measurements = runner.run(planned)
+    evidence = Evidence(
+        measurements, judged_at, unbounded, runner.clean, runner.guessing, runner.spread, runner.probabilities
+    )
+    checks = run_checks(evidence)
+    word, sentence = judge(evidence, checks)
+    return Study(
+        word,
+        sentence,
+        judged_at,
+        checks,
+        measurements,
+        100 * float(runner.clean.double().mean()),
+        {each: strongest(evidence, each) for each in radii},
+        runner.cosine,
+        sum(each.seconds for each in measurements),
+    )
+
+
+def _middle(planned: Sequence[Planned]) -> float:
+    """The middle epsilon of the attacks along the true gradient, zero left out; of all attacks where there are none."""
+    white = sorted({each.epsilon for each in planned if each.gradient == "true" and each.epsilon > 0})
+    radii = white or sorted({each.epsilon for each in planned if each.epsilon > 0})
+    return radii[(len(radii) - 1) // 2]
