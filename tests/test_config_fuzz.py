@@ -144,12 +144,15 @@ def same(given, found):
     """Whether `found` in the result is what a document says, though a path or a number may be spelt otherwise."""
     if isinstance(given, list | tuple) and isinstance(found, list | tuple):
         return len(given) == len(found) and all(map(same, given, found))
+    if given is True and found == "true":  # the gradient of that name, which YAML reads as a switch
+        return True
     if isinstance(given, bool) or isinstance(found, bool):
         return given is found
     if isinstance(given, int | float) and isinstance(found, int | float):
         return given == found or float(given) == found
-    if isinstance(given, str) and isinstance(found, int | float):  # 1e-3, which plain PyYAML reads as a string
-        return float(given) == found
+    if isinstance(given, str) and isinstance(found, int | float):
+        above, _, below = given.partition("/")  # 8/255; or 1e-3, which plain PyYAML reads as a string
+        return float(above) / float(below or 1) == found
     return given == found or str(Path(given)) == found
 
 

@@ -8,7 +8,7 @@ import json
 import signal
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -28,13 +28,16 @@ from biotorch.experiment import (
     read,
     run,
 )
+from biotorch.experiment.attack_progress import AttackProgress
+from biotorch.experiment.attacking import attack_run, runs_in
 from biotorch.experiment.building import build_model, check_input
 from biotorch.experiment.claiming import resolved
 from biotorch.experiment.evaluation import evaluate_run
 from biotorch.experiment.progress import Progress
 from biotorch.experiment.reading import parse_override
 from biotorch.experiment.schema import json_schema
-from biotorch.report import angle_figure, table
+from biotorch.report import angle_figure, black_box_figure, example_sheet, table, white_box_figure
+from biotorch.report.robustness_table import robustness_table
 from biotorch.tables import as_rich
 from biotorch.training import DivergenceError, ResumeError
 from biotorch.training.infrastructure import is_first_process
@@ -160,6 +163,13 @@ def run_command(
     if any({"angles", "gradient_angles"} & record.keys() for result in finished for record in result["history"]):
         console.print(f"figure  {angle_figure(finished, study.folder / 'angles.png')}", soft_wrap=True)
     console.print(f"results {study.folder}", soft_wrap=True)
+    if study.config.attacks is not None:
+        _attack(study.folder, [], console)
+
+
+class _Preset(StrEnum):
+    quick = "quick"
+    paper = "paper"
 
 
 class _Split(StrEnum):
@@ -194,6 +204,67 @@ def evaluate_command(
             typer.echo(f"{name:<12} {value:.4f}")
         elif not isinstance(value, dict):
             typer.echo(f"{name:<12} {value}")
+
+
+@app.command("attack", epilog=_EXIT_CODES)
+@_plain_errors
+def attack_command(
+    run: Annotated[Path, typer.Argument(help="The folder of a run, or of a sweep: all of its finished points.")],
+    overrides: _Overrides = None,
+    images: Annotated[int | None, typer.Option(help="The first so many of the test set.")] = None,
+    autoattack: Annotated[bool, typer.Option("--autoattack", help="Run AutoAttack (standard), too.")] = False,
+    preset: Annotated[_Preset | None, typer.Option(help="The settings of the attacks.")] = None,
+    twin: Annotated[Path | None, typer.Option(help="A run for transfer attacks; default: by backpropagation.")] = None,
+) -> None:
+    """Study how robust trained networks are, under the true gradient and under the one that they learn with.
+
+    What is measured already is not measured again: an interrupted study goes on with the same command. The
+    settings are those of the section `attacks` of the run's configuration, and can be changed here.
+
+    \b
+    biotorch attack runs/robustness
+    biotorch attack runs/robustness/rule=fa --autoattack --images 1000 attacks.epsilons='[8/255]'
+    """
+    flags = {"images": images, "preset": preset and preset.value, "twin": twin and str(twin)}
+    flags |= {"autoattack": True} if autoattack else {}
+    changes = [parse_override(override) for override in overrides or []]
+    changes += [(f"attacks.{name}", value) for name, value in flags.items() if value is not None]
+    _attack(run, changes, Console(quiet=not is_first_process()))
+
+
+def _attack(folder: Path, changes: Sequence[tuple[str, Any]], console: Console) -> None:
+    """Study the runs in a folder; print and write what was found."""
+    found = []
+    with AttackProgress(console) as progress:
+        for path in runs_in(folder):
+            console.print(f"{path}", highlight=False, soft_wrap=True)
+            written, examples = attack_run(path, changes, progress)
+            found.append(written)
+            sheet = example_sheet(
+                examples.images,
+                examples.adversarial,
+                examples.labels,
+                examples.before,
+                examples.after,
+                None,
+                path / "attacks" / "examples.png",
+                f"epsilon {examples.epsilon:.3g}, PGD along the true gradient",
+            )
+            console.print(
+                f"  verdict {examples.study.verdict}. {examples.study.sentence}", highlight=False, soft_wrap=True
+            )
+            for check in examples.study.fired:
+                console.print(f"  check   {check.name}: {check.sentence}", highlight=False, soft_wrap=True)
+            console.print(f"  report  {path / 'attacks' / 'study.md'}", soft_wrap=True)
+            console.print(f"  sheet   {sheet}", soft_wrap=True)
+    rows = robustness_table(found)
+    console.print(as_rich(rows))
+    (folder / "robustness.md").write_text(rows.markdown())
+    console.print(f"table   {folder / 'robustness.md'}", soft_wrap=True)
+    for name, draw in (("white_box", white_box_figure), ("black_box", black_box_figure)):
+        figure = draw(found, folder / f"{name}.png")
+        if figure is not None:
+            console.print(f"figure  {figure}", soft_wrap=True)
 
 
 @app.command("audit")

@@ -6,7 +6,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
 
 class SectionError(ValueError):
@@ -28,7 +28,8 @@ class SectionError(ValueError):
 class Section(BaseModel):
     """Frozen, closed and literal: an unknown key is an error, and so is `"3"` or `true` where a number belongs.
 
-    The docstring under a field is its description in the JSON schema.
+    A type with a reader of its own (a BeforeValidator, as `Epsilon` has) decides what it takes. The docstring under
+    a field is its description in the JSON schema.
     """
 
     model_config = ConfigDict(
@@ -43,6 +44,8 @@ class Section(BaseModel):
             return values
         problems = {}
         for name, field in cls.model_fields.items():
+            if any(isinstance(each, BeforeValidator) for each in field.metadata):
+                continue
             value, kinds = values.get(name), {field.annotation, *typing.get_args(field.annotation)}
             takes_numbers, takes_switches = bool(kinds & {int, float}), bool in kinds
             if isinstance(value, bool) and takes_numbers and not takes_switches:

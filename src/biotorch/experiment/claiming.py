@@ -18,6 +18,7 @@ _BESIDE_THE_POINT = (
     ("experiment", "name"),
     ("experiment", "output_dir"),
     ("logging",),
+    ("attacks",),
     ("infrastructure", "checkpoint_seconds"),
     ("data", "num_workers"),
     ("data", "dataset_path"),

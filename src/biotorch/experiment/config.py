@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from biotorch import models, rules
 from biotorch.data import DataConfig
 from biotorch.frozen import Section, SectionError
+from biotorch.robustness.config import AttacksConfig
 from biotorch.training import InfrastructureConfig, LossConfig, TrainingConfig
 
 
@@ -141,12 +142,21 @@ class Config(Section):
     training: TrainingConfig | None = None
     """Without it, the checkpoint of `model` is evaluated."""
     infrastructure: InfrastructureConfig = InfrastructureConfig()
+    attacks: AttacksConfig | None = None
+    """Study the robustness of the best model; `biotorch attack` does it without this section, too."""
     evaluation: bool = True
     """Evaluate the best model on the test set."""
     logging: LoggingConfig = LoggingConfig()
     sweep: dict[str, Any] = Field(default_factory=dict)
     """Axes of a grid: `key.path: [values]`, or named cases, `axis: {case: {key.path: value, ...}}`; where the
     axis is itself a key path, it takes the name of the case as its value."""
+
+    @model_validator(mode="after")
+    def _adversarial_examples_are_images(self) -> Config:
+        if self.data.is_text and self.training is not None and self.training.adversarial is not None:
+            text = f"a setting of images, and {self.data.dataset} is a text: leave it out"
+            raise SectionError({"training.adversarial": text})
+        return self
 
     @model_validator(mode="after")
     def _something_to_do(self) -> Config:

@@ -35,7 +35,7 @@ def evaluate_run(
         ConfigError: the network does not fit the data, or an override is wrong.
     """
     content = read_checkpoint(run, which)
-    config = _changed(own_config(content, str(run)), overrides, str(run))
+    config = changed(own_config(content, str(run)), overrides, str(run), ("data", "infrastructure"))
     fabric = launched(config)
     with repeatable(config.experiment.seed, config.experiment.deterministic, config.infrastructure.threads):
         dataset = data.load(config.data, config.experiment.seed).to(fabric.device)
@@ -63,9 +63,14 @@ def evaluate_run(
     return result
 
 
-def _changed(config: Config, overrides: Sequence[tuple[str, Any]], source: str) -> Config:
+def changed(config: Config, overrides: Sequence[tuple[str, Any]], source: str, sections: Sequence[str]) -> Config:
+    """The configuration of a trained network with changes in some of its sections.
+
+    Raises:
+        ConfigError: a change is wrong, or in another section.
+    """
     for key, _ in overrides:
-        if key.split(".")[0] not in ("data", "infrastructure"):
-            raise ConfigError(f"{key}: only data and infrastructure can be changed for a network that is trained")
+        if key.split(".")[0] not in sections:
+            raise ConfigError(f"{key}: only {' and '.join(sections)} can be changed for a network that is trained")
     places = {tuple(key.split(".")): f"override {key}={value}" for key, value in overrides}
     return validate(config.model_dump(mode="json"), source, dict(overrides), places).config

@@ -93,7 +93,7 @@ class Progress(Display):
         left = (time.monotonic() - self.started) / self.epochs_here * (self.epochs - number)
         self._print(
             f"{self._place()} epoch {number}/{self.epochs}: {_shown(record['train'])}, {validation}, "
-            f"{record['examples_per_second']:,.0f} examples/s, {_duration(left)} left"
+            f"{record['examples_per_second']:,.0f} examples/s, {duration(left)} left"
         )
 
     def finished(self, name: str, result: Result) -> None:
@@ -103,7 +103,7 @@ class Progress(Display):
         left_out = len(result["skipped_images"])
         self._print(
             f"[{self.done}/{self.points}] {name or result['config']['experiment']['name']}: "
-            f"{split} {_errors(result[split])}, {_duration(result['seconds'])}"
+            f"{split} {_errors(result[split])}, {duration(result['seconds'])}"
             + (f", {left_out} unreadable images left out (named in results.json)" if left_out else "")
         )
 
@@ -123,7 +123,8 @@ def _errors(figures: Mapping[str, float]) -> str:
     return f"error {figures['error']:.2f} %" + ("" if perplexity is None else f", perplexity {perplexity:.2f}")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Such as `12 s`, `7 min`, `3 h 20 min`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -1,6 +1,8 @@
 """Results to tables and figures."""
 
+from biotorch.report.examples import example_sheet
 from biotorch.report.figures import angle_figure
+from biotorch.report.robustness import black_box_figure, white_box_figure
 from biotorch.report.table import table
 
-__all__ = ["angle_figure", "table"]
+__all__ = ["angle_figure", "black_box_figure", "example_sheet", "table", "white_box_figure"]

@@ -14,7 +14,7 @@ from biotorch.experiment.results import Result
 from biotorch.report.groups import by_configuration, label, mean_angle, method
 
 #: Okabe and Ito's colours, and a marker each for greyscale.
-_STYLE: dict[str, tuple[str, str]] = {
+STYLE: dict[str, tuple[str, str]] = {
     "backpropagation": ("#000000", "o"),
     "fa": ("#D55E00", "s"),
     "dfa": ("#0072B2", "^"),
@@ -23,7 +23,12 @@ _STYLE: dict[str, tuple[str, str]] = {
     "frsf": ("#E69F00", "P"),
     "shallow": ("#999999", "X"),
 }
-_OTHER = ("#56B4E9", "x")
+_OTHER = ("#56B4E9", "*")
+
+
+def style(name: str) -> tuple[str, str]:
+    """Colour and marker of a method."""
+    return STYLE.get(name, _OTHER)
 
 
 def angle_figure(results: Sequence[Result], path: Path) -> Path:
@@ -45,13 +50,23 @@ def angle_figure(results: Sequence[Result], path: Path) -> Path:
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.axhline(90, color="0.6", linewidth=0.8, linestyle=":")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        frame(axes)
     left.set_ylim(-3, 100)
     left.set_yticks(range(0, 91, 15))
     lines = {line.get_label(): line for axes in (left, right) for line in axes.get_lines()}
     shown = [str(name) for group in groups if (name := label(group, groups)) in lines]
     figure.legend([lines[name] for name in shown], shown, loc="outside right center", frameon=False)
+    return write(figure, path)
+
+
+def frame(axes: Axes) -> None:
+    """A light grid, and no more of a frame than the two axes."""
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def write(figure: Figure, path: Path) -> Path:
+    """Save a figure, making its folder, and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path
@@ -69,7 +84,7 @@ def _curve(axes: Axes, group: Sequence[Result], key: str, name: str) -> None:
     x = [epoch for epoch, _ in points]
     mean = [statistics.fmean(values) for _, values in points]
     spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in points]
-    color, marker = _STYLE.get(method(group[0]), _OTHER)
+    color, marker = style(method(group[0]))
     axes.plot(x, mean, color=color, marker=marker, markersize=4, linewidth=1.5, label=name, clip_on=False)
     low = [m - s for m, s in zip(mean, spread, strict=True)]
     high = [m + s for m, s in zip(mean, spread, strict=True)]

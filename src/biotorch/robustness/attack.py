@@ -113,7 +113,8 @@ class Attack(ABC):
             ValueError: images or labels are not that.
             BoundsError: an adversarial example lies outside [0, 1] or further away than epsilon.
         """
-        return torch.cat([adversarial for _, adversarial in self._batches(images, labels)]).to(images.device)
+        batches = self._batches(images, labels, judged=False)
+        return torch.cat([adversarial for _, adversarial in batches]).to(images.device)
 
     def run(self, images: Tensor, labels: Tensor, on_batch: Callable[[int], None] | None = None) -> Outcome:
         """Attack, and judge the result.
@@ -127,7 +128,7 @@ class Attack(ABC):
             ValueError, BoundsError: as calling it.
         """
         parts = []
-        for attempt, adversarial in self._batches(images, labels):
+        for attempt, adversarial in self._batches(images, labels, judged=True):
             queries = attempt.queries.clone()
             with unseen(self.model):
                 right = attempt.right(adversarial, torch.arange(len(adversarial), device=adversarial.device))
@@ -138,21 +139,22 @@ class Attack(ABC):
                 on_batch(sum(len(part.clean) for part in parts))
         return _joined(parts)
 
-    def _batches(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Attempt, Tensor]]:
+    def _batches(self, images: Tensor, labels: Tensor, judged: bool) -> Iterator[tuple[Attempt, Tensor]]:
         """Each batch with its adversarial examples, on the device of the network."""
-        _check(images, labels)
+        require_images(images, labels)
         device = _device(self.model, images)
         for start in range(0, len(images), self.batch_size):
             part = slice(start, start + self.batch_size)
             generator = seeding.generator(seeding.derive(self.seed, "attack", start))
             with unseen(self.model):
-                attempt = Attempt(self.model, images[part].detach().to(device), labels[part].to(device), generator)
+                batch, truth = images[part].detach().to(device), labels[part].to(device)
+                attempt = Attempt(self.model, batch, truth, generator, judged)
                 index = torch.arange(len(attempt.labels), device=device)
                 if self.skips_solved:
                     index = index[attempt.clean]
                 adversarial = attempt.images.clone()
                 if len(index) and self.epsilon > 0:
-                    adversarial[index] = self.perturb(attempt, index).to(adversarial)
+                    adversarial[index] = self.perturb(attempt, index).detach().to(adversarial)
             self._require_bounds(adversarial, attempt.images, start)
             yield attempt, adversarial
 
@@ -209,13 +211,15 @@ def arguments(kind: type[Attack]) -> list[str]:
     return [name for name in dict.fromkeys(names) if name not in kind.fixed]
 
 
-def _check(images: Tensor, labels: Tensor) -> None:
+def require_images(images: Tensor, labels: Tensor) -> None:
+    """Raise ValueError unless images are (n, ...) in [0, 1], and labels (n,) int64 from 0 on."""
     require(images.dim() >= 2 and len(images) > 0, f"images: (n, ...) with n > 0 is needed, not {tuple(images.shape)}")
     require(images.dtype in (torch.float32, torch.float64), f"images: float32 or float64 is needed, not {images.dtype}")
     require(
         labels.shape == images.shape[:1] and labels.dtype == torch.int64,
         f"labels: ({len(images)},) int64 is needed, not {tuple(labels.shape)} {labels.dtype}",
     )
+    require(int(labels.min()) >= 0, f"labels: classes from 0 on are needed, not {int(labels.min())}")
     low, high = float(images.min()), float(images.max())
     require(
         low >= 0 and high <= 1,  # not where a value is NaN

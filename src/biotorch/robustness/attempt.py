@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Literal
 
@@ -24,21 +25,30 @@ class Attempt:
         labels: (n,) int64.
         generator: of all randomness, on the CPU.
         queries: (n,) forward passes that each image has taken so far.
-        blind: (n,) where a gradient was asked for and was zero everywhere, or not finite.
+        blind: (n,) where a gradient was asked for and was not finite, or zero everywhere at a point that is classified
+            as labelled.
         losses: per step the loss (n,) of every image, NaN where it was not looked at.
         clean_outputs: (n, C), those at the images themselves.
         clean: (n,) whether each image is classified as its label says.
+        judged: whether figures are wanted beside the examples. Where they are not, no pass is spent on them: clean
+            outputs come when an attack asks for them, and the last point of its steps is not looked at.
     """
 
-    def __init__(self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> None:
+    def __init__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator, judged: bool = True
+    ) -> None:
         self.model, self.images, self.labels, self.generator = model, images, labels, generator
         self.queries = torch.zeros(len(images), dtype=torch.int64)
         self.blind = torch.zeros(len(images), dtype=torch.bool)
         self.losses: list[Tensor] = []
-        everyone = torch.arange(len(images), device=images.device)
+        self.judged = judged
+        if judged:
+            _ = self.clean_outputs  # before anything else draws noise in the network
+
+    @functools.cached_property
+    def clean_outputs(self) -> Tensor:
         with torch.no_grad():
-            self.clean_outputs = self.outputs(images, everyone)
-        self.queries.zero_()
+            return self.forward(self.images)
 
     def outputs(self, points: Tensor, index: Tensor) -> Tensor:
         """Outputs (m, C) at points (m, ...), the j-th of which belongs to image `index[j]`.
@@ -47,6 +57,10 @@ class Attempt:
             ValueError: the network does not return one row of outputs per image.
         """
         self.queries += index.cpu().bincount(minlength=len(self.queries))
+        return self.forward(points)
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Outputs (m, C) at the points, uncounted."""
         outputs = main_output(self.model(points))
         if outputs.dim() != 2 or len(outputs) != len(points):
             raise ValueError(
@@ -79,7 +93,7 @@ class Attempt:
             The gradient (m, ...), zero where it is not finite; the losses (m,); the outputs (m, C).
         """
         points = points.detach().requires_grad_()
-        with torch.enable_grad(), _route(self.model, kind):
+        with torch.enable_grad(), route(self.model, kind):
             outputs = self.outputs(points, index)
             losses = loss(outputs, self.labels[index])
         gradient = torch.zeros_like(points)
@@ -87,7 +101,8 @@ class Attempt:
             (gradient,) = torch.autograd.grad(losses.sum(), points, allow_unused=True, materialize_grads=True)
         flat = gradient.detach().flatten(1)
         finite = flat.isfinite().all(1)
-        self.blind[index.cpu()] |= (~finite | (flat == 0).all(1)).cpu()
+        needed = outputs.detach().argmax(1) == self.labels[index]  # what is misclassified needs no direction
+        self.blind[index.cpu()] |= (~finite | (needed & (flat == 0).all(1))).cpu()
         return gradient.detach().nan_to_num(0, 0, 0), losses.detach(), outputs.detach()
 
     def record(self, losses: Tensor, index: Tensor) -> None:
@@ -98,7 +113,8 @@ class Attempt:
 
 
 @contextlib.contextmanager
-def _route(model: nn.Module, kind: Gradient) -> Iterator[None]:
+def route(model: nn.Module, kind: Gradient) -> Iterator[None]:
+    """The network with the gradient that is asked for, decided in its forward pass."""
     if kind == "true":
         with true_gradients(model):
             yield

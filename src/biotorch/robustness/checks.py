@@ -18,7 +18,6 @@ from biotorch.robustness.measurement import Measurement
 from biotorch.robustness.pgd import PGD
 from biotorch.robustness.registry import ATTACKS
 from biotorch.robustness.significance import beats, interval
-from biotorch.robustness.white_box import WhiteBox
 
 #: What a check speaks of: the attack along the true gradient or the network itself, whose failure leaves a study
 #: without a result; the feedback gradient, whose failure means that it masks; or neither, and it is for the reader.
@@ -26,8 +25,9 @@ About = Literal["attack", "feedback", "reader"]
 
 #: Share of images without a usable gradient, and share of images left by an unbounded attack, that may occur.
 _FEW = 0.02
-#: Share of the rise of the loss in the last quarter of the steps: 0.25 would be a straight line.
-_RISING = 0.1
+#: Share of the rise of the loss in the last quarter of the steps. A straight line has 0.25, and PGD in 40 steps on
+#: undefended networks 0.01 to 0.10 (measured on le_net_cifar and resnet20).
+_RISING = 0.2
 #: Share of the images that have to withstand for a rising loss to matter.
 _WORTH = 0.05
 
@@ -117,8 +117,7 @@ def is_white_box(each: Measurement) -> bool:
 
 def is_black_box(each: Measurement) -> bool:
     """Whether it asks the network for outputs alone."""
-    kind = ATTACKS.get(each.name)
-    return kind is not None and not issubclass(kind, WhiteBox) and each.name not in ("random_signs", "few_pixel")
+    return each.gradient is None and each.name not in ("random_signs", "few_pixel", "transfer", "transfer_to")
 
 
 def _feedback(each: Measurement) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from biotorch.robustness.checks import Check
@@ -26,7 +27,8 @@ class Study:
         clean_accuracy: in percent.
         worst_case: accuracy (%) by epsilon where every image meets the worst of all attacks, with its 95 % interval.
         cosine: mean cosine between the true gradient of the cross-entropy with respect to the image and the one that
-            is fed back, over the images that are classified correctly; 1 of a network with one gradient alone.
+            is fed back, over the images that are classified correctly; 1 of a network with one gradient alone, and NaN
+            where no image is (null in JSON).
         seconds: that the attacks took.
     """
 
@@ -95,7 +97,7 @@ class Study:
                 {"epsilon": epsilon, "robust_accuracy": left, "interval": list(bounds)}
                 for epsilon, (left, bounds) in self.worst_case.items()
             ],
-            "cosine": self.cosine,
+            "cosine": None if math.isnan(self.cosine) else self.cosine,
             "checks": [dataclasses.asdict(check) for check in self.checks],
             "measurements": [each.to_json() for each in self.measurements],
             "seconds": self.seconds,

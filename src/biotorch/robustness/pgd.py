@@ -86,7 +86,9 @@ class PGD(WhiteBox):
         final = torch.full((len(index),), -torch.inf, device=images.device, dtype=images.dtype)
         broken = torch.zeros(len(index), dtype=torch.bool, device=images.device)
         active = torch.arange(len(index), device=images.device)
-        for step in range(self.steps + 1):
+        # The last point is looked at to stop, to choose among starts, and for figures.
+        judged = attempt.judged or self.stop_at_success or self.restarts > 1
+        for step in range(self.steps + judged):
             if step < self.steps:
                 gradient, losses, outputs = self.ascent(attempt, points[active], index[active])
             else:

@@ -141,6 +141,8 @@ def _read(wanted: Wanted) -> tuple[str, type[Attack], dict[str, Any]]:
     if not isinstance(wanted, Mapping) or not isinstance(wanted.get("type"), str):
         raise ValueError(f"attacks: a name, a class or {{type: name, ...}} is needed, not {wanted!r}")
     settings = {key: value for key, value in wanted.items() if key != "type"}
+    if settings.get("gradient") is True:  # as YAML reads an unquoted `true`
+        settings["gradient"] = "true"
     kind = registry.find(wanted["type"])
     refused = settings.keys() - (set(arguments(kind)) - {"epsilon", "seed", "batch_size"})
     if refused:

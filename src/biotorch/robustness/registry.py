@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from biotorch import names
 from biotorch.robustness.attack import Attack
+from biotorch.robustness.auto_attack import AutoAttack
+from biotorch.robustness.auto_pgd import AutoPGD
 from biotorch.robustness.eotpgd import EOTPGD
 from biotorch.robustness.fgsm import FGSM
 from biotorch.robustness.noise import RandomSigns
 from biotorch.robustness.pgd import PGD
+from biotorch.robustness.square import Square
 from biotorch.robustness.tpgd import TPGD
 
 ATTACKS: dict[str, type[Attack]] = {
@@ -15,6 +18,9 @@ ATTACKS: dict[str, type[Attack]] = {
     "pgd": PGD,
     "eot_pgd": EOTPGD,
     "tpgd": TPGD,
+    "square": Square,
+    "auto_pgd": AutoPGD,
+    "auto_attack": AutoAttack,
     "random_signs": RandomSigns,
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Sequence
 
@@ -52,7 +53,7 @@ class Runner:
     ) -> None:
         self.model, self.source, self.images, self.labels = model, source, images, labels
         self.seed, self.batch_size, self.store, self.display = seed, batch_size, store, display
-        self.networks = {each: state_hash(each.state_dict()) for each in (model, source) if each is not None}
+        self.networks = {each: _identity_of(each) for each in (model, source) if each is not None}
         self.data: dict[int, str] = {}
         counts = labels.bincount().double()
         self.guessing = 100 * float(counts.max() / counts.sum())
@@ -143,3 +144,10 @@ class Runner:
             self.data[len(images)] = state_hash({"images": images, "labels": labels})
         data = self.data[len(images)]
         return f"{seeding.derive(*networks, data, *told, self.seed, self.batch_size):016x}"
+
+
+def _identity_of(model: nn.Module) -> str:
+    """A digest of a network: its tensors, those that it does not save included, and what it says of its modules."""
+    tensors = {**model.state_dict(), **dict(model.named_parameters()), **dict(model.named_buffers())}
+    told = re.sub(r" at 0x[0-9a-f]+", "", repr(model))  # a function's address differs between processes
+    return f"{state_hash(tensors)} {told}"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from biotorch.robustness.attack import require_images
 from biotorch.robustness.checks import Evidence, run_checks
 from biotorch.robustness.findings import Study
 from biotorch.robustness.measurement import Planned
@@ -60,6 +61,7 @@ def study(
         BoundsError: an attack has left its ball.
     """
     images, labels = data
+    require_images(images, labels)
     display, store = display or Display(), Store(None if folder is None else Path(folder))
     planned = plan(
         model,

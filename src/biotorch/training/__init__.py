@@ -1,5 +1,6 @@
 """Training: one loop; devices, optimizers, schedulers and losses by name."""
 
+from biotorch.training.adversarial import AdversarialConfig
 from biotorch.training.divergence import DivergenceError
 from biotorch.training.evaluation import evaluate
 from biotorch.training.fitting import fit
@@ -13,6 +14,7 @@ from biotorch.training.random_state import ResumeError
 from biotorch.training.settings import Hyperparameters, MetricsConfig, TrainingConfig
 
 __all__ = [
+    "AdversarialConfig",
     "DivergenceError",
     "Hyperparameters",
     "InfrastructureConfig",

@@ -22,6 +22,7 @@ from biotorch.data import Dataset
 from biotorch.frozen import SectionError
 from biotorch.models.outputs import main_output
 from biotorch.training import order, random_state
+from biotorch.training.adversarial import Adversary
 from biotorch.training.divergence import diverged, diverged_after, require_finite
 from biotorch.training.evaluation import Tally, evaluate, loss_size
 from biotorch.training.infrastructure import any_process, gather, share_statistics
@@ -47,7 +48,8 @@ class Trainer:
         evaluation_batch_size: examples per batch in evaluation.
 
     Raises:
-        SectionError: optimizer or scheduler do not fit the network or the length of the training.
+        SectionError: optimizer or scheduler do not fit the network or the length of the training, or there is
+            adversarial training without images.
     """
 
     def __init__(
@@ -74,6 +76,8 @@ class Trainer:
         self.steps = len(self._updates(1))
         epochs, warmup = config.hyperparameters.epochs, round(config.warmup_epochs * self.steps)
         self.schedule = Schedule(optimizer, config.lr_scheduler, epochs, self.steps, warmup)
+        adversarial = config.adversarial
+        self.adversary = None if adversarial is None else Adversary(adversarial, model, data, self.fabric, seed)
         trained: Any = torch.compile(model) if compiled else model
         self.forward, self.optimizer = self.fabric.setup(trained, optimizer)
 
@@ -125,6 +129,8 @@ class Trainer:
             sizes = [len(part) for part in torch.split(update, self.config.hyperparameters.batch_size)]
             for index in range(len(sizes)):
                 inputs, labels, counts = next(batches)
+                if self.adversary is not None:
+                    inputs = self.adversary(inputs, labels, self.epoch, self.step, index)
                 with self.fabric.no_backward_sync(self.forward, enabled=index < len(sizes) - 1):
                     outputs = self.forward(inputs)
                     value = training_loss(self.loss, outputs, labels)

@@ -9,6 +9,7 @@ from pydantic import AliasChoices, ConfigDict, Field, model_validator
 from torch import nn
 
 from biotorch.frozen import Section, SectionError
+from biotorch.training.adversarial import AdversarialConfig
 from biotorch.training.optimizers import OptimizerConfig, Schedule, SchedulerConfig
 
 
@@ -73,6 +74,7 @@ class TrainingConfig(Section):
     clip_gradient_norm: float | None = Field(default=None, gt=0)
     """Scale the gradients of an update down to this norm over all weights."""
     early_stop: EarlyStop | None = None
+    adversarial: AdversarialConfig | None = None
     metrics: MetricsConfig = MetricsConfig()
 
     @model_validator(mode="after")

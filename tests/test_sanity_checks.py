@@ -1,0 +1,382 @@
+"""Every sanity check fires on a network built to trip it, and on no other; the verdict follows by rule."""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import biotorch
+from biotorch import data
+from biotorch.robustness import Attack, Study, checks, registry, significance, study
+
+#: Images of the digits that are attacked.
+N = 150
+EPSILONS = (0.05, 0.1, 0.2)
+ATTACKS = ("random_signs", "fgsm", {"type": "pgd", "steps": 20})
+
+
+class Differences(Attack):
+    """A black-box attack: one step along the sign of what each pixel does to the margin, from outputs alone."""
+
+    def perturb(self, attempt, index):
+        images, labels = attempt.images[index], attempt.labels[index]
+        flat, pixels = images.flatten(1), images[0].numel()
+        rises = torch.empty_like(flat)
+        for pixel in range(pixels):
+            values = []
+            for sign in (-1, 1):
+                moved = flat.clone()
+                moved[:, pixel] = (moved[:, pixel] + sign * self.epsilon).clamp(0, 1)
+                with torch.no_grad():
+                    outputs = attempt.outputs(moved.view_as(images), index)
+                values.append(F.cross_entropy(outputs, labels, reduction="none"))
+            rises[:, pixel] = values[1] - values[0]
+        return (flat + self.epsilon * rises.sign()).clamp(0, 1).view_as(images)
+
+    @property
+    def passes(self):
+        return 128, 0
+
+
+class Wrapped(nn.Module):
+    """`network` behind a function of the images, and in front of one of the outputs."""
+
+    def __init__(self, network, before=lambda images: images, after=lambda outputs: outputs):
+        super().__init__()
+        self.network, self.before, self.after = network, before, after
+
+    def forward(self, images):
+        return self.after(self.network(self.before(images)))
+
+
+class Tiring(nn.Module):
+    """Shows its gradient so many times, and never again."""
+
+    def __init__(self, network, times):
+        super().__init__()
+        self.network, self.left = network, times
+
+    def forward(self, images):
+        self.left -= images.requires_grad
+        return self.network(images.detach() if self.left < 0 else images)
+
+
+def rippled(images):
+    """Rises over long ways; over short ones it goes up and down, and up at every sixteenth, where digits lie."""
+    return images + 2 / (32 * math.pi) * torch.sin(32 * math.pi * images)
+
+
+def flat_outside(images):
+    """Steep within 0.01 of a sixteenth, flat from there on."""
+    grid = (16 * images.detach()).round() / 16
+    return grid + 15 * (images - grid).clamp(-0.01, 0.01)
+
+
+def rounded(images):
+    return (16 * images).round() / 16
+
+
+def noisy(outputs):
+    return outputs + 0.1 * torch.randn_like(outputs)
+
+
+def train(network, split, epochs=40):
+    images, labels = split
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(epochs):
+        for index in torch.randperm(len(images), generator=generator).split(128):
+            optimizer.zero_grad()
+            F.cross_entropy(network(images[index]), labels[index]).backward()
+            optimizer.step()
+    return network.eval()
+
+
+def mlp():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """Training images, and those that are attacked, both with their labels, in [0, 1]."""
+    found = data.load(data.DataConfig(dataset="digits"), 0)
+
+    def pixels(split):
+        images, labels = next(split.in_order(len(split)))
+        return (images * found.std[0] + found.mean[0]).clamp(0, 1), labels
+
+    images, labels = pixels(found.test)
+    return pixels(found.train), (images[:N], labels[:N])
+
+
+@pytest.fixture(scope="session")
+def run(digits):
+    """A study of a network on the digits."""
+
+    def one(model, attacks=ATTACKS, epsilons=EPSILONS, **settings):
+        return study(model, digits[1], attacks=attacks, epsilons=epsilons, **settings)
+
+    return one
+
+
+@pytest.fixture(scope="session")
+def plain(digits):
+    """Trained by backpropagation, nothing hidden."""
+    return train(mlp(), digits[0])
+
+
+@pytest.fixture(scope="session")
+def aligned(digits):
+    """Trained by feedback alignment."""
+    return train(biotorch.convert(mlp(), "fa", copy_weights=False, seed=1), digits[0])
+
+
+@pytest.fixture(scope="session")
+def unaligned(plain):
+    """The weights of `plain`, with feedback that has never seen them."""
+    return biotorch.convert(copy.deepcopy(plain), "fa", seed=1)
+
+
+@pytest.fixture(scope="session")
+def convolution(digits):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 10)]
+    return train(nn.Sequential(*layers), digits[0], epochs=20)
+
+
+@dataclasses.dataclass(frozen=True)
+class Nets:
+    plain: nn.Module
+    convolution: nn.Module
+    aligned: nn.Module
+    unaligned: nn.Module
+
+
+@pytest.fixture(scope="session")
+def nets(plain, convolution, aligned, unaligned):
+    return Nets(plain, convolution, aligned, unaligned)
+
+
+@pytest.fixture
+def differences(monkeypatch):
+    monkeypatch.setitem(registry.ATTACKS, "differences", Differences)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What a check is called and speaks of, and a study that trips it."""
+
+    check: str
+    about: str
+    study: Callable[[Nets, Callable[..., Study]], Study]
+
+
+#: By function.
+CASES = {
+    "_true_beats_feedback": Case(
+        "true gradient beats feedback gradient", "feedback", lambda nets, run: run(nets.aligned)
+    ),
+    "_feedback_worse_than_noise": Case(
+        "feedback attack no better than random signs", "reader", lambda nets, run: run(nets.unaligned)
+    ),
+    "_black_box_beats_feedback": Case(
+        "black-box beats the feedback gradient",
+        "feedback",
+        lambda nets, run: run(nets.unaligned, [*ATTACKS, "differences"]),
+    ),
+    "_transfer_beats_feedback": Case(
+        "transfer beats the feedback gradient", "feedback", lambda nets, run: run(nets.unaligned, source=nets.plain)
+    ),
+    "_black_box_beats_true": Case(
+        "black-box beats the true gradient",
+        "attack",
+        lambda nets, run: run(Wrapped(nets.plain, rounded), [*ATTACKS, "differences"]),
+    ),
+    "_transfer_beats_true": Case(
+        "transfer beats the true gradient",
+        "attack",
+        lambda nets, run: run(Wrapped(nets.plain, Tensor.detach), source=nets.plain),
+    ),
+    "_single_step_beats_steps": Case(
+        "a single step beats many", "attack", lambda nets, run: run(Wrapped(nets.plain, rippled), ["fgsm", "pgd"])
+    ),
+    "_fewer_steps_beat_more": Case(
+        "more steps weaken the attack", "attack", lambda nets, run: run(Wrapped(nets.plain, rippled), ["pgd"], [0.25])
+    ),
+    # One look, eight steps, and the two of the variant with fewer: what comes next has more restarts.
+    "_fewer_restarts_beat_more": Case(
+        "more restarts weaken the attack",
+        "attack",
+        lambda nets, run: run(Tiring(nets.plain, 1 + 8 + 2), [{"type": "pgd", "steps": 8}], [0.1]),
+    ),
+    "_larger_epsilon_weakens": Case(
+        "a larger epsilon weakens the attack",
+        "attack",
+        lambda nets, run: run(Wrapped(nets.plain, flat_outside), ["pgd"], [0.01, 0.03]),
+    ),
+    "_unbounded_leaves_some": Case(
+        "an unbounded attack does not reach zero", "attack", lambda nets, run: run(Wrapped(nets.plain, Tensor.detach))
+    ),
+    "_no_gradient": Case("zero or non-finite gradients", "attack", lambda nets, run: run(Wrapped(nets.plain, rounded))),
+    "_cannot_reach_epsilon": Case(
+        "steps x step size is smaller than epsilon",
+        "attack",
+        lambda nets, run: run(nets.plain, [{"type": "pgd", "step_size": 0.0001}]),
+    ),
+    "_still_rising": Case(
+        "the loss is still rising at the last step",
+        "attack",
+        lambda nets, run: run(nets.plain, [{"type": "pgd", "random_start": False, "step_size": 0.05 / 40}], [0.05]),
+    ),
+    "_not_deterministic": Case(
+        "the network is not deterministic", "attack", lambda nets, run: run(Wrapped(nets.plain, after=noisy))
+    ),
+    "_softmaxed": Case(
+        "the outputs are probabilities",
+        "attack",
+        lambda nets, run: run(Wrapped(nets.plain, after=lambda outputs: outputs.softmax(1))),
+    ),
+    "_guesses": Case("the network only guesses", "attack", lambda nets, run: run(mlp())),
+}
+
+#: What a network that shows no gradient cannot but trip, too: found beside the check that a case is for.
+NO_GRADIENT = {"zero or non-finite gradients", "an unbounded attack does not reach zero"}
+BESIDE = {
+    "_black_box_beats_true": NO_GRADIENT,
+    "_transfer_beats_true": NO_GRADIENT,
+    "_fewer_restarts_beat_more": NO_GRADIENT,
+    "_unbounded_leaves_some": NO_GRADIENT,
+    "_no_gradient": NO_GRADIENT,
+    "_cannot_reach_epsilon": {"the loss is still rising at the last step"},
+    "_true_beats_feedback": {"feedback attack no better than random signs"},
+    "_feedback_worse_than_noise": {"true gradient beats feedback gradient"},
+    "_black_box_beats_feedback": {
+        "true gradient beats feedback gradient",
+        "feedback attack no better than random signs",
+    },
+    "_transfer_beats_feedback": {
+        "true gradient beats feedback gradient",
+        "feedback attack no better than random signs",
+    },
+}
+
+
+def strongest_stands_in_the_sentence(found):
+    left, (low, high) = found.worst_case[found.judged_at]
+    assert f"{left:.1f} % of the images [{low:.1f}, {high:.1f}] are still classified as labelled" in found.sentence
+
+
+def test_every_check_has_a_case():
+    assert set(CASES) == {function.__name__ for function in checks._CHECKS}
+
+
+@pytest.mark.parametrize("function", [each.__name__ for each in checks._CHECKS])
+@pytest.mark.usefixtures("differences")
+def test_fires(nets, run, function):
+    """It, and nothing that the network is not to blame for."""
+    case = CASES[function]
+    found = case.study(nets, run)
+    fired = {check.name: check for check in found.fired}
+    assert case.check in fired, str(found)
+    assert fired[case.check].about == case.about
+    assert set(fired) - {case.check} <= BESIDE.get(function, set()), str(found)
+    about = {check.about for check in found.fired}
+    assert "attack" not in about or found.verdict == "inconclusive"
+    assert "attack" in about or "feedback" not in about or found.verdict == "masked"
+    assert case.check in str(found).split("Checks that did not fire:")[0]
+    strongest_stands_in_the_sentence(found)
+
+
+@pytest.mark.usefixtures("differences")
+def test_all_are_silent_on_a_plain_network(nets, run):
+    found = run(nets.plain, [*ATTACKS, "differences"], source=nets.convolution)
+    assert not found.fired, str(found)
+    assert "No check fired." in str(found)
+    asked = {check.name for check in found.checks}
+    feedback = {case.check for case in CASES.values() if "feedback" in case.check}  # there is one gradient alone
+    assert asked == {case.check for case in CASES.values()} - feedback
+    assert found.verdict == "not robust"
+    strongest_stands_in_the_sentence(found)
+
+
+@pytest.mark.skipif("square" not in registry.ATTACKS, reason="Square is not written yet")
+def test_square_beats_a_gradient_that_is_hidden_and_one_that_is_random(nets, run):
+    square = [*ATTACKS, {"type": "square", "queries": 200}]
+    hidden = run(Wrapped(nets.plain, rounded), square)
+    assert "black-box beats the true gradient" in {check.name for check in hidden.fired}, str(hidden)
+    masked = run(nets.unaligned, square)
+    assert "black-box beats the feedback gradient" in {check.name for check in masked.fired}, str(masked)
+    assert (hidden.verdict, masked.verdict) == ("inconclusive", "masked")
+    assert not run(nets.plain, square).fired
+
+
+@pytest.mark.parametrize("loss", ["margin", "dlr"])
+def test_all_are_silent_with_other_losses(nets, run, loss):
+    """On a network with a convolution, in L2."""
+    found = run(nets.convolution, ["random_signs", {"type": "pgd", "loss": loss}], [0.5, 1.0], norm="l2")
+    assert not found.fired, str(found)
+
+
+# The verdict -------------------------------------------------------------------------------------------
+
+
+def test_a_network_that_is_robust(digits, run):
+    """Linear, with margins that a thousandth per pixel cannot move."""
+    torch.manual_seed(0)
+    linear = train(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), digits[0])
+    found = run(linear, epsilons=[0.0005, 0.001, 0.002])
+    assert found.verdict == "robust", str(found)
+    assert found.judged_at == 0.001
+    strongest_stands_in_the_sentence(found)
+
+
+def test_an_attack_that_fails_counts_more_than_a_gradient_that_masks(nets, run):
+    found = run(Wrapped(nets.unaligned, after=lambda outputs: outputs.softmax(1)))
+    assert {"attack", "feedback"} <= {check.about for check in found.fired}
+    assert found.verdict == "inconclusive"
+    assert "the outputs are probabilities" in found.sentence
+
+
+def test_a_gradient_that_masks_counts_more_than_a_network_that_is_not_robust(nets, run):
+    found = run(nets.unaligned)
+    assert found.worst_case[found.judged_at][1][0] < found.clean_accuracy / 2
+    assert found.verdict == "masked"
+
+
+@pytest.mark.parametrize("attacks", [["random_signs"], ["fgsm"], [{"type": "pgd", "gradient": "feedback"}]])
+def test_without_pgd_along_the_true_gradient_there_is_no_result(nets, run, attacks):
+    found = run(nets.unaligned, attacks)
+    assert found.verdict == "inconclusive"
+    assert "PGD along the true gradient was not run" in found.sentence
+    strongest_stands_in_the_sentence(found)
+
+
+def test_noise_in_the_network_is_for_the_reader_where_an_attack_averages_over_it(nets, run):
+    found = run(Wrapped(nets.plain, after=noisy), ["pgd", {"type": "eot_pgd", "samples": 3}], [0.1])
+    (check,) = (check for check in found.fired if check.name == "the network is not deterministic")
+    assert check.about == "reader"
+    assert found.verdict == "not robust"
+
+
+def test_a_step_size_that_the_verdict_does_not_rest_on_is_for_the_reader(nets, run):
+    weak = {"type": "pgd", "steps": 10, "step_size": 0.0001}
+    found = run(nets.plain, [{"type": "pgd", "steps": 20}, weak], [0.1])
+    (check,) = found.fired
+    assert (check.name, check.about) == ("steps x step size is smaller than epsilon", "reader")
+    assert found.verdict == "not robust"
+
+
+def test_fewer_than_ten_images_are_noise():
+    """The sign test at 0.001, where all of them speak for the same side."""
+    survives = torch.ones(50, dtype=torch.bool)
+    for broken, more_than_noise in ((0, False), (9, False), (10, True), (50, True)):
+        weaker = survives.clone()
+        weaker[:broken] = False
+        assert significance.beats(weaker, survives) == more_than_noise
+        assert not significance.beats(survives, weaker)
