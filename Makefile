@@ -34,8 +34,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	else $(BIN)/python -m pip install --quiet -c constraints.txt -e .; fi
 	touch $@
 
+# torchattacks, an oracle of the tests, pins versions of its dependencies that do not go with ours: without them.
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	if command -v uv >/dev/null; then \
-	  uv pip install --python $(BIN)/python -c constraints.txt -b constraints.txt -e '.[dev]'; \
-	else $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'; fi
+	  uv pip install --python $(BIN)/python -c constraints.txt -b constraints.txt -e '.[dev]' && \
+	  uv pip install --python $(BIN)/python --no-deps -c constraints.txt torchattacks; \
+	else $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]' && \
+	  $(BIN)/python -m pip install --quiet --no-deps -c constraints.txt torchattacks; fi
 	touch $@ $(VENV)/.installed

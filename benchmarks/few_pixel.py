@@ -93,7 +93,8 @@ def measure(name: str, model: nn.Module, images: Tensor, labels: Tensor, argumen
         ratios = [other / mine for other, mine in zip(seconds[each], own, strict=True)]
         middle = statistics.median(ratios)
         rows.append(
-            f"| {name} | {each} | **{middle:.2f}** | {min(ratios):.2f} - {max(ratios):.2f} | {100 * broken[each]:.0f} % |"
+            f"| {name} | {each} | **{middle:.2f}** | {min(ratios):.2f} - {max(ratios):.2f} "
+            f"| {100 * broken[each]:.0f} % |"
         )
     return rows
 

@@ -4,6 +4,7 @@ from biotorch.robustness.attack import Attack, BoundsError, Outcome
 from biotorch.robustness.auto_attack import AutoAttack
 from biotorch.robustness.auto_pgd import AutoPGD
 from biotorch.robustness.eotpgd import EOTPGD
+from biotorch.robustness.few_pixel import FewPixel
 from biotorch.robustness.fgsm import FGSM
 from biotorch.robustness.findings import Study
 from biotorch.robustness.noise import RandomSigns
@@ -25,6 +26,7 @@ __all__ = [
     "AutoPGD",
     "BoundsError",
     "Display",
+    "FewPixel",
     "Normalised",
     "Outcome",
     "RandomSigns",

@@ -2,78 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar, Literal, Unpack
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal, Unpack
 
+import pyautoattack  # type: ignore[import-untyped]
 import torch
-from pyautoattack.autoattack import AutoAttack as Library
+from pyautoattack import checks
 from torch import Tensor, nn
 
-from biotorch.robustness.attack import require
-from biotorch.robustness.attempt import Attempt
-from biotorch.robustness.library import LOGGER, NORMS, running, share
-from biotorch.robustness.norms import project
-from biotorch.robustness.white_box import WhiteBox, WhiteBoxArguments
+from biotorch.robustness import auto_pgd, library, square
+from biotorch.robustness.attack import Common, require
+from biotorch.robustness.attempt import Attempt, Gradient
+from biotorch.robustness.white_box import WhiteBox
 
-#: The targeted attacks try so many classes, and the targeted DLR loss needs four.
-_TARGETS, _FEWEST = 9, 4
+Version = Literal["standard", "rand"]
 
 
 class AutoAttack(WhiteBox):
-    """Four attacks in turn, each on what the others have left (Croce and Hein 2020), by pyautoattack.
+    """The ensemble by which robustness is usually reported (Croce and Hein 2020), without parameters to choose.
 
-    `standard`: Auto-PGD on the cross-entropy, targeted Auto-PGD on the DLR loss and targeted FAB on nine classes, 100
-    steps each, and Square with 5,000 queries. Networks of fewer than ten classes have fewer targets; for fewer than
-    four the targeted attacks do not exist, and FAB without targets takes their place.
+    `standard` is, in turn, on the images that are left: Auto-PGD on the cross-entropy; Auto-PGD on the targeted DLR
+    loss, towards nine classes; FAB, towards nine classes; Square with 5,000 queries. `rand`, for networks with noise
+    in them: Auto-PGD on the cross-entropy and on the DLR loss, with gradients averaged over 20 samples. Attacks and
+    settings are those of the library pyautoattack, whose warnings become Python's.
+
+    With fewer than ten classes, all the wrong ones are targets. The targeted DLR loss needs four classes: with three,
+    `standard` runs Auto-PGD on the untargeted one in its place; that needs three, and is left out with two.
+
+    A forward pass counts as a query of every image that it is about, those of the library's checks included.
 
     Args:
-        model, epsilon, gradient, norm, seed, batch_size: as of `WhiteBox`. It has losses of its own.
-        version: `standard`, or `rand` for networks with noise in them (Auto-PGD on both losses, 20 gradients a step).
+        model, epsilon, norm, gradient, seed, batch_size: as of `WhiteBox`. Images are (n, C, H, W) for `standard`.
+        version: `standard` or `rand`.
     """
 
-    fixed: ClassVar[Mapping[str, str]] = {"loss": "its attacks have their own"}
+    fixed: ClassVar[Mapping[str, str]] = {"loss": "each of its attacks has its own"}
 
     def __init__(
         self,
         model: nn.Module,
         epsilon: float = 8 / 255,
         *,
-        version: Literal["standard", "rand"] = "standard",
-        **white_box: Unpack[WhiteBoxArguments],
+        version: Version = "standard",
+        gradient: Gradient = "true",
+        **common: Unpack[Common],
     ) -> None:
-        for name in self.fixed.keys() & white_box:
-            raise TypeError(f"{name}: AutoAttack takes none, {self.fixed[name]}")
-        super().__init__(model, epsilon, **white_box)
-        require(version in ("standard", "rand"), f"version: 'standard' or 'rand' is needed, not {version!r}")
+        super().__init__(model, epsilon, gradient=gradient, **common)
+        known = typing.get_args(Version)
+        require(version in known, f"version: {' or '.join(map(repr, known))} is needed, not {version!r}")
         self.version = version
+        self._logger = library.Warner()
 
     def perturb(self, attempt: Attempt, index: Tensor) -> Tensor:
-        images, labels = attempt.images[index], attempt.labels[index]
-        classes = attempt.clean_outputs.shape[1]
-        with running(attempt, self.gradient) as network:
-            library = Library(
-                network,
-                norm=NORMS[self.norm],
-                eps=self.epsilon,
-                seed=torch.initial_seed(),
-                version=self.version,
-                device=images.device,
-            )
-            library.logger = library.apgd.logger = library.apgd_targeted.logger = LOGGER
-            library.verbose = False
-            targets = min(_TARGETS, classes - 1)
-            library.apgd_targeted.n_target_classes = library.fab.n_target_classes = targets
-            if classes < _FEWEST:
-                few = ["apgd-ce", "fab", "square"] if self.version == "standard" else ["apgd-ce"]
-                library.attacks_to_run = few
-            found, _ = library.run_standard_evaluation(images.float(), labels, batch_size=self.batch_size)
-        share(attempt, index, network)
-        return project(found.to(images), images, self.epsilon, self.norm)
-
-    @property
-    def passes(self) -> tuple[int, int]:
-        if self.version == "rand":
-            return 2 * 20 * 101 + 8, 2 * 20 * 101
-        # FAB takes the gradients of two outputs, and looks at the point again, in each of its steps.
-        apgd, fab = 101 * (1 + _TARGETS), 100 * _TARGETS
-        return apgd + 2 * fab + 5010, apgd + 2 * fab
+        if self.version == "standard":
+            library.require_tiles(attempt.images, self.norm)
+        shown = library.Shown(attempt, self.gradient, index)
+        ensemble = self._ensemble(shown, attempt.images.device)
+        self._check(shown, attempt, index)
+        left = _Left(attempt, index)
+        adversarial = library.withstand(attempt, index, left.counted(self._runs(shown, ensemble)), self.epsilon, self.norm)
+        checks.check_square_sr(left.shares, logger=self._logger)
+        return adversarial

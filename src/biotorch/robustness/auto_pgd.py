@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import Any, Unpack
 
-import torch
-from pyautoattack.autopgd_base import APGDAttack
+from pyautoattack.autopgd_base import APGDAttack  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
+from biotorch.robustness import library
 from biotorch.robustness.attack import require, require_counts
 from biotorch.robustness.attempt import Attempt
-from biotorch.robustness.library import LOGGER, NORMS, running, share
-from biotorch.robustness.norms import project
 from biotorch.robustness.white_box import WhiteBox, WhiteBoxArguments
 
 
 class AutoPGD(WhiteBox):
-    """PGD with momentum that halves its step where the loss stops rising (Croce and Hein 2020), by pyautoattack.
+    """PGD with momentum that chooses its step sizes itself (Croce and Hein 2020, algorithm 1).
 
-    Not the paper's "APGD", which is `EOTPGD`.
+    The first step is 2 epsilon long; at checkpoints it is halved, and the search goes back to the best point so far,
+    where the loss has risen in too few steps. The attack is that of the library pyautoattack. It makes all of its
+    steps with every image, and starts at a random point of the surface of the ball.
 
     Args:
-        model, epsilon, gradient, norm, seed, batch_size: as of `WhiteBox`.
-        loss: `ce` or `dlr`.
+        model, epsilon, norm, gradient, seed, batch_size: as of `WhiteBox`.
+        loss: `ce` or `dlr`; the latter needs three classes.
         steps: number of steps.
-        restarts: independent starts.
-        samples: gradients per step, averaged, for networks with noise in them.
+        restarts: independent starts; an image is broken if one of them breaks it.
+        samples: gradients averaged per step, for networks with noise in them.
     """
 
     def __init__(
@@ -39,30 +39,45 @@ class AutoPGD(WhiteBox):
         **white_box: Unpack[WhiteBoxArguments],
     ) -> None:
         super().__init__(model, epsilon, **white_box)
+        require(self.loss != "margin", "loss: AutoPGD knows 'ce' and 'dlr', not 'margin'")
         require_counts(steps=steps, restarts=restarts, samples=samples)
-        require(self.loss in ("ce", "dlr"), f"loss: AutoPGD knows ce and dlr, not {self.loss!r}")
         self.steps, self.restarts, self.samples = steps, restarts, samples
+        self._logger = library.Warner()
 
     def perturb(self, attempt: Attempt, index: Tensor) -> Tensor:
-        images, labels = attempt.images[index], attempt.labels[index]
-        with running(attempt, self.gradient) as network:
-            attack = APGDAttack(
-                network,
-                n_iter=self.steps,
-                norm=NORMS[self.norm],
-                n_restarts=self.restarts,
-                eps=self.epsilon,
-                seed=torch.initial_seed(),
-                loss=self.loss,
-                eot_iter=self.samples,
-                device=images.device,
-                logger=LOGGER,
-            )
-            found = attack.perturb(images.float(), labels)
-        share(attempt, index, network)
-        return project(found.to(images), images, self.epsilon, self.norm)
+        classes = attempt.clean_outputs.shape[1]
+        require(
+            self.loss == "ce" or classes >= 3,
+            f"loss: 'dlr' needs at least three classes, and there are {classes}: take 'ce'",
+        )
+        shown = library.Shown(attempt, self.gradient, index)
+        search = APGDAttack(
+            shown,
+            n_iter=self.steps,
+            norm=library.NORMS[self.norm],
+            eps=self.epsilon,
+            loss=self.loss,
+            eot_iter=self.samples,
+            device=attempt.images.device,
+            logger=self._logger,
+        )
+        library.start(library.seed(attempt))
+        runs = [run(shown, search)] * self.restarts
+        return library.withstand(attempt, index, runs, self.epsilon, self.norm)
 
     @property
     def passes(self) -> tuple[int, int]:
-        each = self.restarts * self.samples * (self.steps + 1)
-        return each + 1, each
+        points = self.samples * (self.steps + 1)
+        return self.restarts * (points + 1), self.restarts * points
+
+
+def run(shown: library.Shown, search: Any) -> library.Run:
+    """One start of the library's search: its last misclassified points, or else those of the highest loss."""
+
+    def start(images: Tensor, labels: Tensor, index: Tensor) -> Tensor:
+        shown.index = index
+        search.init_hyperparam(images)
+        best, right, _, adversarial = search.attack_single_run(images, labels)
+        return best.where(right.bool().reshape(-1, *[1] * (best.dim() - 1)), adversarial)  # type: ignore[no-any-return]
+
+    return start

@@ -1,75 +1,164 @@
-"""What the attacks of pyautoattack have in common: they see float32, and leave nothing behind."""
+"""What attacks of the library pyautoattack need to stand behind our interface.
+
+The library's attacks run on a set of images, decide which of them to go on with, seed the global generator, and hand
+back images. Here we decide, by `withstand`, and the library is left with single runs on images that are all still
+unbroken: hence every forward pass is known to be one of each of these, and is counted. The network is shown to it as
+a `Shown`. Of the library's defects that leaves
+
+* parameters, which FAB would fill with gradients: untouched, see `_Shown`;
+* `sys.settrace(None)` after its check for dynamic defences, whose findings stay for all later networks: `dynamic`;
+* non-finite gradients and images, which become adversarial examples: `_Shown`, `withstand`;
+* images cast to float32: the network is shown its own type, and results are projected in it;
+* a device generator that is seeded, too: `seed` touches that of the CPU alone, where the library draws.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import logging
+import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
+from pyautoattack import checks  # type: ignore[import-untyped]
 from torch import Tensor
 
+from biotorch.robustness.attack import require
 from biotorch.robustness.attempt import Attempt, Gradient, route
-from biotorch.robustness.norms import Norm
+from biotorch.robustness.norms import Norm, project
 
-#: Names of the norms there.
+#: The names that the library has for the norms.
 NORMS: dict[Norm, str] = {"linf": "Linf", "l2": "L2"}
 
-#: Where its warnings go.
-LOGGER = logging.getLogger("biotorch.robustness.pyautoattack")
-LOGGER.propagate = False
+#: One run of an attack: images (m, ...) in float32, labels (m,) and their index (m,) to adversarial images (m, ...).
+Run = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-class Network:
-    """The attempt's network as a function of float32 images, which counts the rows that it is asked for."""
+class Shown:
+    """The network of an attempt as the library sees it: a function from float32 images to float32 outputs.
 
-    def __init__(self, attempt: Attempt) -> None:
-        self.attempt, self.rows = attempt, 0
+    Every call counts as one forward pass of each image of `index`, whatever it is called with. (Where a network is
+    noisy, FAB leaves out images that a second look misclassifies; they are counted nevertheless.)
+
+    Args:
+        attempt: whose network it is, and who counts.
+        gradient: which one the library gets.
+        index: (m,) images that the next calls are about; empty: calls are not counted.
+    """
+
+    def __init__(self, attempt: Attempt, gradient: Gradient, index: Tensor) -> None:
+        self.attempt, self.gradient, self.index = attempt, gradient, index
 
     def __call__(self, points: Tensor) -> Tensor:
-        """Outputs (m, C) in float32, a tensor of its own: the library writes into it."""
-        self.rows += len(points)
-        return self.attempt.forward(points.to(self.attempt.images.dtype)).float().clone()
+        if not len(points):
+            return points.new_zeros(0, self.attempt.clean_outputs.shape[1])
+        if torch.is_grad_enabled() and points.requires_grad:
+            outputs: Tensor = _Shown.apply(points, self)  # type: ignore[no-untyped-call]
+            return outputs
+        with torch.no_grad():
+            return self.outputs(points)
+
+    def outputs(self, points: Tensor) -> Tensor:
+        """Outputs (m, C) in float32, counted."""
+        return self.attempt.outputs(points.to(self.attempt.images.dtype), self.index).float()
+
+    def see(self, gradient: Tensor) -> Tensor:
+        """The gradient, zero where it is not finite; images without one are `blind`."""
+        flat = gradient.flatten(1)
+        useless = ~flat.isfinite().all(1) | (flat == 0).all(1)
+        if len(useless) == len(self.index):
+            self.attempt.blind[self.index[useless].cpu()] = True
+        return gradient.nan_to_num(0, 0, 0)
 
 
-@contextlib.contextmanager
-def running(attempt: Attempt, kind: Gradient) -> Iterator[Network]:
-    """The network to hand to the library, along one of its gradients.
+class _Shown(torch.autograd.Function):
+    """The network as one step of the library's graph: a backward through it ends at the image.
 
-    The library seeds the global generator, which `Attack` keeps for its user, and switches tracing off, which
-    debuggers and coverage need: it is put back. Its log becomes warnings.
-
-    Warns:
-        UserWarning: what the library has to say about the network.
+    So parameters get no gradient, and a network that detaches its input has a gradient, zero.
     """
-    torch.manual_seed(int(torch.randint(2**31, (), generator=attempt.generator)))
-    trace, told = sys.gettrace(), _Told()
-    LOGGER.addHandler(told)
-    try:
-        with route(attempt.model, kind):
-            yield Network(attempt)
-    finally:
-        LOGGER.removeHandler(told)
-        sys.settrace(trace)
-    for message in told.messages:
-        warnings.warn(f"pyautoattack: {message}", stacklevel=2)
+
+    @staticmethod
+    def forward(ctx: Any, points: Tensor, shown: Shown) -> Tensor:
+        ctx.shown, ctx.points = shown, points.detach().requires_grad_()
+        with torch.enable_grad(), route(shown.attempt.model, shown.gradient):
+            ctx.outputs = shown.outputs(ctx.points)
+        return ctx.outputs.detach().clone()
+
+    @staticmethod
+    def backward(ctx: Any, errors: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        gradient = torch.zeros_like(ctx.points)
+        if ctx.outputs.requires_grad:
+            (gradient,) = torch.autograd.grad(
+                ctx.outputs, ctx.points, errors, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+        return ctx.shown.see(gradient.detach()), None
 
 
-class _Told(logging.Handler):
-    """Keeps each warning once."""
+def withstand(attempt: Attempt, index: Tensor, runs: Iterable[Run], epsilon: float, norm: Norm) -> Tensor:
+    """Attack the images `index` by one run after the other, each on those that the runs before it have not broken.
+
+    Returns:
+        (m, ...) in the ball: what has broken an image, or else what the last run has left.
+    """
+    images = attempt.images[index]
+    best, active = images.clone(), torch.arange(len(index), device=images.device)
+    for run in runs:
+        own = images[active]
+        points = run(own.float().contiguous(), attempt.labels[index[active]], index[active]).detach().to(own)
+        points = project(torch.where(points.isfinite(), points, own), own, epsilon, norm)
+        best[active] = points
+        active = active[attempt.right(points, index[active])]
+        if not len(active):
+            break
+    return best
+
+
+def seed(attempt: Attempt) -> int:
+    """A seed for the library, drawn from the attempt."""
+    return int(torch.randint(2**31, (), generator=attempt.generator))
+
+
+def start(number: int) -> None:
+    """Seed the generator that the library draws from, the global one of the CPU: the base class puts it back."""
+    torch.default_generator.manual_seed(number)
+
+
+class Warner:
+    """A logger for the library, whose warnings become Python's, each once (numbers in them make no difference)."""
 
     def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.messages: list[str] = []
+        self._told: set[str] = set()
 
-    def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
-        if message not in self.messages:
-            self.messages.append(message)
+    def warning(self, message: str) -> None:
+        """Warn, unless that was said before."""
+        message = re.sub(r" See \S+ for details\.", "", message)
+        if (key := re.sub(r"[\d.]+", "", message)) not in self._told:
+            self._told.add(key)
+            warnings.warn(f"pyautoattack: {message}", UserWarning, stacklevel=2)
 
 
-def share(attempt: Attempt, index: Tensor, network: Network) -> None:
-    """Count the rows, shared evenly by the images: the library does not say which it asked for."""
-    attempt.queries[index.cpu()] += -(-network.rows // len(index))
+def dynamic(shown: Shown, points: Tensor, logger: Warner) -> None:
+    """The library's check for networks that differentiate or train in their forward pass."""
+    trace = sys.gettrace()
+    for name in checks.funcs:
+        checks.funcs[name] = 0
+    try:
+        checks.check_dynamic(shown, points, logger=logger)
+    finally:
+        sys.settrace(trace)
+
+
+def require_tiles(images: Tensor, norm: Norm) -> None:
+    """Raise ValueError for images that the library's Square attack cannot tile."""
+    require(images.dim() == 4, f"images: Square needs (n, C, H, W), not {tuple(images.shape)}")
+    height, width = images.shape[2:]
+    # In L2 it starts from tiles of H // 5 pixels, and fails where one of them sticks out.
+    side = height // 5
+    first = (height - 5 * side) // 2
+    fits = side == 1 or (side > 1 and all(first + each // side * side <= each for each in (height, width)))
+    require(
+        norm == "linf" or fits,
+        f"images: the Square attack of pyautoattack fails in l2 at {height} x {width} pixels; it works at "
+        "28 x 28, 32 x 32, 64 x 64 and 224 x 224, or in linf",
+    )

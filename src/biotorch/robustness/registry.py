@@ -7,6 +7,7 @@ from biotorch.robustness.attack import Attack
 from biotorch.robustness.auto_attack import AutoAttack
 from biotorch.robustness.auto_pgd import AutoPGD
 from biotorch.robustness.eotpgd import EOTPGD
+from biotorch.robustness.few_pixel import FewPixel
 from biotorch.robustness.fgsm import FGSM
 from biotorch.robustness.noise import RandomSigns
 from biotorch.robustness.pgd import PGD
@@ -18,6 +19,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "pgd": PGD,
     "eot_pgd": EOTPGD,
     "tpgd": TPGD,
+    "few_pixel": FewPixel,
     "square": Square,
     "auto_pgd": AutoPGD,
     "auto_attack": AutoAttack,

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, Unpack
 
 import torch
-from pyautoattack.square import SquareAttack
+from pyautoattack.square import SquareAttack  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
+from biotorch.robustness import library
 from biotorch.robustness.attack import Attack, Common, is_number, require, require_counts
 from biotorch.robustness.attempt import Attempt
-from biotorch.robustness.library import NORMS, running
-from biotorch.robustness.norms import project
 
 
 class Square(Attack):
-    """Random search with square patches, by outputs alone (Andriushchenko et al. 2020; the paper's appendix 6.3).
+    """Random squares, kept where they raise the loss: a search without gradients (Andriushchenko et al. 2020).
 
-    Run by pyautoattack, one restart at a time. Its schedule of patch sizes is that of 10,000 queries, as in
-    AutoAttack, whatever the budget.
+    It starts from vertical stripes of ±epsilon (L2: from tiles) and changes one square of every image per query; the
+    squares shrink on a schedule that is stretched over the queries. The search is that of the library pyautoattack.
 
     Args:
-        model, epsilon, norm, seed, batch_size: as of `Attack`.
+        model, epsilon, norm, seed, batch_size: as of `Attack`. Images are (n, C, H, W).
         queries: forward passes per image and restart, at most.
-        p_init: share of the pixels that the first patches cover.
+        p_init: share of the image that the first square covers.
         loss: `margin` or `ce`.
-        restarts: independent starts.
+        restarts: independent starts; an image is broken if one of them breaks it.
     """
 
     def __init__(
@@ -41,36 +41,43 @@ class Square(Attack):
     ) -> None:
         super().__init__(model, epsilon, **common)
         require_counts(queries=queries, restarts=restarts)
-        require(is_number(p_init) and 0 < p_init <= 1, f"p_init: a share of the pixels is needed, not {p_init!r}")
+        require(
+            is_number(p_init) and 0 < p_init <= 1, f"p_init: a number above 0, at most 1, is needed, not {p_init!r}"
+        )
         require(loss in ("margin", "ce"), f"loss: 'margin' or 'ce' is needed, not {loss!r}")
         self.queries, self.p_init, self.loss, self.restarts = queries, p_init, loss, restarts
 
     def perturb(self, attempt: Attempt, index: Tensor) -> Tensor:
-        images, labels = attempt.images[index], attempt.labels[index]
-        require(images.dim() == 4, f"images: Square needs (n, C, H, W), not {tuple(images.shape)}")
-        best = images.clone()
-        standing = torch.arange(len(index), device=images.device)
+        library.require_tiles(attempt.images, self.norm)
+        shown = library.Shown(attempt, "true", index[:0])
+        search = SquareAttack(
+            shown,
+            norm=library.NORMS[self.norm],
+            n_queries=self.queries - 1,  # beside that of the start
+            eps=self.epsilon,
+            p_init=self.p_init,
+            loss=self.loss,
+            resc_schedule=True,
+        )
+        library.start(library.seed(attempt))
+        return library.withstand(attempt, index, self._runs(attempt, search), self.epsilon, self.norm)
+
+    def _runs(self, attempt: Attempt, search: SquareAttack) -> Iterator[library.Run]:
         for _ in range(self.restarts):
-            with running(attempt, "true") as network:
-                attack = SquareAttack(
-                    network,
-                    norm=NORMS[self.norm],
-                    n_queries=self.queries - 1,  # it does not count the one that looks at its start
-                    eps=self.epsilon,
-                    p_init=self.p_init,
-                    loss=self.loss,
-                    resc_schedule=False,
-                    device=images.device,
-                )
-                attack.init_hyperparam(images)
-                asked, found = attack.attack_single_run(images[standing].float(), labels[standing])
-            attempt.queries[index[standing].cpu()] += asked.long().cpu()
-            best[standing] = project(found.to(images), images[standing], self.epsilon, self.norm)
-            standing = standing[attempt.right(best[standing], index[standing])]
-            if not len(standing):
-                break
-        return best
+            yield run(attempt, search)
 
     @property
     def passes(self) -> tuple[int, int]:
         return self.restarts * (self.queries + 1), 0
+
+
+def run(attempt: Attempt, search: SquareAttack) -> library.Run:
+    """One start of the library's search. It sees fewer and fewer images, and counts the queries itself."""
+
+    def start(images: Tensor, labels: Tensor, index: Tensor) -> Tensor:
+        search.init_hyperparam(images)
+        queries, points = search.attack_single_run(images, labels)
+        attempt.queries[index.cpu()] += queries.cpu().to(torch.int64)
+        return points  # type: ignore[no-any-return]
+
+    return start

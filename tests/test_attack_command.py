@@ -1,0 +1,110 @@
+"""`biotorch attack` and the section `attacks`, as a user meets them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from commands import SHORT, into, invoke, mistake
+
+from biotorch.experiment.attacking import find_twin, runs_in
+from biotorch.experiment.reading import read
+
+CONFIG = "configs/quickstart.yaml"
+FEW = (
+    "attacks.attacks=[random_signs, fgsm, {type: pgd, steps: 4}]",
+    "attacks.epsilons=[0.05, 0.2]",
+    "attacks.images=40",
+)
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """Two trained points, under backpropagation and FA."""
+    folder = tmp_path_factory.mktemp("attacked")
+    axes = "sweep={model.mode.type: [backpropagation, fa]}"
+    result = invoke("run", CONFIG, axes, *SHORT[1:], *into(folder, name="pair"))
+    assert result.exit_code == 0, result.output
+    return folder / "pair"
+
+
+def fa(sweep):
+    return next(path for path in runs_in(sweep) if "fa" in path.name)
+
+
+def test_a_sweep_is_studied(sweep):
+    result = invoke("attack", sweep, *FEW)
+    assert result.exit_code == 0, result.output
+    assert "attacks to run, at most" in result.output
+    assert result.output.count("verdict") >= 2
+    for run in runs_in(sweep):
+        study = json.loads((run / "attacks" / "study.json").read_text())["study"]
+        assert study["verdict"] in ("inconclusive", "masked", "not robust", "robust")
+        assert study["sentence"] in (run / "attacks" / "study.md").read_text()
+        assert (run / "attacks" / "examples.png").stat().st_size > 1000
+        names = {(each["attack"], each["gradient"]) for each in study["measurements"]}
+        assert ("pgd", "true") in names
+        assert (("pgd", "feedback") in names) == ("fa" in run.name)
+        assert (("transfer", None) in names) == ("fa" in run.name)  # from the twin under backpropagation
+        for each in study["measurements"]:
+            assert each["interval"][0] <= each["robust_accuracy"] <= each["interval"][1]
+            assert {"n", "seconds", "queries", "clean_accuracy"} <= each.keys()
+    table = (sweep / "robustness.md").read_text()
+    assert "backpropagation" in table
+    assert "PGD, feedback gradient" in table
+    assert (sweep / "white_box.png").is_file()
+
+
+def test_what_is_measured_is_not_measured_again(sweep):
+    assert invoke("attack", fa(sweep), *FEW).exit_code == 0
+    before = {path: path.stat().st_mtime_ns for path in (fa(sweep) / "attacks").glob("*pgd*.json")}
+    result = invoke("attack", fa(sweep), *FEW)
+    assert "attacks to run" not in result.output
+    assert {path: path.stat().st_mtime_ns for path in (fa(sweep) / "attacks").glob("*pgd*.json")} == before
+
+
+def test_equal_seeds_give_equal_figures(sweep):
+    def figures():
+        invoke("attack", fa(sweep), *FEW)
+        study = json.loads((fa(sweep) / "attacks" / "study.json").read_text())["study"]
+        return [(each["label"], each["epsilon"], each["robust"]) for each in study["measurements"]]
+
+    first = figures()
+    for path in (fa(sweep) / "attacks").glob("*.json"):
+        path.unlink()
+    assert figures() == first
+
+
+def test_the_twin_is_the_one_under_backpropagation(sweep):
+    config = read(CONFIG, ["model.mode.type=fa", *SHORT, *into(sweep.parent, name="pair")]).config
+    twin = find_twin(fa(sweep), config)
+    assert twin is not None
+    assert "backpropagation" in twin.name
+    assert (
+        find_twin(fa(sweep), config.model_copy(update={"data": read(CONFIG, ["data.dataset=mnist"]).config.data}))
+        is None
+    )
+
+
+def test_a_section_of_the_configuration(tmp_path):
+    result = invoke("run", CONFIG, *SHORT, *into(tmp_path), *FEW)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "short" / "attacks" / "study.json").is_file()
+
+
+def test_mistakes(sweep, tmp_path):
+    run = fa(sweep)
+    assert "holds no trained network" in mistake(invoke("attack", tmp_path))
+    assert "Did you mean 'images'" in mistake(invoke("attack", run, "attacks.imagess=3"))
+    assert "Did you mean 'pgd'" in mistake(invoke("attack", run, "attacks.attacks=[pgdd]"))
+    assert "takes no stepz" in mistake(invoke("attack", run, "attacks.attacks=[{type: pgd, stepz: 3}]"))
+    assert "above 0" in mistake(invoke("attack", run, "attacks.epsilons=[0]"))
+    assert "only attacks and data and infrastructure" in mistake(invoke("attack", run, "training.x=3"))
+    assert "no checkpoint" in mistake(invoke("attack", run, "attacks.twin=nowhere", *FEW))
+
+
+def test_the_global_generator_is_left_alone(sweep):
+    before = torch.random.get_rng_state()
+    invoke("attack", fa(sweep), *FEW)
+    assert torch.equal(torch.random.get_rng_state(), before)

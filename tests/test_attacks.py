@@ -1,0 +1,307 @@
+"""What holds for every attack: bounds, traces, seeds, errors."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from biotorch import convert
+from biotorch.robustness import FGSM, PGD, TPGD, AutoAttack, AutoPGD, RandomSigns, Square
+from biotorch.robustness.registry import ATTACKS
+
+#: As few steps as possible.
+FAST = {
+    "pgd": {"steps": 3},
+    "eot_pgd": {"steps": 2, "samples": 2},
+    "tpgd": {"steps": 3},
+    "few_pixel": {"steps": 2, "population": 8},
+    "square": {"queries": 5},
+    "auto_pgd": {"steps": 4},
+}
+#: AutoAttack has a fixed number of steps: some tests of it are slow.
+QUICK = sorted(set(ATTACKS) - {"auto_attack"})
+
+
+def network(classes=4, dtype=torch.float32):
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        net = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(16, classes)
+        )
+        images = torch.rand(100, 1, 4, 4)
+    with torch.no_grad():  # all classes occur, and an attack can reach them
+        net[-1].bias -= net.eval()(images).mean(0)
+    return net.train().to(dtype)
+
+
+def batch(n=6, dtype=torch.float32, seed=0):
+    images = torch.rand(n, 1, 4, 4, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return images, network(dtype=dtype).eval()(images).argmax(1)
+
+
+def make(name, model, **more):
+    if name == "few_pixel":
+        more.pop("epsilon", None)
+        more.pop("norm", None)
+    return ATTACKS[name](model, **FAST.get(name, {}), **more)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    name=st.sampled_from(QUICK),
+    norm=st.sampled_from(["linf", "l2"]),
+    epsilon=st.floats(0, 1.5),
+    pixels=st.lists(st.floats(0, 1, width=32), min_size=16, max_size=16),
+    label=st.integers(0, 3),
+)
+def test_bounds_hold_for_any_input(name, norm, epsilon, pixels, label):
+    model = network()
+    images = torch.stack([torch.tensor(pixels), torch.zeros(16), torch.ones(16)]).view(3, 1, 4, 4)
+    found = make(name, model, epsilon=epsilon, norm=norm)(images, torch.full((3,), label))
+    assert found.min() >= 0
+    assert found.max() <= 1
+    change = (found - images).flatten(1)
+    if name == "few_pixel":
+        assert (change.abs().gt(0).sum(1) <= 1).all()
+    else:
+        assert (change.abs().amax(1) if norm == "linf" else change.norm(dim=1)).max() <= epsilon + 2e-6
+
+
+@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("rule", [None, "fa", "dfa", "brsf"])
+def test_the_network_is_left_as_it_was(name, rule):
+    model = network()
+    if rule is not None:
+        convert(model, rule)
+    model.train()
+    model[1].eval()
+    images, labels = batch()
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    modes, before = [each.training for each in model.modules()], torch.random.get_rng_state()
+    outcome = make(name, model).run(images, labels)
+    assert [each.training for each in model.modules()] == modes
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert not outcome.adversarial.requires_grad
+    assert torch.equal(images, batch()[0])
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_equal_seeds_give_equal_bits(name):
+    images, labels = batch()
+    one, same = (make(name, network(), seed=5)(images, labels) for _ in range(2))
+    assert torch.equal(one, same)
+
+
+@pytest.mark.parametrize("name", ["pgd", "random_signs", "square", "auto_pgd"])
+def test_other_seeds_give_others(name):
+    images, labels = batch()
+    found = [make(name, network(), seed=seed, epsilon=0.4)(images, labels) for seed in (0, 1)]
+    assert not torch.equal(*found)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_float64_and_one_image(name):
+    images, labels = batch(1, torch.float64)
+    found = make(name, network(dtype=torch.float64))(images, labels)
+    assert found.dtype == torch.float64
+    assert found.shape == images.shape
+
+
+@pytest.mark.parametrize("name", sorted(set(ATTACKS) - {"few_pixel"}))
+def test_without_a_radius_nothing_moves(name):
+    images, labels = batch()
+    assert torch.equal(make(name, network(), epsilon=0)(images, labels), images)
+
+
+def test_a_misclassified_image_counts_and_is_left_alone():
+    images, labels = batch()
+    wrong = (labels + 1) % 4
+    outcome = PGD(network(), 0.3).run(images, wrong)
+    assert not outcome.clean.any()
+    assert not outcome.robust.any()
+    assert torch.equal(outcome.adversarial, images)
+    assert outcome.queries.tolist() == [0] * 6
+
+
+def test_a_repaired_image_does_not_count_as_robust():
+    images, labels = batch()
+    wrong = (labels + 1) % 4
+    assert not RandomSigns(network(), 1.0).run(images, wrong).robust.any()
+
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net, self.rows = network(), 0
+
+    def forward(self, images):
+        self.rows += len(images)
+        return self.net(images)
+
+
+def test_queries_are_counted():
+    images, labels = batch()
+    judging = 2 * len(images)  # the clean pass, and the one that judges
+    for attack in (FGSM, lambda m: PGD(m, 1e-4, steps=7), lambda m: PGD(m, 0.3, steps=7), lambda m: TPGD(m, steps=3)):
+        model = Counting()
+        outcome = attack(model).run(images, labels)
+        assert int(outcome.queries.sum()) == model.rows - judging
+    model = Counting()
+    outcome = Square(model, 1e-4, queries=20).run(images, labels)
+    assert outcome.queries.tolist() == [20] * 6
+
+
+def test_restarts_never_hurt():
+    images, labels = batch(40)
+    one, five = (PGD(network(), 0.02, steps=2, restarts=count).run(images, labels).robust for count in (1, 5))
+    assert not (five & ~one).any()
+
+
+def test_all_steps_are_made_where_asked():
+    images, labels = batch()
+    outcome = PGD(network(), 0.3, steps=5, stop_at_success=False).run(images, labels)
+    assert outcome.losses.shape == (6, 6)
+    assert not outcome.losses.isnan().any()
+
+
+def test_a_gradient_that_is_no_use_is_told():
+    class Detached(nn.Module):
+        def forward(self, images):
+            return images.detach().flatten(1)[:, :3]
+
+    class Broken(nn.Module):
+        def forward(self, images):
+            return images.flatten(1)[:, :3] + 0 * (images.flatten(1)[:, :3] - images.flatten(1)[:, :3].detach()).sqrt()
+
+    images = batch()[0]
+    for model in (Detached(), Broken()):
+        labels = model(images).argmax(1)
+        outcome = PGD(model, 0.01, steps=3).run(images, labels)
+        assert outcome.blind.all()
+        assert outcome.adversarial.isfinite().all()
+
+
+IMAGES, LABELS = batch()
+
+
+@pytest.mark.parametrize(
+    ("make_attack", "images", "labels", "message"),
+    [
+        (lambda m: PGD(m, -0.1), IMAGES, LABELS, "epsilon"),
+        (lambda m: PGD(m, float("nan")), IMAGES, LABELS, "epsilon"),
+        (lambda m: PGD(m, True), IMAGES, LABELS, "epsilon"),
+        (lambda m: PGD(m, "8/255"), IMAGES, LABELS, "epsilon"),
+        (lambda m: PGD(m, norm="l3"), IMAGES, LABELS, "linf, l2"),
+        (lambda m: PGD(m, steps=0), IMAGES, LABELS, "steps"),
+        (lambda m: PGD(m, steps=1.5), IMAGES, LABELS, "steps"),
+        (lambda m: PGD(m, step_size=0), IMAGES, LABELS, "step_size"),
+        (lambda m: PGD(m, gradient="ture"), IMAGES, LABELS, "'true' or 'feedback'"),
+        (lambda m: PGD(m, loss="dlrr"), IMAGES, LABELS, "ce, margin, dlr"),
+        (lambda m: PGD(m, batch_size=0), IMAGES, LABELS, "batch_size"),
+        (lambda m: AutoPGD(m, loss="margin"), IMAGES, LABELS, "ce and dlr"),
+        (lambda m: Square(m, queries=0), IMAGES, LABELS, "queries"),
+        (lambda m: Square(m, p_init=2.0), IMAGES, LABELS, "p_init"),
+        (PGD, IMAGES + 1, LABELS, "Normalised"),
+        (PGD, IMAGES * float("nan"), LABELS, "from 0 to 1"),
+        (PGD, (255 * IMAGES).byte(), LABELS, "float32"),
+        (PGD, IMAGES.half(), LABELS, "float32"),
+        (PGD, IMAGES[:0], LABELS[:0], "n > 0"),
+        (PGD, IMAGES, LABELS[:3], "labels"),
+        (PGD, IMAGES, LABELS.float(), "int64"),
+    ],
+)
+def test_mistakes_are_told(make_attack, images, labels, message):
+    with pytest.raises(ValueError, match=message):
+        make_attack(network())(images, labels)
+
+
+def test_arguments_that_an_attack_does_not_take():
+    with pytest.raises(TypeError, match="KL divergence"):
+        TPGD(network(), loss="ce")
+    with pytest.raises(TypeError, match="their own"):
+        AutoAttack(network(), loss="ce")
+    with pytest.raises(TypeError, match="stepz"):
+        PGD(network(), stepz=3)
+
+
+def test_a_printed_attack_tells_all_of_its_settings():
+    text = repr(PGD(network(), 0.1, steps=5))
+    for part in ("epsilon=0.1", "steps=5", "step_size=0.05", "gradient='true'", "seed=0", "restarts=1"):
+        assert part in text
+
+
+# The attacks of pyautoattack --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_autoattack_takes_few_classes(classes):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, classes))
+    images = batch(4)[0]
+    labels = model(images).argmax(1)
+    trace = sys.gettrace()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        outcome = AutoAttack(model, 0.9).run(images, labels)
+    assert not outcome.robust.any()
+    assert sys.gettrace() is trace
+
+
+def test_tracing_goes_on_after_autoattack():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
+    images = batch(2)[0]
+    labels = model(images).argmax(1)
+
+    def tracer(*_):
+        return None
+
+    before = sys.gettrace()
+    sys.settrace(tracer)
+    try:
+        AutoAttack(model, 0.9)(images, labels)
+        kept = sys.gettrace() is tracer
+    finally:
+        sys.settrace(before)
+    assert kept
+
+
+def test_auto_pgd_is_as_strong_as_pgd():
+    images, labels = batch(60)
+    for epsilon in (0.1, 0.3):
+        pgd, auto = (
+            kind(network(), epsilon, steps=40).run(images, labels).robust.double().mean() for kind in (PGD, AutoPGD)
+        )
+        assert auto <= pgd + 0.02
+
+
+def test_square_breaks_what_outputs_alone_can_break():
+    images, labels = batch(20)
+    weak, strong = (Square(network(), 0.4, queries=count).run(images, labels).robust.sum() for count in (2, 300))
+    assert strong < weak
+
+
+@pytest.mark.parametrize("gradient", ["true", "feedback"])
+@pytest.mark.parametrize("rule", ["fa", "dfa"])
+def test_the_librarys_attacks_follow_either_gradient(rule, gradient):
+    images, _ = batch(40)
+    model = convert(network(), rule)
+    labels = model.eval()(images).argmax(1)
+    plain = network()
+    plain.load_state_dict({key: value for key, value in model.state_dict().items() if key in plain.state_dict()})
+    found, expected = (AutoPGD(each, 0.3, steps=20, gradient=gradient)(images, labels) for each in (model, plain))
+    assert torch.equal(found, expected) == (gradient == "true")
+
+
+def test_what_the_library_has_to_say_is_a_warning():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.Softmax(1))
+    images = batch(2)[0]
+    labels = model(images).argmax(1)
+    with pytest.warns(UserWarning, match="pyautoattack.*probability"):
+        AutoAttack(model, 0.9)(images, labels)
