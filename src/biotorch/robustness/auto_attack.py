@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Unpack
 
-import pyautoattack  # type: ignore[import-untyped]
+import pyautoattack
 import torch
 from pyautoattack import checks
 from torch import Tensor, nn
 
 from biotorch.robustness import auto_pgd, library, square
-from biotorch.robustness.attack import Common, require
-from biotorch.robustness.attempt import Attempt, Gradient
-from biotorch.robustness.white_box import WhiteBox
+from biotorch.robustness.attack import require
+from biotorch.robustness.attempt import Attempt
+from biotorch.robustness.white_box import WhiteBox, WhiteBoxArguments
 
 Version = Literal["standard", "rand"]
 
@@ -37,7 +37,7 @@ class AutoAttack(WhiteBox):
         version: `standard` or `rand`.
     """
 
-    fixed: ClassVar[Mapping[str, str]] = {"loss": "each of its attacks has its own"}
+    fixed: ClassVar[Mapping[str, str]] = {"loss": "its attacks have their own"}
 
     def __init__(
         self,
@@ -45,10 +45,11 @@ class AutoAttack(WhiteBox):
         epsilon: float = 8 / 255,
         *,
         version: Version = "standard",
-        gradient: Gradient = "true",
-        **common: Unpack[Common],
+        **white_box: Unpack[WhiteBoxArguments],
     ) -> None:
-        super().__init__(model, epsilon, gradient=gradient, **common)
+        for name in self.fixed.keys() & white_box:
+            raise TypeError(f"{name}: AutoAttack takes none, {self.fixed[name]}")
+        super().__init__(model, epsilon, **white_box)
         known = typing.get_args(Version)
         require(version in known, f"version: {' or '.join(map(repr, known))} is needed, not {version!r}")
         self.version = version
@@ -59,8 +60,97 @@ class AutoAttack(WhiteBox):
             library.require_tiles(attempt.images, self.norm)
         shown = library.Shown(attempt, self.gradient, index)
         ensemble = self._ensemble(shown, attempt.images.device)
-        self._check(shown, attempt, index)
-        left = _Left(attempt, index)
-        adversarial = library.withstand(attempt, index, left.counted(self._runs(shown, ensemble)), self.epsilon, self.norm)
-        checks.check_square_sr(left.shares, logger=self._logger)
-        return adversarial
+        seed = library.seed(attempt)
+        self._check(shown)
+        points, right = attempt.images[index], torch.ones_like(index, dtype=torch.bool)
+        shares = {"clean": len(index) / len(attempt.labels)}
+        for name in _possible(ensemble.attacks_to_run, attempt.clean_outputs.shape[1]):
+            library.start(seed)
+            runs = _runs(name, ensemble, shown)
+            points[right], still = library.withstand(attempt, index[right], runs, self.epsilon, self.norm)
+            right[right.clone()] = still
+            shares[name] = int(right.sum()) / len(attempt.labels)
+            if not bool(right.any()):
+                break
+        checks.check_square_sr(shares, logger=self._logger)
+        return points
+
+    def _ensemble(self, shown: object, device: torch.device | str) -> Any:
+        """The library's attacks, with the settings of the version."""
+        ensemble = pyautoattack.AutoAttack(
+            shown, eps=self.epsilon, norm=library.NORMS[self.norm], version=self.version, seed=0, device=device
+        )
+        ensemble.apgd.logger = ensemble.apgd_targeted.logger = self._logger
+        return ensemble
+
+    def _check(self, shown: library.Shown) -> None:
+        """What the library looks for in a network before it attacks."""
+        images, outputs = (each[shown.index] for each in (shown.attempt.images, shown.attempt.clean_outputs))
+        if self.version != "rand":
+            checks.check_randomized(shown, images, shown.attempt.labels[shown.index], logger=self._logger)
+        checks.check_range_output(lambda _: outputs, images, logger=self._logger)
+        library.dynamic(shown, images, self._logger)
+
+    @property
+    def passes(self) -> tuple[int, int]:
+        ensemble = self._ensemble(None, "cpu")
+        gradients = {
+            "apgd-ce": (points := ensemble.apgd.eot_iter * (ensemble.apgd.n_iter + 1)),
+            "apgd-dlr": points,
+            "apgd-t": ensemble.apgd_targeted.n_target_classes * (ensemble.apgd_targeted.n_iter + 1),
+            "fab-t": ensemble.fab.n_target_classes * ensemble.fab.n_iter,
+            "square": 0,
+        }
+        looks = {
+            "fab-t": ensemble.fab.n_target_classes * (ensemble.fab.n_iter + 2),
+            "square": ensemble.square.n_queries + 1,
+        }
+        backward = sum(gradients[name] for name in ensemble.attacks_to_run)
+        checked = 1 if self.version == "rand" else 6
+        return checked + backward + sum(looks.get(name, 0) for name in ensemble.attacks_to_run), backward
+
+
+def _possible(attacks: Sequence[str], classes: int) -> list[str]:
+    """The attacks of a version that work with so many classes."""
+    if classes == 3:
+        attacks = ["apgd-dlr" if name == "apgd-t" else name for name in attacks]
+    return [name for name in attacks if classes > 2 or name not in ("apgd-t", "apgd-dlr")]
+
+
+def _runs(name: str, ensemble: Any, shown: library.Shown) -> Iterator[library.Run]:
+    """The runs of one attack of the ensemble."""
+    classes = shown.attempt.clean_outputs.shape[1]
+    if name == "apgd-t":
+        for target in range(2, min(ensemble.apgd_targeted.n_target_classes, classes - 1) + 2):
+            yield _towards(target, ensemble.apgd_targeted, shown)
+    elif name == "fab-t":
+        for target in range(2, min(ensemble.fab.n_target_classes, classes - 1) + 2):
+            yield _across(target, ensemble.fab, shown)
+    elif name == "square":
+        yield square.run(shown, ensemble.square)
+    else:
+        ensemble.apgd.loss = name.removeprefix("apgd-")
+        for _ in range(ensemble.apgd.n_restarts):
+            yield auto_pgd.run(shown, ensemble.apgd)
+
+
+def _towards(target: int, search: Any, shown: library.Shown) -> library.Run:
+    """Auto-PGD towards the class of the `target`-highest output at the image."""
+    ranked = shown.attempt.clean_outputs.argsort(1)
+
+    def start(images: Tensor, labels: Tensor, index: Tensor) -> Tensor:
+        search.y_target = ranked[index, -target]
+        return auto_pgd.run(shown, search)(images, labels, index)
+
+    return start
+
+
+def _across(target: int, search: Any, shown: library.Shown) -> library.Run:
+    """FAB, across the boundary to that class."""
+
+    def start(images: Tensor, labels: Tensor, index: Tensor) -> Tensor:
+        shown.index, search.target_class = index, target
+        with torch.no_grad():
+            return search.attack_single_run(images, labels, is_targeted=True)  # type: ignore[no-any-return]
+
+    return start

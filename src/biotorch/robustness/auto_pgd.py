@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
-from pyautoattack.autopgd_base import APGDAttack  # type: ignore[import-untyped]
+from pyautoattack.autopgd_base import APGDAttack
 from torch import Tensor, nn
 
 from biotorch.robustness import library
@@ -17,8 +17,8 @@ class AutoPGD(WhiteBox):
     """PGD with momentum that chooses its step sizes itself (Croce and Hein 2020, algorithm 1).
 
     The first step is 2 epsilon long; at checkpoints it is halved, and the search goes back to the best point so far,
-    where the loss has risen in too few steps. The attack is that of the library pyautoattack. It makes all of its
-    steps with every image, and starts at a random point of the surface of the ball.
+    where the loss has risen in too few steps. Run by pyautoattack, one restart at a time; it makes all of its steps
+    with every image, and starts at a random point of the surface of the ball. Not the paper's "APGD": that is `EOTPGD`.
 
     Args:
         model, epsilon, norm, gradient, seed, batch_size: as of `WhiteBox`.
@@ -39,7 +39,7 @@ class AutoPGD(WhiteBox):
         **white_box: Unpack[WhiteBoxArguments],
     ) -> None:
         super().__init__(model, epsilon, **white_box)
-        require(self.loss != "margin", "loss: AutoPGD knows 'ce' and 'dlr', not 'margin'")
+        require(self.loss in ("ce", "dlr"), f"loss: AutoPGD knows ce and dlr, not {self.loss!r}")
         require_counts(steps=steps, restarts=restarts, samples=samples)
         self.steps, self.restarts, self.samples = steps, restarts, samples
         self._logger = library.Warner()
@@ -63,12 +63,12 @@ class AutoPGD(WhiteBox):
         )
         library.start(library.seed(attempt))
         runs = [run(shown, search)] * self.restarts
-        return library.withstand(attempt, index, runs, self.epsilon, self.norm)
+        return library.withstand(attempt, index, runs, self.epsilon, self.norm)[0]
 
     @property
     def passes(self) -> tuple[int, int]:
         points = self.samples * (self.steps + 1)
-        return self.restarts * (points + 1), self.restarts * points
+        return self.restarts * points, self.restarts * points
 
 
 def run(shown: library.Shown, search: Any) -> library.Run:

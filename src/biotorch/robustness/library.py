@@ -5,9 +5,9 @@ back images. Here we decide, by `withstand`, and the library is left with single
 unbroken: hence every forward pass is known to be one of each of these, and is counted. The network is shown to it as
 a `Shown`. Of the library's defects that leaves
 
-* parameters, which FAB would fill with gradients: untouched, see `_Shown`;
+* parameters, which FAB would fill with gradients: untouched, see `_Network`;
 * `sys.settrace(None)` after its check for dynamic defences, whose findings stay for all later networks: `dynamic`;
-* non-finite gradients and images, which become adversarial examples: `_Shown`, `withstand`;
+* non-finite gradients and images, which become adversarial examples: `Shown.see`, `withstand`;
 * images cast to float32: the network is shown its own type, and results are projected in it;
 * a device generator that is seeded, too: `seed` touches that of the CPU alone, where the library draws.
 """
@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from pyautoattack import checks  # type: ignore[import-untyped]
+from pyautoattack import checks
 from torch import Tensor
 
 from biotorch.robustness.attack import require
@@ -54,14 +54,15 @@ class Shown:
         if not len(points):
             return points.new_zeros(0, self.attempt.clean_outputs.shape[1])
         if torch.is_grad_enabled() and points.requires_grad:
-            outputs: Tensor = _Shown.apply(points, self)  # type: ignore[no-untyped-call]
+            outputs: Tensor = _Network.apply(points, self)
             return outputs
         with torch.no_grad():
             return self.outputs(points)
 
     def outputs(self, points: Tensor) -> Tensor:
         """Outputs (m, C) in float32, counted."""
-        return self.attempt.outputs(points.to(self.attempt.images.dtype), self.index).float()
+        self.attempt.queries[self.index.cpu()] += 1
+        return self.attempt.forward(points.to(self.attempt.images.dtype)).float().clone()  # the library writes into it
 
     def see(self, gradient: Tensor) -> Tensor:
         """The gradient, zero where it is not finite; images without one are `blind`."""
@@ -72,7 +73,7 @@ class Shown:
         return gradient.nan_to_num(0, 0, 0)
 
 
-class _Shown(torch.autograd.Function):
+class _Network(torch.autograd.Function):
     """The network as one step of the library's graph: a backward through it ends at the image.
 
     So parameters get no gradient, and a network that detaches its input has a gradient, zero.
@@ -82,11 +83,12 @@ class _Shown(torch.autograd.Function):
     def forward(ctx: Any, points: Tensor, shown: Shown) -> Tensor:
         ctx.shown, ctx.points = shown, points.detach().requires_grad_()
         with torch.enable_grad(), route(shown.attempt.model, shown.gradient):
-            ctx.outputs = shown.outputs(ctx.points)
-        return ctx.outputs.detach().clone()
+            outputs = shown.outputs(ctx.points)
+        ctx.outputs = outputs
+        return outputs.detach()
 
     @staticmethod
-    def backward(ctx: Any, errors: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, errors: Tensor) -> tuple[Tensor, None]:
         gradient = torch.zeros_like(ctx.points)
         if ctx.outputs.requires_grad:
             (gradient,) = torch.autograd.grad(
@@ -95,23 +97,29 @@ class _Shown(torch.autograd.Function):
         return ctx.shown.see(gradient.detach()), None
 
 
-def withstand(attempt: Attempt, index: Tensor, runs: Iterable[Run], epsilon: float, norm: Norm) -> Tensor:
-    """Attack the images `index` by one run after the other, each on those that the runs before it have not broken.
+def withstand(
+    attempt: Attempt, index: Tensor, runs: Iterable[Run], epsilon: float, norm: Norm
+) -> tuple[Tensor, Tensor]:
+    """Attack the images `index` (m,) by one run after the other, each on those that the runs before have not broken.
+
+    The passes that judge a run are not counted: the library knows what it has broken.
 
     Returns:
-        (m, ...) in the ball: what has broken an image, or else what the last run has left.
+        Points (m, ...) in the ball: what has broken an image, or else what the last run has left; and whether each is
+        still classified as its label says (m,).
     """
-    images = attempt.images[index]
-    best, active = images.clone(), torch.arange(len(index), device=images.device)
+    images, labels = attempt.images[index], attempt.labels[index]
+    points, right = images.clone(), torch.ones(len(index), dtype=torch.bool, device=images.device)
     for run in runs:
-        own = images[active]
-        points = run(own.float().contiguous(), attempt.labels[index[active]], index[active]).detach().to(own)
-        points = project(torch.where(points.isfinite(), points, own), own, epsilon, norm)
-        best[active] = points
-        active = active[attempt.right(points, index[active])]
-        if not len(active):
+        own = images[right]
+        found = run(own.float().contiguous(), labels[right], index[right]).detach().to(own)
+        points[right] = project(torch.where(found.isfinite(), found, own), own, epsilon, norm)
+        with torch.no_grad():
+            outputs = attempt.forward(points[right])
+        right[right.clone()] = outputs.argmax(1) == labels[right]
+        if not bool(right.any()):
             break
-    return best
+    return points, right
 
 
 def seed(attempt: Attempt) -> int:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal, Unpack
+from typing import Any, Literal, Unpack
 
 import torch
-from pyautoattack.square import SquareAttack  # type: ignore[import-untyped]
+from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
 from biotorch.robustness import library
@@ -15,15 +14,15 @@ from biotorch.robustness.attempt import Attempt
 
 
 class Square(Attack):
-    """Random squares, kept where they raise the loss: a search without gradients (Andriushchenko et al. 2020).
+    """Random search with square patches, by outputs alone (Andriushchenko et al. 2020; the paper's appendix 6.3).
 
-    It starts from vertical stripes of ±epsilon (L2: from tiles) and changes one square of every image per query; the
-    squares shrink on a schedule that is stretched over the queries. The search is that of the library pyautoattack.
+    Run by pyautoattack, one restart at a time. Its schedule of patch sizes is that of 10,000 queries, as in
+    AutoAttack, whatever the budget.
 
     Args:
         model, epsilon, norm, seed, batch_size: as of `Attack`. Images are (n, C, H, W).
         queries: forward passes per image and restart, at most.
-        p_init: share of the image that the first square covers.
+        p_init: share of the pixels that the first patches cover.
         loss: `margin` or `ce`.
         restarts: independent starts; an image is broken if one of them breaks it.
     """
@@ -41,9 +40,7 @@ class Square(Attack):
     ) -> None:
         super().__init__(model, epsilon, **common)
         require_counts(queries=queries, restarts=restarts)
-        require(
-            is_number(p_init) and 0 < p_init <= 1, f"p_init: a number above 0, at most 1, is needed, not {p_init!r}"
-        )
+        require(is_number(p_init) and 0 < p_init <= 1, f"p_init: a share of the pixels is needed, not {p_init!r}")
         require(loss in ("margin", "ce"), f"loss: 'margin' or 'ce' is needed, not {loss!r}")
         self.queries, self.p_init, self.loss, self.restarts = queries, p_init, loss, restarts
 
@@ -57,27 +54,25 @@ class Square(Attack):
             eps=self.epsilon,
             p_init=self.p_init,
             loss=self.loss,
-            resc_schedule=True,
+            resc_schedule=False,
         )
         library.start(library.seed(attempt))
-        return library.withstand(attempt, index, self._runs(attempt, search), self.epsilon, self.norm)
-
-    def _runs(self, attempt: Attempt, search: SquareAttack) -> Iterator[library.Run]:
-        for _ in range(self.restarts):
-            yield run(attempt, search)
+        runs = [run(shown, search)] * self.restarts
+        return library.withstand(attempt, index, runs, self.epsilon, self.norm)[0]
 
     @property
     def passes(self) -> tuple[int, int]:
-        return self.restarts * (self.queries + 1), 0
+        return self.restarts * self.queries, 0
 
 
-def run(attempt: Attempt, search: SquareAttack) -> library.Run:
-    """One start of the library's search. It sees fewer and fewer images, and counts the queries itself."""
+def run(shown: library.Shown, search: Any) -> library.Run:
+    """One start of the library's search. It looks at fewer and fewer of its images, and counts the queries itself."""
 
     def start(images: Tensor, labels: Tensor, index: Tensor) -> Tensor:
+        shown.index = index[:0]
         search.init_hyperparam(images)
         queries, points = search.attack_single_run(images, labels)
-        attempt.queries[index.cpu()] += queries.cpu().to(torch.int64)
+        shown.attempt.queries[index.cpu()] += queries.cpu().to(torch.int64)
         return points  # type: ignore[no-any-return]
 
     return start
