@@ -4,7 +4,8 @@
     python benchmarks/few_pixel.py --images 8 --rounds 3
 
 Compared are biotorch's `FewPixel` on all images at once, the same with `batch_size=1`, and `OnePixel` of torchattacks
-(which takes an image at a time) at equal pixels, generations and population. Each on two versions of a network:
+(which takes an image at a time) at equal pixels, generations and population. Images are in channels_last, as in a study
+of a run. Each on two versions of a network:
 `withstands`, with an output that no pixel overturns, so that every attack spends its whole budget and nothing but
 speed is compared; and `trained`, on images of ten noisy patterns, of which some break early: there it matters that
 images leave, too. Every round runs all three, in an order drawn anew; the ratio is taken within the round.
@@ -42,7 +43,8 @@ def patterns(count: int, channels: int, seed: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(10, (count,), generator=generator)
     noise = 0.15 * torch.randn(count, channels, 32, 32, generator=generator)
-    return (0.5 + _CONTRAST * shapes[labels] + noise).clamp(0, 1), labels
+    images = (0.5 + _CONTRAST * shapes[labels] + noise).clamp(0, 1)
+    return images.to(memory_format=torch.channels_last), labels
 
 
 def trained(network: str, channels: int, steps: int) -> nn.Module:

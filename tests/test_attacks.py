@@ -52,6 +52,19 @@ def make(name, model, **more):
     return ATTACKS[name](model, **FAST.get(name, {}), **more)
 
 
+@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_the_network_sees_the_memory_format_of_the_images(name, memory_format):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 4))
+    seen = []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    images = torch.rand(5, 3, 4, 4).to(memory_format=memory_format)
+    make(name, model)(images, model(images).argmax(1))
+    del seen[0]  # not the attack's
+    assert seen if name != "random_signs" else not seen
+    assert all(each.is_contiguous(memory_format=memory_format) for each in seen)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     name=st.sampled_from(QUICK),

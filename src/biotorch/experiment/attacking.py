@@ -75,6 +75,8 @@ def attack_run(
             path = section.twin or find_twin(run, config)
             twin = None if path is None else Normalised(load(path, device=fabric.device), dataset.mean, dataset.std)
             images, labels = pixels(dataset, section.wanted_images, fabric.device)
+            if config.infrastructure.channels_last:
+                images = images.to(memory_format=torch.channels_last)
             found = study(
                 model,
                 (images, labels),

@@ -60,7 +60,8 @@ class Attack(ABC):
 
     The network is any `nn.Module` that maps images in [0, 1] to outputs (n, C); where it wants them
     normalised, `Normalised(model, mean, std)` is the network to attack. It is attacked in eval mode and left
-    as it was: modes, buffers, gradients and the global random state.
+    as it was: modes, buffers, gradients and the global random state. It sees images in the memory format of those
+    given: convolutions on a CPU are up to three times as fast on `images.to(memory_format=torch.channels_last)`.
 
     Args:
         model: the network, on the device to work on.

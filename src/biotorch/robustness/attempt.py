@@ -21,7 +21,7 @@ class Attempt:
     """A batch of images, their labels, and the network, which answers questions and counts them.
 
     Attributes:
-        images: (n, ...) in [0, 1].
+        images: (n, ...) in [0, 1]. The network sees every point in their memory format, contiguous or channels_last.
         labels: (n,) int64.
         generator: of all randomness, on the CPU.
         queries: (n,) forward passes that each image has taken so far.
@@ -42,6 +42,7 @@ class Attempt:
         self.blind = torch.zeros(len(images), dtype=torch.bool)
         self.losses: list[Tensor] = []
         self.judged = judged
+        self._channels_last = images.stride(1) == 1 and images.is_contiguous(memory_format=torch.channels_last)
         if judged:
             _ = self.clean_outputs  # before anything else draws noise in the network
 
@@ -61,6 +62,8 @@ class Attempt:
 
     def forward(self, points: Tensor) -> Tensor:
         """Outputs (m, C) at the points, uncounted."""
+        if self._channels_last:  # choosing among images has lost it
+            points = points.to(memory_format=torch.channels_last)
         outputs = main_output(self.model(points))
         if outputs.dim() != 2 or len(outputs) != len(points):
             raise ValueError(
