@@ -198,7 +198,8 @@ COLUMNS = [
 
 
 def test_every_column_of_the_papers_tables_has_its_file_and_no_other_is_there():
-    assert {f"{path.parent.name}/{path.stem}" for path in PAPER} == {column[0] for column in COLUMNS}
+    tables = {"paper/table1", "paper/table2"}
+    assert {f"{path.parent.name}/{path.stem}" for path in PAPER} == {column[0] for column in COLUMNS} | tables
 
 
 @pytest.mark.parametrize("column", COLUMNS, ids=[column[0] for column in COLUMNS])
@@ -244,3 +245,106 @@ def test_the_papers_mnist_protocol_is_one_override():
         ROOT / "configs/paper/mnist/le_net.yaml", ["data.validation=test", "experiment.name=le_net_paper_protocol"]
     )
     assert {each.data.validation for each in study.points.values()} == {"test"}
+
+
+def test_a_table_in_one_file_is_its_columns_with_the_same_settings(tmp_path):
+    columns = {}
+    for file in (path for path in PAPER if path.parent.name not in ("imagenet", "paper")):
+        for each in read(file).points.values():
+            columns[_setting(each)] = each
+    tables = {}
+    for number in (1, 2):
+        for each in read(ROOT / f"configs/paper/table{number}.yaml").points.values():
+            tables[_setting(each)] = each
+    assert len(tables) == len(columns) == 12 + 36
+    for setting, each in columns.items():
+        theirs = {key: value for key, value in flat(each.model_dump()).items() if key[0] != "experiment"}
+        mine = {key: value for key, value in flat(tables[setting].model_dump()).items() if key[0] != "experiment"}
+        assert mine == theirs
+
+
+def _setting(config):
+    return config.data.dataset, config.model.architecture, config.training.optimizer.type, config.model.mode.type
+
+
+# Zips and refinements ------------------------------------------------------------------------------
+
+ZIP = "  size:\n    zip: {training.hyperparameters.batch_size: [8, 16], data.target_size: [28, 32]}\n"
+WHEN = """\
+  training.optimizer.type: [SGD, Adam]
+  model.mode.type: {fa: {training.optimizer.lr: 0.3}, dfa: {}}
+  size: {small: {data.target_size: 28}, large:}
+  when:
+    - {training.optimizer.type: Adam, set: {training.optimizer.lr: 0.001}}
+    - {training.optimizer.type: [Adam], model.mode.type: dfa, size: [small], set: {training.optimizer.lr: 0.002}}
+"""
+
+
+def test_a_zip_takes_the_values_of_its_lists_together(tmp_path):
+    found = points(tmp_path, ZIP + "  model.mode.type: [fa, dfa]\n")
+    assert list(found)[:2] == ["batch_size=8,target_size=28,rule=fa", "batch_size=8,target_size=28,rule=dfa"]
+    pairs = [(each.training.hyperparameters.batch_size, each.data.target_size) for each in found.values()]
+    assert pairs == [(8, 28), (8, 28), (16, 32), (16, 32)]
+
+
+@pytest.mark.parametrize(
+    ("axis", "message"),
+    [("size: {zip: {experiment.seed: [1, 2], data.target_size: [28]}}", "2 of experiment.seed, 1 of data.target_size"),
+     ("size: {zip: [1, 2]}", "mapping of key paths to lists"), ("size: {zip: {experiment.seed: []}}", "lists of values"),
+     ("experiment.seed: {zip: {data.target_size: [28]}}", "a word of your own"),
+     ("size: {zip: {experiment.name: [a]}}", "cannot be swept")],
+)  # fmt: skip
+def test_a_zip_that_is_none_is_refused(tmp_path, axis, message):
+    [problem] = refused(write(tmp_path, f"{BASE}sweep:\n  {axis}\n"))
+    assert message in problem
+
+
+def test_when_sets_more_where_axes_meet_and_later_entries_refine_earlier_ones(tmp_path):
+    found = points(tmp_path, WHEN)
+    rates = {name: each.training.optimizer.lr for name, each in found.items()}
+    assert rates == {
+        "type=SGD,rule=fa,size=small": 0.3, "type=SGD,rule=fa,size=large": 0.3,
+        "type=SGD,rule=dfa,size=small": 0.1, "type=SGD,rule=dfa,size=large": 0.1,
+        "type=Adam,rule=fa,size=small": 0.001, "type=Adam,rule=fa,size=large": 0.001,
+        "type=Adam,rule=dfa,size=small": 0.002, "type=Adam,rule=dfa,size=large": 0.001,
+    }  # fmt: skip
+
+
+def test_an_override_is_stronger_than_when_and_narrows_it(tmp_path):
+    found = points(tmp_path, WHEN, "training.optimizer.lr=0.5")
+    assert {each.training.optimizer.lr for each in found.values()} == {0.5}
+    found = points(tmp_path, WHEN, "training.optimizer.type=Adam", "model.mode.type=dfa")
+    assert [each.training.optimizer.lr for each in found.values()] == [0.002, 0.001]
+    found = points(tmp_path, WHEN, "model.mode.type=usf")  # no entry is about it
+    assert {each.training.optimizer.lr for each in found.values()} == {0.1, 0.001}
+
+
+@pytest.mark.parametrize(
+    ("entry", "line", "message"),
+    [("{model.mode.type: usf, set: {training.optimizer.lr: 1}}", 20, "holds at no point"),
+     ("{model.mode.typ: fa, set: {training.optimizer.lr: 1}}", 20, "holds at no point"),
+     ("{set: {training.optimizer.lr: 1}}", 20, "a condition is needed"),
+     ("{model.mode.type: fa}", 20, "`set` is a mapping"),
+     ("{model.mode.type: fa, set: {experiment.name: x}}", 20, "cannot be swept"),
+     ("{model.mode.type: fa, set: {training.optimizer.momentun: 1}}", 20, "Did you mean 'momentum'"),
+     ("fa", 20, "conditions and `set` are needed")],
+)  # fmt: skip
+def test_a_mistake_in_when_is_told_with_its_line(tmp_path, entry, line, message):
+    sweep = f"  model.mode.type: [fa, dfa]\n  when:\n    - {entry}\n"
+    problems = refused(write(tmp_path, f"{BASE}sweep:\n{sweep}"))
+    assert len(problems) == 1, problems
+    [problem] = problems
+    assert problem.startswith(f"base.yaml:{line}: "), problem
+    assert message in problem
+
+
+def test_an_axis_that_is_a_key_path_can_be_given_as_an_override(tmp_path):
+    found = points(tmp_path, GRID, "sweep.experiment.seed=[5, 6, 7]", "model.mode.type=fa")
+    assert list(found) == ["seed=5", "seed=6", "seed=7"]
+    found = points(tmp_path, GRID, "sweep.training.optimizer.lr=[1, 2]", "sweep.experiment.seed=[1]")
+    assert list(found)[:2] == ["rule=fa,seed=1,lr=1", "rule=fa,seed=1,lr=2"]
+
+
+def test_when_is_a_list(tmp_path):
+    [problem] = refused(write(tmp_path, f"{BASE}sweep:\n  model.mode.type: [fa]\n  when: {{a: 1}}\n"))
+    assert "a list of" in problem

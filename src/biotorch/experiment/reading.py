@@ -65,7 +65,7 @@ def read(path: Path | str, overrides: Sequence[str] = ()) -> Study:
     changes: dict[str, Any] = {}
     for override in overrides:
         _override(tree, override, changes, places, problems)
-    return validate(tree, str(path), changes, places, problems)
+    return validate(tree, str(path), changes, places, problems, narrowed=bool(overrides))
 
 
 def validate(
@@ -74,29 +74,42 @@ def validate(
     changes: Mapping[str, Any] | None = None,
     places: _Places | None = None,
     problems: Sequence[str] = (),
+    narrowed: bool = False,
 ) -> Study:
     """The study in a tree of plain values, with `changes` at every point, whatever the sweep says.
 
-    What the sweep sets need not be set outside of it.
+    What the sweep sets need not be set outside of it. An entry of its `when` has to hold at some point, unless
+    overrides have `narrowed` the sweep.
 
     Raises:
         ConfigError: listing `problems` and all that are found at any point.
     """
     places, found = places or {}, list(problems)
-    grid = {"": _NO_CHANGE}
+    grid: dict[str, sweep.Point] = {"": _NO_CHANGE}
+    entries: list[sweep.Refinement] = []
     try:
-        grid = sweep.points({} if tree.get("sweep") is None else tree["sweep"])
+        axes = {} if tree.get("sweep") is None else tree["sweep"]
+        grid, entries = sweep.points(axes), sweep.refinements(axes)
     except SectionError as error:
-        found += [_line(("sweep", key) if key else ("sweep",), text, places) for key, text in error.problems.items()]
-    configs = {}
+        for key, text in error.problems.items():
+            parts = key.split(".") if key.startswith("when.") else [key] if key else []
+            found.append(_line(("sweep", *parts), text, places))
+    configs, unused = {}, list(entries)
     for name, point in grid.items():
         try:
             whole = sweep.changed(sweep.changed(tree, point.changes), changes or {})
+            holding = [entry for entry in entries if entry.holds(whole, point)]
+            unused = [entry for entry in unused if entry not in holding]
+            for entry in holding:
+                point = sweep.refined(point, entry)  # noqa: PLW2901
+                whole = sweep.changed(whole, {**entry.changes, **(changes or {})})
             configs[name] = Config.model_validate({**whole, "sweep": {}})
         except SectionError as error:
             found += [_line(tuple(key.split(".")), text, places) for key, text in error.problems.items()]
         except ValidationError as error:
             found += _lines(error, places, point)
+    if not narrowed:
+        found += [_line(entry.place, "it holds at no point of the sweep", places) for entry in unused]
     if found:
         listed = list(dict.fromkeys(found))
         count = f"{len(listed)} problem{'s' if len(listed) > 1 else ''}"
@@ -141,6 +154,7 @@ def _walk(
     above |= {id(node)}
     if isinstance(node, yaml.SequenceNode):
         for number, value in enumerate(node.value):
+            places.setdefault((*location, str(number)), f"{source}:{value.start_mark.line + 1}")
             _walk(value, (*location, str(number)), source, places, problems, above)
     if not isinstance(node, yaml.MappingNode):
         return
@@ -179,7 +193,7 @@ def _override(
     place = f"override {override}"
     try:
         key, value = parse_override(override)
-        sweep.set_key(tree, key, value)
+        sweep.set_value(tree, key, value)
     except SectionError as error:
         problems += [f"{place}: {where} {message}" for where, message in error.problems.items()]
         return
