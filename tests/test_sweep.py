@@ -290,7 +290,8 @@ def test_a_zip_takes_the_values_of_its_lists_together(tmp_path):
 @pytest.mark.parametrize(
     ("axis", "message"),
     [("size: {zip: {experiment.seed: [1, 2], data.target_size: [28]}}", "2 of experiment.seed, 1 of data.target_size"),
-     ("size: {zip: [1, 2]}", "mapping of key paths to lists"), ("size: {zip: {experiment.seed: []}}", "lists of values"),
+     ("size: {zip: [1, 2]}", "mapping of key paths to lists"),
+     ("size: {zip: {experiment.seed: []}}", "lists of values"),
      ("experiment.seed: {zip: {data.target_size: [28]}}", "a word of your own"),
      ("size: {zip: {experiment.name: [a]}}", "cannot be swept")],
 )  # fmt: skip

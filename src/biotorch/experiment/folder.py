@@ -27,7 +27,7 @@ class RunFolder:
 
     `config.yaml` is the resolved configuration, `metrics.jsonl` one record per epoch, `latest_model.pth`
     the checkpoint, `model_best_acc.pth` the best model, `best_acc.txt` its accuracy (%), and
-    `results.json` and `results.csv`, written last, make it a finished run.
+    `results.json` and `results.csv`, written last, make it a finished run. `error.txt` says what broke it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,6 +36,7 @@ class RunFolder:
         self.metrics, self.latest = path / "metrics.jsonl", path / "latest_model.pth"
         self.best, self.best_accuracy = path / "model_best_acc.pth", path / "best_acc.txt"
         self.logs, self.wandb = path / "logs", path / ".wandb"
+        self.error = path / "error.txt"
         self._lock = FileLock(path / ".lock")
 
     def lock(self) -> None:
@@ -61,6 +62,7 @@ class RunFolder:
         """Make the folder that of a run of `config`; with `overwrite` forget what an earlier one has written."""
         if overwrite:
             self.clear()
+        self.error.unlink(missing_ok=True)
         self.write_config(config)
 
     def clear(self) -> None:

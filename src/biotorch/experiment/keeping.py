@@ -24,11 +24,17 @@ class Display:
     def update(self, trainer: Trainer) -> None:
         """The weights were updated once more."""
 
-    def epoch(self, record: Record) -> None:
-        """An epoch of the present point has been measured."""
+    def epoch(self, record: Record, name: str | None = None) -> None:
+        """An epoch of the point `name` has been measured; None: of the one that began last."""
 
     def finished(self, name: str, result: Result) -> None:
         """The point `name` is finished, now or in an earlier command."""
+
+    def failed(self, name: str, message: str) -> None:
+        """The point `name` broke."""
+
+    def warn(self, message: str) -> None:
+        """Another process has warned."""
 
 
 class Keeper(Observer):

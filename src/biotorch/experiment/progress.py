@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
+import warnings
 from collections.abc import Mapping
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 from biotorch.experiment.config import Config
@@ -19,15 +21,27 @@ from biotorch.training import Record, Trainer
 _LIVE = 0.2
 
 
+@dataclasses.dataclass
+class _Point:
+    """What is shown of a point that runs."""
+
+    name: str
+    number: int
+    epochs: int
+    bar: TaskID
+    started: float
+    measured: int = 0
+
+
 class Progress(Display):
-    """Shows a study of `points` points; a context manager."""
+    """Shows a study of `points` points, one or several of which run; a context manager."""
 
     def __init__(self, console: Console, points: int) -> None:
         self.console, self.points, self.done = console, points, 0
-        self.name, self.epochs = "", 0
+        self.running: dict[str, _Point] = {}
+        self.present = ""
         self.every: int | None = None
-        self.started = self.looked = time.monotonic()
-        self.epochs_here = 0
+        self.looked = time.monotonic()
         self.bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -38,7 +52,6 @@ class Progress(Display):
             disable=not console.is_terminal,
         )
         self.overall = self.bars.add_task("points", total=points, status="", visible=points > 1)
-        self.epoch_bar = self.bars.add_task("epochs", total=None, status="", visible=False)
         self.step_bar = self.bars.add_task("updates", total=None, status="", visible=False)
 
     def __enter__(self) -> Progress:
@@ -51,14 +64,15 @@ class Progress(Display):
         self.bars.stop()
 
     def start(self, name: str, config: Config) -> None:
-        self.name = name or config.experiment.name
-        self.started, self.epochs_here = time.monotonic(), 0
+        self.present, epochs = name, 0
         if config.training is not None:
-            self.epochs = config.training.hyperparameters.epochs
+            epochs = config.training.hyperparameters.epochs
             self.every = config.training.metrics.display_iterations
-            self.bars.reset(self.epoch_bar, total=self.epochs, description=self.name, visible=True, status="")
-        if not self.console.is_terminal and self.done == 0:
-            self._print(f"{self._place()} starts")
+        shown = name or config.experiment.name
+        bar = self.bars.add_task(shown, total=epochs or None, status="")
+        self.running[name] = _Point(shown, self.done + len(self.running) + 1, epochs, bar, time.monotonic())
+        if not self.console.is_terminal and (self.done == 0 or len(self.running) > 1):
+            self._print(f"{self._place(self.running[name])} starts")
 
     def update(self, trainer: Trainer) -> None:
         live = self.console.is_terminal and time.monotonic() - self.looked >= _LIVE
@@ -80,35 +94,51 @@ class Progress(Display):
                 visible=True,
             )
         else:
-            self._print(f"{self._place()} epoch {trainer.epoch}, update {trainer.step}/{trainer.steps}: {status}")
+            place = self._place(self.running[self.present])
+            self._print(f"{place} epoch {trainer.epoch}, update {trainer.step}/{trainer.steps}: {status}")
 
-    def epoch(self, record: Record) -> None:
+    def epoch(self, record: Record, name: str | None = None) -> None:
+        point = self.running[self.present if name is None else name]
         number, validation = record["epoch"], f"validation {_errors(record['validation'])}"
-        self.bars.update(self.epoch_bar, completed=number, status=validation)
+        self.bars.update(point.bar, completed=number, status=validation)
         if number == 0:
-            self.started = time.monotonic()
+            point.started = time.monotonic()
         if self.console.is_terminal or number == 0:
             return
-        self.epochs_here += 1
-        left = (time.monotonic() - self.started) / self.epochs_here * (self.epochs - number)
+        point.measured += 1
+        left = (time.monotonic() - point.started) / point.measured * (point.epochs - number)
         self._print(
-            f"{self._place()} epoch {number}/{self.epochs}: {_shown(record['train'])}, {validation}, "
+            f"{self._place(point)} epoch {number}/{point.epochs}: {_shown(record['train'])}, {validation}, "
             f"{record['examples_per_second']:,.0f} examples/s, {duration(left)} left"
         )
 
     def finished(self, name: str, result: Result) -> None:
-        self.done += 1
-        self.bars.update(self.overall, completed=self.done)
         split = "test" if result["test"] else "validation"
         left_out = len(result["skipped_images"])
-        self._print(
-            f"[{self.done}/{self.points}] {name or result['config']['experiment']['name']}: "
+        self._end(
+            name,
+            f"{name or result['config']['experiment']['name']}: "
             f"{split} {_errors(result[split])}, {duration(result['seconds'])}"
-            + (f", {left_out} unreadable images left out (named in results.json)" if left_out else "")
+            + (f", {left_out} unreadable images left out (named in results.json)" if left_out else ""),
         )
 
-    def _place(self) -> str:
-        return f"[{self.done + 1}/{self.points}] {self.name}"
+    def failed(self, name: str, message: str) -> None:
+        self._end(name, f"{name}: broken: {message}")
+
+    def warn(self, message: str) -> None:
+        warnings.warn(message, stacklevel=2)
+
+    def _end(self, name: str, line: str) -> None:
+        self.done += 1
+        point = self.running.pop(name, None)  # one of an earlier command has not begun here
+        if point is not None:
+            self.bars.remove_task(point.bar)
+        self.bars.update(self.step_bar, visible=False)
+        self.bars.update(self.overall, completed=self.done)
+        self._print(f"[{self.done}/{self.points}] {line}")
+
+    def _place(self, point: _Point) -> str:
+        return f"[{point.number}/{self.points}] {point.name}"
 
     def _print(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -30,10 +30,17 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """The points of a configuration by name, each checked; without a sweep, one point named ""."""
+    """The points of a configuration by name, each checked; without a sweep, one point named "".
+
+    Attributes:
+        folder: below which each point has its own.
+        points: their configurations.
+        cases: what each point is on every axis of the sweep: a value, or the name of a case.
+    """
 
     folder: Path
     points: dict[str, Config]
+    cases: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     @property
     def config(self) -> Config:
@@ -115,7 +122,7 @@ def validate(
         count = f"{len(listed)} problem{'s' if len(listed) > 1 else ''}"
         raise ConfigError(f"{source}: {count}" + "".join(f"\n  {line}" for line in listed))
     experiment = next(iter(configs.values())).experiment
-    return Study(experiment.output_dir / experiment.name, configs)
+    return Study(experiment.output_dir / experiment.name, configs, {name: point.cases for name, point in grid.items()})
 
 
 # YAML ------------------------------------------------------------------------------------------

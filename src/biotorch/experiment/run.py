@@ -1,4 +1,4 @@
-"""The whole flow: config -> data -> model under a rule -> training with metrics -> test -> results."""
+"""The whole flow of one run: config -> data -> model under a rule -> training with metrics -> test -> results."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from torch import nn
 from biotorch import data, seeding, writing
 from biotorch.experiment import checkpoints, results
 from biotorch.experiment.building import build_model, check_input, checkpoint_digest
-from biotorch.experiment.claiming import claim, finished
+from biotorch.experiment.claiming import claim
 from biotorch.experiment.config import Config
 from biotorch.experiment.folder import RunFolder
 from biotorch.experiment.keeping import Display, Keeper
 from biotorch.experiment.launching import launched
-from biotorch.experiment.reading import ConfigError, Study
+from biotorch.experiment.reading import ConfigError
 from biotorch.experiment.results import Result
-from biotorch.experiment.signals import Interrupted, StopRequest, stop_requests
+from biotorch.experiment.signals import Interrupted, StopRequest
 from biotorch.frozen import SectionError
 from biotorch.hashing import state_hash
 from biotorch.training import Stopped, Trainer, evaluate
@@ -31,32 +31,6 @@ from biotorch.training.infrastructure import gather, require_equal_feedback
 from biotorch.training.random_state import repeatable
 
 _T = TypeVar("_T")
-
-
-def run(study: Study, overwrite: bool = False, display: Display | None = None) -> dict[str, Result]:
-    """Run every point of `study` and return the results by point name ("" without a sweep).
-
-    A finished point is not run again, an unfinished one continues from its last checkpoint.
-
-    Raises:
-        OtherRunError: a folder holds a run of another configuration, and `overwrite` is False.
-        Interrupted: by SIGINT or SIGTERM; the last checkpoint is on disk.
-    """
-    display = display or Display()
-    done: dict[str, Result] = {}
-    if not overwrite:
-        for name, config in study.points.items():
-            result = finished(config, RunFolder(study.folder / name))
-            if result is not None:
-                done[name] = result
-                display.finished(name, result)
-    with stop_requests() as request:
-        for name, config in study.points.items():
-            if name not in done:
-                display.start(name, config)
-                done[name] = run_point(config, study.folder / name, overwrite, display, request)
-                display.finished(name, done[name])
-    return {name: done[name] for name in study.points}
 
 
 def run_point(

@@ -27,11 +27,11 @@ class Point(NamedTuple):
 
     changes: Changes
     places: dict[str, tuple[str, ...]]
-    cases: dict[str, str] = {}  # noqa: RUF012 - a tuple's default, never written to
+    cases: dict[str, Any] = {}  # noqa: RUF012 - a tuple's default, never written to
 
 
 class _Case(NamedTuple):
-    name: str
+    name: Any
     label: str
     point: Point
 
@@ -46,7 +46,9 @@ class Refinement(NamedTuple):
     def holds(self, tree: Mapping[str, Any], point: Point) -> bool:
         """Whether the configuration of a point, or its cases, are what the conditions ask for."""
         return all(
-            point.cases.get(key) in map(str, wanted) if key in point.cases and "." not in key else _at(tree, key) in wanted
+            str(point.cases[key]) in map(str, wanted)
+            if key in point.cases and "." not in key
+            else _at(tree, key) in wanted
             for key, wanted in self.conditions.items()
         )
 
@@ -107,7 +109,7 @@ def refinements(sweep: Mapping[str, Any]) -> list[Refinement]:
 
 def _refinement(entry: Any, place: tuple[str, ...]) -> Refinement:
     if not isinstance(entry, dict) or not all(isinstance(key, str) for key in entry):
-        raise ValueError(f"conditions and `set` are needed, such as {{model.mode.type: fa, set: {{...}}}}, not {entry!r}")
+        raise ValueError(f"conditions and `set` are needed, as in {{model.mode.type: fa, set: {{...}}}}, not {entry!r}")
     conditions = {key: value if isinstance(value, list) else [value] for key, value in entry.items() if key != _SET}
     changes = entry.get(_SET)
     if not isinstance(changes, dict) or not changes or not all(isinstance(key, str) for key in changes):
@@ -145,14 +147,14 @@ def _cases(axis: Any, values: Any) -> list[_Case]:
             raise ValueError("a list needs a key path such as training.optimizer.lr as its axis; named cases do not")
         if any(value in values[:number] for number, value in enumerate(values)):
             raise ValueError(f"a value stands twice in {values!r}")
-        return [_Case(str(value), _labelled(axis, value), _point({axis: value}, (axis,), axis)) for value in values]
+        return [_Case(value, _labelled(axis, value), _point({axis: value}, (axis,), axis)) for value in values]
     cases = []
     for name, changes in values.items():
         if not isinstance(changes, dict | None) or not all(isinstance(key, str) for key in changes or {}):
             raise ValueError(f"case {name!r} is a mapping of key paths to values, not {changes!r}")
         own = {axis: name} if is_key else {}
         point = _point(own | (changes or {}), (axis, str(name)), axis)
-        cases.append(_Case(str(name), _labelled(axis, name), point))
+        cases.append(_Case(name, _labelled(axis, name), point))
     return cases
 
 

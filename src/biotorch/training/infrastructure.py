@@ -79,6 +79,13 @@ def launch(config: InfrastructureConfig) -> Fabric:
     Warns:
         UserWarning: there is no CUDA device for `gpus`, or no fp16 on the CPU.
     """
+    with warnings.catch_warnings():
+        # Fabric advises whoever is on a machine of a Slurm cluster to start everything by srun.
+        warnings.filterwarnings("ignore", message=".*`srun` command is available")
+        return _launch(config)
+
+
+def _launch(config: InfrastructureConfig) -> Fabric:
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # what it tells is in the results
     # cuBLAS is deterministic with this setting alone, which it reads at its first use.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

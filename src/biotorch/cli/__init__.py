@@ -1,0 +1,50 @@
+"""The command line: `biotorch run CONFIG [key.path=value ...]` and what goes with it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import biotorch
+from biotorch.cli import attacking, listing, measuring, running, searching
+from biotorch.cli.arguments import EXIT_CODES
+
+app = typer.Typer(
+    name="biotorch",
+    help="Train networks without weight transport, and compare learning rules.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(biotorch.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("run", epilog=EXIT_CODES)(running.run_command)
+app.command("search", epilog=EXIT_CODES)(searching.search_command)
+app.command("evaluate")(measuring.evaluate_command)
+app.command("attack", epilog=EXIT_CODES)(attacking.attack_command)
+app.command("audit")(measuring.audit_command)
+app.command("schema")(listing.schema_command)
+app.command("rules")(listing.rules_command)
+app.command("models")(listing.models_command)
+
+
+def main() -> None:
+    """Entry point."""
+    app()

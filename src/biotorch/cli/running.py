@@ -1,0 +1,127 @@
+"""`biotorch run`: a study, wherever it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Annotated
+
+import torch.distributed
+import typer
+from rich.console import Console
+
+from biotorch.cli.arguments import ConfigFile, Overrides
+from biotorch.cli.attacking import attack
+from biotorch.cli.errors import plain_errors
+from biotorch.experiment import BrokenPointsError, Config, ConfigError, RunFolder, Study, read, run
+from biotorch.experiment.estimating import best_jobs, estimates
+from biotorch.experiment.executors import Executor, Local
+from biotorch.experiment.progress import Progress, duration
+from biotorch.experiment.results import Result
+from biotorch.report import angle_figure, table
+from biotorch.tables import Table, as_rich
+from biotorch.training.infrastructure import is_first_process
+
+
+class _Executor(StrEnum):
+    local = "local"
+    slurm = "slurm"
+    ray = "ray"
+
+
+@plain_errors
+def run_command(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Run anew what is finished or begun.")] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Points at once; default: by cores and the size of the networks.", show_default=False),
+    ] = None,
+    executor: Annotated[_Executor, typer.Option(help="Where points run.")] = _Executor.local,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the points and estimate their time; write nothing.")
+    ] = False,
+) -> None:
+    """Run one experiment, or every point of its sweep; print the table and write the figure.
+
+    Finished points are not run again, and an interrupted one continues from its last checkpoint to the same
+    result as if it had never been interrupted: repeat the command. A point that breaks does not stop the others.
+
+    \b
+    biotorch run configs/quickstart.yaml
+    biotorch run configs/quickstart.yaml data.dataset=mnist model.mode.type=dfa experiment.name=dfa
+    biotorch run configs/paper/table1.yaml sweep.experiment.seed='[0, 1]' --jobs 4
+    torchrun --nproc-per-node 2 -m biotorch.cli run configs/quickstart.yaml
+    """
+    study = read(config, overrides or [])
+    console = Console(quiet=not is_first_process())
+    left = {
+        name: point
+        for name, point in study.points.items()
+        if overwrite or not RunFolder(study.folder / name).results.is_file()
+    }
+    jobs = jobs or (1 if _launched() else best_jobs(left))
+    if dry_run:
+        _list(study, left, jobs, console)
+        return
+    try:
+        with Progress(console, len(study.points)) as progress:
+            finished = run(study, overwrite, progress, _executor(executor, jobs, left, study))
+    except BrokenPointsError as error:
+        if error.results:
+            _show(study, list(error.results.values()), console)
+        raise
+    if is_first_process():
+        _show(study, list(finished.values()), console)
+        if study.config.attacks is not None:
+            attack(study.folder, [], console)
+
+
+def _launched() -> bool:
+    """Whether torchrun or Slurm has started this process as one of several."""
+    return torch.distributed.is_torchelastic_launched()
+
+
+def _executor(kind: _Executor, jobs: int, left: Mapping[str, Config], study: Study) -> Executor | None:
+    """None: one point after another, in this process."""
+    if kind is _Executor.local:
+        if jobs > 1 and _launched():
+            raise ConfigError("--jobs: torchrun has started the processes of one run; run points at once without it")
+        return Local(jobs) if jobs > 1 and len(left) > 1 else None
+    raise ConfigError(f"--executor {kind}: not here yet")
+
+
+def _list(study: Study, left: Mapping[str, Config], jobs: int, console: Console) -> None:
+    """The points that are to be run, with the time that each would take alone."""
+    rows, total = [], 0.0
+    times = dict(estimates(left))
+    for name, point in study.points.items():
+        estimate = times.get(name)
+        total += estimate.seconds if estimate else 0.0
+        state = (
+            "finished"
+            if estimate is None
+            else ("to continue" if RunFolder(study.folder / name).latest.is_file() else "to run")
+        )
+        rows.append([name or point.experiment.name, state, duration(estimate.seconds) if estimate else ""])
+    shared = f"{duration(total)} one after another" + (
+        f", about {duration(total / jobs)} with {jobs} at once" if jobs > 1 else ""
+    )
+    notes = [
+        f"{len(left)} of {len(study.points)} points to run: {shared}. Measured at the first point of each network,",
+        "from the start; nothing was written.",
+    ]
+    console.print(as_rich(Table(str(study.folder), ["point", "", "time alone"], rows, notes)))
+
+
+def _show(study: Study, finished: Sequence[Result], console: Console) -> None:
+    """The table and the figure of what is finished."""
+    rows = table(finished)
+    console.print(as_rich(rows))
+    (study.folder / "table.md").write_text(rows.markdown())
+    console.print(f"table   {study.folder / 'table.md'}", soft_wrap=True)
+    (study.folder / "angles.png").unlink(missing_ok=True)
+    if any({"angles", "gradient_angles"} & record.keys() for result in finished for record in result["history"]):
+        console.print(f"figure  {angle_figure(finished, study.folder / 'angles.png')}", soft_wrap=True)
+    console.print(f"results {study.folder}", soft_wrap=True)

@@ -1,0 +1,161 @@
+"""The learning rate of every setting of a study, by its validation error (appendix 6.1 of the paper)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from biotorch import seeding
+from biotorch.experiment.config import Config
+from biotorch.experiment.reading import ConfigError, Study
+from biotorch.experiment.results import Result
+from biotorch.experiment.study import BrokenPointsError
+
+#: The paper's grid.
+RATES = (0.1, 0.01, 0.001, 0.0001)
+
+_RATE, _SEED = "training.optimizer.lr", "experiment.seed"
+
+#: Runs a study and gives its results; raises BrokenPointsError where points have none.
+Run = Callable[[Study], dict[str, Result]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What a rate is looked for: points of a study that differ by seed and rate alone.
+
+    Attributes:
+        name: of its points, without them.
+        conditions: what its points have in common, by axis of the sweep.
+        config: of its first point.
+        errors: validation error (%) by rate; infinite where the training diverged.
+    """
+
+    name: str
+    conditions: dict[str, Any]
+    config: Config
+    errors: dict[float, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def best(self) -> float | None:
+        """The rate of the lowest validation error, of equal ones the smallest; None where all of them diverged."""
+        finite = {rate: error for rate, error in self.errors.items() if math.isfinite(error)}
+        return min(sorted(finite), key=finite.__getitem__, default=None)
+
+    @property
+    def at_the_edge(self) -> bool:
+        """Whether a better rate may lie outside of those that were tried."""
+        return self.best is not None and len(self.errors) > 1 and self.best in (min(self.errors), max(self.errors))
+
+
+def settings(study: Study) -> list[Setting]:
+    """The settings of a study.
+
+    Raises:
+        ConfigError: a point does not train, or has the test set as its validation set.
+    """
+    found: dict[str, Setting] = {}
+    for name, config in study.points.items():
+        if config.training is None:
+            raise ConfigError("training: missing: there is no rate to look for")
+        if config.data.validation == "test":
+            raise ConfigError(
+                "data.validation: test: the rate would be chosen by the test set; leave some training data"
+            )
+        parts = [part for part in name.split(",") if part.split("=")[0] not in ("seed", "lr")]
+        conditions = {axis: value for axis, value in study.cases[name].items() if axis not in (_RATE, _SEED)}
+        setting = Setting(",".join(parts), conditions, config)
+        found.setdefault(setting.name, setting)
+    return list(found.values())
+
+
+def grid(study: Study, rates: Sequence[float], run: Run) -> list[Setting]:
+    """Every setting with every rate.
+
+    Raises:
+        ConfigError: as `settings`, or a rate that is not above 0.
+        BrokenPointsError: a run broke that has not just diverged.
+    """
+    if not rates or min(rates) <= 0 or len(set(rates)) < len(rates):
+        raise ConfigError(f"rates: different numbers above 0 are needed, not {', '.join(map(str, rates))}")
+    found = settings(study)
+    _measure(study, [(setting, rate) for setting in found for rate in rates], run)
+    return found
+
+
+def by_optuna(study: Study, low: float, high: float, trials: int, seed: int, run: Run) -> list[Setting]:
+    """Rates between `low` and `high` that optuna's TPE sampler asks for, as many as `trials` for each setting.
+
+    The first one is the configuration's own, where it lies between. The same seed asks for the same rates, so that a
+    search that was stopped goes on.
+
+    Raises:
+        ConfigError: as `settings`, or `low` and `high` are no range.
+        BrokenPointsError: as `grid`.
+        ModuleNotFoundError: optuna is not installed.
+    """
+    if not 0 < low < high:
+        raise ConfigError(f"rates: the ends of a range above 0 are needed, not {low} and {high}")
+    try:
+        import optuna  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("--trials needs optuna: pip install 'biotorch[search]'") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    found = settings(study)
+    samplers = {
+        each.name: optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seeding.derive(seed, each.name) % 2**32))
+        for each in found
+    }
+    for each in found:
+        assert each.config.training is not None
+        own = each.config.training.optimizer.lr
+        if low <= own <= high:
+            samplers[each.name].enqueue_trial({"lr": own})
+    for _ in range(trials):
+        asked = {each.name: samplers[each.name].ask() for each in found}
+        rates = {name: _rounded(trial.suggest_float("lr", low, high, log=True)) for name, trial in asked.items()}
+        _measure(study, [(each, rates[each.name]) for each in found], run)
+        for each in found:
+            found_error = each.errors[rates[each.name]]
+            samplers[each.name].tell(asked[each.name], found_error if math.isfinite(found_error) else 100.0)
+    return found
+
+
+def _measure(study: Study, wanted: Sequence[tuple[Setting, float]], run: Run) -> None:
+    """Fill in the validation error of each setting with each rate."""
+    points = {_name(setting, rate): _with_rate(setting.config, rate) for setting, rate in wanted}
+    folder = study.folder / "search"
+    try:
+        results: Mapping[str, Result] = run(Study(folder, points))
+    except BrokenPointsError as error:
+        if any(failure.kind != "diverged" for failure in error.failures.values()):
+            raise
+        results = error.results
+    for setting, rate in wanted:
+        result = results.get(_name(setting, rate))
+        setting.errors[rate] = math.inf if result is None else result["validation"]["error"]
+
+
+def _name(setting: Setting, rate: float) -> str:
+    return ",".join(part for part in (setting.name, f"lr={rate:g}") if part)
+
+
+def _with_rate(config: Config, rate: float) -> Config:
+    """The configuration with another rate, and without a look at the test set."""
+    assert config.training is not None
+    optimizer = config.training.optimizer.model_copy(update={"lr": rate})
+    training = config.training.model_copy(update={"optimizer": optimizer})
+    return config.model_copy(update={"training": training, "evaluation": False, "attacks": None})
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.3g}")
+
+
+def as_refinements(found: Sequence[Setting]) -> Iterator[dict[str, Any]]:
+    """Entries for `when` of the sweep, which give every setting its best rate."""
+    for setting in found:
+        if setting.best is not None:
+            yield {**setting.conditions, "set": {_RATE: setting.best}}

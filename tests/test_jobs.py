@@ -1,0 +1,191 @@
+"""Several points at once, points that break, and processes that are stopped or killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from commands import invoke
+from runs import quick, quick_file
+
+from biotorch.experiment import BrokenPointsError, read, run
+from biotorch.experiment import estimating as estimation
+from biotorch.experiment.estimating import best_jobs, estimates
+from biotorch.experiment.executors import Failure, Local, Task
+
+RULES = "sweep={model.mode.type: [fa, dfa, usf]}"
+#: The second point diverges.
+BROKEN = (
+    "sweep={rate: {good: {training.optimizer.lr: 0.01}, bad: {training.optimizer.lr: 1.0e+30}, "
+    "low: {training.optimizer.lr: 0.001}}}"
+)
+
+
+def hashes(results):
+    return {name: result["state_hash"] for name, result in results.items()}
+
+
+def test_points_at_once_give_what_they_give_one_after_another(tmp_path):
+    one_by_one = run(quick(tmp_path / "a", RULES))
+    at_once = run(quick(tmp_path / "b", RULES), executor=Local(2))
+    assert list(at_once) == ["rule=fa", "rule=dfa", "rule=usf"]
+    assert hashes(at_once) == hashes(one_by_one)
+    assert [result["test"] for result in at_once.values()] == [result["test"] for result in one_by_one.values()]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_point_that_breaks_does_not_stop_the_others(tmp_path, jobs):
+    study = quick(tmp_path, BROKEN)
+    with pytest.raises(BrokenPointsError, match=r"1 of 3 points have no result.*error\.txt") as caught:
+        run(study, executor=Local(jobs) if jobs > 1 else None)
+    assert list(caught.value.results) == ["rate=good", "rate=low"]
+    assert {name: failure.kind for name, failure in caught.value.failures.items()} == {"rate=bad": "diverged"}
+    assert "DivergenceError" in (study.folder / "rate=bad" / "error.txt").read_text()
+    again = quick(tmp_path, BROKEN.replace("1.0e+30", "0.02"), "training.hyperparameters.epochs=1")
+    results = run(again, overwrite=True)
+    assert len(results) == 3
+    assert not (study.folder / "rate=bad" / "error.txt").exists()
+
+
+def test_the_error_of_a_study_of_one_point_is_raised_as_it_is(tmp_path):
+    with pytest.raises(Exception, match="the loss is") as caught:
+        run(quick(tmp_path, "training.optimizer.lr=1.0e+30"))
+    assert not isinstance(caught.value, BrokenPointsError)
+
+
+def test_points_that_break_alike_are_told_once(tmp_path):
+    study = quick(tmp_path, RULES)
+    failures = {name: Failure("mistake", "no such data") for name in ("rule=fa", "rule=usf")}
+    text = str(BrokenPointsError({}, failures, study))
+    assert text.count("no such data") == 1
+    assert "rule=fa, rule=usf: no such data" in text
+
+
+def test_a_damaged_result_breaks_its_point_alone(tmp_path):
+    study = quick(tmp_path, RULES)
+    results = run(study)
+    damaged = study.folder / "rule=dfa" / "results.json"
+    damaged.write_text(damaged.read_text()[:50])
+    with pytest.raises(BrokenPointsError, match=r"damaged.*delete it") as caught:
+        run(study)
+    assert hashes(caught.value.results) == {k: v for k, v in hashes(results).items() if k != "rule=dfa"}
+    damaged.unlink()
+    assert hashes(run(study)) == hashes(results)
+
+
+def test_a_worker_that_is_killed_breaks_its_task_alone(tmp_path):
+    study = quick(tmp_path, RULES, "training.hyperparameters.epochs=3")
+    tasks = [Task(name, config, study.folder / name) for name, config in study.points.items()]
+    ended = []
+    with Local(1) as executor:
+        executor.submit(tasks)
+        _wait_for(tasks[0].path / "metrics.jsonl")
+        os.kill(executor._workers[0]._process.pid, signal.SIGKILL)
+        while len(ended) < 3:
+            ended += executor.wait(1.0)
+    assert [each.task.name for each in ended] == ["rule=fa", "rule=dfa", "rule=usf"]
+    assert [each.failure and each.failure.kind for each in ended] == ["defect", None, None]
+    assert "SIGKILL" in ended[0].failure.message
+    assert len(run(study)) == 3  # the killed one goes on
+
+
+LONG = ("training.hyperparameters.epochs=30", "sweep={model.mode.type: [fa, usf]}", "training.optimizer.lr=0.001")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_all_with_checkpoints_and_the_same_command_continues_to_the_same_bits(tmp_path, number):
+    process = _start(tmp_path, *LONG, "--jobs", "2")
+    points = [tmp_path / "quick" / f"rule={rule}" for rule in ("fa", "usf")]
+    for point in points:
+        _wait_for(point / "metrics.jsonl", lines=2)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, told
+    assert f"stopped by {signal.Signals(number).name}" in told
+    assert all((point / "latest_model.pth").is_file() and not (point / "results.json").exists() for point in points)
+    found = run(read(quick_file(tmp_path), LONG))
+    assert hashes(found) == hashes(run(quick(tmp_path / "whole", *LONG)))
+
+
+@pytest.mark.slow
+def test_workers_save_and_go_when_their_parent_is_killed(tmp_path):
+    process = _start(tmp_path, *LONG, "--jobs", "2")
+    points = [tmp_path / "quick" / f"rule={rule}" for rule in ("fa", "usf")]
+    for point in points:
+        _wait_for(point / "metrics.jsonl", lines=2)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 60
+    sizes = None
+    while time.monotonic() < deadline:
+        now = [(point / "metrics.jsonl").stat().st_size for point in points]
+        if now == sizes and all((point / "latest_model.pth").is_file() for point in points):
+            break
+        sizes = now
+        time.sleep(3)
+    else:
+        pytest.fail("the workers go on without their parent")
+    assert not any((point / "results.json").exists() for point in points)
+
+
+def test_the_command_tells_what_broke_after_the_table_of_the_rest(tmp_path):
+    result = invoke("run", quick_file(tmp_path), BROKEN, "--jobs", "1")
+    assert result.exit_code == 3, result.stderr
+    assert "rate=bad" in result.stderr
+    assert "the loss is" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert (tmp_path / "quick" / "table.md").is_file()
+
+
+# Estimates -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cores", "architecture", "jobs"),
+    [(2, "le_net_mnist", 2), (8, "le_net_mnist", 3), (2, "resnet18", 1), (16, "resnet18", 3), (1, "le_net_mnist", 1)],
+)
+def test_small_networks_run_at_once_and_large_ones_get_the_cores(tmp_path, monkeypatch, cores, architecture, jobs):
+    monkeypatch.setattr(estimation, "cores", lambda: cores)
+    points = quick(tmp_path, RULES, f"model.architecture={architecture}", "infrastructure.threads=null").points
+    assert best_jobs(points) == jobs
+
+
+def test_an_estimate_is_of_the_whole_run_and_leaves_nothing_on_disk(tmp_path):
+    short = dict(estimates(quick(tmp_path, RULES).points))
+    long = dict(estimates(quick(tmp_path, RULES, "training.hyperparameters.epochs=1000").points))
+    assert list(short) == ["rule=fa", "rule=dfa", "rule=usf"]
+    assert all(each.update > 0 and each.seconds > each.before for each in short.values())
+    ratio = (long["rule=fa"].seconds - long["rule=fa"].before) / (short["rule=fa"].seconds - short["rule=fa"].before)
+    assert 200 < ratio < 5000  # a thousand times the epochs, on a noisy machine
+    assert not (tmp_path / "quick").exists()
+
+
+def test_a_dry_run_lists_the_points_and_writes_nothing(tmp_path):
+    result = invoke("run", quick_file(tmp_path), RULES, "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    for rule in ("fa", "dfa", "usf"):
+        assert f"rule={rule}" in result.stdout
+    assert "3 of 3 points to run" in result.stdout
+    assert not (tmp_path / "quick").exists()
+
+
+# Helpers ---------------------------------------------------------------------------------------------
+
+
+def _start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    line = [sys.executable, "-m", "biotorch.cli", "run", str(quick_file(folder)), *arguments]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _wait_for(path: Path, lines: int = 1) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if path.is_file() and len(path.read_text().splitlines()) >= lines:
+            return
+        time.sleep(0.02)
+    pytest.fail(f"{path} has not come")
