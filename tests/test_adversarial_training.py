@@ -432,6 +432,8 @@ def test_a_text_is_refused_with_its_configuration(tmp_path):
     assert problem == (
         "base.yaml:16: training.adversarial: a setting of images, and text:a.txt is a text: leave it out"
     )
+    (problem,) = refused(write(tmp_path, text + "attacks: {images: 5}\n"))
+    assert "attacks: a setting of images" in problem
 
 
 def test_data_without_images_are_refused_by_the_trainer(digits):

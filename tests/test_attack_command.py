@@ -76,11 +76,25 @@ def test_equal_seeds_give_equal_figures(sweep):
     assert figures() == first
 
 
+def _of(config, epochs=None, lr=None, adversarial=None):
+    """Its training section, changed."""
+    tree = config.training.model_dump()
+    tree["adversarial"] = adversarial
+    if epochs is not None:
+        tree["hyperparameters"]["epochs"] = epochs
+    if lr is not None:
+        tree["optimizer"]["lr"] = lr
+    return type(config.training).model_validate(tree)
+
+
 def test_the_twin_is_the_one_under_backpropagation(sweep):
     config = read(CONFIG, ["model.mode.type=fa", *SHORT, *into(sweep.parent, name="pair")]).config
     twin = find_twin(fa(sweep), config)
     assert twin is not None
     assert "backpropagation" in twin.name
+    assert find_twin(fa(sweep), config.model_copy(update={"training": _of(config, lr=0.5)})) == twin  # rules have rates
+    for changes in ({"epochs": 77}, {"adversarial": {"epsilon": 0.1}}):  # trained differently, it is no twin
+        assert find_twin(fa(sweep), config.model_copy(update={"training": _of(config, **changes)})) is None
     assert (
         find_twin(fa(sweep), config.model_copy(update={"data": read(CONFIG, ["data.dataset=mnist"]).config.data}))
         is None

@@ -15,8 +15,8 @@ import runs
 import torch
 from networks import RULES
 
-from biotorch.cli import _MISTAKES
 from biotorch.experiment import RunFolder, read, run
+from biotorch.experiment.mistakes import MISTAKES
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
 CASES = """
@@ -136,7 +136,7 @@ def test_what_two_began_one_may_not_continue_and_is_told(seen, monkeypatch, tmp_
     for name in ("results.json", "results.csv"):
         (begun / name).unlink()
     overrides = [*runs.EVERYTHING_MATTERS, "training.hyperparameters={epochs: 3, batch_size: 100, accumulate: 2}"]
-    with pytest.raises(_MISTAKES, match=r"written by 2 process.* has 1"):  # else the command shows a traceback
+    with pytest.raises(MISTAKES, match=r"written by 2 process.* has 1"):  # else the command shows a traceback
         run(runs.quick(tmp_path, *overrides))
 
 

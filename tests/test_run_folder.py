@@ -10,8 +10,8 @@ import runs
 import torch
 import yaml
 
-from biotorch.cli import _MISTAKES
 from biotorch.experiment import ConfigError, DamagedResultError, Display, LockedError, OtherRunError, load_results, run
+from biotorch.experiment.mistakes import MISTAKES
 
 SHORT = "data.validation_size=1200"
 
@@ -123,7 +123,7 @@ def test_without_its_configuration_a_checkpoint_is_not_taken_for_that_of_another
         hashed = runs.finish(tmp_path, *overrides, overwrite=True)["state_hash"]
         assert hashed == runs.finish(tmp_path / "whole", *overrides)["state_hash"]
     else:  # a message, as of every other mistake
-        with pytest.raises(_MISTAKES, match="quick"):
+        with pytest.raises(MISTAKES, match="quick"):
             runs.finish(tmp_path, *overrides)
 
 

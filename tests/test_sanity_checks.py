@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 import biotorch
 from biotorch import data
-from biotorch.robustness import Attack, Study, checks, registry, significance, study
+from biotorch.robustness import PGD, Attack, Study, checks, registry, significance, study
+from biotorch.robustness.norms import steepest
 
 #: Images of the digits that are attacked.
 N = 150
@@ -83,6 +84,11 @@ def rounded(images):
 
 def noisy(outputs):
     return outputs + 0.1 * torch.randn_like(outputs)
+
+
+def partly_not_a_number(outputs):
+    """NaN where the network is surest, which argmax takes for class 0."""
+    return torch.where(outputs.amax(1, keepdim=True) > 12, torch.nan, outputs)
 
 
 def train(network, split, epochs=40):
@@ -232,7 +238,7 @@ CASES = {
     "_still_rising": Case(
         "the loss is still rising at the last step",
         "attack",
-        lambda nets, run: run(nets.plain, [{"type": "pgd", "random_start": False, "step_size": 0.05 / 40}], [0.05]),
+        lambda nets, run: run(nets.plain, [{"type": "pgd", "random_start": False, "step_size": 0.04 / 40}], [0.1]),
     ),
     "_not_deterministic": Case(
         "the network is not deterministic", "attack", lambda nets, run: run(Wrapped(nets.plain, after=noisy))
@@ -241,6 +247,9 @@ CASES = {
         "the outputs are probabilities",
         "attack",
         lambda nets, run: run(Wrapped(nets.plain, after=lambda outputs: outputs.softmax(1))),
+    ),
+    "_not_numbers": Case(
+        "outputs are not numbers", "attack", lambda nets, run: run(Wrapped(nets.plain, after=partly_not_a_number))
     ),
     "_guesses": Case("the network only guesses", "attack", lambda nets, run: run(mlp())),
 }
@@ -254,6 +263,7 @@ BESIDE = {
     "_unbounded_leaves_some": NO_GRADIENT,
     "_no_gradient": NO_GRADIENT,
     "_cannot_reach_epsilon": {"the loss is still rising at the last step"},
+    "_still_rising": {"steps x step size is smaller than epsilon"},
     "_true_beats_feedback": {"feedback attack no better than random signs"},
     "_feedback_worse_than_noise": {"true gradient beats feedback gradient"},
     "_black_box_beats_feedback": {
@@ -321,6 +331,56 @@ def test_all_are_silent_with_other_losses(nets, run, loss):
     """On a network with a convolution, in L2."""
     found = run(nets.convolution, ["random_signs", {"type": "pgd", "loss": loss}], [0.5, 1.0], norm="l2")
     assert not found.fired, str(found)
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_a_loss_that_rises_late_without_breaking_more_is_no_failure(nets, run, factor):
+    """Plain networks in L2, where the steps of PGD are as long as in L-infinity."""
+    found = run(Wrapped(nets.plain, after=lambda outputs: factor * outputs), epsilons=[0.25, 0.5, 1.0], norm="l2")
+    assert not found.fired, str(found)
+
+
+# What flatters -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attack", ["pgd", "eot_pgd"])
+def test_noise_in_the_network_does_not_make_it_look_robust(nets, run, attack):
+    """A point that one noisy evaluation misclassifies lies at the boundary, and the next one often does not."""
+    found = run(Wrapped(nets.plain, after=very_noisy), ["pgd", attack], [0.2])
+    [figure] = [each for each in found.measurements if each.label == attack and each.purpose == "figure"]
+    assert figure.robust_accuracy < 5, str(found)
+
+
+def very_noisy(outputs):
+    return outputs + torch.randn_like(outputs)
+
+
+def test_in_l2_a_cross_entropy_that_saturates_does_not_shorten_the_steps(nets, digits):
+    """Five times the logits have gradients whose squares vanish: PGD left 39 % of the images where it leaves 3 %."""
+    found = PGD(Wrapped(nets.plain, after=lambda outputs: 5 * outputs), 1.0, norm="l2").run(*digits[1])
+    assert float(found.robust.double().mean()) < 0.1
+    gradient = torch.randn(4, 3, 8, 8)
+    for scale in (1e-30, 1.0, 1e30):
+        torch.testing.assert_close(steepest(scale * gradient, "l2"), steepest(gradient, "l2"))
+    assert not steepest(torch.zeros(2, 5), "l2").any()
+
+
+def test_variants_of_an_attack_do_not_judge_each_other(nets, run):
+    weak = {"type": "pgd", "steps": 40, "step_size": 1e-4}
+    found = run(nets.plain, ["random_signs", "fgsm", "pgd", weak])
+    assert {check.about for check in found.fired} <= {"reader"}, str(found)
+    assert found.verdict == "not robust"
+
+
+def test_a_measurement_serves_the_table_and_a_check(nets, run, tmp_path):
+    """PGD in five steps is asked for, and is what the check of PGD in twenty compares it with."""
+    first = run(nets.plain, [{"type": "pgd", "steps": 20}, {"type": "pgd", "steps": 5}], [0.1], folder=tmp_path)
+    again = run(nets.plain, [{"type": "pgd", "steps": 20}, {"type": "pgd", "steps": 5}], [0.1], folder=tmp_path)
+    assert again.table.rows == first.table.rows
+    alone = run(nets.plain, [{"type": "pgd", "steps": 5}], [0.1], folder=tmp_path / "b")
+    assert len(alone.table.rows) == 2
+    longer = run(nets.plain, [{"type": "pgd", "steps": 20}], [0.1], folder=tmp_path / "b")
+    assert "more steps weaken the attack" in {check.name for check in longer.checks}
 
 
 # The verdict -------------------------------------------------------------------------------------------

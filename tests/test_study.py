@@ -361,8 +361,13 @@ def test_paper():
         (count, float(count), 500) for count in range(1, 6)
     ]
     square = [each for each in planned if each.name == "square"]
-    assert {(each.settings["queries"], each.images) for each in square} == {(50, 500)}
-    assert np.allclose([each.epsilon for each in square], np.linspace(0, 0.1, 30))
+    assert {each.images for each in square} == {500}
+    epsilons = {
+        count: [each.epsilon for each in square if each.settings["queries"] == count] for count in (50, 1000, 5000)
+    }
+    assert np.allclose(epsilons.pop(50), np.linspace(0, 0.1, 30))  # as the paper has it
+    assert list(epsilons.values()) == [tenths, tenths]
+    assert len(square) == 30 + 2 * 11
 
 
 def test_presets_with_stand_ins(monkeypatch):
@@ -395,6 +400,36 @@ def test_autoattack(converted):
 def test_budgets_of_square():
     planned = plan(network(), ["pgd"], [0.1], square_queries=[50, 200])
     assert [each.settings["queries"] for each in planned if each.name == "square"] == [50, 200]
+
+
+def test_pixels_have_columns_of_their_own_and_are_no_radius(data):
+    found = quick(
+        network(),
+        data,
+        attacks=["pgd", *({"type": "few_pixel", "pixels": k, "steps": 1, "population": 4} for k in (1, 2))],
+    )
+    assert found.table.header[-2:] == ["1 pixels", "2 pixels"]
+    rows = {row[0].split(" steps")[0]: row[-2:] for row in found.table.rows}
+    assert rows["few_pixel pixels=1"][1] == "-" != rows["few_pixel pixels=1"][0]
+    assert rows["few_pixel pixels=2"][0] == "-" != rows["few_pixel pixels=2"][1]
+    assert found.judged_at < 1
+    assert "few-pixel has no ε" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"attacks": ["few_pixel"]}, "no epsilon to judge"), ({"epsilons": [8]}, "fraction of 255"),
+     ({"attacks": ["pgd", {"type": "pgd", "norm": "l2"}]}, "in a study of linf")],
+)  # fmt: skip
+def test_what_cannot_be_compared_is_refused(data, settings, message):
+    with pytest.raises(ValueError, match=message):
+        study(network(), data, **settings)
+
+
+def test_labels_beyond_the_outputs_are_refused(data):
+    images, labels = data
+    with pytest.raises(ValueError, match=r"class 99 is beyond the network's \d+ outputs"):
+        study(network(), (images, torch.full_like(labels, 99)), attacks=["pgd"])
 
 
 def test_the_norm_reaches_every_attack(data):
@@ -502,7 +537,7 @@ def test_the_report(converted, data):
     assert found.verdict in table
     for name in ("fgsm", "pgd steps=4", "random_signs", "strongest, image by image"):
         assert name in table
-    assert f"{N} images" in table
+    assert table.count(f"| {N} |") == len(found.table.rows)
 
 
 def test_the_cosine_of_one_gradient_is_one(data, converted):

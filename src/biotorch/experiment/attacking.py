@@ -103,7 +103,8 @@ def attack_run(
             }
         )
         writing.write_text(folder.path / "study.json", json.dumps(written, indent=1, allow_nan=False) + "\n")
-        writing.write_text(folder.path / "study.md", f"{found}\n")
+        told = "" if path is None else f"\nTransfer: the twin is {path}.\n"
+        writing.write_text(folder.path / "study.md", f"{found}\n{told}")
     finally:
         folder.release()
     return written, examples
@@ -145,7 +146,10 @@ def pixels(dataset: data.Dataset, count: int | None, device: torch.device) -> tu
 
 
 def find_twin(run: Path, config: Config) -> Path | None:
-    """A finished run of the same sweep that is like this one but for being trained by backpropagation; or None."""
+    """A finished run of the same sweep that is like this one but for being trained by backpropagation; or None.
+
+    Its optimizer may be another, since rules have rates of their own.
+    """
     for path in sorted(run.resolve().parent.glob(f"*/{RunFolder(run).best.name}")):
         if path.parent == run.resolve():
             continue
@@ -159,4 +163,6 @@ def find_twin(run: Path, config: Config) -> Path | None:
 def _kind(config: dict[str, Any]) -> Any:
     """What twins have in common."""
     model = {key: value for key, value in config["model"].items() if key != "mode"}
-    return model, config["data"]["dataset"], config["data"]["target_size"], config["experiment"]["seed"]
+    own = ("optimizer", "lr_scheduler", "metrics")
+    training = {key: value for key, value in (config.get("training") or {}).items() if key not in own}
+    return model, config["data"]["dataset"], config["data"]["target_size"], config["experiment"]["seed"], training

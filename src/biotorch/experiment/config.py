@@ -153,9 +153,14 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _adversarial_examples_are_images(self) -> Config:
-        if self.data.is_text and self.training is not None and self.training.adversarial is not None:
+        given = {
+            "attacks": self.attacks,
+            "training.adversarial": None if self.training is None else self.training.adversarial,
+        }
+        wrong = [key for key, value in given.items() if self.data.is_text and value is not None]
+        if wrong:
             text = f"a setting of images, and {self.data.dataset} is a text: leave it out"
-            raise SectionError({"training.adversarial": text})
+            raise SectionError(dict.fromkeys(wrong, text))
         return self
 
     @model_validator(mode="after")

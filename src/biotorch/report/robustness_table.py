@@ -20,13 +20,14 @@ _COLUMNS: dict[tuple[str, str | None], str] = {
 
 
 def robustness_table(studies: Sequence[Mapping[str, Any]], epsilon: float | None = None) -> Table:
-    """A row per study: accuracy (%) under each attack at one epsilon, the verdict and the checks that fired.
+    """A row per study: accuracy (%) under each attack at one epsilon, and the verdict; below, the checks that fired.
 
     Args:
         studies: as study.json has them: `config`, `environment`, `study`.
         epsilon: default: that of each study's verdict.
 
-    A network with one gradient alone, such as one under backpropagation, has the same figure under both.
+    Of several variants of an attack, the strongest counts. A network with one gradient alone, such as one under
+    backpropagation, has the same figure under both.
     """
     groups = by_configuration([dict(each) for each in studies])
     names = {id(group[0]["study"]): label(group, groups) for group in groups}
@@ -35,15 +36,17 @@ def robustness_table(studies: Sequence[Mapping[str, Any]], epsilon: float | None
     architectures = {each["config"]["model"]["architecture"] for each in studies}
     environment = studies[0]["environment"]
     radius = "the epsilon of the verdict" if epsilon is None else f"epsilon {epsilon:.3g}"
-    n = max(each["n"] for one in studies for each in one["study"]["measurements"])
+    counts = sorted({each["n"] for one in studies for each in one["study"]["measurements"]})
+    n = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}, as each study.md tells,"
     return Table(
         title=f"{', '.join(sorted(architectures))} on {studies[0]['config']['data']['dataset']}: "
         f"accuracy (%) at {radius}",
         header=["network", "clean", *(_COLUMNS[key] for key in columns), "strongest", "cosine", "verdict"],
         rows=rows,
         notes=[
-            f"{n} test images. Strongest: every image under the worst of all attacks. Cosine: between true and "
-            "feedback gradient.",
+            f"{n} test images. Strongest: every image under the worst of all attacks within epsilon. Cosine: between "
+            "true and feedback gradient.",
+            *(f"Checks that fired, {row[0]}: {_fired(each)}." for row, each in zip(rows, studies, strict=True)),
             f"biotorch {environment['biotorch']} ({environment['commit'] or 'no commit'}), "
             f"torch {environment['torch']}, {environment['device']}.",
         ],
@@ -63,7 +66,7 @@ def _row(
     study = one["study"]
     at = study["judged_at"] if epsilon is None else epsilon
     worst = min(study["worst_case"], key=lambda each: abs(each["epsilon"] - at))
-    cells = [found[-1] if (found := _found(one, key, epsilon)) else "-" for key in columns]
+    cells = [f"{min(found):.1f}" if (found := _found(one, key, epsilon)) else "-" for key in columns]
     low, high = worst["interval"]
     return [
         name,
@@ -75,19 +78,21 @@ def _row(
     ]
 
 
-def _found(one: Mapping[str, Any], key: tuple[str, str | None], epsilon: float | None) -> list[str]:
-    """The figures of an attack at the epsilon; of several budgets, the largest comes last."""
+def _fired(one: Mapping[str, Any]) -> str:
+    return ", ".join(check["name"] for check in one["study"]["checks"] if check["fired"]) or "none"
+
+
+def _found(one: Mapping[str, Any], key: tuple[str, str | None], epsilon: float | None) -> list[float]:
+    """The figures of an attack at the epsilon, one for each of its variants."""
     study, (name, gradient) = one["study"], key
     at = study["judged_at"] if epsilon is None else epsilon
     alone = not any(each["gradient"] == "feedback" for each in study["measurements"])
     wanted = "true" if gradient == "feedback" and alone else gradient
-    found = [
-        each
+    return [
+        each["robust_accuracy"]
         for each in study["measurements"]
         if each["attack"] == name
         and each["gradient"] == wanted
         and each["purpose"] == "figure"
         and abs(each["epsilon"] - at) < 1e-9
     ]
-    found.sort(key=lambda each: each["settings"].get("queries", 0))
-    return [f"{each['robust_accuracy']:.1f}" for each in found]

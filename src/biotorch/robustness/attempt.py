@@ -17,6 +17,11 @@ from biotorch.module import true_gradients
 Gradient = Literal["true", "feedback"]
 
 
+def classified(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Whether each row of outputs (n, C) is highest at its label (n,); a row with a NaN is not."""
+    return (outputs.argmax(1) == labels) & ~outputs.isnan().any(1)
+
+
 class Attempt:
     """A batch of images, their labels, and the network, which answers questions and counts them.
 
@@ -42,6 +47,7 @@ class Attempt:
         self.blind = torch.zeros(len(images), dtype=torch.bool)
         self.losses: list[Tensor] = []
         self.judged = judged
+        self._largest_label = int(labels.max())
         self._channels_last = images.stride(1) == 1 and images.is_contiguous(memory_format=torch.channels_last)
         if judged:
             _ = self.clean_outputs  # before anything else draws noise in the network
@@ -55,13 +61,13 @@ class Attempt:
         """Outputs (m, C) at points (m, ...), the j-th of which belongs to image `index[j]`.
 
         Raises:
-            ValueError: the network does not return one row of outputs per image.
+            ValueError: the network does not return one row of outputs per image, or has none for a label.
         """
         self.queries += index.cpu().bincount(minlength=len(self.queries))
         return self.forward(points)
 
     def forward(self, points: Tensor) -> Tensor:
-        """Outputs (m, C) at the points, uncounted."""
+        """Outputs (m, C) at the points, uncounted. Raises ValueError as `outputs`."""
         if self._channels_last:  # choosing among images has lost it
             points = points.to(memory_format=torch.channels_last)
         outputs = main_output(self.model(points))
@@ -70,16 +76,18 @@ class Attempt:
                 f"attacks need outputs of shape (n, classes), and for {len(points)} images the network returns "
                 f"{tuple(outputs.shape)}"
             )
+        if outputs.shape[1] <= self._largest_label:
+            raise ValueError(f"labels: class {self._largest_label} is beyond the network's {outputs.shape[1]} outputs")
         return outputs
 
     @property
     def clean(self) -> Tensor:
-        return self.clean_outputs.argmax(1) == self.labels
+        return classified(self.clean_outputs, self.labels)
 
     def right(self, points: Tensor, index: Tensor) -> Tensor:
         """Whether each of the points (m, ...) is classified as its label says: (m,)."""
         with torch.no_grad():
-            return self.outputs(points, index).argmax(1) == self.labels[index]
+            return classified(self.outputs(points, index), self.labels[index])
 
     def gradient(
         self, points: Tensor, index: Tensor, loss: Callable[[Tensor, Tensor], Tensor], kind: Gradient
@@ -104,7 +112,7 @@ class Attempt:
             (gradient,) = torch.autograd.grad(losses.sum(), points, allow_unused=True, materialize_grads=True)
         flat = gradient.detach().flatten(1)
         finite = flat.isfinite().all(1)
-        needed = outputs.detach().argmax(1) == self.labels[index]  # what is misclassified needs no direction
+        needed = classified(outputs.detach(), self.labels[index])  # what is misclassified needs no direction
         self.blind[index.cpu()] |= (~finite | (needed & (flat == 0).all(1))).cpu()
         return gradient.detach().nan_to_num(0, 0, 0), losses.detach(), outputs.detach()
 

@@ -23,6 +23,8 @@ from biotorch.robustness.significance import beats, interval
 #: without a result; the feedback gradient, whose failure means that it masks; or neither, and it is for the reader.
 About = Literal["attack", "feedback", "reader"]
 
+#: Difference of two forward passes from which on a network has noise in it; less is rounding.
+NOISE = 1e-4
 #: Share of images without a usable gradient, and share of images left by an unbounded attack, that may occur.
 _FEW = 0.02
 #: Share of the rise of the loss in the last quarter of the steps. A straight line has 0.25, and PGD in 40 steps on
@@ -57,21 +59,25 @@ class Evidence:
 
     Attributes:
         measurements: of the study, those for its checks included.
+        reference_label: of the attack that others are compared with, PGD along the true gradient; None without it.
         judged_at: the epsilon that the verdict is given at.
         unbounded: the epsilon that holds every image.
         clean: (n,) bool, whether each image is classified as labelled.
         guessing: accuracy (%) of always naming the most frequent label.
         spread: largest difference between two forward passes of the same images.
         probabilities: whether all outputs lie in [0, 1] and sum to one.
+        not_numbers: images for which an output is NaN.
     """
 
     measurements: Sequence[Measurement]
+    reference_label: str | None
     judged_at: float
     unbounded: float
     clean: Tensor
     guessing: float
     spread: float
     probabilities: bool
+    not_numbers: int = 0
 
     @property
     def epsilons(self) -> list[float]:
@@ -84,10 +90,8 @@ class Evidence:
 
     @property
     def reference(self) -> list[Measurement]:
-        """PGD along the true gradient: the variant of most steps, at every epsilon."""
-        steps = [each for each in self.figures if each.name == "pgd" and each.gradient == "true"]
-        most = max((each.settings["steps"] for each in steps), default=0)
-        return [each for each in steps if each.settings["steps"] == most]
+        """The attack that others are compared with, at every epsilon."""
+        return [each for each in self.figures if each.label == self.reference_label and each.gradient == "true"]
 
     def at(self, epsilon: float) -> list[Measurement]:
         """The figures of radius `epsilon`; an attack that counts pixels has none."""
@@ -263,24 +267,44 @@ def _reach(each: Measurement) -> float:
     return float(each.settings["steps"] * each.settings["step_size"])
 
 
+def rising(evidence: Evidence) -> list[Measurement]:
+    """Figures of the reference with images left, whose loss rises in the last quarter of the steps about as much as
+    before: longer attacks tell whether that matters."""
+    return [
+        each
+        for each in evidence.reference
+        if each.rising is not None and each.rising > _RISING and each.robust_accuracy >= 100 * _WORTH
+    ]
+
+
 def _still_rising(evidence: Evidence) -> Check | None:
     walked = [each for each in evidence.reference if each.rising is not None and each.robust_accuracy >= 100 * _WORTH]
     if not walked:
         return None
-    shown = max(walked, key=lambda each: each.rising or 0.0)
+    longer = [
+        (each, other)
+        for each in rising(evidence)
+        for other in evidence.measurements
+        if other.purpose == "check"
+        and other.epsilon == each.epsilon
+        and other.settings["steps"] == 2 * each.settings["steps"]
+    ]
+    better = [(each, other) for each, other in longer if beats(*_common(other, each.withstands))]
+    shown = better[0][0] if better else max(walked, key=lambda each: each.rising or 0.0)
     assert shown.rising is not None
+    told = "".join(f"; in twice as many {_percent(other)} are left" for each, other in longer if each is shown)
     return Check(
         "the loss is still rising at the last step",
         "attack",
-        shown.rising > _RISING,
+        bool(better),
         f"at epsilon {_radius(shown)}, {100 * shown.rising:.1f} % of the rise of the loss of the images that withstand "
-        f"falls into the last quarter of PGD's {shown.settings['steps']} steps",
+        f"falls into the last quarter of PGD's {shown.settings['steps']} steps, which leave {_percent(shown)}{told}",
         {"share": 100 * shown.rising, "epsilon": shown.epsilon},
     )
 
 
 def _not_deterministic(evidence: Evidence) -> Check:
-    fired = evidence.spread > 1e-4
+    fired = evidence.spread > NOISE
     averaged = any(each.name == "eot_pgd" and each.gradient == "true" for each in evidence.figures)
     return Check(
         "the network is not deterministic",
@@ -301,6 +325,17 @@ def _softmaxed(evidence: Evidence) -> Check:
         if evidence.probabilities
         else "the outputs are no probabilities, as attacks want it",
         {},
+    )
+
+
+def _not_numbers(evidence: Evidence) -> Check:
+    count, n = evidence.not_numbers, len(evidence.clean)
+    return Check(
+        "outputs are not numbers",
+        "attack",
+        count > 0,
+        f"for {count} of {n} images without an attack an output is NaN; such an image counts as misclassified",
+        {"images": count},
     )
 
 
@@ -406,5 +441,6 @@ _CHECKS: tuple[Callable[[Evidence], Check | None], ...] = (
     _still_rising,
     _not_deterministic,
     _softmaxed,
+    _not_numbers,
     _guesses,
 )

@@ -34,7 +34,7 @@ class AttacksConfig(Section):
     autoattack: bool = False
     """Run AutoAttack (standard), too."""
     square_queries: list[int] | None = None
-    """Budgets of Square; default: 1,000, for `paper` 50."""
+    """Budgets of Square; default: 1,000, for `paper` 50, 1,000 and 5,000."""
     twin: Path | None = None
     """A run whose network takes part in transfer attacks; default: the one of the same sweep that differs by being
     trained by backpropagation, if there is one."""

@@ -23,11 +23,15 @@ class EOTPGD(PGD):
         model, epsilon, steps, step_size, random_start, restarts, stop_at_success, gradient, loss, norm, seed,
             batch_size: as of `PGD`.
         samples: k, gradients per step.
+
+    By default it does not stop at success: of a network with noise in it, the first point that is misclassified lies
+    so near the boundary that the next evaluation often sees it on the other side.
     """
 
     def __init__(
         self, model: nn.Module, epsilon: float = 8 / 255, *, samples: int = 10, **pgd: Unpack[PGDArguments]
     ) -> None:
+        pgd.setdefault("stop_at_success", False)
         super().__init__(model, epsilon, **pgd)
         require_counts(samples=samples)
         self.samples = samples

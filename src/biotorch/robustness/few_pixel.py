@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from biotorch.robustness.attack import Attack, require, require_counts
-from biotorch.robustness.attempt import Attempt
+from biotorch.robustness.attempt import Attempt, classified
 from biotorch.robustness.losses import LOSSES, LossName
 
 #: F of differential evolution (Su et al. 2019).
@@ -125,7 +125,7 @@ class FewPixel(Attack):
                 outputs = attempt.outputs(points.flatten(0, 1), owners)
             found = LOSSES[self.loss](outputs, attempt.labels[owners]).reshape(points.shape[:2]).to(losses)
             losses[active, part] = found.masked_fill(found.isnan(), -torch.inf)
-            broken[active, part] = (outputs.argmax(1) != attempt.labels[owners]).reshape(points.shape[:2])
+            broken[active, part] = ~classified(outputs, attempt.labels[owners]).reshape(points.shape[:2])
             start, active = part.stop, active[~broken[active].any(1)]
         return losses, broken
 

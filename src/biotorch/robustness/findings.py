@@ -50,25 +50,30 @@ class Study:
     @property
     def table(self) -> Table:
         """A row per attack and gradient, a column per epsilon: accuracy (%) with its 95 % interval."""
-        shown = [each for each in self.measurements if each.purpose == "figure" and each.name != "few_pixel"]
-        epsilons = sorted({each.epsilon for each in shown})
-        rows: dict[tuple[str, str], dict[float, str]] = {}
+        shown = [each for each in self.measurements if each.purpose == "figure"]
+        columns = sorted({_column(each) for each in shown})
+        rows: dict[tuple[str, str, str], dict[tuple[bool, float], str]] = {}
         for each in shown:
-            row = rows.setdefault((_described(each), each.gradient or "-"), {})
-            row[each.epsilon] = f"{each.robust_accuracy:.1f} {_bounds(each.interval)}"
-        for each in self.measurements:
-            if each.name == "few_pixel":
-                rows[_described(each), "-"] = {epsilons[-1]: f"{each.robust_accuracy:.1f} {_bounds(each.interval)}"}
-        worst_row = {each: f"{left:.1f} {_bounds(bounds)}" for each, (left, bounds) in self.worst_case.items()}
-        rows["strongest, image by image", "-"] = worst_row
+            row = rows.setdefault((_described(each), each.gradient or "-", f"{each.n:,}"), {})
+            row[_column(each)] = f"{each.robust_accuracy:.1f} {_bounds(each.interval)}"
+        rows["strongest, image by image", "-", f"{max(each.n for each in shown):,}"] = {
+            (False, each): f"{left:.1f} {_bounds(bounds)}" for each, (left, bounds) in self.worst_case.items()
+        }
+        pixels = [f"{round(each)} pixels" for counts, each in columns if counts]
         return Table(
             title=f"{self.verdict}: accuracy (%) under attack",
-            header=["attack", "gradient", *(f"ε = {each:.3g}" for each in epsilons)],
-            rows=[[*head, *(cells.get(each, "-") for each in epsilons)] for head, cells in rows.items()],
+            header=[
+                "attack",
+                "gradient",
+                "images",
+                *(f"ε = {each:.3g}" for counts, each in columns if not counts),
+                *pixels,
+            ],
+            rows=[[*head, *(cells.get(each, "-") for each in columns)] for head, cells in rows.items()],
             notes=[
-                f"{max(each.n for each in shown)} images, {self.clean_accuracy:.1f} % right without an attack; "
-                "brackets: 95 % interval (Wilson).",
+                f"{self.clean_accuracy:.1f} % right without an attack; brackets: 95 % interval (Wilson).",
                 f"Mean cosine between true and feedback gradient: {self.cosine:.3f}.",
+                *(["The strongest attack is that within ε: few-pixel has no ε."] if pixels else []),
             ],
         )
 
@@ -102,6 +107,11 @@ class Study:
             "measurements": [each.to_json() for each in self.measurements],
             "seconds": self.seconds,
         }
+
+
+def _column(each: Measurement) -> tuple[bool, float]:
+    """Whether it counts pixels, and how many; else its epsilon."""
+    return each.name == "few_pixel", each.epsilon
 
 
 def _described(each: Measurement) -> str:

@@ -25,7 +25,7 @@ from pyautoattack import checks
 from torch import Tensor
 
 from biotorch.robustness.attack import require
-from biotorch.robustness.attempt import Attempt, Gradient, route
+from biotorch.robustness.attempt import Attempt, Gradient, classified, route
 from biotorch.robustness.norms import Norm, project
 
 #: The names that the library has for the norms.
@@ -116,7 +116,7 @@ def withstand(
         points[right] = project(torch.where(found.isfinite(), found, own), own, epsilon, norm)
         with torch.no_grad():
             outputs = attempt.forward(points[right])
-        right[right.clone()] = outputs.argmax(1) == labels[right]
+        right[right.clone()] = classified(outputs, labels[right])
         if not bool(right.any()):
             break
     return points, right

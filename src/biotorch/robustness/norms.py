@@ -46,7 +46,10 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     """The direction of size one in which the loss rises most: sign(g) in L∞, g / |g| in L2."""
     if norm == "linf":
         return gradient.sign()
-    return gradient / _per_example(size(gradient, norm), gradient).clamp_min(_SMALLEST)
+    # First by the largest value: the squares of small ones vanish, as they do where a cross-entropy saturates.
+    tiny = torch.finfo(gradient.dtype).tiny
+    scaled = gradient / _per_example(size(gradient, "linf"), gradient).clamp_min(tiny)
+    return scaled / _per_example(size(scaled, norm), scaled).clamp_min(tiny)
 
 
 def _per_example(values: Tensor, like: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from biotorch.robustness.attack import is_number, require, require_counts
-from biotorch.robustness.attempt import Attempt
+from biotorch.robustness.attempt import Attempt, classified
 from biotorch.robustness.losses import LOSSES
 from biotorch.robustness.norms import project, random_point, steepest
 from biotorch.robustness.white_box import WhiteBox, WhiteBoxArguments
@@ -38,7 +38,7 @@ class PGD(WhiteBox):
         restarts: independent starts; an image is broken if one of them breaks it.
         stop_at_success: take the first point that is misclassified, and spend no further step on its image. If
             False, all steps are made and the last point is taken: that of the highest loss is then usually deeper
-            inside the wrong class, as transfer and adversarial training want it.
+            inside the wrong class, as transfer, adversarial training and networks with noise in them want it.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class PGD(WhiteBox):
             if record:
                 attempt.record(losses, index[active])
             final[active] = losses.to(final)
-            broken[active] = outputs.argmax(1) != labels[active]
+            broken[active] = ~classified(outputs, labels[active])
             if step == self.steps:
                 break
             if self.stop_at_success:

@@ -44,8 +44,10 @@ _PAPER: tuple[Wanted, ...] = (
 )
 _QUICK: tuple[Wanted, ...] = ("random_signs", "fgsm", "pgd")
 
-#: Queries of Square in each preset, and the epsilons at which the paper has it.
-_QUERIES: dict[Preset, tuple[int, ...]] = {"quick": (1000,), "paper": (50,)}
+#: Queries of Square in each preset. The paper's are few, and at epsilons of their own: others stand beside them, at
+#: those of the white-box attacks.
+_QUERIES: dict[Preset, tuple[int, ...]] = {"quick": (1000,), "paper": (50, 1000, 5000)}
+_PAPER_QUERIES = 50
 _SQUARE_EPSILONS = tuple(0.1 * step / 29 for step in range(30))
 
 
@@ -73,7 +75,8 @@ def plan(
     queries = _QUERIES[preset] if square_queries is None and attacks is None else tuple(square_queries or ())
     few = FEW if preset == "paper" else None
     for count in queries:
-        at = _SQUARE_EPSILONS if preset == "paper" and epsilons is None else radii
+        as_printed = preset == "paper" and epsilons is None and count == _PAPER_QUERIES
+        at = _SQUARE_EPSILONS if as_printed else radii
         square = {"type": "square", "queries": count, "p_init": 0.8, "loss": "margin"}
         found += [dataclasses.replace(each, images=few) for each in _entries(square, at, norm, model)]
     if preset == "paper":
@@ -101,6 +104,12 @@ def for_checks(reference: Planned, unbounded: float) -> Iterator[Planned]:
     yield dataclasses.replace(reference, settings=_Settings(everything), purpose="check", epsilon=unbounded)
 
 
+def longer_than(reference: Planned) -> Planned:
+    """An attack in twice as many steps, to see whether a loss that was still rising would break more images."""
+    longer = {**reference.settings, "steps": 2 * reference.settings.get("steps", 40)}
+    return dataclasses.replace(reference, settings=_Settings(longer), purpose="check")
+
+
 def two_gradients(model: nn.Module) -> bool:
     """Whether the gradient that the rule of `model` trains with is another than the true one."""
     layers = [module for module in model.modules() if isinstance(module, FeedbackLayer)]
@@ -122,8 +131,18 @@ def _entries(wanted: Wanted, epsilons: Sequence[float], norm: Norm, model: nn.Mo
         gradients = (gradient,) if gradient else ("feedback", "true") if two_gradients(model) else ("true",)
     if "epsilon" in kind.fixed:
         epsilons = (float(settings.get("pixels", 1)),)
+    elif settings.get("norm", norm) != norm:
+        raise ValueError(
+            f"attacks: {name} in {settings['norm']}, in a study of {norm}: their epsilons cannot be compared; set the "
+            "norm of the study, or make one for each"
+        )
     elif norm != "linf":
-        settings.setdefault("norm", norm)
+        settings["norm"] = norm
+    too_far = [each for each in epsilons if each > 1] if norm == "linf" and "epsilon" not in kind.fixed else []
+    if too_far:
+        raise ValueError(
+            f"epsilons: {too_far[0]:g} is more than any pixel can change: they lie in [0, 1], write a fraction of 255"
+        )
     entries = [
         Planned(name, kind, _Settings(settings), each, float(radius)) for each in gradients for radius in epsilons
     ]

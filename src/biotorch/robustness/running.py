@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +17,11 @@ from biotorch import seeding
 from biotorch.hashing import state_hash
 from biotorch.robustness.attack import Attack, unseen
 from biotorch.robustness.attempt import Attempt
+from biotorch.robustness.checks import NOISE
+from biotorch.robustness.eotpgd import EOTPGD
 from biotorch.robustness.losses import cross_entropy
 from biotorch.robustness.measurement import Measurement, Planned
+from biotorch.robustness.pgd import PGD
 from biotorch.robustness.plan import two_gradients
 from biotorch.robustness.store import Store
 
@@ -66,8 +71,9 @@ class Runner:
         self.cosine = float(cosines.mean()) if len(cosines) else math.nan
         self.spread = max(part[2] for part in parts)
         self.probabilities = all(part[3] for part in parts)
+        self.not_numbers = sum(part[4] for part in parts)
 
-    def _look(self, start: int) -> tuple[Tensor, Tensor, float, bool]:
+    def _look(self, start: int) -> tuple[Tensor, Tensor, float, bool, int]:
         part = slice(start, start + self.batch_size)
         with unseen(self.model):
             device = next((each.device for each in self.model.parameters()), self.images.device)
@@ -88,11 +94,12 @@ class Runner:
             self.pass_seconds = forward / len(images), max(both - forward, 0.0) / len(images)
         outputs = attempt.clean_outputs
         sums_to_one = bool(((outputs.sum(1) - 1).abs() < 1e-4).all() and (outputs >= 0).all())
-        return attempt.clean.cpu(), cosine, float((outputs - again).abs().max()), sums_to_one
+        not_numbers, numbers = outputs.isnan().any(1), (outputs - again).nan_to_num(0, 0, 0)
+        return attempt.clean.cpu(), cosine, float(numbers.abs().max()), sums_to_one, int(not_numbers.sum())
 
     def run(self, planned: Sequence[Planned]) -> list[Measurement]:
         """The measurements, from the store where they are there."""
-        known = {each: self.store.get(each, self._identity(each)) for each in planned}
+        known = {each: self._known(each) for each in planned}
         left = [each for each in planned if known[each] is None]
         self.display.planned(left, sum(map(self._seconds, left)))
         measurements = []
@@ -101,6 +108,13 @@ class Runner:
             self.display.finished(found)
             measurements.append(found)
         return measurements
+
+    def _known(self, planned: Planned) -> Measurement | None:
+        """What the store has of it, under the name and for the purpose that it has here."""
+        found = self.store.get(planned, self._identity(planned))
+        if found is None:
+            return None
+        return dataclasses.replace(found, name=planned.name, label=planned.label, purpose=planned.purpose)
 
     def _measure(self, planned: Planned) -> Measurement:
         attack = self._attack(planned)
@@ -118,9 +132,12 @@ class Runner:
             return planned.build(self._source, self.seed, self.batch_size, source=self.model)
         if planned.name == "transfer":
             return planned.build(self.model, self.seed, self.batch_size, source=self.source)
-        if planned.name == "eot_pgd" and self.spread == 0:  # k equal gradients: one says it all
-            return planned.build(self.model, self.seed, self.batch_size, samples=1)
-        return planned.build(self.model, self.seed, self.batch_size)
+        more: dict[str, Any] = {}
+        if issubclass(planned.kind, PGD) and "stop_at_success" not in planned.settings:
+            more["stop_at_success"] = self.spread <= NOISE
+        if issubclass(planned.kind, EOTPGD) and self.spread == 0:  # k equal gradients: one says it all
+            more["samples"] = 1
+        return planned.build(self.model, self.seed, self.batch_size, **more)
 
     @property
     def _source(self) -> nn.Module:

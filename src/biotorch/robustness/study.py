@@ -10,11 +10,11 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from biotorch.robustness.attack import require_images
-from biotorch.robustness.checks import Evidence, run_checks
+from biotorch.robustness.checks import Evidence, rising, run_checks
 from biotorch.robustness.findings import Study
 from biotorch.robustness.measurement import Planned
 from biotorch.robustness.norms import Norm
-from biotorch.robustness.plan import Preset, Wanted, for_checks, plan, reference_of
+from biotorch.robustness.plan import Preset, Wanted, for_checks, longer_than, plan, reference_of
 from biotorch.robustness.running import Display, Runner
 from biotorch.robustness.store import Store
 from biotorch.robustness.verdict import judge, strongest
@@ -74,6 +74,8 @@ def study(
         transfer=source is not None,
     )
     radii = sorted({each.epsilon for each in planned if each.epsilon > 0 and each.name != "few_pixel"})
+    if not radii and {each.name for each in planned} == {"few_pixel"}:
+        raise ValueError("attacks: few_pixel has no epsilon to judge a network at: name another attack beside it")
     if not radii:
         raise ValueError("epsilons: one above 0 is needed to judge a network")
     judged_at = _middle(planned)
@@ -83,18 +85,28 @@ def study(
         planned += for_checks(dataclasses.replace(reference, epsilon=judged_at), unbounded)
     runner = Runner(model, source, images, labels, seed, batch_size, store, display)
     runner.first_look()
-    measurements = runner.run(planned)
     evidence = Evidence(
-        measurements, judged_at, unbounded, runner.clean, runner.guessing, runner.spread, runner.probabilities
+        runner.run(planned),
+        None if reference is None else reference.label,
+        judged_at,
+        unbounded,
+        runner.clean,
+        runner.guessing,
+        runner.spread,
+        runner.probabilities,
+        runner.not_numbers,
     )
-    checks = run_checks(evidence)
+    if reference is not None and (late := rising(evidence)):
+        longer = [longer_than(dataclasses.replace(reference, epsilon=each.epsilon)) for each in late]
+        evidence = dataclasses.replace(evidence, measurements=[*evidence.measurements, *runner.run(longer)])
+    measurements, checks = evidence.measurements, run_checks(evidence)
     word, sentence = judge(evidence, checks)
     return Study(
         word,
         sentence,
         judged_at,
         checks,
-        measurements,
+        list(measurements),
         100 * float(runner.clean.double().mean()),
         {each: strongest(evidence, each) for each in radii},
         runner.cosine,
@@ -105,5 +117,5 @@ def study(
 def _middle(planned: Sequence[Planned]) -> float:
     """The middle epsilon of the attacks along the true gradient, zero left out; of all attacks where there are none."""
     white = sorted({each.epsilon for each in planned if each.gradient == "true" and each.epsilon > 0})
-    radii = white or sorted({each.epsilon for each in planned if each.epsilon > 0})
+    radii = white or sorted({each.epsilon for each in planned if each.epsilon > 0 and each.name != "few_pixel"})
     return radii[(len(radii) - 1) // 2]
