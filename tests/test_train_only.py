@@ -115,6 +115,7 @@ def test_all_of_it_is_the_same_as_without(tmp_path):
 def result(rule="backpropagation", train_only=None, arguments=None, lr=0.1):
     """As much of a result as a table looks at."""
     return {
+        "state_hash": "",
         "config": {
             "experiment": {"seed": 0},
             "data": {"dataset": "digits", "validation": "split"},

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -32,6 +33,13 @@ def load(run: Path | str, which: Literal["best", "latest"] = "best", device: tor
     from biotorch import experiment  # noqa: PLC0415 - what experiments need is loaded when one is asked for
 
     return experiment.load(run, which, device)
+
+
+def __getattr__(name: str) -> Any:
+    """`biotorch.results`, which takes pandas, when it is asked for."""
+    if name == "results":
+        return importlib.import_module("biotorch.results")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = [

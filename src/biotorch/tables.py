@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
+from collections.abc import Sequence
 
 from rich.table import Table as RichTable
 
@@ -21,13 +24,58 @@ class Table:
         lines = [
             f"**{self.title}**",
             "",
-            f"| {' | '.join(self.header)} |",
+            _markdown_row(self.header),
             f"|{'---|' * len(self.header)}",
-            *(f"| {' | '.join(row)} |" for row in self.rows),
+            *map(_markdown_row, self.rows),
             "",
             *(f"{note}  " for note in self.notes),
         ]
         return "\n".join(lines).rstrip() + "\n"
+
+    def latex(self) -> str:
+        """The table for LaTeX, with the package booktabs."""
+        columns = "l" + "r" * (len(self.header) - 1)
+        lines = [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_latex(self.title)}. {_latex(' '.join(self.notes))}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            _latex_row(self.header),
+            r"\midrule",
+            *map(_latex_row, self.rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def csv(self) -> str:
+        """Header and rows as comma-separated values; title and notes are left out."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerows([self.header, *self.rows])
+        return text.getvalue()
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    return " & ".join(map(_latex, cells)) + r" \\"
+
+
+#: What LaTeX takes for something else, and signs that its older engines do not know.
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "→": r"$\to$",
+    "°": r"$^\circ$", "ε": r"$\varepsilon$", "∞": r"$\infty$", "≥": r"$\geq$", "≤": r"$\leq$",
+}  # fmt: skip
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(sign, sign) for sign in text)
 
 
 def as_rich(content: Table) -> RichTable:

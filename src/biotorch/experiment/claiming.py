@@ -81,8 +81,8 @@ def resolved(config: Config, earlier: dict[str, Any] | None) -> Config:
 
 
 def _require_same(config: Config, earlier: dict[str, Any], folder: RunFolder) -> None:
-    mine, theirs = _flat(config.model_dump(mode="json")), _flat(earlier)
-    differing = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key) and not _beside_the_point(key)]
+    mine, theirs = what_counts(config.model_dump(mode="json")), what_counts(earlier)
+    differing = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
     if differing:
         shown = "".join(
             f"\n  {'.'.join(key)}: {theirs.get(key, 'absent')!r} there, {mine.get(key, 'absent')!r} here"
@@ -92,6 +92,11 @@ def _require_same(config: Config, earlier: dict[str, Any], folder: RunFolder) ->
             f"{folder.path} holds a run of another configuration: choose another experiment.name, "
             f"or run it anew with --overwrite.{shown}"
         )
+
+
+def what_counts(config: dict[str, Any]) -> dict[tuple[str, ...], Any]:
+    """The values of a configuration by key path, without those that change nothing of what a run computes."""
+    return {key: value for key, value in _flat(config).items() if not _beside_the_point(key)}
 
 
 def _flat(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
