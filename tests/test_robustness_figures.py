@@ -10,8 +10,8 @@ from matplotlib.image import imread
 
 from biotorch.report import black_box_figure, example_sheet, white_box_figure
 from biotorch.report.examples import draw_examples
-from biotorch.report.figures import STYLE, style
 from biotorch.report.robustness import draw_black_box, draw_white_box
+from biotorch.report.style import STYLE, style
 from biotorch.robustness.significance import interval
 
 CLEAN = 80.0

@@ -11,9 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from biotorch.report.figures import write
+from biotorch.report.style import DPI, write
 
-_DPI = 300
 _ROWS_OF_EXAMPLES = 8
 
 
@@ -59,7 +58,7 @@ def draw_examples(
     factor = 0.5 / largest if largest > 0 else 1.0
     magnified = (0.5 + factor * perturbation).clamp(0, 1)
     rows, (height, width) = len(images), images.shape[2:]
-    figure = Figure(figsize=(6, 0.9 + rows * (0.35 + 1.5 * height / width)), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(6, 0.9 + rows * (0.35 + 1.5 * height / width)), dpi=DPI, layout="constrained")
     grid = figure.subplots(rows, 3, squeeze=False)
     for index, row in enumerate(grid):
         right = int(labels[index])

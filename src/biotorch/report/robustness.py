@@ -17,8 +17,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from biotorch.experiment.results import Result
-from biotorch.report.figures import frame, style, write
 from biotorch.report.groups import by_configuration, label, method
+from biotorch.report.style import DPI, frame, style, write
 from biotorch.robustness.significance import interval
 
 Measurement = Mapping[str, Any]
@@ -39,7 +39,6 @@ _FILLS = ("full", "none", "left", "bottom")
 _LINES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (9, 3)))
 _NOISE = {"color": "0.45", "linestyle": ":"}
 _NORMS = {"linf": " (L∞)", "l2": " (L2)"}
-_DPI = 300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +83,7 @@ def draw_white_box(studies: Sequence[Result]) -> Figure | None:
     if not attacks:
         return None
     networks = _networks(studies)
-    figure = Figure(figsize=(max(6.0, 1 + 2.4 * len(attacks)), 6.2), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(max(6.0, 1 + 2.4 * len(attacks)), 6.2), dpi=DPI, layout="constrained")
     grid = figure.subplots(2, len(attacks), sharex=True, sharey=True, squeeze=False)
     for row, gradient in zip(grid, _ROWS, strict=True):
         row[0].set_ylabel(f"{_ROWS[gradient]}\n\naccuracy (%)")
@@ -110,7 +109,7 @@ def draw_black_box(studies: Sequence[Result]) -> Figure | None:
     if not attacks:
         return None
     networks = _networks(studies)
-    figure = Figure(figsize=(max(6.0, 1 + 4 * len(attacks)), 4.4), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(max(6.0, 1 + 4 * len(attacks)), 4.4), dpi=DPI, layout="constrained")
     for axes, attack in zip(figure.subplots(1, len(attacks), sharey=True, squeeze=False)[0], attacks, strict=True):
         _panel(axes, networks, _variants(studies, attack), attack, None)
         axes.set_title(_BLACK_BOX[attack], fontsize="medium")

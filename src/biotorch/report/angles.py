@@ -1,0 +1,212 @@
+"""Angles and norm ratios: how well feedback weights and updates are aligned, over epochs and through the layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from biotorch.experiment.results import Result
+from biotorch.report.groups import method
+from biotorch.report.series import Curve, Series, legend_note, over_epochs, panels
+from biotorch.report.style import caption, frame, legend, new_figure, write
+from biotorch.training import Record
+
+#: Keys of a record, with what they are and the range of the axis.
+_ROWS = {
+    "angles": ("angle between W and B (°)", (0, 100)),
+    "norm_ratios": ("norm of B / norm of W", None),
+}
+
+#: Layers up to which their names stand at the colour bar.
+_NAMED = 24
+
+
+def angle_figure(results: Sequence[Result], path: Path) -> Path | None:
+    """Write the angles over epochs, see `draw_angles`; None if none were tracked."""
+    figure = draw_angles(results)
+    return None if figure is None else write(figure, path)
+
+
+def draw_angles(results: Sequence[Result]) -> Figure | None:
+    """Left the angle between W and B, right that between update and true gradient, both as means over layers.
+
+    Lines are means over seeds, bands their standard deviation; a row of panels for each network and optimizer. None
+    if no angle was tracked.
+    """
+    keys = ("angles", "gradient_angles")
+    shown = {title: curves for title, curves in panels(results).items() if _tracked(curves, *keys)}
+    if not shown:
+        return None
+    figure = new_figure(9.5, 0.6 + 3.4 * len(shown))
+    grid = figure.subplots(len(shown), 2, sharey=True, squeeze=False)
+    for row, (title, curves) in zip(grid, shown.items(), strict=True):
+        for axes, key in zip(row, keys, strict=True):
+            for curve in curves:
+                if (series := over_epochs(curve.runs, _mean_of(key))) is not None:
+                    curve.draw(axes, series, clip_on=False)
+            _as_angles(axes)
+        row[0].set_title(f"{title}\nweights: angle between W and B", fontsize="medium")
+        row[1].set_title("updates: angle to the true gradient", fontsize="medium")
+        row[0].set_ylabel("degrees, mean over layers")
+    for axes in grid[-1]:
+        axes.set_xlabel("epoch")
+    legend(figure, grid.flat)
+    caption(figure, legend_note(_curves_of(shown)))
+    return figure
+
+
+def draw_layers(results: Sequence[Result], name: str) -> Figure | None:
+    """Figures 2 to 4 of the paper: above the angle between W and B of every layer over epochs, below the norm ratio.
+
+    A column for each network and optimizer. Layers are coloured by depth, from the input (dark) to the output (light);
+    lines are means over seeds, bands their standard deviation. A direct rule has ratios alone.
+
+    Args:
+        results: of any rules.
+        name: of the method that is shown, such as `fa`.
+
+    Returns:
+        None if neither was tracked under this method.
+    """
+    chosen = [result for result in results if method(result) == name]
+    found = panels(chosen) if chosen else {}
+    shown = [
+        (title if len(curves) == 1 else f"{title}\n{curve.name}", curve)
+        for title, curves in found.items()
+        for curve in curves
+        if _tracked([curve], *_ROWS)
+    ]
+    rows = [key for key in _ROWS if any(_tracked([curve], key) for _, curve in shown)]
+    if not rows:
+        return None
+    figure = new_figure(max(4.5, 1.2 + 3.4 * len(shown)), 0.8 + 2.7 * len(rows))
+    grid = figure.subplots(len(rows), len(shown), sharex="col", squeeze=False)
+    for column, (title, curve) in enumerate(shown):
+        layers = _layers(curve.runs, rows)
+        colors, bar = _depth_colors(layers)
+        for row, key in enumerate(rows):
+            axes = grid[row, column]
+            for layer, color in zip(layers, colors, strict=True):
+                if (series := over_epochs(curve.runs, _of(key, layer))) is not None:
+                    _line(axes, series, color)
+            head, limits = _ROWS[key]
+            axes.set_ylabel(head if column == 0 else "")
+            if limits is not None:
+                _as_angles(axes)
+            frame(axes)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        grid[0, column].set_title(title, fontsize="medium")
+        grid[-1, column].set_xlabel("epoch")
+        drawn = figure.colorbar(bar, ax=list(grid[:, column]), aspect=30, pad=0.02)
+        if len(layers) <= _NAMED:
+            drawn.set_ticks(range(len(layers)), labels=layers, fontsize="x-small" if len(layers) > 10 else "small")
+        else:
+            drawn.set_label("layer, from the input to the output")
+        drawn.ax.invert_yaxis()
+    figure.suptitle(f"{name}, every layer ({legend_note([curve for _, curve in shown])})", fontsize="medium")
+    return figure
+
+
+def draw_depth(results: Sequence[Result]) -> Figure | None:
+    """The angle between update and true gradient in every layer, from the input to the output, after the last epoch.
+
+    A panel for each network and optimizer. None if it was not tracked.
+    """
+    shown = {title: curves for title, curves in panels(results).items() if _tracked(curves, "gradient_angles")}
+    if not shown:
+        return None
+    layers = {title: _layers(_runs(curves), ["gradient_angles"]) for title, curves in shown.items()}
+    widths = [max(3.0, 0.22 * len(each)) for each in layers.values()]
+    figure = new_figure(2.5 + sum(widths), 4.2)
+    grid = figure.subplots(1, len(shown), sharey=True, squeeze=False, width_ratios=widths)[0]
+    for axes, (title, curves) in zip(grid, shown.items(), strict=True):
+        names = layers[title]
+        for curve in curves:
+            series = _through(curve.runs, names)
+            if series is not None:
+                curve.draw(axes, series, markers=len(names))
+        _as_angles(axes)
+        axes.set_xticks(range(len(names)), labels=names, rotation=90, fontsize="x-small")
+        axes.set_title(title, fontsize="medium")
+    grid[0].set_ylabel("angle to the true gradient (°)")
+    legend(figure, grid)
+    note = legend_note(_curves_of(shown))
+    caption(figure, f"layer, from the input to the output; after the last epoch; {note}")
+    return figure
+
+
+def _tracked(curves: Sequence[Curve], *keys: str) -> bool:
+    return any(record.get(key) for curve in curves for run in curve.runs for record in run["history"] for key in keys)
+
+
+def _mean_of(key: str) -> Callable[[Record], float | None]:
+    def mean(record: Record) -> float | None:
+        values = [value for value in _values(record, key).values() if value is not None]
+        return sum(values) / len(values) if values else None
+
+    return mean
+
+
+def _of(key: str, layer: str) -> Callable[[Record], float | None]:
+    return lambda record: _values(record, key).get(layer)
+
+
+def _values(record: Record, key: str) -> Mapping[str, float | None]:
+    return record.get(key) or {}
+
+
+def _layers(runs: Sequence[Result], keys: Sequence[str]) -> list[str]:
+    """Names of the layers, in the order of the network."""
+    records = [record for run in runs for record in run["history"]]
+    return list(dict.fromkeys(name for record in records for key in keys for name in _values(record, key)))
+
+
+def _runs(curves: Sequence[Curve]) -> list[Result]:
+    return [run for curve in curves for run in curve.runs]
+
+
+def _curves_of(shown: Mapping[str, Sequence[Curve]]) -> list[Curve]:
+    return [curve for curves in shown.values() for curve in curves]
+
+
+def _through(runs: Sequence[Result], names: Sequence[str]) -> Series | None:
+    """The last angles to the true gradient by layer, as a series over depth."""
+    as_history = [
+        {**run, "history": [{"value": _values(run["history"][-1], "gradient_angles").get(name)} for name in names]}
+        for run in runs
+        if run["history"]
+    ]
+    return over_epochs(as_history, lambda record: record["value"]) if as_history else None
+
+
+def _depth_colors(layers: Sequence[str]) -> tuple[list[tuple[float, float, float, float]], ScalarMappable]:
+    """A colour for each layer, dark to light, and what a colour bar needs; it stops before yellow, unseen on white."""
+    colormap = mpl.colormaps["viridis"].resampled(max(2, round(1.15 * len(layers))))
+    colors = [colormap(number) for number in range(len(layers))]
+    edges = [number - 0.5 for number in range(len(layers) + 1)]
+    return colors, ScalarMappable(BoundaryNorm(edges, len(layers)), ListedColormap(colors))
+
+
+def _line(axes: Axes, series: Series, color: tuple[float, float, float, float]) -> None:
+    marker = "o" if len(series.x) == 1 else None
+    axes.plot(series.x, series.mean, color=color, linewidth=1.2, marker=marker, markersize=4)
+    low = [mean - spread for mean, spread in zip(series.mean, series.spread, strict=True)]
+    high = [mean + spread for mean, spread in zip(series.mean, series.spread, strict=True)]
+    axes.fill_between(series.x, low, high, color=color, alpha=0.12, linewidth=0)
+
+
+def _as_angles(axes: Axes) -> None:
+    """From 0 to a little over 90 degrees, or as far as there are angles, with a line at 90."""
+    axes.axhline(90, color="0.6", linewidth=0.8, linestyle=":", label="_right angle")
+    highest = axes.dataLim.y1
+    axes.set_ylim(-3, max(100.0, min(180.0, highest + 3)))
+    axes.set_yticks(range(0, 181 if highest > 100 else 91, 15 if highest <= 100 else 30))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    frame(axes)

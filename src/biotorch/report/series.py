@@ -1,0 +1,91 @@
+"""Mean and spread over the runs of a configuration, epoch by epoch, and the panels that configurations share."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from biotorch.experiment.results import Result
+from biotorch.report.groups import at, by_configuration, label, method, without_copies
+from biotorch.report.style import LINES, style
+from biotorch.training import Record
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """x, and mean and standard deviation of y over the runs that have it; a run alone has a deviation of zero."""
+
+    x: list[float]
+    mean: list[float]
+    spread: list[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """The runs of a configuration, and how they are drawn."""
+
+    name: str
+    runs: list[Result]
+    color: str
+    marker: str
+    line: str
+
+    def draw(self, axes: Axes, series: Series, markers: int = 10, **look: Any) -> None:
+        """Mean as a line, spread as a band."""
+        drawn: dict[str, Any] = {"linestyle": self.line, "linewidth": 1.4, "label": self.name, **look}
+        every = max(1, math.ceil(len(series.x) / markers))
+        axes.plot(series.x, series.mean, color=self.color, marker=self.marker, markersize=4, markevery=every, **drawn)
+        low = [mean - spread for mean, spread in zip(series.mean, series.spread, strict=True)]
+        high = [mean + spread for mean, spread in zip(series.mean, series.spread, strict=True)]
+        axes.fill_between(series.x, low, high, color=self.color, alpha=0.15, linewidth=0)
+
+
+def over_epochs(runs: Sequence[Result], value: Callable[[Record], float | None]) -> Series | None:
+    """The value of the records of each epoch that all runs have reached; None where no run has it."""
+    x, mean, spread = [], [], []
+    for epoch in range(min(len(run["history"]) for run in runs)):
+        values = [found for run in runs if (found := value(run["history"][epoch])) is not None]
+        if values:
+            x.append(float(epoch))
+            mean.append(statistics.fmean(values))
+            spread.append(statistics.stdev(values) if len(values) > 1 else 0.0)
+    return Series(x, mean, spread) if x else None
+
+
+def panels(results: Sequence[Result]) -> dict[str, list[Curve]]:
+    """The configurations by what a panel shows: data set, network and optimizer, such as `le_net_cifar, SGD`.
+
+    The data set is named where there are several.
+    """
+    groups = by_configuration(without_copies(results))
+    several = len({at(group[0], "data.dataset") for group in groups}) > 1
+    sorted_in: dict[str, list[list[Result]]] = {}
+    for group in groups:
+        told = [at(group[0], path) for path in ("model.architecture", "training.optimizer.type")]
+        if several:
+            told.append(at(group[0], "data.dataset"))
+        sorted_in.setdefault(", ".join(str(each) for each in told if each is not None), []).append(group)
+    return {title: _curves(members) for title, members in sorted_in.items()}
+
+
+def _curves(groups: Sequence[list[Result]]) -> list[Curve]:
+    curves: list[Curve] = []
+    for group in groups:
+        color, marker = style(method(group[0]))
+        shared = sum(each.color == color for each in curves)
+        curves.append(Curve(label(group, groups), group, color, marker, LINES[shared % len(LINES)]))
+    return curves
+
+
+def legend_note(curves: Sequence[Curve]) -> str:
+    """What bands are, and of how many seeds."""
+    counts = sorted({len(curve.runs) for curve in curves})
+    seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    if counts[-1] == 1:
+        return "one seed"
+    return f"mean and standard deviation over {seeds} seeds"

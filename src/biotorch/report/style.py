@@ -1,0 +1,89 @@
+"""How still figures look: readable in greyscale and by the colour-blind; a method has one colour everywhere."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+#: Dots per inch of what has pixels.
+DPI = 300
+
+#: Colours of Okabe and Ito, and darker ones of the same hues; with a marker each, since there are more methods than
+#: colours that everybody can tell apart.
+STYLE: dict[str, tuple[str, str]] = {
+    "backpropagation": ("#000000", "o"),
+    "fa": ("#D55E00", "s"),
+    "dfa": ("#0072B2", "^"),
+    "usf": ("#009E73", "D"),
+    "brsf": ("#CC79A7", "v"),
+    "frsf": ("#E69F00", "P"),
+    "shallow": ("#999999", "X"),
+    "kp": ("#56B4E9", "h"),
+    "wm": ("#882255", "<"),
+    "sa": ("#117733", ">"),
+    "ia": ("#6B4E00", "d"),
+    "dkp": ("#332288", "p"),
+    "drtp": ("#B59A00", "H"),
+    "sdfa": ("#44AA99", "8"),
+    "sham": ("#666666", "+"),
+}
+_OTHER = ("#AA4499", "*")
+
+#: Of lines that share a colour and a panel.
+LINES = ("-", "--", "-.", ":")
+
+
+def style(name: str) -> tuple[str, str]:
+    """Colour and marker of a method."""
+    return STYLE.get(name, _OTHER)
+
+
+def frame(axes: Axes) -> None:
+    """A light grid, and no more of a frame than the two axes."""
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches."""
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+
+
+def caption(figure: Figure, text: str) -> None:
+    """A line or more below the panels."""
+    figure.supxlabel(textwrap.fill(text, max(40, int(12 * figure.get_figwidth()))), fontsize="small")
+
+
+def legend(figure: Figure, grid: Iterable[Axes], more: Sequence[Line2D] = ()) -> None:
+    """Every curve of some panels once, to the right of them, and `more`."""
+    lines = {str(line.get_label()): line for axes in grid for line in axes.get_lines()}
+    handles = [line for name, line in lines.items() if not name.startswith("_")] + list(more)
+    names = [str(each.get_label()) for each in handles]
+    figure.legend(handles, names, loc="outside right center", frameon=False, fontsize="small")
+
+
+def write(figure: Figure, path: Path) -> Path:
+    """Save a figure in the format of its suffix (.png, .svg, .pdf), making its folder, and return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _fonts():
+        figure.savefig(path)
+    return path
+
+
+def write_all(figure: Figure, folder: Path, name: str, formats: Sequence[str]) -> list[Path]:
+    """Save a figure in several formats."""
+    return [write(figure, folder / f"{name}.{each}") for each in formats]
+
+
+@contextmanager
+def _fonts() -> Iterator[None]:
+    """Text stays text: as text in SVG, in fonts that are embedded whole in PDF."""
+    with mpl.rc_context({"svg.fonttype": "none", "pdf.fonttype": 42}):
+        yield
