@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -18,11 +18,8 @@ from biotorch.report.series import Curve, Series, legend_note, over_epochs, pane
 from biotorch.report.style import caption, frame, legend, new_figure, write
 from biotorch.training import Record
 
-#: Keys of a record, with what they are and the range of the axis.
-_ROWS = {
-    "angles": ("angle between W and B (°)", (0, 100)),
-    "norm_ratios": ("norm of B / norm of W", None),
-}
+#: Keys of a record, with what they are.
+_ROWS = {"angles": "angle between W and B (°)", "norm_ratios": "norm of B / norm of W"}
 
 #: Layers up to which their names stand at the colour bar.
 _NAMED = 24
@@ -51,10 +48,11 @@ def draw_angles(results: Sequence[Result]) -> Figure | None:
             for curve in curves:
                 if (series := over_epochs(curve.runs, _mean_of(key))) is not None:
                     curve.draw(axes, series, clip_on=False)
-            _as_angles(axes)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         row[0].set_title(f"{title}\nweights: angle between W and B", fontsize="medium")
         row[1].set_title("updates: angle to the true gradient", fontsize="medium")
         row[0].set_ylabel("degrees, mean over layers")
+    _as_angles(grid.flat)
     for axes in grid[-1]:
         axes.set_xlabel("epoch")
     legend(figure, grid.flat)
@@ -96,10 +94,7 @@ def draw_layers(results: Sequence[Result], name: str) -> Figure | None:
             for layer, color in zip(layers, colors, strict=True):
                 if (series := over_epochs(curve.runs, _of(key, layer))) is not None:
                     _line(axes, series, color)
-            head, limits = _ROWS[key]
-            axes.set_ylabel(head if column == 0 else "")
-            if limits is not None:
-                _as_angles(axes)
+            axes.set_ylabel(_ROWS[key] if column == 0 else "")
             frame(axes)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         grid[0, column].set_title(title, fontsize="medium")
@@ -110,6 +105,8 @@ def draw_layers(results: Sequence[Result], name: str) -> Figure | None:
         else:
             drawn.set_label("layer, from the input to the output")
         drawn.ax.invert_yaxis()
+    if rows[0] == "angles":
+        _as_angles(grid[0])
     figure.suptitle(f"{name}, every layer ({legend_note([curve for _, curve in shown])})", fontsize="medium")
     return figure
 
@@ -132,9 +129,9 @@ def draw_depth(results: Sequence[Result]) -> Figure | None:
             series = _through(curve.runs, names)
             if series is not None:
                 curve.draw(axes, series, markers=len(names))
-        _as_angles(axes)
         axes.set_xticks(range(len(names)), labels=names, rotation=90, fontsize="x-small")
         axes.set_title(title, fontsize="medium")
+    _as_angles(grid)
     grid[0].set_ylabel("angle to the true gradient (°)")
     legend(figure, grid)
     note = legend_note(_curves_of(shown))
@@ -202,11 +199,13 @@ def _line(axes: Axes, series: Series, color: tuple[float, float, float, float]) 
     axes.fill_between(series.x, low, high, color=color, alpha=0.12, linewidth=0)
 
 
-def _as_angles(axes: Axes) -> None:
-    """From 0 to a little over 90 degrees, or as far as there are angles, with a line at 90."""
-    axes.axhline(90, color="0.6", linewidth=0.8, linestyle=":", label="_right angle")
-    highest = axes.dataLim.y1
-    axes.set_ylim(-3, max(100.0, min(180.0, highest + 3)))
-    axes.set_yticks(range(0, 181 if highest > 100 else 91, 15 if highest <= 100 else 30))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    frame(axes)
+def _as_angles(panels: Iterable[Axes]) -> None:
+    """From 0 to a little over 90 degrees, or as far as there are angles, with a line at 90; alike in all panels."""
+    panels = list(panels)
+    for axes in panels:
+        axes.axhline(90, color="0.6", linewidth=0.8, linestyle=":", label="_right angle")
+        frame(axes)
+    highest = max(axes.dataLim.y1 for axes in panels)
+    for axes in panels:
+        axes.set_ylim(-3, max(100.0, min(180.0, highest + 3)))
+        axes.set_yticks(range(0, 91, 15) if highest <= 100 else range(0, 181, 30))
