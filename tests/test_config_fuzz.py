@@ -182,11 +182,23 @@ def swept(axes):
     """What each point of a sweep changes: the grid, stated once more."""
     grid = [{}]
     for axis, values in (axes or {}).items():
+        if axis == "when":
+            continue
         cases = [{axis: value} for value in values] if isinstance(values, list) else [
             ({axis: name} if "." in axis else {}) | (changes or {}) for name, changes in values.items()
         ]  # fmt: skip
         grid = [{**point, **case} for point in grid for case in cases]
     return grid
+
+
+def refined(changes, entries, tree, given):
+    """What a point changes with the entries of `when` that hold there, stated once more."""
+    for entry in entries or []:
+        known = {".".join(path): value for path, value in flat(tree).items()} | changes | dict(given)
+        wanted = {key: value if isinstance(value, list) else [value] for key, value in entry.items() if key != "set"}
+        if all(known.get(key) in values for key, values in wanted.items()):
+            changes = changes | entry["set"]
+    return changes
 
 
 def _cases(values):
@@ -207,7 +219,8 @@ def require_nothing_ignored(text, overrides, study, told):
         assert len(study.points) == len(grid)
         chosen = {key for axis in taken_out for case in _cases(axes[axis]) for key in case}
         paths_of_cases = [tuple(str(key).split(".")) for key in chosen]
-        for changes, config in zip(grid, study.points.values(), strict=True):
+        for point, config in zip(grid, study.points.values(), strict=True):
+            changes = refined(point, kept.get("when"), tree, given)
             for key, value in changes.items():
                 require_part_of(flat(value, tuple(key.split("."))), config, paths, told)
             changed = [tuple(key.split(".")) for key in changes]

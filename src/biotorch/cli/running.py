@@ -15,7 +15,7 @@ from biotorch.cli.attacking import attack
 from biotorch.cli.errors import plain_errors
 from biotorch.experiment import BrokenPointsError, Config, ConfigError, RunFolder, Study, read, run
 from biotorch.experiment.estimating import best_jobs, estimates
-from biotorch.experiment.executors import Executor, Local
+from biotorch.experiment.executors import Executor, Local, Ray, Slurm
 from biotorch.experiment.progress import Progress, duration
 from biotorch.experiment.results import Result
 from biotorch.report import angle_figure, table
@@ -36,7 +36,11 @@ def run_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Run anew what is finished or begun.")] = False,
     jobs: Annotated[
         int | None,
-        typer.Option(min=1, help="Points at once; default: by cores and the size of the networks.", show_default=False),
+        typer.Option(
+            min=1,
+            help="Points at once; default: by cores and the size of the networks, with Slurm all.",
+            show_default=False,
+        ),
     ] = None,
     executor: Annotated[_Executor, typer.Option(help="Where points run.")] = _Executor.local,
     dry_run: Annotated[
@@ -52,6 +56,7 @@ def run_command(
     biotorch run configs/quickstart.yaml
     biotorch run configs/quickstart.yaml data.dataset=mnist model.mode.type=dfa experiment.name=dfa
     biotorch run configs/paper/table1.yaml sweep.experiment.seed='[0, 1]' --jobs 4
+    biotorch run configs/paper/table2.yaml --executor slurm cluster.partition=gpu infrastructure.gpus=0
     torchrun --nproc-per-node 2 -m biotorch.cli run configs/quickstart.yaml
     """
     study = read(config, overrides or [])
@@ -61,7 +66,8 @@ def run_command(
         for name, point in study.points.items()
         if overwrite or not RunFolder(study.folder / name).results.is_file()
     }
-    jobs = jobs or (1 if _launched() else best_jobs(left))
+    if jobs is None:
+        jobs = max(1, len(left)) if executor is _Executor.slurm else 1 if _launched() else best_jobs(left)
     if dry_run:
         _list(study, left, jobs, console)
         return
@@ -89,7 +95,11 @@ def _executor(kind: _Executor, jobs: int, left: Mapping[str, Config], study: Stu
         if jobs > 1 and _launched():
             raise ConfigError("--jobs: torchrun has started the processes of one run; run points at once without it")
         return Local(jobs) if jobs > 1 and len(left) > 1 else None
-    raise ConfigError(f"--executor {kind}: not here yet")
+    cluster = study.config.cluster
+    if kind is _Executor.slurm:
+        return Slurm(study.folder, jobs, cluster)
+    threads = study.config.infrastructure.threads
+    return Ray(jobs, threads, cluster)
 
 
 def _list(study: Study, left: Mapping[str, Config], jobs: int, console: Console) -> None:

@@ -20,6 +20,7 @@ _BESIDE_THE_POINT = (
     ("logging",),
     ("attacks",),
     ("infrastructure", "checkpoint_seconds"),
+    ("cluster",),
     ("data", "num_workers"),
     ("data", "dataset_path"),
     ("training", "metrics", "display_iterations"),

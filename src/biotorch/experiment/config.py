@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from biotorch import models, rules
 from biotorch.data import DataConfig
+from biotorch.experiment.cluster import ClusterConfig
 from biotorch.frozen import Section, SectionError
 from biotorch.robustness.config import AttacksConfig
 from biotorch.training import InfrastructureConfig, LossConfig, TrainingConfig
@@ -142,6 +143,8 @@ class Config(Section):
     training: TrainingConfig | None = None
     """Without it, the checkpoint of `model` is evaluated."""
     infrastructure: InfrastructureConfig = InfrastructureConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    """What --executor slurm and --executor ray ask for."""
     attacks: AttacksConfig | None = None
     """Study the robustness of the best model; `biotorch attack` does it without this section, too."""
     evaluation: bool = True

@@ -127,14 +127,13 @@ def _side_by_side(
     done: dict[str, Result],
     failures: dict[str, Failure],
 ) -> None:
-    executor.submit([Task(name, config, study.folder / name, overwrite) for name, config in left.items()])
     shown: dict[str, int] = {}
     waiting = set(left)
     with request.deferred():
+        executor.submit([Task(name, config, study.folder / name, overwrite) for name, config in left.items()])
         while waiting and request.number is None:
             ended = executor.wait(_LOOK)
-            for message in executor.messages():
-                display.warn(message)
+            _pass_on(executor, display)
             _show(executor, display, shown)
             for task, failure in ((each.task, each.failure) for each in ended):
                 waiting.discard(task.name)
@@ -149,7 +148,13 @@ def _side_by_side(
                     display.finished(task.name, result)
     if waiting:
         executor.stop()
+        _pass_on(executor, display)
         raise Interrupted(request.number or signal.SIGTERM)
+
+
+def _pass_on(executor: Executor, display: Display) -> None:
+    for message in executor.messages():
+        display.warn(message)
 
 
 def _show(executor: Executor, display: Display, shown: dict[str, int]) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from biotorch.experiment.executors.base import Ended, Executor, Failure, Task, execute
+from biotorch.experiment.reading import ConfigError
 from biotorch.experiment.signals import Interrupted
 
 #: Seconds that a process may take to save and go, before it is killed.
@@ -42,6 +43,18 @@ class Local(Executor):
         self._stopping = False
 
     def submit(self, tasks: Sequence[Task]) -> None:
+        """Start the workers.
+
+        Raises:
+            ConfigError: a point is to run on several devices, or on one that its worker does not see.
+        """
+        for task in tasks:
+            gpus = task.config.infrastructure.gpus
+            if gpus not in (-1, 0, [0]) or task.config.infrastructure.num_nodes > 1:
+                raise ConfigError(
+                    f"infrastructure.gpus: {gpus}: of several points at once each has one device, which it sees as 0: "
+                    "write 0, or run the points one after another with --jobs 1"
+                )
         self._left.extend(tasks)
         self._workers = [_Worker(number, self.threads) for number in range(min(self.jobs, len(tasks)))]
         for worker in self._workers:

@@ -1,0 +1,257 @@
+"""Jobs of a Slurm cluster, through submitit: an array per study, which outlives the process that submits it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from biotorch.experiment.cluster import ClusterConfig
+from biotorch.experiment.executors import slurm_states
+from biotorch.experiment.executors.base import Ended, Executor, Failure, Task
+from biotorch.experiment.executors.slurm_jobs import Job, JobList, digest, named
+from biotorch.experiment.executors.slurm_work import Work
+from biotorch.experiment.folder import RunFolder
+from biotorch.experiment.reading import ConfigError
+
+#: Seconds between two questions to Slurm, and those after which the file of a job that has ended should be seen here.
+_ASK, _FILE_SYSTEM = 10.0, 15.0
+
+
+class Slurm(Executor):
+    """One job per point, at most `jobs` at once; they go on when this process ends.
+
+    The same study submitted again finds its jobs by `folder/slurm/jobs.json`, and watches them. A job that has to go
+    (time limit, preemption) writes a checkpoint, and Slurm puts it back into the queue, where it continues.
+
+    Args:
+        folder: of the study; every machine of the cluster sees it at this path.
+        jobs: of the study at once; points that ask for machines of another kind are an array of their own.
+        cluster: what is asked for.
+
+    Raises:
+        ConfigError: submitit is not installed, or there is no sbatch.
+    """
+
+    detached = True
+
+    def __init__(self, folder: Path, jobs: int, cluster: ClusterConfig | None = None) -> None:
+        self.folder, self.jobs, self.cluster = folder.resolve() / "slurm", jobs, cluster or ClusterConfig()
+        if shutil.which("sbatch") is None:
+            raise ConfigError(
+                "--executor slurm: there is no sbatch here: run this on a login machine of a cluster, or install "
+                "Slurm's commands (Debian: apt-get install slurm-client)"
+            )
+        try:
+            self._submitit = importlib.import_module("submitit")
+        except ModuleNotFoundError as error:
+            raise ConfigError("--executor slurm needs submitit: pip install 'biotorch[slurm]'") from error
+        self._list = JobList(self.folder / "jobs.json")
+        self._tasks: dict[str, Task] = {}
+        self._jobs: dict[str, Job] = {}
+        self._asked, self._messages, self._told = -_ASK, list[str](), set[str]()
+
+    # Submitting --------------------------------------------------------------------------------------
+
+    def submit(self, tasks: Sequence[Task]) -> None:
+        """Submit what has no job yet.
+
+        Raises:
+            ConfigError: a job runs a point with another configuration or is to be overwritten, a point cannot be
+                run like this, or sbatch refuses.
+        """
+        asked = {task.name: self._asked_for(task) for task in tasks}
+        self._tasks = {task.name: task for task in tasks}
+        self._find(tasks)
+        shapes: dict[tuple[Any, ...], list[Task]] = {}
+        for task in tasks:
+            if task.name not in self._jobs:
+                shapes.setdefault(tuple(sorted(asked[task.name].items())), []).append(task)
+        for shape, alike in shapes.items():
+            self._submit(alike, dict(shape))
+
+    def _find(self, tasks: Sequence[Task]) -> None:
+        """The jobs of an earlier command that are still there."""
+        earlier = self._list.read()
+        known = {job.number for job in earlier.values()}
+        states = slurm_states.ask(known)
+        if states is None:
+            raise ConfigError(
+                f"--executor slurm: squeue does not answer, and {self._list.path} has jobs: try again later"
+            )
+        for task in tasks:
+            job = earlier.get(task.name)
+            if job is None:
+                continue
+            job.state = states.get(job.number, slurm_states.State.UNKNOWN).name
+            ended, failure = job.outcome(self.folder)
+            if failure is not None:
+                self._messages.append(f"{task.name}: submitted again; job {job.number} broke: {failure.message}")
+            if ended or slurm_states.dead(job.state):
+                continue
+            if task.overwrite or job.config != digest(task.config):
+                wanted = "--overwrite" if task.overwrite else "another configuration"
+                raise ConfigError(
+                    f"{task.path} is being written by Slurm job {job.number}, and {wanted} is asked for: wait for it, "
+                    f"or `scancel {job.number}`"
+                )
+            self._jobs[task.name] = job
+        if self._jobs:
+            self._messages.append(f"already submitted: {named(self._jobs.values())}; logs in {self.folder}")
+
+    def _submit(self, tasks: Sequence[Task], shape: dict[str, Any]) -> None:
+        """One array; its tasks need machines of one kind."""
+        cluster = self.cluster
+        executor = self._submitit.SlurmExecutor(self.folder, max_num_timeout=cluster.requeues)
+        name = tasks[0].config.experiment.name.replace("/", "-")
+        cpus = shape["cpus_per_task"]
+        additional = {key.replace("-", "_"): value for key, value in cluster.options.items()}
+        optional = {"partition": cluster.partition, "account": cluster.account, "setup": cluster.setup or None}
+        if cluster.memory_gb is not None:
+            optional["mem"] = f"{round(cluster.memory_gb * 1024)}MB"
+        executor.update_parameters(
+            **shape,
+            **{key: value for key, value in optional.items() if value is not None},
+            job_name=f"biotorch-{name}",
+            time=cluster.minutes,
+            signal_delay_s=cluster.grace_seconds,
+            array_parallelism=self.jobs,
+            additional_parameters={"requeue": True, **additional},
+            # Since Slurm 22.05 srun does not take the first over from sbatch; without the second, processes would
+            # wait for the gradients of one that has died.
+            srun_args=[f"--cpus-per-task={cpus}", "--kill-on-bad-exit=1"],
+        )
+        for task in tasks:
+            if task.overwrite:
+                _forget(task.path)
+        work = Work(tuple(cluster.imports), cpus, cluster.minutes, cluster.requeues)
+        try:
+            jobs = executor.map_array(work, [_absolute(task) for task in tasks])
+        except self._submitit.core.utils.FailedJobError as error:
+            raise ConfigError(f"--executor slurm: sbatch refuses: {str(error).strip()}") from error
+        processes = shape["nodes"] * shape["ntasks_per_node"]
+        new = {
+            task.name: Job(job.job_id, processes, digest(task.config)) for task, job in zip(tasks, jobs, strict=True)
+        }
+        self._jobs.update(new)
+        self._list.add(new)
+        self._messages.append(f"submitted: {named(new.values())}; logs in {self.folder}")
+
+    def _asked_for(self, task: Task) -> dict[str, Any]:
+        """Machines, processes and CPUs of a task.
+
+        Raises ConfigError where its devices are not numbered as they are inside a job.
+        """
+        infrastructure = task.config.infrastructure
+        gpus = infrastructure.gpus
+        devices = [gpus] if isinstance(gpus, int) else gpus
+        numbered = list(range(len(devices)))
+        if gpus != -1 and sorted(devices) != numbered:
+            raise ConfigError(
+                f"infrastructure.gpus: {gpus}: Slurm chooses the devices of a job, which numbers them from 0: write "
+                f"{0 if isinstance(gpus, int) else numbered}"
+            )
+        processes = self.cluster.processes_per_node or len(devices)
+        asked = {
+            "nodes": infrastructure.num_nodes,
+            "ntasks_per_node": processes,
+            "cpus_per_task": self.cluster.cpus_per_task or (infrastructure.threads or 1) + task.config.data.num_workers,
+        }
+        given = {"gpus", "gpus_per_task", "gres"} & {name.replace("-", "_") for name in self.cluster.options}
+        if gpus != -1 and not given:
+            asked["gpus_per_node"] = processes
+        return asked
+
+    # Watching ----------------------------------------------------------------------------------------
+
+    def wait(self, seconds: float) -> list[Ended]:
+        until = time.monotonic() + seconds
+        while not (ended := self._look()) and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, 0.5))
+        return ended
+
+    def _look(self) -> list[Ended]:
+        if time.monotonic() - self._asked >= _ASK:
+            self._ask()
+        ended = []
+        for name, job in list(self._jobs.items()):
+            over, failure = job.outcome(self.folder)
+            if not over and job.dead_since is not None and time.monotonic() - job.dead_since >= _FILE_SYSTEM:
+                over, failure = True, self._death(job)
+            if over:
+                del self._jobs[name]
+                ended.append(Ended(self._tasks[name], failure))
+        return ended
+
+    def _ask(self) -> None:
+        """Ask Slurm for the state of the jobs; where it does not answer, what was known stays."""
+        self._asked = time.monotonic()
+        states = slurm_states.ask({job.number for job in self._jobs.values()})
+        if states is None:
+            self._tell("squeue does not answer: asking again")
+            return
+        for name, job in self._jobs.items():
+            state = states.get(job.number, slurm_states.State.UNKNOWN)
+            job.state = state.name
+            if not slurm_states.dead(state.name):
+                job.dead_since = None
+            elif job.dead_since is None:
+                job.dead_since = time.monotonic()
+            if state.stuck:
+                self._tell(f"{name}: Slurm does not start job {job.number}: {state.reason}")
+
+    def _death(self, job: Job) -> Failure:
+        """Of a job that has ended without a word."""
+        where = f"; see {log}" if (log := job.error_log(self.folder)).is_file() else ""
+        told = {
+            "UNKNOWN": "is no longer known to Slurm",
+            "OUT_OF_MEMORY": "was killed for want of memory (OUT_OF_MEMORY): raise cluster.memory_gb",
+            "TIMEOUT": "was killed at its time limit (TIMEOUT), before it could save: raise cluster.grace_seconds",
+        }.get(job.state, f"ended as {job.state}")
+        return Failure("defect", f"Slurm job {job.number} {told}{where}")
+
+    def running(self) -> list[Task]:
+        return [self._tasks[name] for name, job in self._jobs.items() if job.state in ("RUNNING", "COMPLETING")]
+
+    def messages(self) -> list[str]:
+        found, self._messages = self._messages, []
+        return found
+
+    def stop(self) -> None:
+        """Leave the jobs alone, and say which they are."""
+        if self._jobs:
+            numbers = sorted({job.number.partition("_")[0] for job in self._jobs.values()}, key=int)
+            self._messages.append(
+                f"still in Slurm's hands: {named(self._jobs.values())}. The same command watches them again; "
+                f"`scancel {' '.join(numbers)}` ends them"
+            )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Nothing is this process's own."""
+
+    def _tell(self, message: str) -> None:
+        """Once."""
+        if message not in self._told:
+            self._told.add(message)
+            self._messages.append(message)
+
+
+def _absolute(task: Task) -> Task:
+    return dataclasses.replace(task, path=task.path.resolve(), overwrite=False)
+
+
+def _forget(path: Path) -> None:
+    """Clear a run's folder before its job is submitted: the job itself may start more than once."""
+    folder = RunFolder(path)
+    folder.lock()
+    try:
+        folder.clear()
+    finally:
+        folder.release()
