@@ -72,9 +72,10 @@ def run(
         elif left:
             with executor:
                 _side_by_side(study, left, overwrite, display, request, executor, done, failures)
+    in_order = {name: done[name] for name in study.points if name in done}
     if failures:
-        raise BrokenPointsError(done, failures, study)
-    return {name: done[name] for name in study.points}
+        raise BrokenPointsError(in_order, {name: failures[name] for name in study.points if name in failures}, study)
+    return in_order
 
 
 def _known(study: Study, display: Display) -> tuple[dict[str, Result], dict[str, Failure]]:
