@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from biotorch import data, writing
@@ -153,16 +154,26 @@ def find_twin(run: Path, config: Config) -> Path | None:
     for path in sorted(run.resolve().parent.glob(f"*/{RunFolder(run).best.name}")):
         if path.parent == run.resolve():
             continue
-        other = RunFolder(path.parent).read_config() or {}
-        mode = (other.get("model") or {}).get("mode") or {}
-        if mode.get("type") == "backpropagation" and _kind(other) == _kind(config.model_dump(mode="json")):
+        other = _read(path.parent)
+        if other is None or other.model.mode is None or other.model.mode.type != "backpropagation":
+            continue
+        if _kind(other) == _kind(config):
             return path.parent
     return None
 
 
-def _kind(config: dict[str, Any]) -> Any:
+def _read(run: Path) -> Config | None:
+    """The configuration of a run, with the defaults of today; None where it is not valid any more."""
+    try:
+        return Config.model_validate(RunFolder(run).read_config())
+    except ValidationError:
+        return None
+
+
+def _kind(config: Config) -> Any:
     """What twins have in common."""
-    model = {key: value for key, value in config["model"].items() if key != "mode"}
+    tree = config.model_dump(mode="json")
+    model = {key: value for key, value in tree["model"].items() if key != "mode"}
     own = ("optimizer", "lr_scheduler", "metrics")
-    training = {key: value for key, value in (config.get("training") or {}).items() if key not in own}
-    return model, config["data"]["dataset"], config["data"]["target_size"], config["experiment"]["seed"], training
+    training = {key: value for key, value in (tree["training"] or {}).items() if key not in own}
+    return model, tree["data"]["dataset"], tree["data"]["target_size"], tree["experiment"]["seed"], training
