@@ -7,6 +7,8 @@ import dataclasses
 import io
 from collections.abc import Sequence
 
+from rich.cells import cell_len
+from rich.console import Console
 from rich.table import Table as RichTable
 
 
@@ -78,11 +80,16 @@ def _latex(text: str) -> str:
     return "".join(_LATEX.get(sign, sign) for sign in text)
 
 
-def as_rich(content: Table) -> RichTable:
-    """The table for a terminal."""
-    rendered = RichTable(title=content.title, caption="\n".join(content.notes), caption_justify="left")
+def print_table(content: Table, console: Console) -> None:
+    """The table on a terminal; on a narrow one its lines go on beyond the edge, since no figure may be cut off."""
+    rendered = RichTable(title=content.title, title_justify="left")
     for index, name in enumerate(content.header):
-        rendered.add_column(name, justify="left" if index == 0 else "right")
+        cells = [row[index] for row in content.rows]
+        longest = max([*map(cell_len, cells), *map(cell_len, name.split())], default=0)
+        rendered.add_column(name, justify="left" if index == 0 else "right", min_width=longest)
     for row in content.rows:
         rendered.add_row(*row)
-    return rendered
+    needed = sum(column.min_width or 0 for column in rendered.columns) + 3 * len(rendered.columns) + 1
+    console.print(rendered, width=max(console.width, needed), crop=False)
+    for note in content.notes:
+        console.print(note, highlight=False, markup=False)

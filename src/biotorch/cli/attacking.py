@@ -17,7 +17,7 @@ from biotorch.experiment.attacking import attack_run, runs_in
 from biotorch.experiment.reading import parse_override
 from biotorch.report import black_box_figure, example_sheet, white_box_figure
 from biotorch.report.robustness_table import robustness_table
-from biotorch.tables import as_rich
+from biotorch.tables import print_table
 from biotorch.training.infrastructure import is_first_process
 
 
@@ -77,7 +77,7 @@ def attack(folder: Path, changes: Sequence[tuple[str, Any]], console: Console) -
             console.print(f"  report  {path / 'attacks' / 'study.md'}", soft_wrap=True)
             console.print(f"  sheet   {sheet}", soft_wrap=True)
     rows = robustness_table(found)
-    console.print(as_rich(rows))
+    print_table(rows, console)
     (folder / "robustness.md").write_text(rows.markdown())
     console.print(f"table   {folder / 'robustness.md'}", soft_wrap=True)
     for name, draw in (("white_box", white_box_figure), ("black_box", black_box_figure)):

@@ -19,7 +19,7 @@ from biotorch.experiment.executors import Executor, Local, Ray, Slurm
 from biotorch.experiment.progress import Progress, duration
 from biotorch.experiment.results import Result
 from biotorch.report import angle_figure, table
-from biotorch.tables import Table, as_rich
+from biotorch.tables import Table, print_table
 from biotorch.training.infrastructure import is_first_process
 
 
@@ -122,13 +122,13 @@ def _list(study: Study, left: Mapping[str, Config], jobs: int, console: Console)
         f"{len(left)} of {len(study.points)} points to run: {shared}. Measured at the first point of each network,",
         "from the start; nothing was written.",
     ]
-    console.print(as_rich(Table(str(study.folder), ["point", "", "time alone"], rows, notes)))
+    print_table(Table(str(study.folder), ["point", "", "time alone"], rows, notes), console)
 
 
 def _show(study: Study, finished: Sequence[Result], console: Console) -> None:
     """The table and the figure of what is finished."""
     rows = table(finished)
-    console.print(as_rich(rows))
+    print_table(rows, console)
     (study.folder / "table.md").write_text(rows.markdown())
     console.print(f"table   {study.folder / 'table.md'}", soft_wrap=True)
     (study.folder / "angles.png").unlink(missing_ok=True)

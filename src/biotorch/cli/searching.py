@@ -18,7 +18,7 @@ from biotorch.experiment.estimating import best_jobs
 from biotorch.experiment.executors import Local
 from biotorch.experiment.progress import Progress
 from biotorch.experiment.results import Result
-from biotorch.tables import Table, as_rich
+from biotorch.tables import Table, print_table
 
 
 @plain_errors
@@ -62,7 +62,7 @@ def search_command(
     refinements = yaml.safe_dump({"when": list(search.as_refinements(found))}, sort_keys=False, default_flow_style=None)
     writing.write_text(study.folder / "search" / "rates.md", rows.markdown())
     writing.write_text(study.folder / "search" / "rates.yaml", refinements)
-    console.print(as_rich(rows))
+    print_table(rows, console)
     console.print("for the section `sweep` of the configuration:\n", highlight=False)
     console.print(refinements, highlight=False, markup=False, soft_wrap=True)
     for path in ("rates.md", "rates.yaml"):
