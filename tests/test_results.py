@@ -152,6 +152,16 @@ def test_pandas_is_loaded_when_results_are(store):
         _ = biotorch.result
 
 
+def test_the_examples_of_the_docs_run(store, tmp_path, monkeypatch, capsys):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "quickstart").symlink_to(store)
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "results.md").read_text(), flags=re.DOTALL)
+    exec("\n".join(blocks), {"__name__": "results_doc"})
+    assert (tmp_path / "figures" / "layers_fa.pdf").is_file()
+    assert "| backpropagation |" in capsys.readouterr().out
+
+
 # The headline table ----------------------------------------------------------------------------------
 
 
