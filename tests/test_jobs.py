@@ -102,7 +102,7 @@ def test_a_signal_stops_all_with_checkpoints_and_the_same_command_continues_to_t
     process = _start(tmp_path, *LONG, "--jobs", "2")
     points = [tmp_path / "quick" / f"rule={rule}" for rule in ("fa", "usf")]
     for point in points:
-        _wait_for(point / "metrics.jsonl", lines=2)
+        _wait_for(point / "metrics.jsonl", lines=2, process=process)
     process.send_signal(number)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 128 + number, told
@@ -117,7 +117,7 @@ def test_workers_save_and_go_when_their_parent_is_killed(tmp_path):
     process = _start(tmp_path, *LONG, "--jobs", "2")
     points = [tmp_path / "quick" / f"rule={rule}" for rule in ("fa", "usf")]
     for point in points:
-        _wait_for(point / "metrics.jsonl", lines=2)
+        _wait_for(point / "metrics.jsonl", lines=2, process=process)
     process.kill()
     process.communicate()
     deadline = time.monotonic() + 60
@@ -182,10 +182,12 @@ def _start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def _wait_for(path: Path, lines: int = 1) -> None:
-    deadline = time.monotonic() + 120
+def _wait_for(path: Path, lines: int = 1, process: subprocess.Popen[str] | None = None) -> None:
+    deadline = time.monotonic() + 200
     while time.monotonic() < deadline:
         if path.is_file() and len(path.read_text().splitlines()) >= lines:
             return
+        if process is not None and process.poll() is not None:
+            pytest.fail(f"the command ended with {process.returncode}: {process.communicate()}")
         time.sleep(0.02)
     pytest.fail(f"{path} has not come")
