@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import biotorch
-from biotorch.cli import attacking, listing, measuring, running, searching
+from biotorch.cli import attacking, listing, measuring, reporting, running, searching
 from biotorch.cli.arguments import EXIT_CODES
 
 app = typer.Typer(
@@ -39,6 +39,7 @@ app.command("run", epilog=EXIT_CODES)(running.run_command)
 app.command("search", epilog=EXIT_CODES)(searching.search_command)
 app.command("evaluate")(measuring.evaluate_command)
 app.command("attack", epilog=EXIT_CODES)(attacking.attack_command)
+app.command("report")(reporting.report_command)
 app.command("audit")(measuring.audit_command)
 app.command("schema")(listing.schema_command)
 app.command("rules")(listing.rules_command)

@@ -1,0 +1,61 @@
+"""`biotorch report`: a table and figures of whatever lies in some folders."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+
+import pytest
+from commands import invoke, mistake
+from runs import quick
+
+from biotorch.experiment import run
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    run(quick(folder, "sweep={model.mode.type: [backpropagation, fa]}", "training.metrics.weight_alignment=true"))
+    return folder / "quick"
+
+
+@pytest.mark.parametrize("suffix", ["md", "tex", "csv"])
+def test_the_table_is_printed_and_written(store, tmp_path, suffix):
+    result = invoke("report", store, "--table", tmp_path / f"table.{suffix}")
+    assert result.exit_code == 0, result.output
+    text = (tmp_path / f"table.{suffix}").read_text()
+    for rule in ("backpropagation", "fa"):
+        assert rule in result.stdout
+        assert rule in text
+    if suffix == "csv":
+        assert len(list(csv.DictReader(text.splitlines()))) == 2
+
+
+def test_figures_are_written_in_the_formats_that_are_asked_for(store, tmp_path):
+    result = invoke("report", store, "--figures", tmp_path / "f", "--formats", "png,svg")
+    assert result.exit_code == 0, result.output
+    written = {path.name for path in (tmp_path / "f").iterdir()}
+    assert {"learning.png", "learning.svg", "layers_fa.png"} <= written
+    assert all(name in result.stdout for name in written)
+
+
+def test_what_is_left_out_is_told(store, tmp_path):
+    shutil.copytree(store, tmp_path / "s")
+    (tmp_path / "s" / "rule=fa" / "results.json").write_text("{")
+    result = invoke("report", tmp_path / "s")
+    assert "left out: " in result.stdout
+    assert "damaged" in result.stdout
+    (tmp_path / "s" / "rule=backpropagation" / "results.json").unlink()
+    assert "no finished run" in mistake(invoke("report", tmp_path / "s"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("--table", "x.doc"), ".md, .tex, .csv"), (("--figures", "f", "--formats", "bmp"), "png, svg, pdf")],
+)
+def test_formats_that_are_not_known_are_refused(store, arguments, message):
+    assert message in mistake(invoke("report", store, *arguments))
+
+
+def test_a_folder_that_is_not_there_is_a_mistake(tmp_path):
+    assert "no folder" in mistake(invoke("report", tmp_path / "nowhere"))
