@@ -17,7 +17,7 @@ from PIL import Image
 
 def test_a_run_prints_its_table_and_writes_table_and_figure(tmp_path):
     grid = "sweep={model.mode.type: [backpropagation, dfa], experiment.seed: [0, 1]}"
-    result = invoke("run", QUICKSTART, *into(tmp_path, *SHORT, grid))
+    result = invoke("run", QUICKSTART, *into(tmp_path, *SHORT, grid), "--jobs", "1")
     assert result.exit_code == 0, result.output
     lines = (tmp_path / "short" / "table.md").read_text().splitlines()
     cells = [line.split("|") for line in lines if line.startswith(("| backpropagation", "| dfa"))]
@@ -90,7 +90,7 @@ def test_a_diverging_run_ends_with_code_3_and_the_cure(tmp_path):
 def test_a_warning_is_one_line_on_stderr(tmp_path):
     spec = "training.optimizer={type: Adam, lr: 0.001, momentum: 0.9}"
     grid = "sweep={experiment.seed: [0, 1]}"
-    result = invoke("run", QUICKSTART, *into(tmp_path, *SHORT, spec, "infrastructure.gpus=0", grid))
+    result = invoke("run", QUICKSTART, *into(tmp_path, *SHORT, spec, "infrastructure.gpus=0", grid), "--jobs", "1")
     assert result.exit_code == 0, result.output
     lines = result.stderr.splitlines()
     assert all(line.startswith("warning: ") for line in lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import torch.distributed
 import typer
 
 import biotorch
@@ -48,4 +49,8 @@ app.command("models")(listing.models_command)
 
 def main() -> None:
     """Entry point."""
-    app()
+    try:
+        app()
+    finally:  # threads of gloo that are left at the end of a process can abort it
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

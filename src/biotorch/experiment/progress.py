@@ -132,6 +132,7 @@ class Progress(Display):
         self.done += 1
         point = self.running.pop(name, None)  # one of an earlier command has not begun here
         if point is not None:
+            self.bars.refresh()  # with what its last epoch has told
             self.bars.remove_task(point.bar)
         self.bars.update(self.step_bar, visible=False)
         self.bars.update(self.overall, completed=self.done)

@@ -72,8 +72,10 @@ def label(group: Sequence[Result], groups: Sequence[Sequence[Result]]) -> str:
     told = {*_TOLD_BY, "model.mode.type", "model.train_only"}
     same = [other for other in alike if all(at(other, path) == at(group[0], path) for path in told)]
     for path in sorted({path for each in same for path in _settings(each)}):
-        if not path.startswith("model.arguments") and path not in told and _differs(path, same):
-            parts.append(f"{path.rsplit('.', 1)[-1]}={at(group[0], path)}")
+        value = at(group[0], path)
+        known = path.startswith("model.arguments") or path in told or value in (None, {})
+        if not known and _differs(path, same):
+            parts.append(f"{path.rsplit('.', 1)[-1]}={value}")
     return " ".join(parts)
 
 
