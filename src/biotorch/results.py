@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from biotorch.experiment.claiming import what_counts
-from biotorch.experiment.collecting import Run, collect
+from biotorch.experiment.collecting import Collection, Run, collect
 from biotorch.report.groups import by_configuration, label, mean_angle, method, without_copies
 from biotorch.report.published import published_error
 
@@ -49,9 +49,15 @@ def load(folders: Iterable[Path | str] | Path | str) -> pd.DataFrame:
     found = collect(folders)
     for problem in found.problems:
         warnings.warn(problem, stacklevel=2)
+    frame = of_collection(found)
+    if len(frame) < len(found.runs):
+        warnings.warn(f"{len(found.runs) - len(frame)} runs are there twice: each counts once", stacklevel=2)
+    return frame
+
+
+def of_collection(found: Collection) -> pd.DataFrame:
+    """The frame of `load`, of what was collected already."""
     results = without_copies(found.results)
-    if len(results) < len(found.runs):
-        warnings.warn(f"{len(found.runs) - len(results)} runs are there twice: each counts once", stacklevel=2)
     kept = {id(result) for result in results}
     runs = [run for run in found.runs if id(run.result) in kept]
     groups = by_configuration(results)

@@ -5,9 +5,7 @@ A study is a dict as read from JSON: `config` of the run, and under `study` what
 
 from __future__ import annotations
 
-import dataclasses
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,46 +15,32 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from biotorch.experiment.results import Result
-from biotorch.report.groups import by_configuration, label, method
-from biotorch.report.style import DPI, frame, style, write
-from biotorch.robustness.significance import interval
+from biotorch.report.robustness_curves import (
+    Measurement,
+    Network,
+    curve_of,
+    networks_of,
+    of_attack,
+    variants_of,
+    words_of,
+)
+from biotorch.report.style import DPI, frame, write
 
-Measurement = Mapping[str, Any]
-
-_WHITE_BOX = {
+WHITE_BOX = {
     "fgsm": "FGSM",
     "pgd": "PGD",
     "eot_pgd": "averaged PGD\n(the paper's APGD)",
     "tpgd": "TPGD",
 }
-_BLACK_BOX = {"few_pixel": "few-pixel", "square": "Square"}
+BLACK_BOX = {"few_pixel": "few-pixel", "square": "Square"}
 _ROWS = {
     "feedback": "the rule's feedback gradient:\nwhat the paper measured",
     "true": "true gradient:\nwhat an attacker gets",
 }
-#: Of networks of one rule, and of variants of one attack. Dots are for random signs.
-_FILLS = ("full", "none", "left", "bottom")
+#: Of variants of one attack. Dots are for random signs.
 _LINES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (9, 3)))
 _NOISE = {"color": "0.45", "linestyle": ":"}
 _NORMS = {"linf": " (L∞)", "l2": " (L2)"}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Network:
-    """The studies of a configuration, and how its curves are drawn."""
-
-    name: str
-    studies: list[Result]
-    look: dict[str, Any]
-
-    @property
-    def seeds(self) -> int:
-        return len({study["config"]["experiment"]["seed"] for study in self.studies})
-
-    @property
-    def one_gradient(self) -> bool:
-        """Whether the gradient that the network is trained with is the true one."""
-        return bool(self.studies[0]["config"]["model"]["mode"]["type"] == "backpropagation")
 
 
 def white_box_figure(studies: Sequence[Result], path: Path) -> Path | None:
@@ -79,24 +63,24 @@ def draw_white_box(studies: Sequence[Result]) -> Figure | None:
     the curve is the mean where all of them were measured and the band the standard deviation. Every curve starts
     with the accuracy without an attack.
     """
-    attacks = [name for name in _WHITE_BOX if _of(studies, name)]
+    attacks = [name for name in WHITE_BOX if of_attack(studies, name)]
     if not attacks:
         return None
-    networks = _networks(studies)
+    networks = networks_of(studies)
     figure = Figure(figsize=(max(6.0, 1 + 2.4 * len(attacks)), 6.2), dpi=DPI, layout="constrained")
     grid = figure.subplots(2, len(attacks), sharex=True, sharey=True, squeeze=False)
     for row, gradient in zip(grid, _ROWS, strict=True):
         row[0].set_ylabel(f"{_ROWS[gradient]}\n\naccuracy (%)")
         for axes, attack in zip(row, attacks, strict=True):
-            _panel(axes, networks, _variants(studies, attack), attack, gradient)
+            _panel(axes, networks, variants_of(studies, attack), attack, gradient)
             _noise(axes, networks)
     for axes, attack in zip(grid[0], attacks, strict=True):
-        axes.set_title(_WHITE_BOX[attack], fontsize="medium")
+        axes.set_title(WHITE_BOX[attack], fontsize="medium")
     for axes in grid[1]:
         axes.set_xlabel(_epsilon(studies, attacks))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=3, steps=[1, 5, 10]))
-    noise = [_line("random signs, same markers", **_NOISE)] if _of(studies, "random_signs") else []
-    _legend(figure, studies, networks, {each: _WHITE_BOX[each].split("\n")[0] for each in attacks}, noise)
+    noise = [_line("random signs, same markers", **_NOISE)] if of_attack(studies, "random_signs") else []
+    _legend(figure, studies, networks, {each: WHITE_BOX[each].split("\n")[0] for each in attacks}, noise)
     return figure
 
 
@@ -105,108 +89,33 @@ def draw_black_box(studies: Sequence[Result]) -> Figure | None:
 
     A line style per number of queries. Curves and bands as of `draw_white_box`; what was not measured is left out.
     """
-    attacks = [name for name in _BLACK_BOX if _of(studies, name)]
+    attacks = [name for name in BLACK_BOX if of_attack(studies, name)]
     if not attacks:
         return None
-    networks = _networks(studies)
+    networks = networks_of(studies)
     figure = Figure(figsize=(max(6.0, 1 + 4 * len(attacks)), 4.4), dpi=DPI, layout="constrained")
     for axes, attack in zip(figure.subplots(1, len(attacks), sharey=True, squeeze=False)[0], attacks, strict=True):
-        _panel(axes, networks, _variants(studies, attack), attack, None)
-        axes.set_title(_BLACK_BOX[attack], fontsize="medium")
+        _panel(axes, networks, variants_of(studies, attack), attack, None)
+        axes.set_title(BLACK_BOX[attack], fontsize="medium")
         axes.set_xlabel("pixels changed" if attack == "few_pixel" else _epsilon(studies, [attack]))
         if attack == "few_pixel":
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.axes[0].set_ylabel("accuracy (%)")
-    _legend(figure, studies, networks, {each: _BLACK_BOX[each] for each in attacks}, [])
+    _legend(figure, studies, networks, {each: BLACK_BOX[each] for each in attacks}, [])
     return figure
 
 
-# What was measured -----------------------------------------------------------------------------------
-
-
-def _figures(study: Result) -> list[Measurement]:
-    return [each for each in study["study"]["measurements"] if each["purpose"] == "figure"]
-
-
-def _of(studies: Sequence[Result], attack: str) -> list[Measurement]:
-    return [each for study in studies for each in _figures(study) if each["attack"] == attack]
-
-
-def _networks(studies: Sequence[Result]) -> list[_Network]:
-    """One per configuration; those that share a colour differ in how their markers are filled."""
-    groups = by_configuration(studies)
-    architectures = {group[0]["config"]["model"]["architecture"] for group in groups}
-    networks: list[_Network] = []
-    for group in groups:
-        name, architecture = label(group, groups), group[0]["config"]["model"]["architecture"]
-        if len(architectures) > 1 and architecture not in name.split():
-            name = f"{name} {architecture}"
-        color, marker = style(method(group[0]))
-        shared = sum(each.look["color"] == color for each in networks)
-        look = {"color": color, "marker": marker, "fillstyle": _FILLS[shared % len(_FILLS)]}
-        networks.append(_Network(name, group, look))
-    return networks
-
-
-def _words(each: Measurement) -> tuple[str, ...]:
-    """What an attack was told, the x of its curve left out."""
-    words = [word for word in each["label"].split()[1:] if word.split("=")[0] not in ("pixels", "queries")]
-    queries = each["settings"].get("queries")
-    return (*([f"{queries:,} queries"] if queries else []), *words)
-
-
-def _variants(studies: Sequence[Result], attack: str) -> dict[tuple[str, ...], str]:
-    """The variants of an attack, each with what tells it apart; queries are always told."""
-    variants = list(dict.fromkeys(_words(each) for each in _of(studies, attack)))
-    common = set.intersection(*(set(words) for words in variants))
-    return {
-        words: " ".join(word for word in words if word not in common or word.endswith(" queries")) for words in variants
-    }
-
-
-def _x(each: Measurement) -> float:
-    return float(each["settings"]["pixels"] if each["attack"] == "few_pixel" else each["epsilon"])
-
-
-def _curve(
-    network: _Network, chosen: Callable[[Measurement], bool]
-) -> tuple[list[float], list[float], list[float], list[float]] | None:
-    """x, accuracy, and the lower and upper end of its band, of the measurements that are `chosen`."""
-    seeds: dict[int, dict[float, tuple[float, float, float]]] = {}
-    for study in network.studies:
-        for each in filter(chosen, _figures(study)):
-            points = seeds.setdefault(study["config"]["experiment"]["seed"], {})
-            clean, n = each["clean_accuracy"], each["n"]
-            points.setdefault(0.0, (clean, *interval(round(clean * n / 100), n)))
-            points[_x(each)] = (each["robust_accuracy"], *each["interval"])
-    if not seeds:
-        return None
-    x = sorted(set.intersection(*(set(points) for points in seeds.values())))
-    if len(seeds) == 1:
-        [points] = seeds.values()
-        mean, low, high = ([points[each][part] for each in x] for part in range(3))
-        return x, mean, low, high
-    values = [[points[each][0] for points in seeds.values()] for each in x]
-    mean, spread = [statistics.fmean(each) for each in values], [statistics.stdev(each) for each in values]
-    low = [m - s for m, s in zip(mean, spread, strict=True)]
-    high = [m + s for m, s in zip(mean, spread, strict=True)]
-    return x, mean, low, high
-
-
-# Drawing ---------------------------------------------------------------------------------------------
-
-
 def _panel(
-    axes: Axes, networks: Sequence[_Network], variants: Mapping[tuple[str, ...], str], attack: str, gradient: str | None
+    axes: Axes, networks: Sequence[Network], variants: Mapping[tuple[str, ...], str], attack: str, gradient: str | None
 ) -> None:
     for network in networks:
         for line, words in enumerate(variants):
 
-            def chosen(each: Measurement, words: tuple[str, ...] = words, network: _Network = network) -> bool:
+            def chosen(each: Measurement, words: tuple[str, ...] = words, network: Network = network) -> bool:
                 follows = each["gradient"] == gradient or network.one_gradient
-                return each["attack"] == attack and _words(each) == words and follows
+                return each["attack"] == attack and words_of(each) == words and follows
 
-            if (curve := _curve(network, chosen)) is not None:
+            if (curve := curve_of(network, chosen)) is not None:
                 x, mean, low, high = curve
                 look = {**network.look, "markersize": 4, "markevery": max(1, round(len(x) / 10)), "linewidth": 1.4}
                 dashes = _LINES[line % len(_LINES)]
@@ -218,16 +127,16 @@ def _panel(
     frame(axes)
 
 
-def _noise(axes: Axes, networks: Sequence[_Network]) -> None:
+def _noise(axes: Axes, networks: Sequence[Network]) -> None:
     """Random signs, a line per network: those of the network's marker, in grey."""
     for network in networks:
-        if (curve := _curve(network, lambda each: each["attack"] == "random_signs")) is not None:
+        if (curve := curve_of(network, lambda each: each["attack"] == "random_signs")) is not None:
             look = {**network.look, **_NOISE, "markersize": 2.5, "linewidth": 1}
             axes.plot(curve[0], curve[1], **look, label=f"random signs, {network.name}", zorder=1.5)
 
 
 def _epsilon(studies: Sequence[Result], attacks: Sequence[str]) -> str:
-    norms = {each["settings"].get("norm") for attack in attacks for each in _of(studies, attack)}
+    norms = {each["settings"].get("norm") for attack in attacks for each in of_attack(studies, attack)}
     return f"ε{_NORMS.get(norms.pop(), '') if len(norms) == 1 else ''}"
 
 
@@ -238,7 +147,7 @@ def _line(name: str, **look: Any) -> Line2D:
 def _legend(
     figure: Figure,
     studies: Sequence[Result],
-    networks: Sequence[_Network],
+    networks: Sequence[Network],
     attacks: Mapping[str, str],
     more: Sequence[Line2D],
 ) -> None:
@@ -249,14 +158,14 @@ def _legend(
         for network in networks
     ]
     for attack, title in attacks.items():
-        variants = list(_variants(studies, attack).values())
+        variants = list(variants_of(studies, attack).values())
         for index, words in enumerate(variants):
             if words or len(variants) > 1:
                 entries.append(_line(f"{title}, {words or 'as it is'}", linestyle=_LINES[index % len(_LINES)]))
     entries += more
     longest = max(len(str(entry.get_label())) for entry in entries)
     columns = int(figure.get_figwidth() / (0.6 + 0.07 * longest))  # inches
-    images = sorted({each["n"] for attack in attacks for each in _of(studies, attack)})
+    images = sorted({each["n"] for attack in attacks for each in of_attack(studies, attack)})
     bands = "standard deviation over seeds" if several else "95 % interval"
     if several and min(network.seeds for network in networks) == 1:
         bands += ", of one seed 95 % interval"
@@ -272,6 +181,3 @@ def _legend(
     told = [(study["config"]["model"]["architecture"], study["config"]["data"]["dataset"]) for study in studies]
     if len(set(told)) == 1:
         figure.suptitle(f"{told[0][0]} on {told[0][1]}")
-
-
-# Examples --------------------------------------------------------------------------------------------

@@ -1,0 +1,156 @@
+"""What stands on the page as text: tables, verdicts, runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from biotorch import results as frames
+from biotorch.experiment.collecting import Collection, Run
+from biotorch.experiment.results import Result
+from biotorch.report.groups import at, by_configuration, label, method, without_copies
+from biotorch.report.robustness_table import robustness_table
+from biotorch.report.table import table
+from biotorch.tables import Table
+
+#: What runs can be chosen by, with where it stands in their configuration.
+FACETS = {
+    "rule": "model.mode.type",
+    "network": "model.architecture",
+    "dataset": "data.dataset",
+    "optimizer": "training.optimizer.type",
+    "seed": "experiment.seed",
+}
+_HEADS = {
+    "rule": "rules",
+    "network": "networks",
+    "dataset": "data sets",
+    "optimizer": "optimizers",
+    "seed": "seeds (figures and runs)",
+}
+
+
+def facets_of(result: Mapping[str, Any]) -> dict[str, str]:
+    """By what a run can be chosen, all as text."""
+    values = {name: str(at(dict(result), path)) for name, path in FACETS.items()}
+    return {**values, "rule": method(dict(result))}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """A table of which every row can be chosen by facets."""
+
+    table: Table
+    facets: list[dict[str, str]]
+
+
+def content(collection: Collection) -> dict[str, Any]:
+    """What the template needs, beside the figures."""
+    results = without_copies(collection.results)
+    groups = by_configuration(results)
+    without_seed = [{**facets_of(group[0]), "seed": ""} for group in groups]
+    differences, reason = _differences(collection)
+    labels = {id(result): label(group, groups) for group in groups for result in group}
+    return {
+        "facets": _facets(results),
+        "heads": _HEADS,
+        "headline": _Rows(table(results), without_seed),
+        "differences": differences,
+        "no_differences": reason,
+        "studies": _studies(collection.studies),
+        "runs": [_run(run, labels[id(run.result)]) for run in collection.runs if id(run.result) in labels],
+        "copies": len(collection.runs) - len(results),
+        "unfinished": [str(path) for path in collection.unfinished],
+        "problems": collection.problems,
+    }
+
+
+def _facets(results: Sequence[Result]) -> dict[str, list[str]]:
+    """The values of each facet."""
+    found = [facets_of(result) for result in results]
+    values = {name: list(dict.fromkeys(each[name] for each in found)) for name in FACETS}
+    return {name: sorted(each, key=_as_number) if name == "seed" else each for name, each in values.items()}
+
+
+def _as_number(seed: str) -> tuple[int, str]:
+    return (int(seed), "") if seed.lstrip("-").isdigit() else (0, seed)
+
+
+def _differences(collection: Collection) -> tuple[_Rows | None, str]:
+    """Each rule against backpropagation, seed by seed; or None and why there are none."""
+    frame = frames.of_collection(collection)
+    if "backpropagation" not in set(frame["rule"]) or frame["rule"].nunique() < 2 or frame["test_error"].isna().all():
+        return None, ""
+    try:
+        found = frames.paired(frame)
+    except ValueError as error:
+        return None, str(error)
+    rows, facets = [], []
+    for each in found.to_dict("records"):
+        names = {"network": "architecture", "dataset": "dataset", "optimizer": "optimizer", "rule": "rule"}
+        facets.append({"seed": "", **{name: str(each[column]) for name, column in names.items()}})
+        interval = f"[{each['low']:+.2f}, {each['high']:+.2f}]" if each["n"] > 1 else "-"
+        setting = [str(each[name]) for name in ("dataset", "architecture", "optimizer", "epochs")]
+        rows.append([*setting, each["rule"], f"{each['difference']:+.2f}", interval, str(each["n"])])
+    header = ["data set", "network", "optimizer", "epochs", "rule", "difference (points)", "95 % interval", "n"]
+    notes = ["Test error minus that of backpropagation at the same seed; interval: Student's t over n pairs."]
+    return (_Rows(Table("Difference to backpropagation", header, rows, notes), facets) if rows else None), ""
+
+
+def _studies(studies: Sequence[Result]) -> list[dict[str, Any]]:
+    """Studies of robustness by network and data set: table, and what each study found."""
+    sorted_in: dict[tuple[str, str], list[Result]] = {}
+    for study in studies:
+        sorted_in.setdefault((str(at(study, FACETS["network"])), str(at(study, FACETS["dataset"]))), []).append(study)
+    found = []
+    for members in sorted_in.values():
+        rows = robustness_table(members)
+        rows = dataclasses.replace(rows, notes=[note for note in rows.notes if not note.startswith("Checks that")])
+        found.append(
+            {
+                "title": rows.title.split(":")[0],
+                "rows": _Rows(rows, [facets_of(each) for each in members]),
+                "found": [
+                    {
+                        "name": row[0],
+                        "facets": facets_of(each),
+                        "verdict": each["study"]["verdict"],
+                        "sentence": each["study"]["sentence"],
+                        "fired": [check for check in each["study"]["checks"] if check["fired"]],
+                    }
+                    for row, each in zip(rows.rows, members, strict=True)
+                ],
+            }
+        )
+    return found
+
+
+def _run(run: Run, name: str) -> dict[str, Any]:
+    result = run.result
+    config = result["config"]
+    split = next((each for each in ("test", "validation") if result[each]), None)
+    return {
+        "name": name,
+        "facets": facets_of(result),
+        "path": str(run.path),
+        "figures": {f"{split} {key}": f"{value:.4g}" for key, value in (result[split] or {}).items()} if split else {},
+        "best_epoch": result.get("best_epoch"),
+        "epochs": max(0, len(result["history"]) - 1),
+        "seconds": f"{result['seconds']:.1f}",
+        "skipped": len(result.get("skipped_images") or []),
+        "hash": result["state_hash"],
+        "environment": result["environment"],
+        "config": yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
+        "command": _command(run),
+    }
+
+
+def _command(run: Run) -> str:
+    """Repeats the run into a folder of its own."""
+    folder = str(run.path.resolve())
+    words = ["biotorch", "run", f"{folder}/config.yaml", "experiment.output_dir=repeated"]
+    return shlex.join(words)

@@ -1,0 +1,180 @@
+"""What the interactive figures draw, as data: the browser averages over the seeds and layers that are chosen."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from biotorch.experiment.collecting import Collection
+from biotorch.experiment.results import Result
+from biotorch.report.page.content import facets_of
+from biotorch.report.robustness import BLACK_BOX, WHITE_BOX
+from biotorch.report.robustness_curves import (
+    Measurement,
+    Network,
+    curve_of,
+    networks_of,
+    of_attack,
+    variants_of,
+    words_of,
+)
+from biotorch.report.series import Curve, panels
+
+#: What of the page's 8 MB is left for figures by plotly.js and the tables of a hundred runs.
+BUDGET = 2_000_000
+
+#: Layer by layer, as a record of the history has it, with what stands at its axis.
+LAYERWISE = {
+    "angles": "angle between W and B (°)",
+    "gradient_angles": "angle between update and true gradient (°)",
+    "norm_ratios": "norm of B / norm of W",
+}
+
+#: Markers of matplotlib, as Plotly calls them.
+_SYMBOLS = {
+    "o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down", "P": "cross", "X": "x",
+    "h": "hexagon", "<": "triangle-left", ">": "triangle-right", "d": "diamond-tall", "p": "pentagon",
+    "H": "hexagon2", "8": "octagon", "+": "cross-thin-open", "*": "star",
+}  # fmt: skip
+_DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
+#: Of variants of one attack.
+_VARIANTS = ("solid", "dash", "dashdot", "longdash", "longdashdot")
+
+
+def figures(collection: Collection) -> dict[str, Any]:
+    """All series, of as many epochs as go into the budget.
+
+    Returns:
+        `every`: of how many epochs one is kept, beside the last; `panels`: curves of training; `studies`: curves of
+        accuracy under attack; `layerwise` and `splits`: what there is to choose from.
+    """
+    shown = panels([run.result for run in collection.runs])
+    longest = max(len(run.result["history"]) for run in collection.runs)
+    every = 1
+    found = _panels(shown, every)
+    while len(json.dumps(found)) > BUDGET and every < longest:
+        every *= 2
+        found = _panels(shown, every)
+    runs = [run for panel in found for curve in panel["curves"] for run in curve["runs"]]
+    return {
+        "every": every,
+        "panels": found,
+        "studies": _studies(collection.studies),
+        "layerwise": {key: name for key, name in LAYERWISE.items() if any(key in run["layers"] for run in runs)},
+        "quantities": list(dict.fromkeys(key for run in runs for key in run["validation"])),
+        "trained": any(len(run["epochs"]) > 1 for run in runs),
+    }
+
+
+def _panels(shown: Mapping[str, Sequence[Curve]], every: int) -> list[dict[str, Any]]:
+    found = []
+    for title, curves in shown.items():
+        records = [record for curve in curves for run in curve.runs for record in run["history"]]
+        layers = list(dict.fromkeys(name for record in records for key in LAYERWISE for name in record.get(key) or {}))
+        members = [
+            {
+                "name": curve.name,
+                **{key: value for key, value in facets_of(curve.runs[0]).items() if key != "seed"},
+                "color": curve.color,
+                "symbol": _SYMBOLS[curve.marker],
+                "dash": _DASHES[curve.line],
+                "runs": [_run(run, layers, every) for run in curve.runs],
+            }
+            for curve in curves
+        ]
+        found.append({"title": title, "layers": layers, "curves": members})
+    return found
+
+
+def _run(result: Result, layers: Sequence[str], every: int) -> dict[str, Any]:
+    history = result["history"]
+    kept = [each for each in range(len(history)) if each % every == 0 or each == len(history) - 1]
+    seconds = list(itertools.accumulate(record.get("seconds") or 0.0 for record in history))
+    return {
+        "seed": str(result["config"]["experiment"]["seed"]),
+        "epochs": kept,
+        "seconds": [_short(seconds[each]) for each in kept],
+        **{split: _split([history[each].get(split) for each in kept]) for split in ("train", "validation")},
+        "layers": {
+            key: [[_short((history[each].get(key) or {}).get(layer)) for each in kept] for layer in layers]
+            for key in LAYERWISE
+            if any(record.get(key) for record in history)
+        },
+    }
+
+
+def _split(records: Sequence[Mapping[str, float] | None]) -> dict[str, list[float | None]]:
+    keys = dict.fromkeys(key for record in records for key in record or {})
+    return {key: [_short((record or {}).get(key)) for record in records] for key in keys}
+
+
+def _short(value: float | None) -> float | None:
+    """Four digits: more than a screen has pixels for."""
+    return None if value is None else float(f"{value:.4g}")
+
+
+def _studies(studies: Sequence[Result]) -> list[dict[str, Any]]:
+    sorted_in: dict[tuple[str, str], list[Result]] = {}
+    for study in studies:
+        each = facets_of(study)
+        sorted_in.setdefault((each["network"], each["dataset"]), []).append(study)
+    return [
+        {
+            "title": f"{network} on {dataset}",
+            "attacks": [_attack(members, name) for name in _ATTACKS if of_attack(members, name)],
+        }
+        for (network, dataset), members in sorted_in.items()
+    ]
+
+
+_ATTACKS = {**WHITE_BOX, **BLACK_BOX}
+_GRADIENTS = {"feedback": "the rule's feedback gradient", "true": "true gradient"}
+
+
+def _attack(studies: Sequence[Result], name: str) -> dict[str, Any]:
+    """The panels of an attack: one for each gradient, or one alone for a black box."""
+    gradients: list[str | None] = [None] if name in BLACK_BOX else list(_GRADIENTS)
+    return {
+        "name": _ATTACKS[name].replace("\n", " "),
+        "x": "pixels changed" if name == "few_pixel" else "ε",
+        "panels": [
+            {
+                "title": "" if gradient is None else _GRADIENTS[gradient],
+                "curves": [
+                    curve for network in networks_of(studies) for curve in _curves(studies, network, name, gradient)
+                ],
+            }
+            for gradient in gradients
+        ],
+    }
+
+
+def _curves(studies: Sequence[Result], network: Network, name: str, gradient: str | None) -> list[dict[str, Any]]:
+    """The curves of a network: one for each variant of the attack, and random signs to compare with."""
+    look = {
+        "rule": facets_of(network.studies[0])["rule"],
+        "color": network.look["color"],
+        "symbol": _SYMBOLS[network.look["marker"]],
+    }
+    found = []
+    for dash, (words, told) in zip(itertools.cycle(_VARIANTS), variants_of(studies, name).items(), strict=False):
+
+        def chosen(each: Measurement, words: tuple[str, ...] = words) -> bool:
+            follows = each["gradient"] == gradient or network.one_gradient
+            return each["attack"] == name and words_of(each) == words and follows
+
+        if (curve := curve_of(network, chosen)) is not None:
+            found.append({"name": f"{network.name} {told}".strip(), **look, "dash": dash, **_points(curve)})
+    noise = curve_of(network, lambda each: each["attack"] == "random_signs")
+    if noise is not None and name != "few_pixel":
+        found.append({"name": f"{network.name}, random signs", **look, "dash": "dot", **_points(noise)})
+    return found
+
+
+def _points(curve: tuple[list[float], ...]) -> dict[str, list[float | None]]:
+    return {
+        key: [_short(value) for value in values]
+        for key, values in zip(("x", "mean", "low", "high"), curve, strict=True)
+    }

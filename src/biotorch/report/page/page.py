@@ -1,0 +1,80 @@
+"""The page: one file without anything beside it, which a browser opens from disk."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+import biotorch
+from biotorch import writing
+from biotorch.experiment.collecting import Collection
+from biotorch.report.page.content import content
+from biotorch.report.page.figures import figures
+
+_HERE = Path(__file__).parent
+
+
+def write_page(collection: Collection, path: Path, title: str | None = None) -> Path:
+    """Write a page of some runs, and return its path.
+
+    It holds the headline table and the differences between rules, studies of robustness with the checks that fired,
+    interactive figures, and every run with its configuration, versions, hash and the command that repeats it; and
+    what is unfinished or cannot be read. Tables need no JavaScript, and nothing is fetched from anywhere.
+
+    Args:
+        collection: what `biotorch.experiment.collecting.collect` has found.
+        path: of the file, which is replaced whole or not at all; its folder is made where it is missing.
+        title: default: the names of the experiments.
+
+    Raises:
+        ValueError: there is no finished run.
+        OSError: the file cannot be written.
+    """
+    if not collection.runs:
+        raise ValueError("collection: at least one finished run is needed for a page")
+    drawn = figures(collection)
+    names = dict.fromkeys(str(run.result["config"]["experiment"]["name"]) for run in collection.runs)
+    page = _template().render(
+        title=title or ", ".join(names),
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        version=biotorch.__version__,
+        css=Markup(_read("page.css")),
+        scripts=[Markup(_script(text)) for text in (get_plotlyjs(), _read("page.js"), _read("figures.js"))],
+        figures=drawn,
+        data=Markup(_json(drawn)),
+        **content(collection),
+    )
+    writing.write_text(path, page)
+    return path
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["numbered"] = lambda names: list(enumerate(names))
+    environment.filters["named"] = lambda names: [(name, name.replace("_", " ")) for name in names]
+    return environment.get_template("page.html.j2")
+
+
+def _read(name: str) -> str:
+    return (_HERE / name).read_text(encoding="utf-8")
+
+
+def _script(text: str) -> str:
+    """What no string in it can end early."""
+    return text.replace("</script", r"<\/script")
+
+
+def _json(value: object) -> str:
+    """JSON that is safe inside of a script element, whatever the names in it are."""
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", r"\u003c")
