@@ -1,4 +1,4 @@
-"""`biotorch report`: runs to a table and figures."""
+"""`biotorch report`: runs to a table, figures and a page."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from biotorch.cli.errors import plain_errors
 from biotorch.experiment import ConfigError
 from biotorch.experiment.collecting import Collection, collect
 from biotorch.report import draw_all, table
+from biotorch.report.page import write_page
 from biotorch.tables import Table, print_table
 
 _FIGURES = ("png", "svg", "pdf")
@@ -22,20 +23,25 @@ _TABLES = ("md", "tex", "csv")
 @plain_errors
 def report_command(
     folders: Annotated[list[Path], typer.Argument(help="Folders of runs, of sweeps, or of several of either.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The page: one HTML file that needs nothing beside it.")
+    ] = None,
     tables: Annotated[
         Path | None, typer.Option("--table", help="The headline table, a file that ends in .md, .tex or .csv.")
     ] = None,
     figures: Annotated[Path | None, typer.Option(help="A folder for still figures.")] = None,
     formats: Annotated[str, typer.Option(help="Of the figures: png, svg, pdf, with commas between them.")] = "png",
 ) -> None:
-    """Print the table of all runs in some folders, and write it and the figures.
+    """Print the table of all runs in some folders, and write it, the figures and a page with everything.
 
     \b
-    biotorch report runs/quickstart
+    biotorch report runs/quickstart -o page.html
     biotorch report runs/paper --table table1.tex --figures figures --formats pdf,png
     """
     if tables is not None and tables.suffix[1:] not in _TABLES:
         raise ConfigError(f"--table: a name that ends in .{', .'.join(_TABLES)} is needed, not {tables}")
+    if output is not None and output.suffix not in (".html", ".htm"):
+        raise ConfigError(f"--output: a name that ends in .html is needed, not {output}")
     kinds = formats.split(",")
     if unknown := set(kinds) - set(_FIGURES):
         raise ConfigError(f"--formats: {', '.join(_FIGURES)} are known, not {', '.join(sorted(unknown))}")
@@ -51,6 +57,8 @@ def report_command(
     if figures is not None:
         for path in draw_all(collection.results, figures, kinds):
             console.print(f"figure  {path}", soft_wrap=True)
+    if output is not None:
+        console.print(f"page    {write_page(collection, output)}", soft_wrap=True)
 
 
 def tell(collection: Collection, console: Console) -> None:

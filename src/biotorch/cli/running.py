@@ -14,13 +14,18 @@ from biotorch.cli.arguments import ConfigFile, Overrides
 from biotorch.cli.attacking import attack
 from biotorch.cli.errors import plain_errors
 from biotorch.experiment import BrokenPointsError, Config, ConfigError, RunFolder, Study, read, run
+from biotorch.experiment.collecting import collect
 from biotorch.experiment.estimating import best_jobs, estimates
 from biotorch.experiment.executors import Executor, Local, Ray, Slurm
 from biotorch.experiment.progress import Progress, duration
 from biotorch.experiment.results import Result
 from biotorch.report import angle_figure, table
+from biotorch.report.page import write_page
 from biotorch.tables import Table, print_table
 from biotorch.training.infrastructure import is_first_process
+
+#: In the folder of the study.
+_PAGE = "page.html"
 
 
 class _Executor(StrEnum):
@@ -47,7 +52,7 @@ def run_command(
         bool, typer.Option("--dry-run", help="List the points and estimate their time; write nothing.")
     ] = False,
 ) -> None:
-    """Run one experiment, or every point of its sweep; print the table and write the figure.
+    """Run one experiment, or every point of its sweep; print the table and write figure and page.
 
     Finished points are not run again, and an interrupted one continues from its last checkpoint to the same
     result as if it had never been interrupted: repeat the command. A point that breaks does not stop the others.
@@ -82,6 +87,7 @@ def run_command(
         _show(study, list(finished.values()), console)
         if study.config.attacks is not None:
             attack(study.folder, [], console)
+            write_page(collect(study.folder), study.folder / _PAGE)
 
 
 def _launched() -> bool:
@@ -126,7 +132,7 @@ def _list(study: Study, left: Mapping[str, Config], jobs: int, console: Console)
 
 
 def _show(study: Study, finished: Sequence[Result], console: Console) -> None:
-    """The table and the figure of what is finished."""
+    """The table, the figure and the page of what is finished."""
     rows = table(finished)
     print_table(rows, console)
     (study.folder / "table.md").write_text(rows.markdown())
@@ -134,4 +140,5 @@ def _show(study: Study, finished: Sequence[Result], console: Console) -> None:
     (study.folder / "angles.png").unlink(missing_ok=True)
     if any({"angles", "gradient_angles"} & record.keys() for result in finished for record in result["history"]):
         console.print(f"figure  {angle_figure(finished, study.folder / 'angles.png')}", soft_wrap=True)
+    console.print(f"page    {write_page(collect(study.folder), study.folder / _PAGE)}", soft_wrap=True)
     console.print(f"results {study.folder}", soft_wrap=True)

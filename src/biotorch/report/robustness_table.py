@@ -73,7 +73,7 @@ def _row(
         f"{study['clean_accuracy']:.1f}",
         *cells,
         f"{worst['robust_accuracy']:.1f} [{low:.1f}, {high:.1f}]",
-        "-" if study["cosine"] is None else f"{study['cosine']:.2f}",
+        "-" if study["cosine"] is None else f"{round(study['cosine'], 2) + 0.0:.2f}",
         study["verdict"],
     ]
 

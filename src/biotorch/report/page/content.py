@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,6 +35,10 @@ _HEADS = {
 }
 
 
+#: How a cell with a number begins; a dash stands for none.
+_NUMBER = re.compile(r"[-+]?\d|\[[-+]|-$")
+
+
 def facets_of(result: Mapping[str, Any]) -> dict[str, str]:
     """By what a run can be chosen, all as text."""
     values = {name: str(at(dict(result), path)) for name, path in FACETS.items()}
@@ -46,6 +51,12 @@ class _Rows:
 
     table: Table
     facets: list[dict[str, str]]
+
+    @property
+    def kinds(self) -> list[str]:
+        """Of every column: `number` or `text`."""
+        columns = zip(*self.table.rows, strict=True)
+        return ["number" if all(_NUMBER.match(cell) for cell in column) else "text" for column in columns]
 
 
 def content(collection: Collection) -> dict[str, Any]:
@@ -107,12 +118,12 @@ def _studies(studies: Sequence[Result]) -> list[dict[str, Any]]:
     for study in studies:
         sorted_in.setdefault((str(at(study, FACETS["network"])), str(at(study, FACETS["dataset"]))), []).append(study)
     found = []
-    for members in sorted_in.values():
+    for (network, dataset), members in sorted_in.items():
         rows = robustness_table(members)
         rows = dataclasses.replace(rows, notes=[note for note in rows.notes if not note.startswith("Checks that")])
         found.append(
             {
-                "title": rows.title.split(":")[0],
+                "title": f"{network} on {dataset}",
                 "rows": _Rows(rows, [facets_of(each) for each in members]),
                 "found": [
                     {

@@ -171,13 +171,15 @@ function layout(panel) {
   const grid = isDark() ? "#3a3e45" : "#e3e5e8";
   const axis = { gridcolor: grid, zerolinecolor: grid, linecolor: grid, automargin: true };
   const named = panel.category ? { type: "category", categoryorder: "array", categoryarray: panel.category } : {};
+  const longest = Math.max(0, ...panel.traces.flatMap((trace) => (panel.x === "epoch" ? trace.x : [])));
+  const whole = panel.x === "epoch" && longest <= 12 ? { dtick: 1 } : {};
   const right = { type: "line", xref: "paper", x0: 0, x1: 1, y0: 90, y1: 90, line: { color: text, width: 1, dash: "dot" } };
   return {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: text, size: 12 },
     margin: { l: 10, r: 10, t: 10, b: 10 }, hovermode: "x unified", showlegend: true,
     hoverlabel: { bgcolor: isDark() ? "#21242a" : "#ffffff", font: { color: text } },
     legend: { orientation: "h", yanchor: "top", y: -0.25, x: 0 },
-    xaxis: { ...axis, ...named, title: { text: panel.x }, rangemode: "tozero" },
+    xaxis: { ...axis, ...named, ...whole, title: { text: panel.x }, rangemode: "tozero" },
     yaxis: { ...axis, title: { text: panel.y }, type: panel.log ? "log" : "linear", ...(panel.percent ? { range: [0, 100] } : { rangemode: "tozero" }) },
     shapes: panel.angles ? [right] : [],
   };

@@ -32,6 +32,9 @@ LAYERWISE = {
     "norm_ratios": "norm of B / norm of W",
 }
 
+#: The same in the order of what a figure by depth shows first.
+_BY_DEPTH = ("gradient_angles", "angles", "norm_ratios")
+
 #: Markers of matplotlib, as Plotly calls them.
 _SYMBOLS = {
     "o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down", "P": "cross", "X": "x",
@@ -48,7 +51,8 @@ def figures(collection: Collection) -> dict[str, Any]:
 
     Returns:
         `every`: of how many epochs one is kept, beside the last; `panels`: curves of training; `studies`: curves of
-        accuracy under attack; `layerwise` and `splits`: what there is to choose from.
+        accuracy under attack; `layerwise`, `by_depth` and `quantities`: what there is to choose from; `trained`:
+        whether any run has more than its state before training.
     """
     shown = panels([run.result for run in collection.runs])
     longest = max(len(run.result["history"]) for run in collection.runs)
@@ -63,7 +67,8 @@ def figures(collection: Collection) -> dict[str, Any]:
         "panels": found,
         "studies": _studies(collection.studies),
         "layerwise": {key: name for key, name in LAYERWISE.items() if any(key in run["layers"] for run in runs)},
-        "quantities": list(dict.fromkeys(key for run in runs for key in run["validation"])),
+        "by_depth": {key: LAYERWISE[key] for key in _BY_DEPTH if any(key in run["layers"] for run in runs)},
+        "quantities": sorted({key for run in runs for key in run["validation"]}, key=_importance),
         "trained": any(len(run["epochs"]) > 1 for run in runs),
     }
 
@@ -108,6 +113,12 @@ def _run(result: Result, layers: Sequence[str], every: int) -> dict[str, Any]:
 def _split(records: Sequence[Mapping[str, float] | None]) -> dict[str, list[float | None]]:
     keys = dict.fromkeys(key for record in records for key in record or {})
     return {key: [_short((record or {}).get(key)) for record in records] for key in keys}
+
+
+def _importance(quantity: str) -> tuple[int, str]:
+    """The error, or the perplexity of text, before all others."""
+    first = ("error", "perplexity")
+    return (first.index(quantity) if quantity in first else len(first), quantity)
 
 
 def _short(value: float | None) -> float | None:
