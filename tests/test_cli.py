@@ -26,7 +26,13 @@ def test_a_run_prints_its_table_and_writes_table_and_figure(tmp_path):
     assert cells[1][3].strip() == "-"  # DFA has no alignment angle
     with Image.open(tmp_path / "short" / "angles.png") as figure:
         assert figure.width > 1000
-    for shown in ("[4/4] rule=dfa,seed=1: test error", "table.md", "angles.png", f"results {tmp_path / 'short'}"):
+    for shown in (
+        "[4/4] rule=dfa,seed=1: test error",
+        "table.md",
+        "angles.png",
+        "page.html",
+        f"results {tmp_path / 'short'}",
+    ):
         assert shown in result.stdout
     assert result.stderr == ""
     again = invoke("run", QUICKSTART, *into(tmp_path, *SHORT, grid))

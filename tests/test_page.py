@@ -1,0 +1,127 @@
+"""The page as a file: what stands in it, what it refuses, how large it gets."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shlex
+from html import unescape
+from pathlib import Path
+
+import pytest
+from commands import invoke, mistake
+from runs import ALL_METRICS, quick
+
+from biotorch.experiment import run
+from biotorch.experiment.collecting import Collection, Run, collect
+from biotorch.experiment.results import load_results
+from biotorch.report.page import write_page
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    run(quick(folder, "sweep={model.mode.type: [backpropagation, fa], experiment.seed: [0, 1]}", *ALL_METRICS))
+    return folder / "quick"
+
+
+def data(page: str) -> dict:
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
+
+
+def test_report_writes_one_file_that_asks_for_nothing_else(store, tmp_path):
+    result = invoke("report", store, "-o", tmp_path / "page.html")
+    assert result.exit_code == 0, result.output
+    assert "page.html" in result.stdout
+    page = (tmp_path / "page.html").read_text()
+    assert not re.search(r'<(script|img|link|iframe)[^>]*(src|href)="(?!data:)', page)
+    shown = data(page)
+    assert [curve["name"] for curve in shown["panels"][0]["curves"]] == ["backpropagation", "fa"]
+    assert {each["seed"] for each in shown["panels"][0]["curves"][1]["runs"]} == {"0", "1"}
+    for found in collect(store).runs:
+        assert found.result["state_hash"] in page
+        assert found.result["environment"]["torch"] in page
+
+
+def test_its_values_are_those_of_the_results(store, tmp_path):
+    page = write_page(collect(store), tmp_path / "page.html").read_text()
+    [panel] = data(page)["panels"]
+    for curve in panel["curves"]:
+        for each in curve["runs"]:
+            result = load_results(store / f"rule={curve['rule']},seed={each['seed']}")
+            assert each["validation"]["error"] == pytest.approx(
+                [record["validation"]["error"] for record in result["history"]], rel=1e-3
+            )
+            if curve["rule"] == "fa":
+                last = [series[-1] for series in each["layers"]["angles"]]
+                assert last == pytest.approx(list(result["history"][-1]["angles"].values()), rel=1e-3)
+
+
+def test_the_command_of_a_run_repeats_it(store, tmp_path, monkeypatch):
+    page = write_page(collect(store), tmp_path / "page.html").read_text()
+    command = unescape(re.findall(r"<code>(biotorch run .*?)</code>", page)[-1])
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(command)
+    assert invoke(*words[1:]).exit_code == 0
+    again = collect(tmp_path / "repeated").runs[0].result
+    first = load_results(Path(words[2]).parent)
+    assert again["state_hash"] == first["state_hash"]
+
+
+def test_names_cannot_leave_their_places(store, tmp_path):
+    found = collect(store).runs[0]
+    result = copy.deepcopy(found.result)
+    evil = "</script><script>alert(1)</script>"
+    result["config"]["experiment"]["name"] = evil
+    result["config"]["model"]["architecture"] = evil
+    page = write_page(Collection([Run(found.path, result)], [], [evil]), tmp_path / "page.html").read_text()
+    assert evil not in page
+    assert data(page)["panels"][0]["curves"][0]["network"] == evil
+
+
+def test_a_hundred_long_runs_of_a_deep_network_stay_under_eight_megabytes(store, tmp_path):
+    first = collect(store).runs[-1]
+    layers = {f"layers.{number}.conv": 45.123456 for number in range(58)}
+    history = [
+        {
+            **first.result["history"][-1],
+            "epoch": epoch,
+            **{key: {name: value + epoch / 7 for name, value in layers.items()} for key in ("angles", "norm_ratios")},
+        }
+        for epoch in range(251)
+    ]
+    runs = []
+    for number in range(100):
+        result = copy.deepcopy({**first.result, "history": []})
+        result |= {"history": history, "state_hash": f"{number:032x}"}
+        result["config"]["experiment"]["seed"] = number
+        runs.append(Run(first.path, result))
+    path = write_page(Collection(runs, [], []), tmp_path / "page.html")
+    assert path.stat().st_size < 8_000_000
+    page = path.read_text()
+    shown = data(page)
+    assert shown["every"] > 1
+    assert f"one epoch of {shown['every']} is shown" in page
+    assert shown["panels"][0]["curves"][0]["runs"][0]["epochs"][-1] == 250
+
+
+def test_what_is_left_out_stands_on_it(store, tmp_path):
+    found = collect(store)
+    page = write_page(
+        Collection(found.runs, [Path("half/way")], ["x/results.json is damaged"]), tmp_path / "p.html"
+    ).read_text()
+    assert "half/way" in page
+    assert "x/results.json is damaged" in page
+    assert "1 not finished, 1 that cannot be read" in page
+
+
+def test_nothing_finished_makes_no_page(tmp_path):
+    with pytest.raises(ValueError, match="at least one finished run"):
+        write_page(Collection([], [], []), tmp_path / "page.html")
+
+
+def test_places_that_cannot_be_written_are_mistakes(store, tmp_path):
+    assert "ends in .html" in mistake(invoke("report", store, "-o", tmp_path / "page.pdf"))
+    (tmp_path / "file").write_text("")
+    assert "file" in mistake(invoke("report", store, "-o", tmp_path / "file" / "page.html"))
