@@ -116,6 +116,13 @@ def test_what_is_left_out_stands_on_it(store, tmp_path):
     assert "1 not finished, 1 that cannot be read" in page
 
 
+def test_a_seed_that_is_there_twice_with_different_results_is_told(store, tmp_path):
+    found = collect(store).runs
+    other = {**copy.deepcopy(found[0].result), "state_hash": "0" * 32}
+    page = write_page(Collection([*found, Run(Path("other"), other)], [], []), tmp_path / "page.html").read_text()
+    assert "backpropagation: seed 0 is there 2 times with different results" in page
+
+
 def test_nothing_finished_makes_no_page(tmp_path):
     with pytest.raises(ValueError, match="at least one finished run"):
         write_page(Collection([], [], []), tmp_path / "page.html")

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from commands import invoke
+from playwright.sync_api import sync_playwright
 from runs import ALL_METRICS, quick
 
 from biotorch.experiment import run
@@ -32,8 +33,6 @@ def path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from biotorch.experiment.results import Result
-from biotorch.report.groups import at, by_configuration, differs, label, mean_angle, without_copies
+from biotorch.report.groups import at, by_configuration, differs, label, mean_angle, method, without_copies
 from biotorch.report.published import EPOCHS, dataset, published_error
 from biotorch.tables import Table
 
@@ -79,6 +80,13 @@ def _title(result: Result, columns: dict[str, str]) -> str:
 def _notes(results: Sequence[Result], paper: bool) -> list[str]:
     environment = results[0]["environment"]
     notes = ["Mean ± standard deviation over n seeds. Angles: mean over layers, before → after training."]
+    notes += [
+        f"{method(group[0])}: seed {seed} is there {times} times with different results (versions or machines?); n and "
+        "the mean count each."
+        for group in by_configuration(results)
+        for seed, times in Counter(result["config"]["experiment"]["seed"] for result in group).items()
+        if times > 1
+    ]
     if any(result["config"]["data"]["validation"] == "test" for result in results):
         notes.append("The best epoch was chosen on the test set.")
     if paper:
