@@ -4,9 +4,9 @@
     python benchmarks/jobs.py --rounds 9 --seconds 3
 
 Networks of growing size train on random images of their own size, batch 64, fp32, channels_last, under SGD with
-momentum and the rule `fa`. Every round measures the updates per second of one process with two threads, and of two processes
-with one thread each that run at the same time, in an order drawn anew; the ratio is taken within the round. Above 1,
-two processes are faster: the thresholds of `biotorch.experiment.estimating` rest on where that ends.
+momentum and the rule `fa`. Every round measures the updates per second of one process with two threads, and of two
+processes with one thread each that run at the same time, in an order drawn anew; the ratio is taken within the round.
+Above 1, two processes are faster: the thresholds of `biotorch.experiment.estimating` rest on where that ends.
 Run it on an otherwise idle machine of two cores or more.
 """
 

@@ -123,6 +123,20 @@ def test_a_seed_that_is_there_twice_with_different_results_is_told(store, tmp_pa
     assert "backpropagation: seed 0 is there 2 times with different results" in page
 
 
+def test_runs_that_trained_nothing_or_have_undefined_figures_are_shown(store, tmp_path):
+    found = collect(store).runs[0]
+    evaluated, undefined = copy.deepcopy(found.result), copy.deepcopy(found.result)
+    evaluated |= {"history": [], "validation": None}
+    evaluated["config"]["training"] = None
+    undefined["test"]["loss"] = None
+    undefined["history"][-1]["gradient_angles"] = dict.fromkeys(undefined["history"][-1]["gradient_angles"])
+    runs = [Run(found.path, evaluated), Run(Path("other"), undefined)]
+    assert data(write_page(Collection(runs, [], []), tmp_path / "page.html").read_text())["trained"]
+    alone = data(write_page(Collection(runs[:1], [], []), tmp_path / "alone.html").read_text())
+    assert not alone["trained"]
+    assert alone["panels"][0]["curves"][0]["optimizer"] == "-"
+
+
 def test_nothing_finished_makes_no_page(tmp_path):
     with pytest.raises(ValueError, match="at least one finished run"):
         write_page(Collection([], [], []), tmp_path / "page.html")

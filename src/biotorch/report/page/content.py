@@ -41,7 +41,8 @@ _NUMBER = re.compile(r"[-+]?\d|\[[-+]|-$")
 
 def facets_of(result: Mapping[str, Any]) -> dict[str, str]:
     """By what a run can be chosen, all as text."""
-    values = {name: str(at(dict(result), path)) for name, path in FACETS.items()}
+    found = {name: at(dict(result), path) for name, path in FACETS.items()}
+    values = {name: "-" if value is None else str(value) for name, value in found.items()}
     return {**values, "rule": method(dict(result))}
 
 
@@ -148,7 +149,11 @@ def _run(run: Run, name: str) -> dict[str, Any]:
         "name": name,
         "facets": facets_of(result),
         "path": str(run.path),
-        "figures": {f"{split} {key}": f"{value:.4g}" for key, value in (result[split] or {}).items()} if split else {},
+        "figures": {
+            f"{split} {key}": "-" if value is None else f"{value:.4g}" for key, value in (result[split] or {}).items()
+        }
+        if split
+        else {},
         "best_epoch": result.get("best_epoch"),
         "epochs": max(0, len(result["history"]) - 1),
         "seconds": f"{result['seconds']:.1f}",

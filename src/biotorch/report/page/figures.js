@@ -138,7 +138,7 @@ function byDepth() {
     const kept = panel.layers.map((name, k) => [name, k]).filter(([name]) => !hiddenLayers[at].has(name));
     const get = (run) => {
       const series = run.layers[quantity];
-      return new Map((series ? kept : []).map(([name, k]) => [name, [name, series[k].at(place)]]).filter(([, p]) => p[1] !== null));
+      return new Map((series ? kept : []).map(([name, k]) => [name, [name, series[k].at(place)]]).filter(([, p]) => p[1] !== null && p[1] !== undefined));
     };
     return {
       title: panel.title, x: "layer, from the input to the output", y: DATA.layerwise[quantity], angles: quantity !== "norm_ratios", category: kept.map(([name]) => name),
@@ -224,6 +224,8 @@ function draw(name) {
     head.textContent = panel.title;
     const place = document.createElement("div");
     place.className = "plot";
+    const names = panel.traces.filter((trace) => trace.showlegend).length;
+    place.style.height = `${22 + 0.8 * names}rem`; // the legend stands below, two or three names in a line
     place.setAttribute("role", "img");
     place.setAttribute("aria-label", `${panel.title}: ${panel.y} over ${panel.x}; the last values stand below as text`);
     figure.append(head, place, values(panel));
