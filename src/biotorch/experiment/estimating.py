@@ -21,8 +21,9 @@ from biotorch.experiment.run import run_point
 from biotorch.experiment.signals import Interrupted, StopRequest
 from biotorch.training import Record, Trainer
 
-#: Parameters up to which a network of this many CPU threads keeps them busy (benchmarks/jobs.py).
-_THREADS = ((1_000_000, 1), (20_000_000, 4))
+#: Parameters up to which this many CPU threads are the fastest for a network: the first by benchmarks/jobs.py on two
+#: cores, the second not measured.
+_THREADS = ((2_000_000, 1), (20_000_000, 4))
 _MOST_THREADS = 8
 
 #: What is measured of a point: updates, and seconds after which fewer are enough.
