@@ -15,12 +15,13 @@ How e gets from the output layer to the direct layers is in `broadcast`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from biotorch.broadcast import Inbox, Output, SentError, Slice, aligned, broadcast
+from biotorch import teaching
+from biotorch.broadcast import Inbox, Output, SentError, Signal, Slice, aligned, broadcast
 
 _Callable = TypeVar("_Callable", bound=Callable[..., Any])
 
@@ -66,12 +67,27 @@ class Operation(Protocol):
         ...
 
 
-def _projected(ctx: Any, errors: Sequence[SentError], x: Tensor, feedback: Tensor) -> Tensor:
+class Receiver(NamedTuple):
+    """How a layer hears the error of the output.
+
+    `label` names it in errors; `columns` is its part of a matrix that all share; `signal` is what its rule sends in
+    the place of the error, `clip` whether what arrives is clamped.
+    """
+
+    label: str
+    columns: Slice | None = None
+    signal: Signal | None = None
+    clip: bool = False
+
+
+def _projected(
+    operation: Operation, receiver: Receiver, errors: Sequence[SentError], x: Tensor, feedback: Tensor
+) -> Tensor:
     """The sum over output layers of B e, in the shape and type of `x`."""
-    operation, columns = ctx.operation, ctx.columns
-    place = operation.positions(x), operation.batch_dim, ctx.label, operation.time_major
+    label, columns = receiver.label, receiver.columns
+    place = operation.positions(x), operation.batch_dim, label, operation.time_major
     terms = []
-    for error in errors:
+    for error in (sent.carried_by(receiver.signal) for sent in errors):
         if columns is None:
             rows = feedback[error.output.start : error.output.stop].to(x.dtype).flatten(1)
             projected = aligned(error.to(x.dtype), *place) @ rows
@@ -82,10 +98,28 @@ def _projected(ctx: Any, errors: Sequence[SentError], x: Tensor, feedback: Tenso
             terms.append(operation.spread(projected, x))
         except RuntimeError as error:
             raise RuntimeError(
-                f"{ctx.label}: the output's error does not fit an input {tuple(x.shape)}: {error}"
+                f"{label}: the output's error does not fit an input {tuple(x.shape)}: {error}"
             ) from error
-    total = terms[0] if len(terms) == 1 else torch.stack(terms).sum(0)
-    return total.clamp(-1, 1) if ctx.clip else total
+    return terms[0] if len(terms) == 1 else torch.stack(terms).sum(0)
+
+
+def _heard(
+    operation: Operation, receiver: Receiver, errors: Sequence[SentError], x: Tensor, feedback: Tensor
+) -> Tensor:
+    """What is handed on in the place of the gradient of `x`."""
+    projected = _projected(operation, receiver, errors, x, feedback)
+    return projected.clamp(-1, 1) if receiver.clip else projected
+
+
+def _met(
+    operation: Operation, receiver: Receiver, errors: Sequence[SentError], x: Tensor, feedback: Tensor
+) -> Tensor:
+    """The product of the errors that B brings and the input that they meet: the derivative by B of <B e, x>."""
+    with torch.enable_grad():
+        variable = feedback.detach().requires_grad_()
+        projected = _projected(operation, receiver, errors, x, variable)
+    (product,) = torch.autograd.grad(projected, variable, x)
+    return product
 
 
 def _stray_gradient(label: str) -> RuntimeError:
@@ -158,6 +192,8 @@ class Feedback(torch.autograd.Function):
         """`state` is the rule's B (None if it has none); `output`, set on output layers, broadcasts dy."""
         x, w, b = _cast(autocast_dtype(x), x, weight, bias)
         ctx.operation, ctx.feedback, ctx.clip, ctx.output = operation, feedback, clip, output
+        if output is not None:
+            ctx.targets = teaching.current()
         # W itself is saved, not its cast copy: a change of W before the backward must raise.
         ctx.save_for_backward(x, weight, state)
         return operation.forward(x, w, b)
@@ -187,14 +223,15 @@ class Direct(torch.autograd.Function):
         bias: Tensor | None,
         state: Tensor,
         operation: Operation,
-        clip: bool,
         output: Output | None,
-        label: str,
-        columns: Slice | None,
+        receiver: Receiver,
     ) -> Tensor:
-        """`state` is B, or the matrix of which the layer has `columns`; `label` names the layer in errors."""
+        """`state` is B, or the matrix of which the layer has columns. Its "gradient" is the product of what it
+        brings and what that meets."""
         x, w, b = _cast(autocast_dtype(x), x, weight, bias)
-        ctx.operation, ctx.clip, ctx.output, ctx.label, ctx.columns = operation, clip, output, label, columns
+        ctx.operation, ctx.output, ctx.receiver = operation, output, receiver
+        if output is not None:
+            ctx.targets = teaching.current()
         ctx.biotorch_inbox = Inbox()
         ctx.save_for_backward(x, weight, state)
         return operation.forward(x, w, b)
@@ -207,24 +244,22 @@ class Direct(torch.autograd.Function):
         if ctx.output is not None and not (ctx.output.inferred and errors):
             error = ctx.operation.output_error(dy)
             if error.shape[-1] != ctx.output.stop - ctx.output.start:
-                raise _stray_gradient(ctx.label)
+                raise _stray_gradient(ctx.receiver.label)
             errors.append(broadcast(ctx, ctx.output, error))
         if not errors:
-            raise _stray_gradient(ctx.label)
-        needs_dx, *local = ctx.needs_input_grad[:3]
+            raise _stray_gradient(ctx.receiver.label)
+        needs_dx, *local, learns = ctx.needs_input_grad[:4]
         _, dw, db = ctx.operation.backward(dy, x, weight.to(dy.dtype), (False, *local))
-        dx = _projected(ctx, errors, x, state) if needs_dx else None
-        return dx, dw, db, None, None, None, None, None, None, None
+        heard = ctx.operation, ctx.receiver, errors, x, state
+        return _heard(*heard) if needs_dx else None, dw, db, _met(*heard) if learns else None, None, None, None
 
 
 class Cut(torch.autograd.Function):
     """Identity forward; in the backward only the broadcast error passes, whatever gradient arrives."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, state: Tensor, operation: Operation, clip: bool, label: str, columns: Slice | None
-    ) -> Tensor:
-        ctx.operation, ctx.clip, ctx.label, ctx.columns = operation, clip, label, columns
+    def forward(ctx: Any, x: Tensor, state: Tensor, operation: Operation, receiver: Receiver) -> Tensor:
+        ctx.operation, ctx.receiver = operation, receiver
         ctx.biotorch_inbox = Inbox()
         # Shape, type and memory format of x are needed, not its values: a detached alias, which the
         # block may change in place, as it may the alias it gets.
@@ -238,5 +273,5 @@ class Cut(torch.autograd.Function):
         (state,) = _saved(ctx)
         errors = ctx.biotorch_inbox.take()
         if not errors:
-            raise _stray_gradient(ctx.label)
-        return _projected(ctx, errors, ctx.like, state), None, None, None, None, None
+            raise _stray_gradient(ctx.receiver.label)
+        return _heard(ctx.operation, ctx.receiver, errors, ctx.like, state), None, None, None

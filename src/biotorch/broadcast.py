@@ -10,10 +10,16 @@ reaches a direct layer around the output layer is an error instead of silent non
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+
+from biotorch.teaching import Targets
+
+#: What a rule sends in the place of the error: (error, targets) -> a tensor in the error's shape.
+Signal: TypeAlias = Callable[[Tensor, Targets], Tensor]
 
 
 class Output(NamedTuple):
@@ -38,12 +44,21 @@ class Slice(NamedTuple):
 class SentError:
     """The error (*positions, n_out) of one output layer in one backward pass, for all layers upstream."""
 
-    __slots__ = ("_cast", "_projected", "output", "tensor")
+    __slots__ = ("_cast", "_projected", "_signals", "output", "targets", "tensor")
 
-    def __init__(self, output: Output, tensor: Tensor) -> None:
-        self.output, self.tensor = output, tensor
+    def __init__(self, output: Output, tensor: Tensor, targets: Targets) -> None:
+        self.output, self.tensor, self.targets = output, tensor, targets
+        self._signals: dict[Signal, SentError] = {}
         self._cast: dict[torch.dtype, Tensor] = {}
         self._projected: dict[tuple[int, torch.dtype], Tensor] = {}
+
+    def carried_by(self, signal: Signal | None) -> SentError:
+        """What a rule sends in its place, computed once; None is the error itself."""
+        if signal is None:
+            return self
+        if signal not in self._signals:
+            self._signals[signal] = SentError(self.output, signal(self.tensor, self.targets), self.targets)
+        return self._signals[signal]
 
     def to(self, dtype: torch.dtype) -> Tensor:
         """The error in `dtype`, converted once."""
@@ -86,8 +101,8 @@ class Inbox:
 
 
 def broadcast(node: Any, output: Output, error: Tensor) -> SentError:
-    """Leave `error` with every direct node upstream of `node`."""
-    sent = SentError(output, error)
+    """Leave `error` with every direct node upstream of `node`, which has the targets of its forward."""
+    sent = SentError(output, error, node.targets)
     seen, frontier = {node}, [node]
     while frontier:
         for upstream, _ in frontier.pop().next_functions:

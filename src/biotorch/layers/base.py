@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from biotorch import seeding
-from biotorch.autograd import Direct, Feedback, Operation, uncompiled
+from biotorch.autograd import Direct, Feedback, Operation, Receiver, uncompiled
 from biotorch.broadcast import Output
 from biotorch.layers.connection import feedback_name
 from biotorch.layers.state import RuleState
-from biotorch.rules import FeedbackRule, Rule, from_layer_config, initial
+from biotorch.rules import DirectRule, FeedbackRule, Rule, from_layer_config, initial
 
 
 class FeedbackLayer(RuleState):
@@ -170,13 +170,26 @@ class FeedbackLayer(RuleState):
             state = getattr(self, feedback)
             y = Feedback.apply(x, weight, bias, state, operation, rule.feedback, rule.gradient_clip, self.output)
         else:
-            columns = self.feedback_columns.get(parameter)
-            state = getattr(self, feedback) if columns is None else self.shared_matrix.to(x.device)
-            label = self.label or type(self).__name__
-            y = Direct.apply(x, weight, bias, state, operation, rule.gradient_clip, self.output, label, columns)
+            state = self.projector(parameter, x)
+            if "gradient" in rule.observes:
+                state = self.listening(parameter, state)
+            y = Direct.apply(x, weight, bias, state, operation, self.output, self.receiver(parameter))
         return y
 
     _carry_uncompiled = uncompiled(_carry)
+
+    def projector(self, parameter: str, x: Tensor) -> Tensor:
+        """Under a direct rule: B, or the matrix of which it is a part, on the device of `x`."""
+        if parameter in self.feedback_columns:
+            return self.shared_matrix.to(x.device)
+        return getattr(self, feedback_name(parameter))  # type: ignore[no-any-return]
+
+    def receiver(self, parameter: str) -> Receiver:
+        """Under a direct rule: how the layer hears the error."""
+        rule = self.rule
+        signal = rule.signal if isinstance(rule, DirectRule) and rule.has_signal() else None
+        label = self.label or type(self).__name__
+        return Receiver(label, self.feedback_columns.get(parameter), signal, rule.gradient_clip)
 
     def restore(self, y: Tensor, x: Tensor) -> Tensor:
         """Undo what `operation` did to the shape of `x` (a missing batch dimension)."""

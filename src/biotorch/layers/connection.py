@@ -55,9 +55,9 @@ class Connection(NamedTuple):
 
     @property
     def effective_feedback(self) -> Tensor | None:
-        """B as the backward pass uses it, in the shape of W; None under a direct rule."""
+        """B as the backward pass uses it, in the shape of W; None where the rule has no such thing."""
         rule = self.layer.rule
-        if isinstance(rule, FeedbackRule):
+        if isinstance(rule, FeedbackRule) and not rule.trains_output_only:
             with torch.no_grad():
                 return rule.feedback(self.weight, self.buffer)
         return None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from biotorch import seeding
 from biotorch.broadcast import Slice
 from biotorch.layers import updates
 from biotorch.layers.connection import Connection, feedback_name, norm_name
-from biotorch.rules import Rule, initial
+from biotorch.rules import Rule, Update, initial
 
 
 class RuleState(nn.Module):
@@ -29,6 +30,8 @@ class RuleState(nn.Module):
     shared_from: tuple[RuleState, ...] = ()
     #: Whether the layer is the first of a block at whose input a direct rule's error arrives: it has one B, for that.
     at_point: bool = False
+    #: Whether the processes of a DDP training add their gradients up, as runs do, instead of averaging them.
+    sums_gradients: bool = False
 
     @property
     def connections(self) -> list[Connection]:
@@ -107,6 +110,8 @@ class RuleState(nn.Module):
 
     def _check_feedback(self, connection: Connection, expected: torch.Size) -> None:
         """A rule of the user's own may return anything: tell it here, not deep in the first backward."""
+        if self.rule.trains_output_only:
+            return
         effective = connection.buffer if self.rule.direct else connection.effective_feedback
         if effective is None or effective.shape != expected:
             found = None if effective is None else tuple(effective.shape)
@@ -120,7 +125,8 @@ class RuleState(nn.Module):
                     delattr(self, name)
         if "shared_feedback" in self._buffers:
             del self.shared_feedback
-        for name in ("rule", "feedback_seeds", "feedback_draws", "feedback_columns", "shared_from", "at_point"):
+        own = ("rule", "feedback_seeds", "feedback_draws", "feedback_columns", "shared_from", "at_point", "_before")
+        for name in own:
             self.__dict__.pop(name, None)
         updates.watch(self, wanted=False)
 
@@ -143,27 +149,57 @@ class RuleState(nn.Module):
         """B as the backward pass uses it, in the shape of W; None under a direct rule."""
         return self.connections[0].effective_feedback
 
-    def after_update(self, redraw: bool, stepped: Container[int]) -> None:
-        """What follows an optimizer step (see `biotorch.layers.updates`).
+    # Updates -------------------------------------------------------------------------------------
 
-        `redraw` is False after the step of an optimizer that wraps another: the rule has had its update
-        after the inner step, but the weights may have changed again. `stepped` are the ids of the parameters that
-        the optimizer holds: the others of the layer may be another's.
-        """
+    def listening(self, parameter: str, feedback: Tensor) -> Tensor:
+        """B for one forward pass; what the backward finds for it is added up on the buffer, as its `.grad`."""
+        if self.get_parameter(parameter).grad is None:
+            feedback.grad = None  # left over from a step that was never made
+        leaf = feedback.detach().requires_grad_()
+        leaf.register_post_accumulate_grad_hook(functools.partial(_add_to, feedback))
+        return leaf
+
+    def before_update(self, step: updates.Step) -> None:
+        """Keep what the rule compares W with after an optimizer step."""
+        if "change" in self.rule.observes:
+            self._before = {each.parameter: each.weight.detach().clone() for each in step.updated(self.connections)}
+
+    def after_update(self, step: updates.Step) -> None:
+        """What follows an optimizer step (see `biotorch.layers.updates`)."""
         with torch.no_grad():
+            updated = [] if step.wraps or not self.rule.has_update() else step.updated(self.connections)
+            seen = [self._update(connection, step) for connection in updated]
             if self.rule.constrain_weights:
                 for connection in self.connections:
                     norm, wanted = connection.weight.norm(), self._buffers[norm_name(connection.parameter)]
                     connection.trained.mul_(torch.where(norm > 0, wanted / norm, 1))
-            updated = [
-                each for each in self.connections if id(each.trained) in stepped and each.trained.grad is not None
-            ]
-            if redraw and self.rule.has_update() and updated:
+            if updated:
+                self.__dict__.pop("_before", None)
                 self.feedback_draws += 1
-                for connection in updated:
-                    seed = seeding.derive(self.feedback_seeds[connection.parameter], "feedback", self.feedback_draws)
-                    generator = seeding.generator(seed, connection.weight.device)
-                    self.rule.after_update(connection.weight, connection.buffer, generator)
+            for connection, update in zip(updated, seen, strict=True):
+                if connection.buffer is None or step.first_to_update(connection.buffer):  # those that share W share B
+                    self.rule.after_update(update)
+
+    def _update(self, connection: Connection, step: updates.Step) -> Update:
+        """What the rule sees of the step, before W is rescaled."""
+        name, weight, decay = connection.parameter, connection.weight, step.decay(connection.trained)
+        feedback = weight.new_empty(0) if connection.buffer is None else connection.buffer
+        seed = seeding.derive(self.feedback_seeds[name], "feedback", self.feedback_draws + 1)
+        change = gradient = None
+        if "change" in self.rule.observes:
+            change = weight - self._before[name].mul_(1 - decay)
+        if "gradient" in self.rule.observes:
+            gradient = updates.over_processes(feedback, self.sums_gradients)
+        return Update(
+            weight,
+            feedback,
+            lambda: seeding.generator(seed, weight.device),
+            number=self.feedback_draws + 1,
+            rate=step.rate(connection.trained),
+            decay=decay,
+            change=change,
+            gradient=gradient,
+        )
 
     # Saving --------------------------------------------------------------------------------------
 
@@ -208,3 +244,10 @@ class RuleState(nn.Module):
                     unexpected_keys.remove(key)
             elif strict:
                 missing_keys.append(key)
+
+
+def _add_to(feedback: Tensor, leaf: Tensor) -> None:
+    """Move the gradient that a backward pass left on `leaf` to the buffer it stands for."""
+    assert leaf.grad is not None
+    feedback.grad = leaf.grad if feedback.grad is None else feedback.grad + leaf.grad
+    leaf.grad = None

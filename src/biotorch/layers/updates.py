@@ -1,18 +1,58 @@
-"""What follows an optimizer step: a user's plain `loss.backward(); optimizer.step()` is enough.
+"""What goes with an optimizer step: a user's plain `loss.backward(); optimizer.step()` is enough.
 
-torch calls one hook after every optimizer's step; it visits the layers whose rule asked for it and
-whose weight that optimizer holds. Where no rule asked, it returns at once.
+torch calls one hook before and one after every optimizer's step; they visit the layers whose rule asked for it and
+whose weight that optimizer holds. Where no rule asked, they return at once.
 """
 
 from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Container, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch import Tensor, distributed
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+if TYPE_CHECKING:
+    from biotorch.layers.connection import Connection
+
+
+class Step:
+    """One optimizer step: on which parameters, and with what rate and decay."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        #: A wrapper (accumulation, Lookahead, SAM) fires the hooks for its own step beside that of the optimizer
+        #: inside, and also where it has not stepped that one at all: rules have their update with the inner one.
+        self.wraps = any(isinstance(value, torch.optim.Optimizer) for value in vars(optimizer).values())
+        self.groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        self._updated: set[int] = set()
+
+    def concerns(self, layer: Updated) -> bool:
+        """Whether the optimizer holds a weight of the layer: the others may be another's."""
+        return any(id(layer.get_parameter(name)) in self.groups for name in layer.weight_names)
+
+    def updated(self, connections: Iterable[Connection]) -> list[Connection]:
+        """Those of which the optimizer holds W, and that have a gradient."""
+        return [each for each in connections if id(each.trained) in self.groups and each.trained.grad is not None]
+
+    def first_to_update(self, feedback: Tensor) -> bool:
+        """Whether this B has not had its update in this step; it has had it afterwards."""
+        known = id(feedback) in self._updated
+        self._updated.add(id(feedback))
+        return not known
+
+    def rate(self, parameter: torch.nn.Parameter) -> float:
+        """The learning rate of a parameter."""
+        return float(self.groups[id(parameter)]["lr"])
+
+    def decay(self, parameter: torch.nn.Parameter) -> float:
+        """The share of a parameter that weight decay takes away per step, where momentum has come to rest."""
+        group = self.groups[id(parameter)]
+        kept = 1 - float(group.get("momentum") or 0)
+        share = float(group["lr"]) * float(group.get("weight_decay") or 0) * (1 - float(group.get("dampening") or 0))
+        return min(1.0, share / kept) if kept > 0 else 1.0
 
 
 class Updated(Protocol):
@@ -22,20 +62,52 @@ class Updated(Protocol):
 
     def get_parameter(self, target: str) -> torch.nn.Parameter: ...
 
-    def after_update(self, redraw: bool, stepped: Container[int]) -> None: ...
+    def before_update(self, step: Step) -> None: ...
+
+    def after_update(self, step: Step) -> None: ...
 
 
-_watched: weakref.WeakSet[Updated] = weakref.WeakSet()
+#: In order of registration: processes of one training visit their layers in the same order.
+_watched: weakref.WeakKeyDictionary[Updated, None] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()  # one thread may copy a model while another steps
 
 
 def watch(layer: Updated, wanted: bool) -> None:
-    """Call `layer.after_update` after the optimizer steps on one of its weights, or no longer."""
+    """Visit `layer` before and after an optimizer steps on one of its weights, or no longer."""
     with _lock:
         if wanted:
-            _watched.add(layer)
+            _watched[layer] = None
         else:
-            _watched.discard(layer)
+            _watched.pop(layer, None)
+
+
+def over_processes(feedback: Tensor, summed: bool) -> Tensor | None:
+    """The gradient collected for a B, taken from it, as DDP gives that of W: averaged, or summed, over processes.
+
+    None where nothing was collected, or it is not finite (of a step that a loss scaler skipped).
+    """
+    gradient, feedback.grad = feedback.grad, None
+    world = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    if world > 1:
+        gradient = torch.zeros_like(feedback) if gradient is None else gradient.contiguous()
+        distributed.all_reduce(gradient)
+        gradient = gradient if summed else gradient / world
+    return None if gradient is None or not gradient.isfinite().all() else gradient
+
+
+def _concerned(step: Step) -> list[Updated]:
+    with _lock:
+        layers = list(_watched)
+    return [layer for layer in layers if step.concerns(layer)]
+
+
+def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    if not _watched:
+        return
+    step = Step(optimizer)
+    if not step.wraps:
+        for layer in _concerned(step):
+            layer.before_update(step)
 
 
 def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -46,15 +118,10 @@ def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
     found_inf = getattr(optimizer, "found_inf", None)
     if found_inf is not None and bool(found_inf):
         return
-    # A wrapper (accumulation, Lookahead, SAM) fires the hook for its own step beside that of the
-    # optimizer inside, and also where it has not stepped that one at all.
-    wraps = any(isinstance(value, torch.optim.Optimizer) for value in vars(optimizer).values())
-    stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    with _lock:
-        layers = list(_watched)
-    for layer in layers:
-        if any(id(layer.get_parameter(name)) in stepped for name in layer.weight_names):
-            layer.after_update(not wraps, stepped)
+    step = Step(optimizer)
+    for layer in _concerned(step):
+        layer.after_update(step)
 
 
+register_optimizer_step_pre_hook(_before_step)
 register_optimizer_step_post_hook(_after_step)

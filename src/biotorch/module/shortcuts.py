@@ -135,9 +135,7 @@ class CutShortcut:
 @uncompiled
 def _cut(x: Tensor, layer: FeedbackLayer) -> Tensor:
     first, operation = layer.connections[0], layer.entry(x)
-    columns = layer.feedback_columns.get(first.parameter)
-    state = first.buffer if columns is None else layer.shared_matrix.to(x.device)
-    cut: Tensor = Cut.apply(x, state, operation, layer.rule.gradient_clip, layer.label, columns)
+    cut: Tensor = Cut.apply(x, layer.projector(first.parameter, x), operation, layer.receiver(first.parameter))
     return cut
 
 

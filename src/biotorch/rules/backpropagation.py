@@ -6,7 +6,8 @@ import dataclasses
 
 from torch import Tensor
 
-from biotorch.rules.base import FeedbackRule, register
+from biotorch.rules.base import FeedbackRule
+from biotorch.rules.registry import register
 
 
 @register("backpropagation", "bp", transports="weights")

@@ -1,15 +1,16 @@
-"""What a learning rule is, and the registry of rules."""
+"""What a learning rule is."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal
+import math
+from typing import ClassVar, Literal
 
 from torch import Generator, Tensor
 
-from biotorch.names import unknown
 from biotorch.rules import initial
+from biotorch.rules.update import Observation, Update
+from biotorch.teaching import Targets
 
 #: What a rule carries backwards of the forward weights; `biotorch.audit` measures it.
 Transports = Literal["nothing", "signs", "weights"]
@@ -42,6 +43,13 @@ class Rule:
     transports: ClassVar[Transports]
     #: True where the error comes straight from the output layer.
     direct: ClassVar[bool] = False
+    #: True where the output layer alone is trained: conversion freezes the parameters in front of it.
+    trains_output_only: ClassVar[bool] = False
+    #: True for a rule that has not (yet) done here what its paper reports: docs/log.md says what was tried.
+    experimental: ClassVar[bool] = False
+    #: What `after_update` asks for that costs something: "change" keeps a copy of W over the step, "gradient"
+    #: a product of error and input (direct rules).
+    observes: ClassVar[tuple[Observation, ...]] = ()
 
     @property
     def needs_network(self) -> str:
@@ -68,8 +76,15 @@ class Rule:
         """
         return None
 
-    def after_update(self, weight: Tensor, state: Tensor | None, generator: Generator) -> None:
-        """Called once after every optimizer step on `weight`; may change `state`, the layer's B, in place."""
+    def after_update(self, update: Update) -> None:
+        """Called once after every optimizer step on a W that has a gradient; may change B in place."""
+
+    def require_positive(self, *options: str) -> None:
+        """Raises ValueError for an option that is no finite number above 0."""
+        for option in options:
+            value = getattr(self, option)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise ValueError(f"{option} is a number above 0, not {value!r}")
 
     @classmethod
     def has_update(cls) -> bool:
@@ -125,76 +140,15 @@ class DirectRule(Rule):
             # One pattern, or a YAML list, is welcome.
             object.__setattr__(self, option, (patterns,) if isinstance(patterns, str) else tuple(patterns))
 
+    def signal(self, error: Tensor, targets: Targets) -> Tensor:
+        """What is projected in the place of the output's error (*positions, n_out), in its shape."""
+        return error
+
+    @classmethod
+    def has_signal(cls) -> bool:
+        """Whether `signal` is anything but the error."""
+        return cls.signal is not DirectRule.signal
+
     @property
     def needs_network(self) -> str:
         return f"feedback={self.feedback!r}" if self.feedback != "kernel" else "points" if self.points else ""
-
-
-_REGISTRY: dict[str, type[Rule]] = {}
-_ALIASES: dict[str, str] = {}
-
-
-def register(*names: str, transports: Transports) -> Callable[[type[Rule]], type[Rule]]:
-    """Class decorator: make a rule known by its first name, and by the others as aliases."""
-
-    def add(rule: type[Rule]) -> type[Rule]:
-        if not issubclass(rule, FeedbackRule | DirectRule):
-            raise TypeError(f"{rule.__name__} must derive from FeedbackRule or DirectRule")
-        for name in names:
-            if name in _REGISTRY or name in _ALIASES:
-                raise ValueError(f"a rule named {name!r} is already registered")
-        rule.name, rule.transports = names[0], transports
-        _REGISTRY[names[0]] = rule
-        _ALIASES.update(dict.fromkeys(names[1:], names[0]))
-        return rule
-
-    return add
-
-
-def available() -> list[str]:
-    """The names of all registered rules, aliases left out."""
-    return sorted(_REGISTRY)
-
-
-def get(name: str) -> type[Rule]:
-    """The rule class of that name or alias. Raises ValueError naming the nearest valid name."""
-    canonical = _ALIASES.get(name, name)
-    if canonical not in _REGISTRY:
-        raise unknown("rule", name, [*_REGISTRY, *_ALIASES])
-    return _REGISTRY[canonical]
-
-
-def option_names(name: str) -> list[str]:
-    """The options that the rule of that name accepts."""
-    return [field.name for field in dataclasses.fields(get(name))]
-
-
-def from_layer_config(layer_config: Mapping[str, Any] | None, default: str) -> Rule:
-    """The rule of the first system's `{"type": ..., "options": {...}}`; `default` where it names none.
-
-    Raises:
-        ValueError: another key, rule or option, or a type that contradicts `default`.
-    """
-    config = {} if layer_config is None else layer_config
-    if not isinstance(config, Mapping):
-        raise ValueError(f'layer_config is a mapping {{"type": ..., "options": {{...}}}}, not {config!r}')
-    for key in config:
-        if key not in ("type", "options"):
-            raise unknown("key of layer_config", key, ("type", "options"))
-    kind = config.get("type") or default
-    if get(kind) is not get(default):
-        raise ValueError(f"layer_config asks for {kind!r} where {default!r} is: give one of them")
-    return make(kind, **(config.get("options") or {}))
-
-
-def make(name: str, **options: Any) -> Rule:
-    """The rule of that name with these options.
-
-    Raises:
-        ValueError: no such rule, option or value; the message names the nearest valid one.
-    """
-    valid = option_names(name)
-    for option in options:
-        if option not in valid:
-            raise unknown(f"option of rule {get(name).name!r}", option, valid)
-    return get(name)(**options)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from torch import Generator, Tensor
-
 from biotorch.rules import initial
-from biotorch.rules.base import register
+from biotorch.rules.registry import register
+from biotorch.rules.update import Update
 from biotorch.rules.frsf import FixedRandomSign
 
 
@@ -31,6 +30,5 @@ class BatchwiseRandomSign(FixedRandomSign):
                 f"to draw from: use one of {', '.join(initial.INITS)}, or frsf"
             )
 
-    def after_update(self, weight: Tensor, state: Tensor | None, generator: Generator) -> None:
-        assert state is not None
-        initial.draw(state, self.feedback_distribution, generator).abs_()
+    def after_update(self, update: Update) -> None:
+        initial.draw(update.feedback, self.feedback_distribution, update.generator).abs_()

@@ -7,7 +7,8 @@ import dataclasses
 from torch import Generator, Tensor
 
 from biotorch.rules import initial
-from biotorch.rules.base import DirectRule, register
+from biotorch.rules.base import DirectRule
+from biotorch.rules.registry import register
 
 
 @register("dfa", transports="nothing")

@@ -7,7 +7,8 @@ import dataclasses
 from torch import Generator, Tensor
 
 from biotorch.rules import initial
-from biotorch.rules.base import FeedbackRule, register
+from biotorch.rules.base import FeedbackRule
+from biotorch.rules.registry import register
 
 
 @register("fa", transports="nothing")
@@ -16,13 +17,33 @@ class FeedbackAlignment(FeedbackRule):
     """B is random and fixed (Lillicrap et al. 2014, 2016; paper, equation 3).
 
     delta W_i = -((B_{i+1} delta z_{i+1}) * phi'(z_i)) y_{i-1}^T, with B in the shape of W and drawn
-    by `feedback_init`.
+    by `feedback_init`. The rules that learn such a B build on this one.
+
+    Args:
+        feedback_angle: start softly: turn B, at its own norm, to that angle to the W it meets (0 to 180
+            degrees; a random B has about 90).
+
+    Raises:
+        ValueError: `feedback_angle` is no angle, or stands beside `feedback_init="weight"`, which has one: 0.
     """
+
+    feedback_angle: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        angle = self.feedback_angle
+        if angle is None:
+            return
+        if isinstance(angle, bool) or not isinstance(angle, int | float) or not 0 <= angle <= 180:
+            raise ValueError(f"feedback_angle is an angle in degrees, 0 to 180, not {angle!r}")
+        if self.feedback_distribution == "weight":
+            raise ValueError("feedback_init='weight' starts B at W, at 0 degrees: leave out feedback_angle")
 
     def initial_feedback(self, weight: Tensor, blank: Tensor, generator: Generator) -> Tensor:
         if self.feedback_distribution == "weight":
             return weight.detach().clone()
-        return initial.draw(blank, self.feedback_distribution, generator)
+        drawn = initial.draw(blank, self.feedback_distribution, generator)
+        return drawn if self.feedback_angle is None else initial.turned(drawn, weight.detach(), self.feedback_angle)
 
     def feedback(self, weight: Tensor, state: Tensor | None) -> Tensor:
         assert state is not None

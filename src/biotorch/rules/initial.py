@@ -47,6 +47,19 @@ def draw(tensor: Tensor, init: str, generator: torch.Generator) -> Tensor:
         return tensor.copy_(fresh)
 
 
+def turned(drawn: Tensor, weight: Tensor, degrees: float) -> Tensor:
+    """`drawn` turned, at its own norm, so that it has that angle to `weight`: B of a soft start."""
+    if drawn.is_meta or weight.is_meta:
+        return drawn
+    with torch.no_grad():
+        towards = weight.double() / weight.double().norm().clamp(min=1e-300)
+        across = drawn.double() - (drawn.double() * towards).sum() * towards
+        across = across / across.norm().clamp(min=1e-300)
+        angle = math.radians(degrees)
+        direction = math.cos(angle) * towards + math.sin(angle) * across
+        return drawn.copy_(direction * drawn.double().norm())
+
+
 def draw_unit(tensor: Tensor, init: str, generator: torch.Generator) -> Tensor:
     """Fill `tensor` in place with the distribution of `init` at variance 1, and return it."""
     if tensor.is_meta:

@@ -1,0 +1,34 @@
+"""Batch Manhattan: steps by the sign of the gradient."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+
+_Optimizer = TypeVar("_Optimizer", bound=torch.optim.Optimizer)
+
+
+def batch_manhattan(optimizer: _Optimizer) -> _Optimizer:
+    """Let `optimizer` see the sign of each gradient in its place, and return it (Liao et al. 2016, section 3).
+
+    What it does with that (momentum, weight decay, schedules) stays its own. The signs are taken at `step()`, of the
+    gradient accumulated by then: the batch's, over all processes. sign(0) = 0.
+
+    Raises:
+        TypeError: `optimizer` is none of torch's.
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"batch_manhattan takes a torch optimizer, got {type(optimizer).__name__}")
+    optimizer.register_step_pre_hook(_take_signs)
+    return optimizer
+
+
+def _take_signs(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    scale = getattr(optimizer, "grad_scale", None)  # a fused optimizer divides by the loss scale itself
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                parameter.grad.sign_()
+                if scale is not None:
+                    parameter.grad.mul_(scale)

@@ -1,0 +1,50 @@
+"""Direct Kolen-Pollack."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from biotorch.rules.dfa import DirectFeedbackAlignment
+from biotorch.rules.registry import register
+from biotorch.rules.update import Update
+
+
+@register("dkp", transports="nothing")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DirectKolenPollack(DirectFeedbackAlignment):
+    """DFA whose B learns as the output layer's W does (Webster, Choi & Ahn 2021).
+
+    delta B_i = -eta_B e y_{i-1}^T - lambda_B B_i beside DFA's update of W (equation 4): the product of the error
+    that B brings and the activity that it meets, as if the layer's input went straight to the output.
+
+        e y^T      `update.gradient`, summed over the batch, over positions as B is applied
+        eta_B      `feedback_rate`, by default the optimizer's own rate
+        lambda_B   `feedback_decay`, by default the optimizer's lr * weight_decay
+
+    Deviations: B takes plain gradient steps under every optimizer of W.
+
+    Args:
+        feedback_rate: eta_B.
+        feedback_decay: lambda_B.
+
+    Raises:
+        ValueError: they are negative; `feedback="shared"` or `points`, in which no layer has a B of its own.
+    """
+
+    feedback_rate: float | None = None
+    feedback_decay: float | None = None
+
+    observes = ("gradient",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_positive(*(o for o in ("feedback_rate", "feedback_decay") if getattr(self, o) not in (None, 0)))
+        if self.feedback == "shared" or self.points:
+            raise ValueError("dkp learns a B for each layer: feedback='shared' and points have none")
+
+    def after_update(self, update: Update) -> None:
+        rate = update.rate if self.feedback_rate is None else self.feedback_rate
+        decay = update.decay if self.feedback_decay is None else self.feedback_decay
+        update.feedback.mul_(1 - decay)
+        if update.gradient is not None:
+            update.feedback.sub_(update.gradient, alpha=rate)

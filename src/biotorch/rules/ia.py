@@ -1,0 +1,58 @@
+"""Information alignment."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from biotorch.rules.fa import FeedbackAlignment
+from biotorch.rules.registry import register
+from biotorch.rules.update import Update
+
+
+@register("ia", transports="nothing")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InformationAlignment(FeedbackAlignment):
+    """B learns to bring back what W sends forward (Kunin et al. 2020, section 3).
+
+    B descends the layer-wise regularizer of three primitives, eta_B its own rate:
+
+        R = -alpha tr(x^T B^T y) + beta / 2 |B|^2 + gamma / 2 |B^T y|^2     amp, decay, null
+
+    with y = W x. On white noise x it ends at B = alpha (gamma W W^T + beta)^-1 W, for every beta and gamma with
+    less than 90 degrees to W; `null` is what keeps it stable where the weight mirror (gamma = 0) is not.
+
+        x, y                `update.noise`, `update.respond`: activity at both ends of the layer, bias off
+        eta_B               `feedback_rate`
+        alpha, beta, gamma  `amp`, `feedback_decay`, `null`
+
+    Deviations: x is white noise after every update of W, as in `wm`, where the paper takes the activations of the
+    training batch: no statistics have to be shared between processes, and correlated inputs do not bend B. The
+    paper searches its constants per task; these are ours.
+
+    Args:
+        feedback_rate: eta_B.
+        amp, feedback_decay, null: weights of the primitives.
+        noise_batch: patterns of noise per update.
+
+    Raises:
+        ValueError: one of them is not above 0.
+    """
+
+    feedback_rate: float = 0.01
+    amp: float = 1.0
+    feedback_decay: float = 1.0
+    null: float = 0.1
+    noise_batch: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_positive("feedback_rate", "amp", "feedback_decay", "null", "noise_batch")
+        if not isinstance(self.noise_batch, int):
+            raise ValueError("noise_batch is a whole number")
+
+    def after_update(self, update: Update) -> None:
+        x, feedback = update.noise(self.noise_batch), update.feedback
+        y = update.respond(x)
+        rest = self.amp * x - self.null * (y @ feedback.flatten(1))
+        ascent = (y.T @ rest / self.noise_batch).view(feedback.shape)
+        feedback.mul_(1 - self.feedback_rate * self.feedback_decay).add_(ascent, alpha=self.feedback_rate)

@@ -1,0 +1,79 @@
+"""The registry of learning rules: from a name and options to a rule."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from biotorch.names import unknown
+from biotorch.rules.base import DirectRule, FeedbackRule, Rule, Transports
+
+_REGISTRY: dict[str, type[Rule]] = {}
+_ALIASES: dict[str, str] = {}
+
+
+def register(*names: str, transports: Transports) -> Callable[[type[Rule]], type[Rule]]:
+    """Class decorator: make a rule known by its first name, and by the others as aliases."""
+
+    def add(rule: type[Rule]) -> type[Rule]:
+        if not issubclass(rule, FeedbackRule | DirectRule):
+            raise TypeError(f"{rule.__name__} must derive from FeedbackRule or DirectRule")
+        for name in names:
+            if name in _REGISTRY or name in _ALIASES:
+                raise ValueError(f"a rule named {name!r} is already registered")
+        rule.name, rule.transports = names[0], transports
+        _REGISTRY[names[0]] = rule
+        _ALIASES.update(dict.fromkeys(names[1:], names[0]))
+        return rule
+
+    return add
+
+
+def available() -> list[str]:
+    """The names of all registered rules, aliases left out."""
+    return sorted(_REGISTRY)
+
+
+def get(name: str) -> type[Rule]:
+    """The rule class of that name or alias. Raises ValueError naming the nearest valid name."""
+    canonical = _ALIASES.get(name, name)
+    if canonical not in _REGISTRY:
+        raise unknown("rule", name, [*_REGISTRY, *_ALIASES])
+    return _REGISTRY[canonical]
+
+
+def option_names(name: str) -> list[str]:
+    """The options that the rule of that name accepts."""
+    return [field.name for field in dataclasses.fields(get(name))]
+
+
+def from_layer_config(layer_config: Mapping[str, Any] | None, default: str) -> Rule:
+    """The rule of the first system's `{"type": ..., "options": {...}}`; `default` where it names none.
+
+    Raises:
+        ValueError: another key, rule or option, or a type that contradicts `default`.
+    """
+    config = {} if layer_config is None else layer_config
+    if not isinstance(config, Mapping):
+        raise ValueError(f'layer_config is a mapping {{"type": ..., "options": {{...}}}}, not {config!r}')
+    for key in config:
+        if key not in ("type", "options"):
+            raise unknown("key of layer_config", key, ("type", "options"))
+    kind = config.get("type") or default
+    if get(kind) is not get(default):
+        raise ValueError(f"layer_config asks for {kind!r} where {default!r} is: give one of them")
+    return make(kind, **(config.get("options") or {}))
+
+
+def make(name: str, **options: Any) -> Rule:
+    """The rule of that name with these options.
+
+    Raises:
+        ValueError: no such rule, option or value; the message names the nearest valid one.
+    """
+    valid = option_names(name)
+    for option in options:
+        if option not in valid:
+            raise unknown(f"option of rule {get(name).name!r}", option, valid)
+    return get(name)(**options)
