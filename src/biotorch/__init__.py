@@ -11,6 +11,7 @@ from torch import nn
 
 from biotorch import layers, metrics, models, module, rules
 from biotorch.layers import register_layer
+from biotorch.manhattan import batch_manhattan
 from biotorch.module import (
     Audit,
     AuditError,
@@ -24,6 +25,7 @@ from biotorch.module import (
     summary,
     true_gradients,
 )
+from biotorch.teaching import targets
 
 __version__ = "0.1.0.dev0"
 
@@ -50,6 +52,7 @@ __all__ = [
     "ConversionWarning",
     "Summary",
     "audit",
+    "batch_manhattan",
     "convert",
     "layers",
     "load",
@@ -60,5 +63,6 @@ __all__ = [
     "revert",
     "rules",
     "summary",
+    "targets",
     "true_gradients",
 ]

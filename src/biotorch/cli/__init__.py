@@ -10,6 +10,8 @@ import typer
 import biotorch
 from biotorch.cli import attacking, listing, measuring, reporting, running, searching
 from biotorch.cli.arguments import EXIT_CODES
+from biotorch.cli.errors import plain_errors
+from biotorch.experiment.importing import import_all
 
 app = typer.Typer(
     name="biotorch",
@@ -28,12 +30,21 @@ def _print_version(wanted: bool) -> None:
 
 
 @app.callback()
+@plain_errors
 def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
+    imports: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import",
+            help="A module or .py file that registers rules, layers or networks of your own; may be repeated. "
+            "`imports:` in a configuration does the same for `run`.",
+        ),
+    ] = None,
 ) -> None:
-    pass
+    import_all(imports or [])
 
 
 app.command("run", epilog=EXIT_CODES)(running.run_command)

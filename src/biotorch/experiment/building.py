@@ -10,10 +10,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from biotorch import convert, data, models
+from biotorch import convert, data, models, rules
 from biotorch.experiment import checkpoints
 from biotorch.experiment.checkpoints import CheckpointError
-from biotorch.experiment.config import Config, ModelConfig
+from biotorch.experiment.config import Config, ModeConfig, ModelConfig
 from biotorch.experiment.folder import RunFolder
 from biotorch.experiment.freezing import train_only
 from biotorch.experiment.reading import ConfigError
@@ -59,17 +59,24 @@ def build_model(config: Config, num_classes: int, input_shape: Sequence[int]) ->
     keep = section.pretrained or content is not None
     convert(
         model,
-        section.mode.type,
+        _rules(section.mode),
         copy_weights=keep,
         seed=config.experiment.seed,
         inputs=torch.zeros(1, *input_shape, dtype=torch.float if len(input_shape) > 1 else torch.long),
-        **section.mode.options,
     )
     if content is not None and _same_rule(content, section):
         _load(model, content["model"], section)
     if section.train_only is not None:
         train_only(model, section.train_only)
     return model
+
+
+def _rules(mode: ModeConfig) -> rules.Rule | dict[str, rules.Rule]:
+    """One rule for all layers, or one by pattern; the layers that none names have the mode's."""
+    rest = rules.make(mode.type, **mode.options)
+    if not mode.layers:
+        return rest
+    return {**{name: rules.make(rule.type, **rule.options) for name, rule in mode.layers.items()}, "*": rest}
 
 
 def read_checkpoint(source: Path, which: Which = "best") -> dict[str, Any]:

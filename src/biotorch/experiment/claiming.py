@@ -15,6 +15,7 @@ from biotorch.experiment.results import Result
 
 #: Keys that change where a run writes, or what it shows, but nothing of what it computes.
 _BESIDE_THE_POINT = (
+    ("imports",),
     ("experiment", "name"),
     ("experiment", "output_dir"),
     ("logging",),
@@ -96,8 +97,15 @@ def _require_same(config: Config, earlier: dict[str, Any], folder: RunFolder) ->
 
 
 def what_counts(config: dict[str, Any]) -> dict[tuple[str, ...], Any]:
-    """The values of a configuration by key path, without those that change nothing of what a run computes."""
-    return {key: value for key, value in _flat(config).items() if not _beside_the_point(key)}
+    """The values of a configuration by key path, without those that change nothing of what a run computes.
+
+    What is off or empty is left out, too: an older run does not know keys that came later.
+    """
+    return {
+        key: value
+        for key, value in _flat(config).items()
+        if not _beside_the_point(key) and not (value is None or value is False or value in ({}, []))
+    }
 
 
 def _flat(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:

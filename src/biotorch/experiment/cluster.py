@@ -60,8 +60,6 @@ class ClusterConfig(Section):
     """Further options of sbatch, such as {qos: high, constraint: a100, exclusive: true}."""
     setup: list[str] = Field(default_factory=list)
     """Lines of shell that a Slurm job runs first, such as `module load cuda`."""
-    imports: list[str] = Field(default_factory=list)
-    """Modules that each job imports before it starts: those that register rules, layers or networks of your own."""
     ray: RayConfig = RayConfig()
 
     @field_validator("options")
@@ -77,14 +75,6 @@ class ClusterConfig(Section):
         if problems:
             raise SectionError({f"options.{name}": text for name, text in problems.items()})
         return options
-
-    @field_validator("imports")
-    @classmethod
-    def _modules(cls, names: list[str]) -> list[str]:
-        for name in names:
-            if not all(part.isidentifier() for part in name.split(".")):
-                raise ValueError(f"names of modules as `import` takes them, not {name!r}")
-        return names
 
     @model_validator(mode="after")
     def _time_to_work(self) -> ClusterConfig:

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from biotorch import models, rules
 from biotorch.data import DataConfig
 from biotorch.experiment.cluster import ClusterConfig
+from biotorch.experiment.importing import check_name
 from biotorch.frozen import Section, SectionError
 from biotorch.robustness.config import AttacksConfig
 from biotorch.training import InfrastructureConfig, LossConfig, TrainingConfig
@@ -41,8 +42,8 @@ class ExperimentConfig(Section):
         return path.expanduser()
 
 
-class ModeConfig(Section):
-    """`model.mode`: a learning rule and its options."""
+class RuleConfig(Section):
+    """A learning rule and its options."""
 
     type: str
     options: dict[str, Any] = Field(default_factory=dict)
@@ -54,7 +55,7 @@ class ModeConfig(Section):
         return name
 
     @model_validator(mode="after")
-    def _options_fit(self) -> ModeConfig:
+    def _options_fit(self) -> RuleConfig:
         alone = {f"options.{name}": self._problem({name: value}) for name, value in self.options.items()}
         problems = {key: text for key, text in alone.items() if text}
         if not problems and (text := self._problem(self.options)):
@@ -69,6 +70,21 @@ class ModeConfig(Section):
         except (TypeError, ValueError) as error:
             return str(error)
         return None
+
+
+class ModeConfig(RuleConfig):
+    """`model.mode`: the learning rule, and other rules for some of the layers."""
+
+    layers: dict[str, RuleConfig] | None = None
+    """Patterns of layer names, with * and ? as in file names, and their rule: a name, or type and options. The first
+    pattern that matches a layer counts; the others have the rule of the mode."""
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _names(cls, layers: Any) -> Any:
+        if isinstance(layers, dict):
+            return {pattern: {"type": rule} if isinstance(rule, str) else rule for pattern, rule in layers.items()}
+        return layers
 
 
 class ModelConfig(Section):
@@ -137,6 +153,8 @@ class Config(Section):
 
     model_config = ConfigDict(title="biotorch experiment")
 
+    imports: list[str] = Field(default_factory=list)
+    """Modules, or .py files seen from the working folder, that register rules, layers or networks of your own."""
     experiment: ExperimentConfig
     data: DataConfig
     model: ModelConfig
@@ -154,11 +172,19 @@ class Config(Section):
     """Axes of a grid: `key.path: [values]`, or named cases, `axis: {case: {key.path: value, ...}}`; where the
     axis is itself a key path, it takes the name of the case as its value."""
 
+    @field_validator("imports")
+    @classmethod
+    def _modules(cls, names: list[str]) -> list[str]:
+        for name in names:
+            check_name(name)
+        return names
+
     @model_validator(mode="after")
-    def _adversarial_examples_are_images(self) -> Config:
+    def _images_alone_have_these(self) -> Config:
         given = {
             "attacks": self.attacks,
             "training.adversarial": None if self.training is None else self.training.adversarial,
+            "training.noise_pretraining": None if self.training is None else self.training.noise_pretraining,
         }
         wrong = [key for key, value in given.items() if self.data.is_text and value is not None]
         if wrong:

@@ -6,6 +6,7 @@ from biotorch import AuditError, ConversionError
 from biotorch.data import DataError
 from biotorch.experiment.checkpoints import CheckpointError
 from biotorch.experiment.folder import LockedError
+from biotorch.experiment.importing import OwnModuleError
 from biotorch.experiment.reading import ConfigError
 from biotorch.experiment.results import DamagedResultError
 from biotorch.training import ResumeError
@@ -21,5 +22,6 @@ MISTAKES = (
     ModuleNotFoundError,
     ResumeError,
     OSError,
+    OwnModuleError,
     DataError,
 )

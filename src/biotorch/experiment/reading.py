@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from biotorch.experiment import sweep
 from biotorch.experiment.config import Config
 from biotorch.experiment.documents import Loader
+from biotorch.experiment.importing import OwnModuleError, import_all
 from biotorch.frozen import SectionError
 from biotorch.names import nearest
 
@@ -92,6 +93,7 @@ def validate(
         ConfigError: listing `problems` and all that are found at any point.
     """
     places, found = places or {}, list(problems)
+    _import(tree, found, places)
     grid: dict[str, sweep.Point] = {"": _NO_CHANGE}
     entries: list[sweep.Refinement] = []
     try:
@@ -123,6 +125,16 @@ def validate(
         raise ConfigError(f"{source}: {count}" + "".join(f"\n  {line}" for line in listed))
     experiment = next(iter(configs.values())).experiment
     return Study(experiment.output_dir / experiment.name, configs, {name: point.cases for name, point in grid.items()})
+
+
+def _import(tree: Mapping[str, Any], found: list[str], places: _Places) -> None:
+    """Import what the file names, before the names of its rules are looked up; wrong types are told later."""
+    names = tree.get("imports")
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        try:
+            import_all(names)
+        except OwnModuleError as error:
+            found.append(_line(("imports",), str(error).removeprefix("imports: "), places))
 
 
 # YAML ------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from biotorch.experiment.building import build_model, check_input, checkpoint_di
 from biotorch.experiment.claiming import claim
 from biotorch.experiment.config import Config
 from biotorch.experiment.folder import RunFolder
+from biotorch.experiment.importing import import_all
 from biotorch.experiment.keeping import Display, Keeper
 from biotorch.experiment.launching import launched
 from biotorch.experiment.reading import ConfigError
@@ -49,6 +50,7 @@ def run_point(
         DivergenceError: loss or weights are no longer finite; the last good checkpoint stays.
         Interrupted: `request` came; the checkpoint is on disk.
     """
+    import_all(config.imports)  # this may be a process of its own
     fabric, folder = launched(config), RunFolder(path)
     with _locked(folder, fabric):
         config = _on_first(fabric, lambda: claim(config, folder, overwrite))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from biotorch import teaching
 from biotorch.layers import connections
 from biotorch.metrics.weights import angle
 from biotorch.module.isolation import isolated
@@ -34,7 +35,7 @@ def gradient_alignment(
         return {}
 
     def gradients(context: contextlib.AbstractContextManager[None]) -> list[Tensor | None]:
-        with isolated(model), context, torch.enable_grad():
+        with isolated(model), context, torch.enable_grad(), teaching.targets(targets):
             value = loss(model(inputs), targets)
             return list(torch.autograd.grad(value, weights, allow_unused=True))
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from biotorch import seeding
+from biotorch import seeding, teaching
 from biotorch.autograd import Cut
 from biotorch.layers import Connection, FeedbackLayer
 from biotorch.module import nested
@@ -26,7 +26,7 @@ from biotorch.module.noise import draw, overwritten, silenced
 from biotorch.module.shortcuts import possible_blocks
 from biotorch.module.survey import Entry, is_known_local, survey, weight_matrices
 from biotorch.module.verdicts import LEAK, Audit, AuditError, LayerAudit
-from biotorch.rules.base import Transports
+from biotorch.rules import Transports, Update
 
 
 def audit(model: nn.Module, inputs: Any, *, shortcuts: bool = True, seed: int = 0) -> Audit:
@@ -118,7 +118,11 @@ class _Experiment:
     def _verdicts(self) -> dict[str, Transports]:
         """All passes compared here run on noise, so that a network that starts at zero hides nothing."""
         baseline = self._gradients({})
-        unreached = [name for name in self.units if not baseline.get(_output_of(name), torch.ones(1)).any()]
+        unreached = [
+            name
+            for name in self.units
+            if not baseline.get(_output_of(name), torch.ones(1)).any() and not self._is_shut_off(name)
+        ]
         if unreached:
             raise AuditError(f"no gradient reaches {', '.join(unreached)}: what it would transport cannot be seen")
 
@@ -137,15 +141,32 @@ class _Experiment:
             verdicts[name] = max(verdicts[name], self._copied(name, layer), key=LEAK.__getitem__)
         return verdicts
 
+    def _is_shut_off(self, name: str) -> bool:
+        """Whether no gradient is meant to reach a layer: its rule trains the output layer alone."""
+        layer = self.layers.get(name)
+        return layer is not None and layer.rule.trains_output_only
+
     def _copied(self, name: str, layer: FeedbackLayer) -> Transports:
         """What the rule copies of W into B after an optimizer step, where no backward pass shows it."""
         if not layer.rule.has_update():
             return "nothing"
 
         def updated(connection: Connection, weight: Tensor) -> Tensor:
+            # All but W itself is as it was: what is local to the connection, and the answer to activity.
             feedback = torch.empty(0) if connection.buffer is None else connection.buffer.detach().clone()
+            update = Update(
+                weight,
+                feedback,
+                lambda: seeding.generator(self.seed, weight.device),
+                number=2,
+                rate=0.1,
+                decay=0.1,
+                change=torch.ones_like(weight),
+                gradient=torch.ones_like(feedback),
+                forward=connection.weight.detach(),
+            )
             with torch.no_grad():
-                layer.rule.after_update(weight, feedback, seeding.generator(self.seed, weight.device))
+                layer.rule.after_update(update)
             return feedback
 
         def copied(connection: Connection) -> Transports:
@@ -204,7 +225,9 @@ class _Experiment:
         with isolated(self.model), overwritten(before.values()), self._hooks(targets):
             args = nested.differentiable(self.args, targets, "args")
             kwargs = nested.differentiable(self.kwargs, targets, "kwargs")
-            loss = nested.functional(self.model(*args, **kwargs), seeding.generator(self.seed + 1))
+            with teaching.given(teaching.RandomTargets()):
+                outputs = self.model(*args, **kwargs)
+            loss = nested.functional(outputs, seeding.generator(self.seed + 1))
             with overwritten(after.values()):
                 gradients = torch.autograd.grad(loss, list(targets.values()), allow_unused=True)
         return {name: g for name, g in zip(targets, gradients, strict=True) if g is not None}

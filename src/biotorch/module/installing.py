@@ -13,6 +13,7 @@ from biotorch import seeding
 from biotorch.broadcast import Output
 from biotorch.layers import Connection, FeedbackLayer, feedback_type, reading_type
 from biotorch.module.feedback_forms import hold_shared_feedback
+from biotorch.module.freezing import freeze_hidden, thaw
 from biotorch.module.plan import ConversionError, ConversionWarning, Planned
 from biotorch.module.shortcuts import install_cuts, remove_cuts
 from biotorch.rules import DirectRule
@@ -61,6 +62,8 @@ def install(
         hold_shared_feedback(model, planned, holder, n_out or 0, seed)
         _mark_time_major(model)
         _connect(model, outputs)
+    thaw(model)
+    freeze_hidden(model, outputs)
 
 
 @contextlib.contextmanager
@@ -91,8 +94,9 @@ def _connect(model: nn.Module, outputs: dict[int, Output]) -> None:
     """Mark the output layers, cut what the rules of all layers ask for, and route modules that read weights."""
     remove_cuts(model)
     layers = [module for module in model.modules() if isinstance(module, FeedbackLayer)]
+    broadcasts = any(layer.rule.direct for layer in layers)
     for layer in layers:
-        layer.output = outputs.get(id(layer))
+        layer.output = outputs.get(id(layer)) if broadcasts else None
     for module in model.modules():
         reader = reading_type(type(module))
         if reader is not None and any(isinstance(each, FeedbackLayer) for each in module.modules()):

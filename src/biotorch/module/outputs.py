@@ -42,7 +42,7 @@ def find_outputs(
     output_dim: int | None,
     problems: list[str],
 ) -> dict[int, Output]:
-    """The output layers by id, with the rows of B that each addresses; empty without a direct rule.
+    """The output layers by id, with the rows of B that each addresses; empty where no rule asks which they are.
 
     Layers that keep the rule of an earlier conversion count too.
     """
@@ -51,7 +51,8 @@ def find_outputs(
     kept = {name: module for name, module in ruled.items() if name not in given and isinstance(module, FeedbackLayer)}
     kept_direct = {name: layer for name, layer in kept.items() if layer.rule.direct}
     direct = bool(kept_direct) or any(item.rule.direct for item in planned)
-    if not direct and output is None and output_dim is None:
+    asked = direct or any(item.rule.trains_output_only for item in planned)
+    if not asked and output is None and output_dim is None:
         return {}
     names = _output_names(entries, ruled, output, auxiliary, problems)
     outputs, start = {}, 0
@@ -76,7 +77,7 @@ def find_outputs(
             )
         if layer.shared_from and any(item.form == "shared" or item.layer in layer.shared_from for item in planned):
             problems.append(f"{name} keeps a slice of an earlier shared feedback: convert all of its layers together")
-    return outputs if direct else {}
+    return outputs if asked else {}
 
 
 def _output_names(

@@ -84,7 +84,9 @@ def summary(model: nn.Module) -> Summary:
         module, shapes = entry.module, []
         rule, note = ("backpropagation", entry.reason) if entry.kind == "left" else (None, entry.reason)
         if isinstance(module, FeedbackLayer):
-            rule, note = module.rule.name, "output layer" if module.output is not None else ""
+            frozen = module.rule.trains_output_only and not any(p.requires_grad for p in module.parameters())
+            rule = module.rule.name
+            note = "output layer" if module.output is not None else "frozen" if frozen else ""
             shared = module._buffers.get("shared_feedback")
             buffers = [shared, *(connection.buffer for connection in module.connections)]
             held.update((id(buffer), buffer) for buffer in buffers if buffer is not None)

@@ -7,12 +7,13 @@ from typing import TypeVar
 from torch import nn
 
 from biotorch.layers import FeedbackLayer, Reader
+from biotorch.module.freezing import thaw
 from biotorch.module.shortcuts import remove_cuts
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
 #: What conversion leaves on a layer beside its rule.
-_MARKS = ("output", "label", "batch_dim", "true_gradients")
+_MARKS = ("output", "label", "batch_dim", "true_gradients", "sums_gradients")
 
 
 def revert(model: _Module) -> _Module:
@@ -28,6 +29,7 @@ def revert(model: _Module) -> _Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"revert takes a torch.nn.Module, got {type(model).__name__}")
     remove_cuts(model)
+    thaw(model)
     for module in model.modules():
         if isinstance(module, FeedbackLayer):
             module.forget_rule()

@@ -6,6 +6,7 @@ generators that dropout draws from are saved with the rest.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
@@ -17,11 +18,13 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from biotorch import metrics, seeding
+from biotorch import metrics, seeding, teaching
 from biotorch.data import Dataset
 from biotorch.frozen import SectionError
+from biotorch.layers import FeedbackLayer
 from biotorch.models.outputs import main_output
-from biotorch.training import order, random_state
+from biotorch.rules import DirectRule
+from biotorch.training import noise, order, random_state
 from biotorch.training.adversarial import Adversary
 from biotorch.training.divergence import diverged, diverged_after, require_finite
 from biotorch.training.evaluation import Tally, evaluate, loss_size
@@ -80,9 +83,14 @@ class Trainer:
         self.adversary = None if adversarial is None else Adversary(adversarial, model, data, self.fabric, seed)
         trained: Any = torch.compile(model) if compiled else model
         self.forward, self.optimizer = self.fabric.setup(trained, optimizer)
+        self._sends_targets = any(
+            isinstance(each, FeedbackLayer) and isinstance(each.rule, DirectRule) and each.rule.has_signal()
+            for each in model.modules()
+        )
 
         #: Epoch in progress (0: none trained yet) and updates done in it.
         self.epoch, self.step = 0, 0
+        self.met_noise = config.noise_pretraining is None
         self.tally, self.seconds = self._new_tally(), 0.0
         self.history: list[Record] = []
         self.best: dict[str, Any] = {"epoch": None, "error": math.inf, "model": None}
@@ -108,6 +116,8 @@ class Trainer:
             DivergenceError: loss or weights are not finite.
             Stopped: the observer asked for it.
         """
+        if not self.met_noise:
+            self._meet_noise()
         while self.epoch <= self.config.hyperparameters.epochs and not self._early_stop():
             self._train()
             self._measure()
@@ -117,6 +127,38 @@ class Trainer:
     def _early_stop(self) -> bool:
         errors = [record["validation"]["error"] for record in self.history[1:]]
         return self.config.early_stop is not None and self.config.early_stop.reached(errors)
+
+    def _meet_noise(self) -> None:
+        """Train on noise. It has no checkpoint of its own: interrupted, it begins anew."""
+        config = self.config.noise_pretraining
+        assert config is not None
+        settings = self.config.optimizer.model_copy(update={} if config.lr is None else {"lr": config.lr})
+        optimizer = self.fabric.setup_optimizers(settings.build(p for p in self.model.parameters() if p.requires_grad))
+        shape, classes = self.data.input_shape, self.data.num_classes
+        rank, world = self.fabric.global_rank, self.fabric.world_size
+        self.model.train()
+        for batch in noise.batches(config, tuple(shape), classes, self.seed, self.device, rank, world):
+            with self._teaching(batch.labels, 1 / batch.whole):
+                outputs = self.forward(batch.inputs)
+            value = training_loss(self.loss, outputs, batch.labels)
+            self._require_finite(value)
+            optimizer.zero_grad()
+            self.fabric.backward(value * (len(batch.labels) / batch.whole))
+            optimizer.step()
+            if any(any_process(self.fabric, self.observer.stop_now())):
+                raise Stopped
+        self.optimizer.zero_grad()
+        for module in self.model.modules():  # statistics of noise are nobody's
+            if isinstance(module, nn.modules.batchnorm._NormBase):
+                module.reset_running_stats()
+        self.met_noise = True
+
+    def _teaching(self, labels: Tensor, scale: float) -> contextlib.AbstractContextManager[None]:
+        """The targets of a forward pass in which each label counts `scale` in the loss, where a rule sends them."""
+        if not self._sends_targets:
+            return contextlib.nullcontext()
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        return teaching.targets(labels, scale if scaler is None else scale * scaler.get_scale())
 
     def _train(self) -> None:
         """What is left of the epoch's updates; epoch 0 has none."""
@@ -131,8 +173,10 @@ class Trainer:
                 inputs, labels, counts = next(batches)
                 if self.adversary is not None:
                     inputs = self.adversary(inputs, labels, self.epoch, self.step, index)
+                share = self._teaching(labels, 1 / whole if counts else 0.0)
                 with self.fabric.no_backward_sync(self.forward, enabled=index < len(sizes) - 1):
-                    outputs = self.forward(inputs)
+                    with share:
+                        outputs = self.forward(inputs)
                     value = training_loss(self.loss, outputs, labels)
                     self._require_finite(value)
                     if index == 0:
@@ -263,6 +307,7 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "random": random_state.snapshot(self.fabric),
+            "met_noise": self.met_noise,
             "epoch": self.epoch,
             "step": self.step,
             "tally": gather(self.tally.sums.tolist(), self.fabric),
@@ -285,6 +330,7 @@ class Trainer:
         scaler = getattr(self.fabric.strategy.precision, "scaler", None)
         if scaler is not None and state["scaler"] is not None:
             scaler.load_state_dict(state["scaler"])
+        self.met_noise = state.get("met_noise", True)  # older ones know of no such phase
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.tally.sums.copy_(torch.tensor(state["tally"][self.fabric.global_rank], dtype=torch.float64))
         self.history, self.best, self._skipped_before = state["history"], state["best"], state["skipped"]

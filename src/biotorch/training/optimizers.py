@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from biotorch.frozen import Section, SectionError
+from biotorch.manhattan import batch_manhattan
 from biotorch.training.arguments import attempt, checked, class_named, missing, parameters
 
 
@@ -26,13 +27,15 @@ class OptimizerConfig(Section):
     """A class of torch.optim, such as SGD or Adam."""
     lr: float = Field(gt=0)
     """Learning rate."""
+    batch_manhattan: bool = False
+    """Hand it the sign of each gradient in the gradient's place (Liao et al. 2016)."""
 
     @model_validator(mode="before")
     @classmethod
     def _arguments_exist(cls, values: Any) -> Any:
         """Before the fields are looked at, so that all problems are told at once."""
         if isinstance(values, dict):
-            _require(values, _optimizer_class, ("type", "lr"), given=("params", "lr"), ignored=("momentum",))
+            _require(values, _optimizer_class, ("type", "lr"), ("params", "lr"), ("batch_manhattan",), ("momentum",))
         return values
 
     @model_validator(mode="after")
@@ -51,7 +54,7 @@ class OptimizerConfig(Section):
         named = {key: value for key, value in (self.model_extra or {}).items() if key in valid}
         arguments = checked(kind, named, given=("params", "lr"))
         optimizer: torch.optim.Optimizer = kind(weights, lr=self.lr, **arguments)
-        return optimizer
+        return batch_manhattan(optimizer) if self.batch_manhattan else optimizer
 
     def _try(self) -> None:
         weight = nn.Parameter(torch.zeros(2, 2))

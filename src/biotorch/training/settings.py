@@ -10,6 +10,7 @@ from torch import nn
 
 from biotorch.frozen import Section, SectionError
 from biotorch.training.adversarial import AdversarialConfig
+from biotorch.training.noise import NoiseConfig
 from biotorch.training.optimizers import OptimizerConfig, Schedule, SchedulerConfig
 
 
@@ -73,6 +74,8 @@ class TrainingConfig(Section):
     """Epochs over which the learning rate rises linearly to its value; a fraction is welcome."""
     clip_gradient_norm: float | None = Field(default=None, gt=0)
     """Scale the gradients of an update down to this norm over all weights."""
+    noise_pretraining: NoiseConfig | None = None
+    """Train on noise before epoch one."""
     early_stop: EarlyStop | None = None
     adversarial: AdversarialConfig | None = None
     metrics: MetricsConfig = MetricsConfig()

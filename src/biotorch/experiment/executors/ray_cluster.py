@@ -92,7 +92,7 @@ class Ray(Executor):
             gpus = 0 if task.config.infrastructure.gpus == -1 else 1
             work = self._ray.remote(num_cpus=self.threads, num_gpus=gpus, max_retries=0)(_work)
             absolute = dataclasses.replace(task, path=task.path.resolve())
-            home = _Home(tuple(self.cluster.imports), tuple(sys.path), Path.cwd())
+            home = _Home(tuple(sys.path), Path.cwd())
             self._tasks[work.remote(absolute, self.threads, home)] = task
 
     def running(self) -> list[Task]:
@@ -160,9 +160,8 @@ def _death(error: Exception) -> Failure:
 
 @dataclasses.dataclass(frozen=True)
 class _Home:
-    """What a worker takes over from the process that asks: where modules and relative paths start, what to import."""
+    """What a worker takes over from the process that asks: where modules and relative paths start."""
 
-    imports: tuple[str, ...]
     modules: tuple[str, ...]
     folder: Path
 
@@ -170,8 +169,6 @@ class _Home:
         with contextlib.suppress(FileNotFoundError):  # a relative path that is then missing says so itself
             os.chdir(self.folder)
         sys.path += [path for path in self.modules if path not in sys.path]
-        for name in self.imports:
-            importlib.import_module(name)
 
 
 def _work(task: Task, threads: int, home: _Home) -> tuple[Failure | None, list[str]]:
@@ -183,8 +180,6 @@ def _work(task: Task, threads: int, home: _Home) -> tuple[Failure | None, list[s
         try:
             home.enter()
             failure = execute(task)
-        except ImportError as error:
-            failure = Failure.of(error)
         except Interrupted:  # the checkpoint is written; nobody asks for this
             failure = Failure("defect", "it was stopped by a signal that was not this command's")
     return failure, list(dict.fromkeys(told))

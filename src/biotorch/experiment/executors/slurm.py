@@ -129,7 +129,7 @@ class Slurm(Executor):
         for task in tasks:
             if task.overwrite:
                 _forget(task.path)
-        work = Work(tuple(cluster.imports), cpus, cluster.minutes, cluster.requeues)
+        work = Work(cpus, cluster.minutes, cluster.requeues)
         try:
             jobs = executor.map_array(work, [_absolute(task) for task in tasks])
         except self._submitit.core.utils.FailedJobError as error:

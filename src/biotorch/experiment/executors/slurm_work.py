@@ -23,7 +23,6 @@ _UNTIL_KILLED, _FIRST_PROCESS = 600.0, 10.0
 class Work:
     """What each process of a job calls."""
 
-    imports: tuple[str, ...]
     threads: int
     minutes: int
     requeues: int
@@ -32,11 +31,7 @@ class Work:
         asked_to_go = _AskedToGo()
         torch.set_num_threads(self.threads)
         try:
-            for name in self.imports:
-                importlib.import_module(name)
             failure = execute(task)
-        except ImportError as error:
-            return Failure.of(error)
         except Interrupted:
             return self._go(asked_to_go)
         if failure is not None and int(os.environ.get("SLURM_PROCID", "0")) > 0:

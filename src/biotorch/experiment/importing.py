@@ -1,0 +1,62 @@
+"""Modules of the user's own, which register rules, layers or networks."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class OwnModuleError(ValueError):
+    """A module of the user's own is not there, or fails."""
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError unless `name` is a module as `import` takes it, or the path of a .py file."""
+    dotted = all(part.isidentifier() for part in name.split("."))
+    if not dotted and not (name.endswith(".py") and Path(name).stem.isidentifier()):
+        raise ValueError(f"names of modules as `import` takes them, or paths of .py files, not {name!r}")
+
+
+def import_all(names: Iterable[str]) -> None:
+    """Import each module, once per process; they are looked for in the working folder, too.
+
+    Raises:
+        OwnModuleError: there is no such module, or it fails.
+    """
+    for name in names:
+        try:
+            _import_file(Path(name)) if name.endswith(".py") else _import_module(name)
+        except Exception as error:  # whatever a module of the user's raises, it is theirs to know
+            kind = "" if isinstance(error, OwnModuleError | ModuleNotFoundError) else f"{type(error).__name__}: "
+            raise OwnModuleError(f"imports: {name}: {kind}{error}") from error
+
+
+def _import_module(name: str) -> None:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    importlib.import_module(name)
+
+
+def _import_file(path: Path) -> None:
+    path = path.expanduser().resolve()
+    known = sys.modules.get(path.stem)
+    if known is not None:
+        if Path(getattr(known, "__file__", None) or "").resolve() != path:
+            raise OwnModuleError(f"another module is called {path.stem}: rename the file")
+        return
+    if not path.is_file():
+        raise OwnModuleError("no such file, seen from the working folder")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[path.stem]
+        raise
