@@ -4,6 +4,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from biotorch import teaching
+
 torch.set_num_threads(1)
 settings.register_profile(
     "biotorch",
@@ -18,3 +20,10 @@ settings.load_profile("biotorch")
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _targets():
+    """Some targets for the rules that send them, so that tests of all rules need not know of any."""
+    with teaching.given(teaching.RandomTargets(scale=1.0)):
+        yield

@@ -121,8 +121,8 @@ def test_a_rule_that_copies_w_into_b_after_each_update_is_weight_transport(unreg
     @base.register("test_copying", transports="nothing")
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Copying(biotorch.rules.get("fa")):
-        def after_update(self, weight, feedback, generator):
-            feedback.copy_(weight)
+        def after_update(self, update):
+            update.feedback.copy_(update.weight)
 
     result = biotorch.audit(biotorch.convert(mlp(), "test_copying"), batch())
     assert set(result.layers.values()) == {"weights"}
@@ -132,8 +132,8 @@ def test_a_rule_that_copies_signs_after_each_update_transports_signs(unregister)
     @base.register("test_copying_signs", transports="nothing")
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class CopyingSigns(biotorch.rules.get("fa")):
-        def after_update(self, weight, feedback, generator):
-            feedback.copy_(feedback.abs() * weight.sign())
+        def after_update(self, update):
+            update.feedback.copy_(update.feedback.abs() * update.weight.sign())
 
     result = biotorch.audit(biotorch.convert(mlp(), "test_copying_signs"), batch())
     assert set(result.layers.values()) == {"signs"}

@@ -19,7 +19,22 @@ from biotorch.layers.linear import Bilinear, Linear, Product
 from biotorch.layers.readers import Reader, reading_type
 from biotorch.layers.registry import LAYER_TYPES, as_feedback, feedback_type, register_layer
 
-from biotorch.layers import backpropagation, brsf, dfa, fa, frsf, usf  # isort: skip - made of the layers above
+from biotorch.layers import (  # isort: skip - made of the layers above
+    backpropagation,
+    brsf,
+    dfa,
+    dkp,
+    drtp,
+    fa,
+    frsf,
+    ia,
+    kp,
+    sa,
+    sdfa,
+    sham,
+    usf,
+    wm,
+)
 
 __all__ = [
     "LAYER_TYPES",
@@ -44,11 +59,19 @@ __all__ = [
     "brsf",
     "connections",
     "dfa",
+    "dkp",
+    "drtp",
     "fa",
     "feedback_type",
     "frsf",
+    "ia",
     "is_feedback",
+    "kp",
     "reading_type",
     "register_layer",
+    "sa",
+    "sdfa",
+    "sham",
     "usf",
+    "wm",
 ]

@@ -23,5 +23,9 @@ class Shallow(FeedbackRule):
 
     trains_output_only = True
 
+    @property
+    def needs_network(self) -> str:
+        return "rule 'shallow'"
+
     def feedback(self, weight: Tensor, state: Tensor | None) -> Tensor:
         return weight.new_zeros(weight.shape)

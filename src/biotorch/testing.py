@@ -1,0 +1,341 @@
+"""A conformance suite for learning rules, the package's own and those of others.
+
+Every check is a function of a rule's name (and options) that raises AssertionError where the rule does not keep what
+every rule promises. With pytest:
+
+    import my_rules  # registers "mine"
+    @pytest.mark.parametrize("check", biotorch.testing.CHECKS, ids=lambda check: check.__name__)
+    def test_mine(check):
+        check("mine")
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import socket
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, multiprocessing, nn
+from torch.nn import functional as F
+from torchvision.models import VisionTransformer
+
+from biotorch import models, rules, teaching
+from biotorch.layers import FeedbackLayer, is_feedback
+from biotorch.module import audit, convert, revert, true_gradients
+from biotorch.module.verdicts import LEAK
+
+Check = Callable[..., None]
+
+
+# What the checks train ---------------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    """Images (N, 2, 8, 8) -> 3 logits, as features and a head that users may call separately."""
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(2, 4, 3, padding=1),
+            nn.ReLU(inplace),
+            nn.Conv2d(4, 6, 3, stride=2, groups=2),
+            nn.ReLU(inplace),
+            nn.Flatten(),
+            nn.Linear(54, 10),
+            nn.ReLU(inplace),
+        )
+        self.head = nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))  # type: ignore[no-any-return]
+
+
+LAYER_NAMES = ["features.0", "features.2", "features.5", "head"]
+
+
+def net(rule: str, inplace: bool = False, **options: Any) -> Net:
+    """The same W on every call, under `rule`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        model = Net(inplace)
+    return convert(model, rule, seed=3, **options)
+
+
+def images(n: int = 5, seed: int = 0) -> Tensor:
+    """Noise (n, 2, 8, 8), a function of the seed."""
+    return torch.randn(n, 2, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def loss_of(output: Tensor) -> Tensor:
+    """A sum over examples, not a mean: gradients of two batches add up."""
+    weights = torch.linspace(-1, 1, output.shape[-1], dtype=output.dtype)
+    return (output.square() * 0.5 + output * weights).sum()
+
+
+def collect(model: nn.Module) -> dict[str, Tensor]:
+    """The gradients by parameter name, and clears them."""
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Of one ordinary step of every parameter: the yardstick of most checks."""
+    model.zero_grad()
+    loss_of(model(x)).backward()  # type: ignore[no-untyped-call]
+    return collect(model)
+
+
+def assert_all_learn(found: dict[str, Tensor], model: nn.Module) -> None:
+    """Every trainable parameter has a gradient, and it is not zero."""
+    assert set(found) == {name for name, p in model.named_parameters() if p.requires_grad}, "gradients are missing"
+    for name, gradient in found.items():
+        assert gradient.isfinite().all(), f"{name}: not finite"
+        assert gradient.abs().sum() > 0, f"{name}: its gradient is zero"
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], **tolerance: Any) -> None:
+    """The same names, and values that agree within the tolerance of `torch.testing.assert_close`."""
+    assert found.keys() == expected.keys(), f"{sorted(found.keys() ^ expected.keys())} are in one alone"
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, **tolerance, msg=lambda m, n=name: f"{n}: {m}")  # type: ignore[misc]
+
+
+def assert_identical(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """The same names and bits."""
+    assert_close(found, expected, rtol=0, atol=0)
+
+
+def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.SGD(trained, lr=0.002, momentum=0.9, weight_decay=0.01)
+
+
+def _train(model: nn.Module, optimizer: torch.optim.Optimizer, seeds: range) -> None:
+    with teaching.given(teaching.RandomTargets(scale=1.0)):
+        for seed in seeds:
+            optimizer.zero_grad()
+            loss_of(model(images(seed=seed))).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+
+def _gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    with teaching.given(teaching.RandomTargets(scale=1.0)):
+        return gradients(model, x)
+
+
+# The checks --------------------------------------------------------------------------------------
+
+
+def check_outputs(rule: str, **options: Any) -> None:
+    """Conversion changes no output, and neither does it read or advance the global random state."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        plain = Net()
+        before = torch.get_rng_state()
+        model = convert(copy.deepcopy(plain), rule, seed=3, **options)
+        assert torch.equal(torch.get_rng_state(), before), "the global random state has advanced"
+    torch.testing.assert_close(model(images()), plain(images()))
+
+
+def check_learning(rule: str, **options: Any) -> None:
+    """Every parameter that is to be trained has a finite gradient that is not zero, in place and not."""
+    for inplace in (False, True):
+        model = net(rule, inplace, **options)
+        assert_all_learn(_gradients(model, images()), model)
+
+
+def check_repeating(rule: str, **options: Any) -> None:
+    """Two networks of one seed are one network after some updates, to the bit; randomness is the layers' own."""
+    states = []
+    for _ in range(2):
+        model = net(rule, **options)
+        before = torch.get_rng_state()
+        _train(model, _optimizer(model), range(4))
+        assert torch.equal(torch.get_rng_state(), before), "training has advanced the global random state"
+        states.append(model.state_dict())
+    assert_identical(states[0], states[1])
+
+
+def check_adding_up(rule: str, **options: Any) -> None:
+    """The gradients of two halves of a batch add up to that of the whole."""
+    model = net(rule, **options)
+    whole = _gradients(model, images(6))
+    with teaching.given(teaching.RandomTargets(scale=1.0)):
+        for half in images(6).split(3):
+            loss_of(model(half)).backward()  # type: ignore[no-untyped-call]
+    assert_close(collect(model), whole, rtol=1e-4, atol=1e-5)
+
+
+def check_looking(rule: str, **options: Any) -> None:
+    """Without an optimizer's step nothing changes: forwards, backwards, evaluation."""
+    model = net(rule, **options)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        model.eval()(images())
+    _gradients(model, images())
+    _gradients(model.train(), images())
+    assert_identical(model.state_dict(), before)
+
+
+def check_copies(rule: str, **options: Any) -> None:
+    """A deep copy and a pickled one train as the original does, and leave it alone."""
+    for copied in (copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))):
+        model = net(rule, **options)
+        twin = copied(model)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        _train(twin, _optimizer(twin), range(3))
+        assert_identical(model.state_dict(), before)
+        _train(model, _optimizer(model), range(3))
+        assert_identical(twin.state_dict(), model.state_dict())
+
+
+def check_resuming(rule: str, **options: Any) -> None:
+    """A state_dict holds all there is: a network that loads it goes on with the same bits."""
+    model = net(rule, **options)
+    optimizer = _optimizer(model)
+    _train(model, optimizer, range(3))
+    file = io.BytesIO()
+    torch.save([model.state_dict(), optimizer.state_dict()], file)
+    file.seek(0)
+    resumed = convert(net("fa"), rule, seed=99, **options)
+    other = _optimizer(resumed)
+    for target, state in zip((resumed, other), torch.load(file, weights_only=True), strict=True):
+        target.load_state_dict(state)
+    _train(model, optimizer, range(3, 6))
+    _train(resumed, other, range(3, 6))
+    assert_identical(resumed.state_dict(), model.state_dict())
+
+
+def check_precision(rule: str, **options: Any) -> None:
+    """Under bf16 autocast the gradients are nearly those of fp32; a network of doubles runs, too."""
+    model = net(rule, **options)
+    expected = _gradients(model, images())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = _gradients(model, images())
+    for name, gradient in expected.items():
+        cosine = F.cosine_similarity(found[name].flatten(), gradient.flatten(), 0).item()
+        assert cosine > 0.95, f"{name}: cosine {cosine:.3f} between bf16 and fp32"
+    double = net(rule, **options).double()
+    assert_close(
+        _gradients(double, images().double()), {n: g.double() for n, g in expected.items()}, rtol=1e-3, atol=1e-4
+    )
+
+
+def check_true_gradients(rule: str, **options: Any) -> None:
+    """Inside `true_gradients`, and after `revert`, gradients are backpropagation's."""
+    model = net(rule, **options)
+    plain = net("backpropagation")
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    expected = {name: g for name, g in gradients(plain, images()).items() if name in trained}
+    with true_gradients(model):
+        assert_close(_gradients(model, images()), expected, rtol=1e-4, atol=1e-5)
+    assert_close(gradients(revert(model), images()), gradients(plain, images()), rtol=1e-4, atol=1e-5)
+
+
+def check_compiling(rule: str, **options: Any) -> None:
+    """Traced by torch.compile, the gradients are the same."""
+    model = net(rule, **options)
+    expected = _gradients(model, images())
+    compiled: Any = torch.compile(model, backend="aot_eager")
+    with teaching.given(teaching.RandomTargets(scale=1.0)):
+        loss_of(compiled(images())).backward()  # type: ignore[no-untyped-call]
+    assert_close(collect(model), expected, rtol=1e-4, atol=1e-5)
+
+
+def check_transport(rule: str, **options: Any) -> None:
+    """The audit finds of W in the backward pass, and in B, what the rule is registered with."""
+    found = audit(net(rule, **options), images())
+    verdict = max(found.layers.values(), key=LEAK.__getitem__)
+    declared = rules.get(rule).transports
+    assert verdict == declared, f"registered as transporting {declared}, the audit says {verdict}:\n{found}"
+
+
+def check_zoo(rule: str, **options: Any) -> None:
+    """A ResNet-18 and a vision transformer take an update, and every trained matrix learns."""
+    vision_transformer = VisionTransformer(32, 8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=5)
+    nn.init.normal_(vision_transformer.heads[-1].weight)  # type: ignore[arg-type] - torchvision has it start at zero
+    for model in (models.build("resnet18", num_classes=5), vision_transformer):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            convert(model, rule, seed=0, **options)
+            optimizer = _optimizer(model)
+            with teaching.given(teaching.RandomTargets(scale=1.0)):
+                loss_of(model(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and parameter.dim() > 1 and "class_token" not in name:
+                assert parameter.grad is not None, f"{type(model).__name__}: no gradient for {name}"
+                assert parameter.grad.abs().sum() > 0, f"{type(model).__name__}: {name}: its gradient is zero"
+        for name, value in model.state_dict().items():
+            assert value.isfinite().all(), f"{type(model).__name__}: {name} is not finite"
+
+
+def check_processes(rule: str, **options: Any) -> None:
+    """Two processes under torch's DDP have the same weights and feedback after 50 updates, which one would have."""
+    with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+        free.close()
+        # The class brings its module with it, which registers the rule in the new process.
+        arguments = (rules.get(rule), options, address, folder)
+        multiprocessing.spawn(_process, arguments, nprocs=2)  # type: ignore[no-untyped-call]
+        first, second = (torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert_identical(first, second)
+    model = net(rule, **options)
+    _steps(model, model, slice(None), 1.0)
+    assert_close(first, model.state_dict(), rtol=1e-3, atol=1e-4)
+
+
+def _process(rank: int, kind: type[rules.Rule], options: dict[str, Any], address: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    model = net(kind.name, **options)
+    ignored = [name for name, _ in model.named_buffers() if is_feedback(name)]
+    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)  # type: ignore[no-untyped-call]
+    # DDP averages: each process counts its part of the sum twice.
+    _steps(model, nn.parallel.DistributedDataParallel(model), slice(rank, None, 2), 2.0)
+    torch.save(model.state_dict(), Path(folder) / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def _steps(model: nn.Module, forward: nn.Module, share: slice, factor: float) -> None:
+    optimizer = _optimizer(model)
+    for seed in range(50):
+        optimizer.zero_grad()
+        # Targets that go with the example, not with its place among those of a process.
+        with teaching.targets((torch.arange(4) % 3)[share], scale=0.01 * factor):
+            (loss_of(forward(images(4, seed)[share])) * 0.01 * factor).backward()
+        optimizer.step()
+    assert any(isinstance(module, FeedbackLayer) for module in model.modules())
+
+
+#: Every check, the quick ones first.
+CHECKS: tuple[Check, ...] = (
+    check_outputs,
+    check_learning,
+    check_repeating,
+    check_adding_up,
+    check_looking,
+    check_copies,
+    check_resuming,
+    check_precision,
+    check_true_gradients,
+    check_transport,
+    check_compiling,
+    check_zoo,
+    check_processes,
+)
+
+
+def check_rule(rule: str, **options: Any) -> None:
+    """All checks of a rule, one after another; raises at the first that fails."""
+    for check in CHECKS:
+        check(rule, **options)

@@ -1,0 +1,22 @@
+"""Every registered rule keeps what the importable suite asks of every rule."""
+
+import pytest
+from conformance import RULES
+
+import biotorch.testing
+from biotorch.testing import CHECKS
+
+SLOW = ("check_zoo", "check_processes")
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "check", [pytest.param(c, id=c.__name__, marks=pytest.mark.slow if c.__name__ in SLOW else ()) for c in CHECKS]
+)
+def test_every_rule(check, rule):
+    check(rule)
+
+
+@pytest.mark.slow
+def test_all_in_one_call():
+    biotorch.testing.check_rule("kp")
