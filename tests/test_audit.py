@@ -13,7 +13,7 @@ from torch import nn
 
 import biotorch
 from biotorch import AuditError
-from biotorch.rules import FeedbackRule, base
+from biotorch.rules import FeedbackRule, registry as base
 
 
 def le_net() -> nn.Module:
@@ -29,9 +29,11 @@ def resnet18() -> nn.Module:
 
 
 NETWORKS = {"mlp": (mlp, batch()), "le_net": (le_net, images()), "resnet20": (resnet20, images())}
-VERDICT = {"backpropagation": "weights", "dfa": "nothing", "fa": "nothing"} | dict.fromkeys(
-    ("brsf", "frsf", "usf"), "signs"
-)
+VERDICT = {
+    **dict.fromkeys(("backpropagation", "sa", "sham"), "weights"),
+    **dict.fromkeys(("brsf", "frsf", "usf"), "signs"),
+    **dict.fromkeys(("dfa", "dkp", "drtp", "fa", "ia", "kp", "sdfa", "shallow", "wm"), "nothing"),
+}
 LEAK = {"weights": 1.0, "signs": 0.5, "nothing": 0.0}
 
 

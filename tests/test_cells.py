@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from conformance import DIRECT
+from conformance import PLAIN_DIRECT
 from torch import Tensor, nn
 
 import biotorch
@@ -61,7 +61,7 @@ def test_without_gradients_outputs_are_torch_s_to_the_bit(name):
             assert torch.equal(own, expected)
 
 
-@pytest.mark.parametrize("rule", DIRECT)
+@pytest.mark.parametrize("rule", PLAIN_DIRECT)
 def test_a_cell_hears_the_errors_of_the_outputs_that_follow_in_time(rule):
     """An output at every step: the state before step t hears the errors of t and later, each projected."""
 

@@ -61,7 +61,7 @@ def test_an_override_makes_the_sections_it_needs_and_the_last_one_counts(tmp_pat
     config = read(path, overrides).config
     assert (config.logging.tensorboard, config.training.early_stop.patience, config.experiment.seed) == (False, 3, 2)
     config = read(write(tmp_path), ["training.optimizer={type: Adam, lr: 1}", "training.optimizer.lr=2"]).config
-    assert config.training.optimizer.model_dump() == {"type": "Adam", "lr": 2}
+    assert config.training.optimizer.model_dump() == {"type": "Adam", "lr": 2, "batch_manhattan": False}
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from conformance import LAYER_NAMES, RULES, assert_all_learn, assert_identical, gradients, images, net
+from conformance import LAYER_NAMES, RULES, TRAINING, assert_all_learn, assert_identical, gradients, images, net
 from torch.nn.utils import parameters_to_vector
 
 import biotorch
@@ -65,7 +65,7 @@ def test_a_copy_keeps_the_rule_and_its_options(rule, copied):
         assert twin.get_submodule(name).rule == biotorch.rules.make(rule, gradient_clip=True, init="kaiming")
 
 
-@every_rule
+@pytest.mark.parametrize("rule", TRAINING)
 def test_a_copy_of_a_method_s_own_layer_can_be_pickled(rule):
     module = __import__(f"biotorch.layers.{rule}", fromlist=["Linear"])
     layer = module.Linear(4, 3, output_dim=3)
@@ -86,7 +86,7 @@ def test_a_state_dict_restores_the_model_to_the_bit(rule):
     assert_identical(gradients(other, images()), gradients(model, images()))
 
 
-@every_rule
+@pytest.mark.parametrize("rule", TRAINING)
 def test_the_state_dict_holds_the_feedback_of_every_layer(rule):
     model = net(rule)
     held = {key.removesuffix(".feedback") for key in model.state_dict() if key.endswith(".feedback")}

@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from networks import RULES, batch, gradients, images, labels, mlp
+from networks import RULES, TRAINING, BY_ERROR, batch, gradients, images, labels, mlp
 from torch import nn
 from torch.nn import functional as F
 
@@ -38,7 +38,7 @@ def convolutions() -> nn.Sequential:
 
 
 @pytest.mark.parametrize("optimizer_type", [torch.optim.SGD, torch.optim.Adam])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", TRAINING)
 def test_constrain_weights_trains_the_live_parameter_at_its_initial_norm(rule, optimizer_type):
     # The first system put a new Parameter into the layer at each forward; the optimizer kept the old one.
     model = mlp()
@@ -83,7 +83,7 @@ def test_dfa_runs_through_grouped_convolutions():
     torch.testing.assert_close(x.grad, expected)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", BY_ERROR)
 def test_two_halves_of_a_batch_give_the_gradient_of_the_whole(rule):
     # DataParallel in the first system scaled DFA's gradients by the number of devices.
     model = biotorch.convert(convolutions(), rule)
@@ -184,14 +184,14 @@ def test_linear_feeds_back_for_any_leading_dimensions_and_one_output(outputs, si
     torch.testing.assert_close(layer.weight.grad, dy.reshape(-1, outputs).T @ x.detach().reshape(-1, 5))
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", TRAINING)
 def test_every_rule_trains_a_network_with_one_output(rule):
     model = biotorch.convert(nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1)), rule)
     model(batch()).square().mean().backward()
     assert all(p.grad is not None and p.grad.any() for p in model.parameters())
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", TRAINING)
 def test_bfloat16_autocast_gives_the_gradients_of_full_precision(rule):
     model, x, y = biotorch.convert(convolutions(), rule), images(2, size=8), labels(2)
     expected = gradients(model, x, y)
@@ -209,13 +209,13 @@ def test_bfloat16_autocast_gives_the_gradients_of_full_precision(rule):
 # Conversion ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", BY_ERROR)
 def test_a_root_linear_is_converted(rule):
     layer = biotorch.convert(nn.Linear(5, 3), rule)
     assert isinstance(layer, FeedbackLayer)
     x = torch.randn(2, 5, requires_grad=True)
     layer(x).sum().backward()
-    carrier = layer.feedback if rule in ("fa", "dfa") else layer.effective_feedback
+    carrier = layer.feedback if rule in ("fa", "dfa", "dkp") else layer.effective_feedback
     torch.testing.assert_close(x.grad, carrier.sum(0).expand(2, 5))
 
 
@@ -229,7 +229,7 @@ def test_attention_is_never_left_on_backpropagation_silently():
         biotorch.convert(odd, "fa")
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", BY_ERROR)
 def test_gradient_clip_acts_under_every_rule(rule):
     plain, clipped = nn.Linear(5, 4), nn.Linear(5, 4)
     clipped.load_state_dict(plain.state_dict())
@@ -245,7 +245,7 @@ def test_gradient_clip_acts_under_every_rule(rule):
     assert torch.equal(results[1][1], results[0][1])  # the layer's own gradient is not what is handed on
 
 
-@pytest.mark.parametrize("method", RULES)
+@pytest.mark.parametrize("method", TRAINING)
 def test_the_callers_layer_config_is_never_changed(method):
     config = {"type": method, "options": {"constrain_weights": False, "init": "xavier", "gradient_clip": False}}
     before = copy.deepcopy(config)

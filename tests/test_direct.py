@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from conformance import (
-    DIRECT,
+    PLAIN_DIRECT,
     Net,
     assert_all_learn,
     assert_close,
@@ -20,7 +20,7 @@ from torch import nn
 
 import biotorch
 
-pytestmark = pytest.mark.parametrize("rule", DIRECT)
+pytestmark = pytest.mark.parametrize("rule", PLAIN_DIRECT)
 
 
 class TwoHeads(nn.Module):

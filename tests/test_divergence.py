@@ -5,7 +5,7 @@ import math
 import pytest
 import runs
 import torch
-from networks import RULES
+from networks import TRAINING
 
 import biotorch
 from biotorch.experiment import CheckpointError, Display, run
@@ -16,7 +16,7 @@ CURES = ("training.optimizer.lr", "training.warmup_epochs", "training.clip_gradi
 
 
 @pytest.mark.parametrize("seconds", [0, 60])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", TRAINING)
 def test_a_rate_far_too_high_stops_with_place_and_cure_and_leaves_a_good_checkpoint(rule, seconds, tmp_path):
     rate = ("training.optimizer={type: SGD, lr: 1e20}", f"infrastructure.checkpoint_seconds={seconds}")
     study = runs.quick(tmp_path, *rate, f"model.mode.type={rule}")

@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from networks import RULES, batch, images, labels, mlp
+from networks import RULES, TRAINING, batch, images, labels, mlp
 from torch import nn
 from torch.nn import functional as F
 
@@ -165,7 +165,7 @@ def test_a_state_without_feedback_is_not_loaded_silently():
 # Inputs ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", TRAINING)
 def test_an_integer_input_is_an_error_that_names_the_layer(rule):
     model = nn.Sequential()
     model.add_module("first", nn.Linear(6, 3))
@@ -229,7 +229,7 @@ def test_direct_feedback_needs_the_batch_first_everywhere():
         model(x).sum().backward()
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", TRAINING)
 def test_weights_changed_between_forward_and_backward_are_an_error(rule):
     model = biotorch.convert(mlp(), rule)
     loss = F.cross_entropy(model(batch()), labels())

@@ -8,6 +8,8 @@ from conformance import (
     DIRECT,
     LAYERWISE,
     RULES,
+    TRAINING,
+    BY_ERROR,
     Net,
     assert_all_learn,
     assert_close,
@@ -116,7 +118,7 @@ def test_retain_graph_gives_the_same_gradients_again(rule):
         assert_identical(collect(model), expected)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", TRAINING)
 @pytest.mark.parametrize("asked", ["head.weight", "features.2.weight", "features.0.bias"])
 def test_a_partial_grad_before_the_backward_disturbs_nothing(rule, asked):
     model = net(rule)
@@ -139,7 +141,7 @@ def test_a_partial_grad_of_another_loss_on_the_same_graph_disturbs_nothing(rule)
     assert_identical(collect(model), expected)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", TRAINING)
 def test_a_gradient_asked_of_a_hidden_activation_is_the_one_the_rule_hands_it(rule):
     model = net(rule)
     h = model.features(images())
@@ -152,7 +154,7 @@ def test_a_gradient_asked_of_a_hidden_activation_is_the_one_the_rule_hands_it(ru
     assert asked.abs().sum() > 0
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", TRAINING)
 def test_features_extracted_and_kept_alive_leave_the_next_step_alone(rule):
     model = net(rule)
     expected = gradients(model, images())
@@ -161,7 +163,7 @@ def test_features_extracted_and_kept_alive_leave_the_next_step_alone(rule):
     assert_identical(gradients(model, images()), expected)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", TRAINING)
 def test_a_backward_that_failed_leaves_the_next_step_alone(rule):
     model = net(rule)
     expected = gradients(model, images())
@@ -217,7 +219,7 @@ def in_threads(tasks) -> list:
     return results
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", BY_ERROR)
 def test_two_threads_share_a_model(rule):
     model = net(rule)
     parameters = list(model.parameters())
@@ -231,7 +233,7 @@ def test_two_threads_share_a_model(rule):
         assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", BY_ERROR)
 def test_two_threads_train_two_models(rule):
     models, inputs = [net(rule), net(rule)], [images(), images(3, seed=1)]
     expected = [gradients(net(rule), x) for x in inputs]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conformance import (
     LAYER_NAMES,
-    RULES,
+    TRAINING,
     Net,
     assert_all_learn,
     assert_close,
@@ -21,7 +21,7 @@ from torch import nn
 
 import biotorch
 
-pytestmark = pytest.mark.parametrize("rule", RULES)
+pytestmark = pytest.mark.parametrize("rule", TRAINING)
 
 
 def test_every_parameter_learns(rule):
@@ -91,6 +91,8 @@ def test_gradients_accumulate_to_those_of_the_whole_batch(rule):
 
 
 def test_a_batch_of_one_gives_its_share_of_the_batch(rule):
+    if rule == "drtp":
+        pytest.skip("the targets of these tests go by the place in the batch")
     x = images(2)
     first, second = (gradients(net(rule), example) for example in x.split(1))
     whole = gradients(net(rule), x)

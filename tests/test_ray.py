@@ -51,13 +51,13 @@ def test_points_run_as_tasks(tmp_path, monkeypatch, capfd):
     """One point breaks, the others give the bits of a serial run; what a user registered is there; Ray is quiet."""
     module = tmp_path / "own_network.py"
     module.write_text("import runs\n\nruns.register_small()\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))  # where the workers look, too
     runs.register_small()
-    own = ("model.architecture=small", "data.target_size=8")
+    own = ("model.architecture=small", "data.target_size=8", "imports=[own_network]")
     study = runs.quick(tmp_path, *own, "sweep={training.optimizer.lr: [0.01, 0.02, 1.0e+30]}")
     before = ray_processes()
     with pytest.raises(BrokenPointsError) as caught:
-        run(study, executor=Ray(2, 1, ClusterConfig(imports=["own_network"])))
+        run(study, executor=Ray(2, 1, ClusterConfig()))
     assert {name: each.kind for name, each in caught.value.failures.items()} == {"lr=1e+30": "diverged"}
     assert "DivergenceError" in caught.value.failures["lr=1e+30"].traceback
     alone = runs.finish(tmp_path / "alone", *own, "training.optimizer.lr=0.02")

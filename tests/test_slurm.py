@@ -252,7 +252,6 @@ def test_devices_of_a_job_are_numbered_from_0(commands, tmp_path):
         ({"options": {"ntasks-per-node": 5}}, "cluster.processes_per_node"),
         ({"options": {"exclusive": False}}, "left out"),
         ({"minutes": 2, "grace_seconds": 90}, "more than half of the time limit"),
-        ({"imports": ["my rules.py"]}, "names of modules"),
     ],
 )
 def test_mistakes_in_the_section(section, told):

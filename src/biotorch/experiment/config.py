@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from biotorch import models, rules
 from biotorch.data import DataConfig
@@ -72,19 +72,21 @@ class RuleConfig(Section):
         return None
 
 
+#: In a file, a name is enough.
+_NamedRule = Annotated[
+    RuleConfig,
+    BeforeValidator(
+        lambda rule: {"type": rule} if isinstance(rule, str) else rule, json_schema_input_type=RuleConfig | str
+    ),
+]
+
+
 class ModeConfig(RuleConfig):
     """`model.mode`: the learning rule, and other rules for some of the layers."""
 
-    layers: dict[str, RuleConfig] | None = None
+    layers: dict[str, _NamedRule] | None = None
     """Patterns of layer names, with * and ? as in file names, and their rule: a name, or type and options. The first
     pattern that matches a layer counts; the others have the rule of the mode."""
-
-    @field_validator("layers", mode="before")
-    @classmethod
-    def _names(cls, layers: Any) -> Any:
-        if isinstance(layers, dict):
-            return {pattern: {"type": rule} if isinstance(rule, str) else rule for pattern, rule in layers.items()}
-        return layers
 
 
 class ModelConfig(Section):

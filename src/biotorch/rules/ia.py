@@ -38,11 +38,11 @@ class InformationAlignment(FeedbackAlignment):
         ValueError: one of them is not above 0.
     """
 
-    feedback_rate: float = 0.01
+    feedback_rate: float = 0.1
     amp: float = 1.0
     feedback_decay: float = 1.0
     null: float = 0.1
-    noise_batch: int = 64
+    noise_batch: int = 128
 
     def __post_init__(self) -> None:
         super().__post_init__()

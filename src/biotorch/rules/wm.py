@@ -38,9 +38,9 @@ class WeightMirror(FeedbackAlignment):
         ValueError: one of them is not above 0, a decay above 1.
     """
 
-    mirror_rate: float = 0.01
-    mirror_decay: float = 0.01
-    mirror_batch: int = 64
+    mirror_rate: float = 0.1
+    mirror_decay: float = 0.1
+    mirror_batch: int = 128
     growth_limit: float = 2.0
 
     def __post_init__(self) -> None:

@@ -1,0 +1,377 @@
+"""The rules that learn their B do what their papers' equations say, in float64; and the two controls."""
+
+import copy
+import io
+import itertools
+import warnings
+
+import pytest
+import reference_updates as reference
+import torch
+from conformance import LAYER_NAMES, Net, assert_close, images, loss_of, net
+from networks import batch, labels, mlp
+from torch import nn
+from torch.nn import functional as F
+
+import biotorch
+from biotorch.rules import Update
+
+EXACT = {"rtol": 1e-10, "atol": 1e-12}
+
+
+def matrices(rows: int = 4, columns: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(1)
+    return torch.randn(rows, columns, dtype=torch.float64), torch.randn(rows, columns, dtype=torch.float64)
+
+
+def updated(rule: str, weight, feedback, **options) -> tuple[torch.Tensor, torch.Tensor]:
+    """B after one update, and the noise that a rule with that generator has seen."""
+    draw = lambda: torch.Generator().manual_seed(5)  # noqa: E731
+    new = feedback.clone()
+    biotorch.rules.make(rule, **options).after_update(Update(weight, new, draw))
+    return new, Update(weight, new, draw).noise(options.get("mirror_batch", options.get("noise_batch", 1)))
+
+
+@pytest.mark.parametrize("limit", [100.0, 0.5])
+def test_the_weight_mirror_is_its_equation(limit):
+    weight, feedback = matrices()
+    options = {"mirror_rate": 0.3, "mirror_decay": 0.2, "mirror_batch": 7, "growth_limit": limit}
+    found, noise = updated("wm", weight, feedback, **options)
+    torch.testing.assert_close(found, reference.weight_mirror(feedback, weight, noise, 0.3, 0.2, limit), **EXACT)
+
+
+def test_information_alignment_is_its_equation():
+    weight, feedback = matrices()
+    options = {"feedback_rate": 0.3, "amp": 1.5, "feedback_decay": 0.7, "null": 0.4, "noise_batch": 5}
+    found, noise = updated("ia", weight, feedback, **options)
+    expected = reference.information_alignment(feedback, weight, noise, 0.3, 1.5, 0.7, 0.4)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+
+
+def test_symmetric_alignment_is_its_equation():
+    weight, feedback = matrices()
+    found, _ = updated("sa", weight, feedback, feedback_rate=0.3)
+    torch.testing.assert_close(found, reference.symmetric_alignment(feedback, weight, 0.3), **EXACT)
+
+
+def test_kolen_pollack_descends_like_w():
+    """Plain gradient descent with decay: the paper's own setting."""
+    torch.manual_seed(0)
+    model = biotorch.convert(mlp().double(), "kp", seed=1)
+    layer, seen = model[2], []
+    weight, feedback = layer.weight.detach().clone(), layer.feedback.clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.05)
+    for step in range(5):
+        optimizer.zero_grad()
+        F.cross_entropy(model(batch().double() + step), labels()).backward()
+        seen.append(layer.weight.grad.clone())
+        optimizer.step()
+    torch.testing.assert_close(layer.weight.detach(), reference.descent(weight, seen, 0.1, 0.05), **EXACT)
+    torch.testing.assert_close(layer.feedback, reference.descent(feedback, seen, 0.1, 0.05), **EXACT)
+
+
+OPTIMIZERS = {
+    "momentum": (lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, weight_decay=0.1), 0.01 * 0.1 / 0.1),
+    "nesterov": (lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.5, nesterov=True, weight_decay=0.1), 0.002),
+    "AdamW": (lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1), 0.001),
+    "signs": (lambda p: biotorch.batch_manhattan(torch.optim.SGD(p, lr=0.01, weight_decay=0.1)), 0.001),
+    "fused": (lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1, fused=True), 0.001),
+    "a rate in a tensor": (lambda p: torch.optim.AdamW(p, lr=torch.tensor(0.01), weight_decay=0.1), 0.001),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_under_any_optimizer_what_parts_w_and_b_decays(name):
+    build, decay = OPTIMIZERS[name]
+    model = biotorch.convert(mlp().double(), "kp", seed=1)
+    optimizer = build(list(model.parameters()))
+    for step in range(4):
+        before = (model[2].weight - model[2].feedback).detach().clone()
+        optimizer.zero_grad()
+        F.cross_entropy(model(batch().double() + step), labels()).backward()
+        optimizer.step()
+        torch.testing.assert_close((model[2].weight - model[2].feedback).detach(), (1 - decay) * before, **EXACT)
+
+
+def test_kolen_pollack_without_decay_warns_once():
+    model = biotorch.convert(mlp(), "kp")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for number in range(2):
+        F.cross_entropy(model(batch()), labels()).backward()
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            optimizer.step()
+        assert len(told) == (3 if number == 0 else 0)
+        assert all("no weight decay" in str(each.message) for each in told)
+
+
+def test_kolen_pollack_follows_the_optimizer_and_not_what_rescales_w():
+    model = biotorch.convert(mlp().double(), "kp", seed=1, constrain_weights=True)
+    free = biotorch.convert(mlp().double(), "kp", seed=1)
+    free.load_state_dict({n: v for n, v in model.state_dict().items() if "initial_norm" not in n})
+    for each in (model, free):
+        optimizer = torch.optim.SGD(each.parameters(), lr=0.1, weight_decay=0.05)
+        F.cross_entropy(each(batch().double()), labels()).backward()
+        optimizer.step()
+    assert not torch.equal(model[2].weight, free[2].weight)
+    torch.testing.assert_close(model[2].feedback, free[2].feedback, **EXACT)
+
+
+# Direct Kolen-Pollack ----------------------------------------------------------------------------
+
+
+def test_direct_kolen_pollack_is_its_equation():
+    torch.manual_seed(0)
+    model = biotorch.convert(mlp().double(), "dkp", seed=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.05)
+    x = batch(5).double()
+    hidden = model[1](model[0](x)).detach()
+    feedback = model[2].feedback.clone()
+    output = model(x)
+    loss = F.cross_entropy(output, labels(5))
+    (e,) = torch.autograd.grad(loss, output, retain_graph=True)
+    loss.backward()
+    optimizer.step()
+    expected = reference.direct_kolen_pollack(feedback, e, hidden, 0.1, 0.005)
+    torch.testing.assert_close(model[2].feedback, expected, **EXACT)
+
+
+def convolutions() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1), nn.Tanh(), nn.Conv2d(3, 4, 3, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(36, 3)
+    ).double()
+
+
+@pytest.mark.parametrize("form", ["kernel", "dense"])
+@pytest.mark.parametrize("clip", [False, True])
+def test_a_convolution_s_b_learns_by_the_products_it_makes(form, clip):
+    """<B e, x> is linear in B: its derivative by an entry is its value where that entry is one and the rest zero."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 2, 8, 8, dtype=torch.float64)
+    model = biotorch.convert(convolutions(), "dkp", seed=1, feedback=form, gradient_clip=clip, inputs=x)
+    layer, before = model[2], model[2].feedback.clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    loss_of(model(x)).backward()
+    optimizer.step()
+    moved = before - layer.feedback
+    plain = biotorch.convert(convolutions(), "dfa", seed=1, feedback=form, inputs=x)
+    plain.load_state_dict(model.state_dict(), strict=False)
+    torch.manual_seed(0)
+    plain.load_state_dict(convolutions_state(model, optimizer), strict=False)
+    for entry in itertools.islice(itertools.product(*map(range, moved.shape)), 0, None, 7):
+        plain[2].feedback.zero_()
+        plain[2].feedback[entry] = 1
+        hidden = plain[1](plain[0](x)).detach().requires_grad_()
+        (heard,) = torch.autograd.grad(loss_of(plain[3:](plain[2](hidden))), hidden)
+        assert (heard * hidden).sum().item() == pytest.approx(moved[entry].item(), rel=1e-9, abs=1e-12)
+
+
+def convolutions_state(model, optimizer) -> dict[str, torch.Tensor]:
+    """The weights before the step that has been made at rate 1."""
+    return {name: (p + p.grad).detach() for name, p in model.named_parameters()}
+
+
+def test_what_was_accumulated_is_used_once():
+    models = [biotorch.convert(mlp().double(), "dkp", seed=1) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    x = batch(6).double()
+    for model, parts in zip(models, (1, 3), strict=True):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(2):
+            optimizer.zero_grad()
+            for part in x.chunk(parts):
+                loss_of(model(part)).backward()
+            optimizer.step()
+    assert_close(models[1].state_dict(), models[0].state_dict(), rtol=1e-9, atol=1e-9)
+
+
+def test_a_backward_whose_step_was_never_made_leaves_no_trace():
+    models = [biotorch.convert(mlp(), "dkp", seed=1) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    for model, distracted in zip(models, (False, True), strict=True):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        if distracted:
+            loss_of(model(batch() * 100)).backward()  # as a step that a loss scaler skips
+        optimizer.zero_grad()
+        if distracted:
+            torch.autograd.grad(loss_of(model(batch() * 7)), model[0].weight)  # as a metric asks
+        loss_of(model(batch())).backward()
+        optimizer.step()
+    assert torch.equal(models[0][2].feedback, models[1][2].feedback)
+
+
+def test_layers_that_share_w_update_their_b_once():
+    for rule in ("kp", "wm", "sa", "dkp"):
+        first, second = nn.Linear(6, 6), nn.Linear(6, 6)
+        second.weight = first.weight
+        model = biotorch.convert(nn.Sequential(first, nn.Tanh(), second), rule, seed=1).double()
+        if rule == "kp":
+            before = (first.weight - first.feedback).detach().clone()
+        second.feedback = first.feedback
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.5)
+        loss_of(model(batch().double())).backward()
+        optimizer.step()
+        assert first.feedback is second.feedback
+        if rule == "kp":
+            torch.testing.assert_close((first.weight - first.feedback).detach(), 0.95 * before, **EXACT)
+
+
+# They find W -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ["kp", "wm", "sa", "ia"])
+def test_b_turns_to_w(rule):
+    model = net(rule)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, weight_decay=0.3)
+    before = biotorch.metrics.alignment_angles(model)
+    for seed in range(500):
+        optimizer.zero_grad()
+        (loss_of(model(images(seed=seed % 3))) / 5).backward()
+        optimizer.step()
+    after = biotorch.metrics.alignment_angles(model)
+    assert min(before.values()) > 60
+    assert max(after.values()) < 45
+    assert list(after) == LAYER_NAMES
+
+
+# Where B starts ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ["fa", "kp", "wm", "sa", "ia"])
+@pytest.mark.parametrize("angle", [0, 30.0, 90, 150])
+def test_a_soft_start_has_its_angle_and_the_norm_of_the_draw(rule, angle):
+    soft, hard = net(rule, feedback_angle=angle), net(rule)
+    assert list(biotorch.metrics.alignment_angles(soft).values()) == pytest.approx([angle] * 4, abs=1e-3)
+    for name in LAYER_NAMES:
+        norm = hard.get_submodule(name).feedback.norm()
+        torch.testing.assert_close(soft.get_submodule(name).feedback.norm(), norm, rtol=1e-5, atol=0)
+
+
+def test_b_may_start_at_w():
+    model = net("kp", feedback_init="weight")
+    assert max(biotorch.metrics.alignment_angles(model).values()) == 0
+    assert model.head.feedback.data_ptr() != model.head.weight.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("rule", "options", "told"),
+    [
+        ("fa", {"feedback_angle": 181}, "0 to 180"),
+        ("fa", {"feedback_angle": True}, "0 to 180"),
+        ("kp", {"feedback_angle": 10, "feedback_init": "weight"}, "leave out feedback_angle"),
+        ("wm", {"mirror_rate": 0}, "mirror_rate is a number above 0"),
+        ("wm", {"mirror_decay": 1.5}, "at most 1"),
+        ("wm", {"mirror_batch": 2.5}, "whole number"),
+        ("ia", {"null": -1}, "null is a number above 0"),
+        ("ia", {"noise_batch": 1.5}, "whole number"),
+        ("sa", {"feedback_rate": 2}, "at most 1"),
+        ("sa", {"feedback_rate": float("nan")}, "above 0"),
+        ("dkp", {"feedback": "shared"}, "a B for each layer"),
+        ("dkp", {"points": ["layer1"]}, "a B for each layer"),
+        ("dkp", {"feedback_rate": -1}, "above 0"),
+    ],
+)
+def test_wrong_options_are_told(rule, options, told):
+    with pytest.raises(ValueError, match=told):
+        biotorch.rules.make(rule, **options)
+
+
+# Controls ----------------------------------------------------------------------------------------
+
+
+def train(model, steps: int, **optimizer) -> None:
+    trained = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, **optimizer)
+    for seed in range(steps):
+        trained.zero_grad()
+        (loss_of(model(images(seed=seed))) / 50).backward()
+        trained.step()
+
+
+def test_sham_gives_the_weights_of_backpropagation_and_is_found_out():
+    sham, plain = net("sham"), net("backpropagation")
+    train(sham, 100, weight_decay=0.01)
+    train(plain, 100, weight_decay=0.01)
+    assert_close(dict(sham.named_parameters()), dict(plain.named_parameters()), rtol=1e-4, atol=1e-5)
+    found = biotorch.audit(sham, images())
+    assert set(found.layers.values()) == {"weights"}
+    assert "rule sham" in found.verdict
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_under_shallow_all_but_the_last_layer_stays_to_the_bit(wrapped):
+    model = biotorch.convert(nn.Sequential(Net().features, nn.BatchNorm1d(10), nn.Linear(10, 3)), "shallow")
+    before = copy.deepcopy(dict(model.named_parameters()))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)  # it holds the frozen ones, too
+    for seed in range(3):
+        optimizer.zero_grad()
+        loss_of(model(images(seed=seed))).backward()
+        optimizer.step()
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"2.weight", "2.bias"}
+
+
+def test_what_shallow_froze_learns_again_under_another_rule_or_none():
+    for other in ("fa", None):
+        model = net("shallow")
+        assert [name for name, p in model.named_parameters() if p.requires_grad] == ["head.weight", "head.bias"]
+        assert "frozen" in str(biotorch.summary(model))
+        model = biotorch.revert(model) if other is None else biotorch.convert(model, other)
+        assert all(p.requires_grad for p in model.parameters())
+        assert not any("biotorch" in name for module in model.modules() for name in vars(module))
+
+
+def test_shallow_leaves_alone_what_a_user_froze_and_layers_of_other_rules():
+    model = Net()
+    model.features[0].bias.requires_grad_(False)
+    biotorch.convert(model, {"features.2": "fa", "*": "shallow"})
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert trained == ["features.2.weight", "features.2.bias", "head.weight", "head.bias"]
+    biotorch.revert(model)
+    assert not model.features[0].bias.requires_grad
+
+
+def test_shallow_by_hand_is_refused():
+    with pytest.raises(ValueError, match=r"rule 'shallow' concerns a whole network: use biotorch\.convert"):
+        biotorch.layers.Linear(3, 2, rule="shallow")
+
+
+# No cost where unused ----------------------------------------------------------------------------
+
+
+def test_a_rule_that_does_not_learn_is_never_visited(monkeypatch):
+    from biotorch.layers import updates
+
+    visited = []
+    monkeypatch.setattr(updates, "_concerned", lambda step: visited.append(step) or [])
+    monkeypatch.setattr(updates, "_watched", type(updates._watched)())
+    for rule in ("fa", "dfa", "drtp", "usf", "backpropagation", "shallow"):
+        model = net(rule)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        loss_of(model(images())).backward()
+        optimizer.step()
+    assert not visited
+    model = net("sa")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loss_of(model(images())).backward()
+    optimizer.step()
+    assert visited
+
+
+def test_only_what_compares_keeps_a_copy_of_w():
+    for rule, keeps in (("kp", True), ("sa", False), ("wm", False)):
+        layer = biotorch.convert(nn.Sequential(nn.Linear(3, 3)), rule)[0]
+        seen = []
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, weight_decay=0.1)
+        optimizer.register_step_post_hook(lambda *_, s=seen, m=layer: s.append("_before" in vars(m)))
+        optimizer.register_step_pre_hook(lambda *_, s=seen, m=layer: None)
+        loss_of(layer(torch.ones(2, 3))).backward()
+        optimizer.step()
+        assert "_before" not in vars(layer), "kept beyond the step"
+        assert ("change" in layer.rule.observes) == keeps
+        assert len(pickled(layer)) < 8000
+
+
+def pickled(layer) -> bytes:
+    file = io.BytesIO()
+    torch.save(layer, file)
+    return file.getvalue()
