@@ -224,7 +224,7 @@ def test_b_turns_to_w(rule):
     model = net(rule)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, weight_decay=0.3)
     before = biotorch.metrics.alignment_angles(model)
-    for seed in range(500):
+    for seed in range(900):
         optimizer.zero_grad()
         (loss_of(model(images(seed=seed % 3))) / 5).backward()
         optimizer.step()

@@ -38,9 +38,9 @@ def load(run: Path | str, which: Literal["best", "latest"] = "best", device: tor
 
 
 def __getattr__(name: str) -> Any:
-    """`biotorch.results`, which takes pandas, when it is asked for."""
-    if name == "results":
-        return importlib.import_module("biotorch.results")
+    """`biotorch.results`, which takes pandas, and `biotorch.testing`, when they are asked for."""
+    if name in ("results", "testing"):
+        return importlib.import_module(f"biotorch.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

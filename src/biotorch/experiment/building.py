@@ -114,7 +114,10 @@ def own_config(content: dict[str, Any], source: str) -> Config:
     try:
         return Config.model_validate(content["config"])
     except ValidationError as error:
-        raise CheckpointError(f"{source} was written by another version: {error}") from error
+        rules_known = {*rules.available(), None}
+        own = content["config"].get("model", {}).get("mode", {}).get("type") not in rules_known
+        why = "has a rule of your own: name the module that registers it, biotorch --import my_rules ..., or import it"
+        raise CheckpointError(f"{source} {why if own else f'was written by another version: {error}'}") from error
 
 
 def _is_own(content: dict[str, Any]) -> bool:

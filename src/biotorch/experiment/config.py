@@ -88,6 +88,13 @@ class ModeConfig(RuleConfig):
     """Patterns of layer names, with * and ? as in file names, and their rule: a name, or type and options. The first
     pattern that matches a layer counts; the others have the rule of the mode."""
 
+    @field_validator("layers")
+    @classmethod
+    def _leave_some(cls, layers: dict[str, RuleConfig] | None) -> dict[str, RuleConfig] | None:
+        if layers and "*" in layers:
+            raise ValueError("'*' would leave no layer for the rule of the mode: give that as its type")
+        return layers
+
 
 class ModelConfig(Section):
     """`model`: an architecture under a rule, from scratch, from published weights or from a checkpoint."""

@@ -1,0 +1,191 @@
+"""Runs from a configuration: rules by layer, noise before epoch one, signs of gradients, targets, learned feedbacks."""
+
+import json
+
+import pytest
+import runs
+import torch
+from conformance import RULES
+
+import biotorch
+from biotorch.experiment import ConfigError, Interrupted, load, run
+from biotorch.experiment.building import build_model
+from biotorch.experiment.keeping import Display
+from biotorch.frozen import SectionError
+from biotorch.training.noise import NoiseConfig, batches
+
+LEARNING = [name for name in RULES if biotorch.rules.get(name).has_update()]
+SMALL = ("model.architecture=small", "data.target_size=8", "training.optimizer.weight_decay=0.01")
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    monkeypatch.setitem(runs.models.registry.OWN, "small", runs.small)
+
+
+def weights_of(folder) -> dict[str, torch.Tensor]:
+    return runs.weights(folder / "quick" / "latest_model.pth")
+
+
+# Rules by layer ----------------------------------------------------------------------------------
+
+
+def test_layers_have_rules_of_their_own(tmp_path):
+    layers = 'model.mode={type: kp, layers: {classifier.3: backpropagation, "features.0": {type: fa, options: {init: normal}}}}'
+    runs.finish(tmp_path, layers)
+    model = load(tmp_path / "quick")
+    found = {row.name: row.rule for row in biotorch.summary(model).rows if row.rule}
+    assert found == {
+        "features.0": "fa", "features.3": "kp", "features.6": "kp", "classifier.1": "kp", "classifier.3": "backpropagation"
+    }  # fmt: skip
+
+
+def test_the_first_pattern_counts_and_one_that_meets_nothing_is_told(tmp_path):
+    study = runs.quick(tmp_path, *SMALL, 'model.mode={type: fa, layers: {"[04]": kp, "4": usf}}')
+    with pytest.raises(ValueError, match="an earlier pattern takes all its layers"):
+        build_model(study.config, 10, (1, 8, 8))
+    study = runs.quick(tmp_path, *SMALL, "model.mode={type: fa, layers: {head: kp}}")
+    with pytest.raises(ValueError, match="unknown layer pattern 'head'"):
+        run(study)
+
+
+@pytest.mark.parametrize(
+    ("layers", "told"),
+    [
+        ("{fc: pk}", r"model\.mode\.layers\.fc\.type: .*'pk'"),
+        ("{fc: {type: fa, options: {angle: 3}}}", r"options\.angle"),
+        ('{"*": fa}', r"model\.mode\.layers: .*give that as its type"),
+        ("{fc: 3}", r"model\.mode\.layers\.fc"),
+    ],
+)
+def test_mistakes_are_told_with_their_key(layers, told, tmp_path):
+    with pytest.raises(ConfigError, match=told):
+        runs.quick(tmp_path, f"model.mode.layers={layers}")
+
+
+# Every rule learns from a configuration ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", [name for name in RULES if biotorch.rules.get(name).has_update() or name == "drtp"])
+def test_a_stopped_run_goes_on_with_the_same_bits(rule, tmp_path):
+    class Stop(Display):
+        def update(self, trainer):
+            if (trainer.epoch, trainer.step) == (2, 1):
+                signal_self()
+
+    overrides = (*runs.EVERYTHING_MATTERS, f"model.mode.type={rule}", "training.hyperparameters.epochs=3")
+    overrides += ("training.optimizer.weight_decay=0.01", "training.noise_pretraining={updates: 3, batch_size: 16}")
+    with pytest.raises(Interrupted):
+        run(runs.quick(tmp_path / "stopped", *overrides), display=Stop())
+    first = run(runs.quick(tmp_path / "stopped", *overrides))[""]
+    second = runs.finish(tmp_path / "whole", *overrides)
+    assert first["state_hash"] == second["state_hash"]
+
+
+def signal_self() -> None:
+    import os
+    import signal
+
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_drtp_gets_its_targets_and_shallow_trains_one_layer(tmp_path):
+    assert runs.finish(tmp_path / "drtp", *SMALL, "model.mode.type=drtp")["test"]["error"] < 95
+    runs.finish(tmp_path / "shallow", *SMALL, "model.mode.type=shallow", "training.optimizer.weight_decay=0.5")
+    model = build_model(runs.quick(tmp_path, *SMALL, "model.mode.type=shallow").config, 10, (1, 8, 8))
+    start, end = dict(model.named_parameters()), weights_of(tmp_path / "shallow")
+    assert {name for name in start if not torch.equal(start[name], end[name])} == {"7.weight", "7.bias"}
+
+
+def test_accumulated_signals_have_the_size_of_whole_batches(tmp_path):
+    """`drtp` sends what does not depend on the loss: the trainer tells it what an example counts."""
+    one = ("model.mode.type=drtp", "data.target_size=32", "training.optimizer.momentum=0")
+    for name, batch, accumulate in (("whole", 64, 1), ("parts", 32, 2)):
+        sizes = f"training.hyperparameters={{epochs: 1, batch_size: {batch}, accumulate: {accumulate}}}"
+        runs.finish(tmp_path / name, *one, sizes, "training.optimizer.lr=0.0001")
+    for name, value in weights_of(tmp_path / "whole").items():
+        torch.testing.assert_close(weights_of(tmp_path / "parts")[name], value, rtol=1e-3, atol=1e-4)
+
+
+# Batch Manhattan ---------------------------------------------------------------------------------
+
+
+def test_batch_manhattan_from_a_configuration(tmp_path):
+    signs = ("training.optimizer={type: SGD, lr: 0.001, batch_manhattan: true}", "training.hyperparameters.batch_size=2000")
+    runs.finish(tmp_path, *SMALL[:2], *signs)
+    model = build_model(runs.quick(tmp_path, *SMALL[:2], *signs).config, 10, (1, 8, 8))
+    for name, start in model.named_parameters():  # one update: each weight by the rate, or not at all
+        moved = (weights_of(tmp_path)[name] - start).abs()
+        assert ((moved - 0.001).abs().lt(1e-6) | moved.lt(1e-8)).all(), name
+
+
+# Noise before epoch one --------------------------------------------------------------------------
+
+
+def test_noise_comes_before_epoch_one_and_is_the_seed_s(tmp_path):
+    noise = ("training.noise_pretraining={updates: 20, batch_size: 32, lr: 0.05}", *runs.ALL_METRICS)
+    first = runs.finish(tmp_path / "a", *SMALL, *noise)
+    second = runs.finish(tmp_path / "b", *SMALL, *noise)
+    plain = runs.finish(tmp_path / "c", *SMALL, *runs.ALL_METRICS)
+    assert first["state_hash"] == second["state_hash"] != plain["state_hash"]
+    begun = [result["history"][0]["angles"] for result in (first, plain)]
+    assert all(begun[0][name] != begun[1][name] for name in begun[0])  # W has moved before it has seen an image
+
+
+def test_under_noise_the_output_layer_turns_to_its_b(tmp_path):
+    """As Cheon et al. report; by how much depends on network, optimizer and length."""
+    angles = []
+    for name, noise in (("plain", "null"), ("noise", "{updates: 2000}")):
+        mlp = ("model.architecture=mlp", "model.arguments={depth: 1, width: 100, activation: relu}", "data.target_size=8")
+        optimizer = "training.optimizer={type: Adam, lr: 0.001}"
+        result = runs.finish(
+            tmp_path / name, *mlp, optimizer, f"training.noise_pretraining={noise}", *runs.ALL_METRICS
+        )
+        angles.append(list(result["history"][0]["angles"].values())[-1])
+    assert angles[1] < angles[0] - 4
+
+
+def test_statistics_of_noise_are_not_kept(tmp_path):
+    class Look(Display):
+        seen = None
+
+        def update(self, trainer):
+            if Look.seen is None:
+                Look.seen = int(trainer.model[1].num_batches_tracked)
+
+    noise = "training.noise_pretraining={updates: 5}"
+    run(runs.quick(tmp_path, *SMALL, noise), display=Look())
+    assert Look.seen == 1
+
+
+def test_shares_of_the_processes_are_those_of_one(tmp_path):
+    config = NoiseConfig(updates=2, batch_size=5)
+    whole = list(batches(config, (1, 2, 2), 3, 7, torch.device("cpu"), 0, 1))
+    shares = [list(batches(config, (1, 2, 2), 3, 7, torch.device("cpu"), rank, 2)) for rank in (0, 1)]
+    for number, each in enumerate(whole):
+        assert torch.equal(shares[0][number].inputs, each.inputs[0::2])
+        assert torch.equal(shares[1][number].labels, each.labels[1::2])
+        assert each.whole == 5
+    assert not torch.equal(whole[0].inputs, whole[1].inputs)
+
+
+def test_noise_is_refused_for_texts(tmp_path):
+    (tmp_path / "a.txt").write_text("to be or not " * 500)
+    text = (f"data={{dataset: 'text:{tmp_path / 'a.txt'}'}}", "training.noise_pretraining={updates: 5}")
+    with pytest.raises((ConfigError, SectionError), match=r"training\.noise_pretraining: a setting of images"):
+        runs.quick(tmp_path, *text, "model.architecture=char_transformer")
+
+
+# Older runs --------------------------------------------------------------------------------------
+
+
+def test_a_run_that_does_not_know_the_new_keys_is_still_the_same_run(tmp_path):
+    runs.finish(tmp_path)
+    path = tmp_path / "quick" / "results.json"
+    content = json.loads(path.read_text())
+    del content["config"]["imports"], content["config"]["model"]["mode"]["layers"]
+    del content["config"]["training"]["noise_pretraining"], content["config"]["training"]["optimizer"]["batch_manhattan"]
+    path.write_text(json.dumps(content))
+    before = path.read_text()
+    run(runs.quick(tmp_path))
+    assert path.read_text() == before
