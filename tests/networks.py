@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
+from conformance import BY_ERROR, RULES, TRAINING
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from conformance import BY_ERROR, RULES, TRAINING
 
 __all__ = ["BY_ERROR", "RULES", "TRAINING", "batch", "gradients", "images", "labels", "mlp", "same", "state"]
 

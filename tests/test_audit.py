@@ -13,7 +13,8 @@ from torch import nn
 
 import biotorch
 from biotorch import AuditError
-from biotorch.rules import FeedbackRule, registry as base
+from biotorch.rules import FeedbackRule
+from biotorch.rules import registry as base
 
 
 def le_net() -> nn.Module:

@@ -249,5 +249,9 @@ def test_the_everything_file_sets_every_key(tmp_path):
     study = read(FILES / "everything.yaml")
     assert len(study.points) == 8
     for name, section in study.config:
-        unset = [] if isinstance(section, bool | dict | list) else set(type(section).model_fields) - section.model_fields_set
+        unset = (
+            []
+            if isinstance(section, bool | dict | list)
+            else set(type(section).model_fields) - section.model_fields_set
+        )
         assert not unset, (name, unset)

@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from networks import RULES, TRAINING, BY_ERROR, batch, gradients, images, labels, mlp
+from networks import BY_ERROR, TRAINING, batch, gradients, images, labels, mlp
 from torch import nn
 from torch.nn import functional as F
 

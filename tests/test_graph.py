@@ -5,11 +5,11 @@ import threading
 import pytest
 import torch
 from conformance import (
+    BY_ERROR,
     DIRECT,
     LAYERWISE,
     RULES,
     TRAINING,
-    BY_ERROR,
     Net,
     assert_all_learn,
     assert_close,

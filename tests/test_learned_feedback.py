@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import biotorch
+from biotorch.layers import updates
 from biotorch.rules import Update
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
@@ -138,7 +139,12 @@ def test_direct_kolen_pollack_is_its_equation():
 
 def convolutions() -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(2, 3, 3, padding=1), nn.Tanh(), nn.Conv2d(3, 4, 3, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(36, 3)
+        nn.Conv2d(2, 3, 3, padding=1),
+        nn.Tanh(),
+        nn.Conv2d(3, 4, 3, stride=2),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(36, 3),
     ).double()
 
 
@@ -339,8 +345,6 @@ def test_shallow_by_hand_is_refused():
 
 
 def test_a_rule_that_does_not_learn_is_never_visited(monkeypatch):
-    from biotorch.layers import updates
-
     visited = []
     monkeypatch.setattr(updates, "_concerned", lambda step: visited.append(step) or [])
     monkeypatch.setattr(updates, "_watched", type(updates._watched)())

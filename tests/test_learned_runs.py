@@ -1,6 +1,8 @@
 """Runs from a configuration: rules by layer, noise before epoch one, signs of gradients, targets, learned feedbacks."""
 
 import json
+import os
+import signal
 
 import pytest
 import runs
@@ -31,13 +33,17 @@ def weights_of(folder) -> dict[str, torch.Tensor]:
 
 
 def test_layers_have_rules_of_their_own(tmp_path):
-    layers = 'model.mode={type: kp, layers: {classifier.3: backpropagation, "features.0": {type: fa, options: {init: normal}}}}'
-    runs.finish(tmp_path, layers)
+    layers = '{classifier.3: backpropagation, "features.0": {type: fa, options: {init: normal}}}'
+    runs.finish(tmp_path, f"model.mode={{type: kp, layers: {layers}}}")
     model = load(tmp_path / "quick")
     found = {row.name: row.rule for row in biotorch.summary(model).rows if row.rule}
-    assert found == {
-        "features.0": "fa", "features.3": "kp", "features.6": "kp", "classifier.1": "kp", "classifier.3": "backpropagation"
-    }  # fmt: skip
+    assert list(found.items()) == [
+        ("features.0", "fa"),
+        ("features.3", "kp"),
+        ("features.6", "kp"),
+        ("classifier.1", "kp"),
+        ("classifier.3", "backpropagation"),
+    ]
 
 
 def test_the_first_pattern_counts_and_one_that_meets_nothing_is_told(tmp_path):
@@ -83,9 +89,6 @@ def test_a_stopped_run_goes_on_with_the_same_bits(rule, tmp_path):
 
 
 def signal_self() -> None:
-    import os
-    import signal
-
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -111,7 +114,10 @@ def test_accumulated_signals_have_the_size_of_whole_batches(tmp_path):
 
 
 def test_batch_manhattan_from_a_configuration(tmp_path):
-    signs = ("training.optimizer={type: SGD, lr: 0.001, batch_manhattan: true}", "training.hyperparameters.batch_size=2000")
+    signs = (
+        "training.optimizer={type: SGD, lr: 0.001, batch_manhattan: true}",
+        "training.hyperparameters.batch_size=2000",
+    )
     runs.finish(tmp_path, *SMALL[:2], *signs)
     model = build_model(runs.quick(tmp_path, *SMALL[:2], *signs).config, 10, (1, 8, 8))
     for name, start in model.named_parameters():  # one update: each weight by the rate, or not at all
@@ -136,11 +142,13 @@ def test_under_noise_the_output_layer_turns_to_its_b(tmp_path):
     """As Cheon et al. report; by how much depends on network, optimizer and length."""
     angles = []
     for name, noise in (("plain", "null"), ("noise", "{updates: 2000}")):
-        mlp = ("model.architecture=mlp", "model.arguments={depth: 1, width: 100, activation: relu}", "data.target_size=8")
-        optimizer = "training.optimizer={type: Adam, lr: 0.001}"
-        result = runs.finish(
-            tmp_path / name, *mlp, optimizer, f"training.noise_pretraining={noise}", *runs.ALL_METRICS
+        mlp = (
+            "model.architecture=mlp",
+            "model.arguments={depth: 1, width: 100, activation: relu}",
+            "data.target_size=8",
         )
+        optimizer = "training.optimizer={type: Adam, lr: 0.001}"
+        result = runs.finish(tmp_path / name, *mlp, optimizer, f"training.noise_pretraining={noise}", *runs.ALL_METRICS)
         angles.append(list(result["history"][0]["angles"].values())[-1])
     assert angles[1] < angles[0] - 4
 
@@ -184,7 +192,10 @@ def test_a_run_that_does_not_know_the_new_keys_is_still_the_same_run(tmp_path):
     path = tmp_path / "quick" / "results.json"
     content = json.loads(path.read_text())
     del content["config"]["imports"], content["config"]["model"]["mode"]["layers"]
-    del content["config"]["training"]["noise_pretraining"], content["config"]["training"]["optimizer"]["batch_manhattan"]
+    del (
+        content["config"]["training"]["noise_pretraining"],
+        content["config"]["training"]["optimizer"]["batch_manhattan"],
+    )
     path.write_text(json.dumps(content))
     before = path.read_text()
     run(runs.quick(tmp_path))

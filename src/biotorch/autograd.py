@@ -111,9 +111,7 @@ def _heard(
     return projected.clamp(-1, 1) if receiver.clip else projected
 
 
-def _met(
-    operation: Operation, receiver: Receiver, errors: Sequence[SentError], x: Tensor, feedback: Tensor
-) -> Tensor:
+def _met(operation: Operation, receiver: Receiver, errors: Sequence[SentError], x: Tensor, feedback: Tensor) -> Tensor:
     """The product of the errors that B brings and the input that they meet: the derivative by B of <B e, x>."""
     with torch.enable_grad():
         variable = feedback.detach().requires_grad_()

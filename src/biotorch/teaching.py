@@ -34,7 +34,8 @@ class Targets:
         """
         if self.y is None:
             raise RuntimeError(
-                "the rule sends targets backwards, and there are none: run the forward inside `with biotorch.targets(y):`"
+                "the rule sends targets backwards, and there are none: "
+                "run the forward inside `with biotorch.targets(y):`"
             )
         y, classes = self.y.to(error.device), error.shape[-1]
         if y.is_floating_point() and y.shape == error.shape:

@@ -156,7 +156,7 @@ class RuleState(nn.Module):
         if self.get_parameter(parameter).grad is None:
             feedback.grad = None  # left over from a step that was never made
         leaf = feedback.detach().requires_grad_()
-        leaf.register_post_accumulate_grad_hook(functools.partial(_add_to, feedback))
+        leaf.register_post_accumulate_grad_hook(functools.partial(_add_to, feedback))  # type: ignore[no-untyped-call]
         return leaf
 
     def before_update(self, step: updates.Step) -> None:

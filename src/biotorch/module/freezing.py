@@ -13,7 +13,7 @@ _FROZEN = "biotorch_frozen"
 
 
 def freeze_hidden(model: nn.Module, outputs: Container[int]) -> None:
-    """Where a rule asks for it: no gradient for parameters but those of `outputs` (ids) and of layers of other rules."""
+    """Where a rule asks for it: no gradient but for `outputs` (ids) and for the layers of other rules."""
     layers = [module for module in model.modules() if isinstance(module, FeedbackLayer)]
     if not any(layer.rule.trains_output_only for layer in layers):
         return

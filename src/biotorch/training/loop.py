@@ -133,7 +133,9 @@ class Trainer:
         config = self.config.noise_pretraining
         assert config is not None
         settings = self.config.optimizer.model_copy(update={} if config.lr is None else {"lr": config.lr})
-        optimizer = self.fabric.setup_optimizers(settings.build(p for p in self.model.parameters() if p.requires_grad))
+        optimizer: Any = self.fabric.setup_optimizers(
+            settings.build(p for p in self.model.parameters() if p.requires_grad)
+        )
         shape, classes = self.data.input_shape, self.data.num_classes
         rank, world = self.fabric.global_rank, self.fabric.world_size
         self.model.train()
