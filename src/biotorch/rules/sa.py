@@ -29,7 +29,7 @@ class SymmetricAlignment(FeedbackAlignment):
         ValueError: it is not above 0 and at most 1.
     """
 
-    feedback_rate: float = 0.1
+    feedback_rate: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
