@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from networks import RULES, batch, labels, mlp
+from networks import RULES, TRAINING, batch, labels, mlp
 from torch import nn
 from torch.nn import functional as F
 
@@ -66,7 +66,7 @@ def test_a_hand_built_layer_told_that_it_is_no_output_says_what_is_missing():
         F.cross_entropy(model(batch()), labels()).backward()
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", TRAINING)
 def test_a_convolution_and_a_transposed_one_may_share_their_weight(rule):
     encoder, decoder = nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 3, 3)
     decoder.weight = encoder.weight

@@ -7,7 +7,7 @@ import importlib
 
 import pytest
 import torch
-from networks import RULES, gradients, images, labels
+from networks import RULES, TRAINING, gradients, images, labels
 from torch import nn
 
 import biotorch
@@ -103,7 +103,7 @@ def test_without_pretrained_weights_every_rule_starts_from_the_same_w():
         assert all(torch.equal(networks[0][name], other[name]) for name in networks[0])
 
 
-@pytest.mark.parametrize("method", RULES)
+@pytest.mark.parametrize("method", TRAINING)
 def test_a_constructed_network_trains_every_layer(method):
     model = constructor(method, "le_net_cifar")(num_classes=4)
     found = gradients(model, images(), labels(2, 4))

@@ -6,7 +6,7 @@ import pytest
 import runs
 import torch
 from commands import into, invoke, mistake
-from networks import RULES
+from networks import TRAINING
 from torch import nn
 
 import biotorch
@@ -74,7 +74,7 @@ def test_a_weight_with_two_names_is_trained_under_either():
     assert trained(model) == {"embedding.weight", "head.bias"}
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", TRAINING)
 def test_what_is_not_trained_stays_to_the_bit(rule, tmp_path, monkeypatch):
     monkeypatch.setitem(runs.models.registry.OWN, "small", runs.small)
     options = f"model.mode={{type: {rule}, options: {{constrain_weights: true}}}}"

@@ -162,7 +162,8 @@ class RuleState(nn.Module):
     def before_update(self, step: updates.Step) -> None:
         """Keep what the rule compares W with after an optimizer step."""
         if "change" in self.rule.observes:
-            self._before = {each.parameter: each.weight.detach().clone() for each in step.updated(self.connections)}
+            # Also where there is no gradient yet: LBFGS has it computed inside its step.
+            self._before = {each.parameter: each.weight.detach().clone() for each in step.held(self.connections)}
 
     def after_update(self, step: updates.Step) -> None:
         """What follows an optimizer step (see `biotorch.layers.updates`)."""

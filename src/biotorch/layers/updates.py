@@ -33,9 +33,13 @@ class Step:
         """Whether the optimizer holds a weight of the layer: the others may be another's."""
         return any(id(layer.get_parameter(name)) in self.groups for name in layer.weight_names)
 
+    def held(self, connections: Iterable[Connection]) -> list[Connection]:
+        """Those of which the optimizer holds W."""
+        return [each for each in connections if id(each.trained) in self.groups]
+
     def updated(self, connections: Iterable[Connection]) -> list[Connection]:
-        """Those of which the optimizer holds W, and that have a gradient."""
-        return [each for each in connections if id(each.trained) in self.groups and each.trained.grad is not None]
+        """Those of them that have a gradient."""
+        return [each for each in self.held(connections) if each.trained.grad is not None]
 
     def first_to_update(self, feedback: Tensor) -> bool:
         """Whether this B has not had its update in this step; it has had it afterwards."""
