@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from networks import RULES, same
+from networks import BY_ERROR, TRAINING, same
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -158,7 +158,7 @@ def test_a_hint_without_its_mask_is_an_error_as_in_torch():
 
 
 @pytest.mark.parametrize("need_weights", [True, False])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", TRAINING)
 def test_dropout_acts_in_training_and_not_in_evaluation(rule, need_weights):
     plain, converted = attention(rule, batch_first=True, dropout=0.5)
     x = sequence(T, "batch first").requires_grad_()
@@ -172,7 +172,7 @@ def test_dropout_acts_in_training_and_not_in_evaluation(rule, need_weights):
     torch.testing.assert_close(converted(x, x, x, need_weights=need_weights)[0], plain(x, x, x)[0])
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", TRAINING)
 def test_autocast_runs_attention_in_the_type_asked_for(rule):
     torch.manual_seed(0)
     model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True), nn.Linear(8, 3))
@@ -255,7 +255,7 @@ def test_evaluation_gives_the_outputs_of_the_unconverted_network(kind, norm_firs
 
 @both
 @norms
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", BY_ERROR)
 def test_a_time_major_layer_learns_what_a_batch_first_one_does(kind, norm_first, rule):
     found, x = [], torch.randn(2, 5, 5, dtype=torch.float64)
     for batch_first in (True, False):
@@ -298,7 +298,7 @@ def test_a_network_that_is_time_major_to_its_output_learns_what_a_batch_first_on
         torch.testing.assert_close(found[1][name], gradient, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", TRAINING)
 def test_states_copies_and_reversion_hold_every_matrix_of_attention(rule):
     model = biotorch.convert(network(Encoder, True, True), rule, seed=1)
     other = biotorch.convert(network(Encoder, True, True), rule, seed=2)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from networks import RULES, batch, labels, mlp
+from networks import TRAINING, batch, labels, mlp
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -40,7 +40,7 @@ def test_a_bare_ddp_loop_trains_one_network_on_two_processes(rule, tmp_path):
             assert torch.equal(value, second["state"][name]), name
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", TRAINING)
 def test_pytorch_lightning_trains_every_layer_and_redraws_once_per_update(rule):
     lightning = pytest.importorskip("pytorch_lightning")
 

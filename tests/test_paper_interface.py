@@ -8,7 +8,7 @@ import pickle
 
 import pytest
 import torch
-from networks import RULES, batch, gradients, images, labels, mlp
+from networks import TRAINING, batch, gradients, images, labels, mlp
 from torch import nn
 from torch.nn import functional as F
 
@@ -28,7 +28,7 @@ def config(method: str) -> dict:
 
 
 def needs(method: str) -> dict:
-    return {"output_dim": 3} if method == "dfa" else {}
+    return {"output_dim": 3} if biotorch.rules.get(method).direct else {}
 
 
 def rules(model: nn.Module) -> set[str]:
@@ -89,7 +89,7 @@ def test_snippet_three_the_wrapper():
 # Layers per method -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", RULES)
+@pytest.mark.parametrize("method", TRAINING)
 def test_layers_of_a_method_take_its_configuration_and_are_torch_layers(method):
     module, before = layers_of(method), config(method)
     conv = module.Conv2d(3, 4, 3, stride=2, padding=1, layer_config=before, **needs(method))
@@ -103,7 +103,7 @@ def test_layers_of_a_method_take_its_configuration_and_are_torch_layers(method):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("method", RULES)
+@pytest.mark.parametrize("method", TRAINING)
 def test_every_layer_type_of_a_method_survives_pickling_and_copying(method, name):
     layer_type = getattr(layers_of(method), name)
     layer = layer_type(2, 3, **({} if name == "Linear" else {"kernel_size": 2}), **needs(method))
@@ -177,7 +177,7 @@ def test_a_dfa_network_built_by_hand_trains_all_its_layers_with_the_output_error
 # BioModule ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", RULES)
+@pytest.mark.parametrize("method", TRAINING)
 def test_the_wrapper_takes_the_first_systems_arguments_and_trains_every_layer(method):
     network, options = mlp(), config(method)
     before = copy.deepcopy(options)

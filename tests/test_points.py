@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 import torchvision
-from conformance import DIRECT, assert_all_learn, assert_close, collect, loss_of
+from conformance import assert_all_learn, assert_close, collect, loss_of
 from torch import Tensor, nn
 
 import biotorch
 from biotorch import ConversionError
 from biotorch.layers import FeedbackLayer, connections
 
-pytestmark = pytest.mark.parametrize("rule", DIRECT)
+pytestmark = pytest.mark.parametrize("rule", ["dfa"])
 
 
 def resnet(rule: str, points="layer?.*", **options) -> nn.Module:

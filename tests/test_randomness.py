@@ -5,11 +5,11 @@ import random
 import numpy as np
 import pytest
 import torch
-from conformance import LAYER_NAMES, RULES, Net, images, loss_of, net
+from conformance import LAYER_NAMES, TRAINING, Net, images, loss_of, net
 
 import biotorch
 
-every_rule = pytest.mark.parametrize("rule", RULES)
+every_rule = pytest.mark.parametrize("rule", TRAINING)
 
 
 def weights(model) -> dict[str, torch.Tensor]:
@@ -48,7 +48,7 @@ def test_training_leaves_the_global_generator_alone(rule):
 @pytest.mark.parametrize("copy_weights", [True, False])
 def test_every_rule_starts_from_the_same_w(copy_weights):
     models = []
-    for rule in RULES:
+    for rule in TRAINING:
         torch.manual_seed(11)
         models.append(biotorch.convert(Net(), rule, copy_weights=copy_weights))
     assert same_weights(models)
@@ -56,7 +56,7 @@ def test_every_rule_starts_from_the_same_w(copy_weights):
 
 def test_every_rule_sees_the_same_randomness_after_its_model_is_built():
     draws = []
-    for rule in RULES:
+    for rule in TRAINING:
         torch.manual_seed(11)
         biotorch.convert(Net(), rule, copy_weights=False)
         draws.append(torch.rand(3))
@@ -65,7 +65,7 @@ def test_every_rule_sees_the_same_randomness_after_its_model_is_built():
 
 def test_layers_built_one_by_one_start_from_the_same_w_under_every_rule():
     models = []
-    for rule in RULES:
+    for rule in TRAINING:
         torch.manual_seed(11)
         models.append(torch.nn.Sequential(*(biotorch.layers.Linear(6, 6, rule=rule, output_dim=6) for _ in range(2))))
     assert same_weights(models)

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from networks import RULES, images, labels, same
+from networks import TRAINING, images, labels, same
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models import swin_transformer
@@ -41,7 +41,7 @@ def found(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 @both
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", TRAINING)
 def test_outputs_stay_the_same_to_the_bit(version, rule):
     plain, x = swin(version), images()
     converted = biotorch.convert(copy.deepcopy(plain), rule, strict=True)
@@ -76,7 +76,7 @@ def test_the_weights_of_attention_are_transported_by_no_rule_that_says_so(versio
 
 
 @both
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", TRAINING)
 def test_every_parameter_learns(version, rule):
     model = biotorch.convert(swin(version), rule)
     gradients = found(model)

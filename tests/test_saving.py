@@ -7,13 +7,13 @@ import pickle
 
 import pytest
 import torch
-from conformance import RULES, Net, images, loss_of, net
+from conformance import TRAINING, Net, images, loss_of, net
 from torch import nn
 
 import biotorch
 from biotorch.layers import FeedbackLayer, fa, is_feedback
 
-FORMS = [*((rule, {}) for rule in RULES), ("dfa", {"feedback": "shared"}), ("dfa", {"shortcuts": "cut"})]
+FORMS = [*((rule, {}) for rule in TRAINING), ("dfa", {"feedback": "shared"}), ("dfa", {"shortcuts": "cut"})]
 
 
 class Words(nn.Module):
@@ -124,7 +124,7 @@ def test_revert_of_a_single_layer_of_a_plain_network_and_of_no_network():
         biotorch.revert("model")
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", TRAINING)
 def test_reverted_and_converted_again_is_as_if_nothing_had_been(rule):
     model = net(rule)
     expected = {name: value.clone() for name, value in model.state_dict().items()}
