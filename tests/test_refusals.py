@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from networks import batch, mlp
+from networks import TRAINING, batch, mlp
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
@@ -110,7 +110,7 @@ def registered():
     LAYER_TYPES.update(known)
 
 
-@pytest.mark.parametrize("rule", biotorch.rules.available())
+@pytest.mark.parametrize("rule", TRAINING)
 def test_a_weight_of_any_name_has_its_feedback(registered, rule):
     model = biotorch.convert(nn.Sequential(Kernel(), nn.Linear(5, 2)), rule)
     if rule != "backpropagation":
