@@ -91,7 +91,14 @@ def test_backpropagation_is_plain_pytorch(network):
 
 
 @both_networks
-@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "backpropagation"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        rule
+        for rule in [rule for rule in RULES if rule != "backpropagation"]
+        if rule not in ("backpropagation", "bp", "sa", "sham")
+    ],
+)
 def test_no_other_rule_arrives_where_backpropagation_does(network, rule):
     start = trained(network, rule, steps=0)[0][0].weight.detach()
     ruled, true = (outcome(network, name)[0][0].weight.detach() - start for name in (rule, "backpropagation"))
