@@ -226,7 +226,7 @@ def test_a_file_of_the_paper_has_its_rows_with_the_papers_rates_and_recipe(colum
         assert (each.data.dataset, each.model.architecture) == (dataset, architecture)
         assert each.data.target_size == (224 if dataset == "imagenet" else 32)
         assert each.model.architecture in models.available()
-        assert each.model.mode.model_dump() == {"type": rule, "options": {"init": "xavier"}}
+        assert each.model.mode.model_dump() == {"type": rule, "options": {"init": "xavier"}, "layers": None}
         assert (each.experiment.seed, each.experiment.deterministic, each.evaluation) == (2021, True, True)
         assert (each.training.warmup_epochs, each.training.clip_gradient_norm, each.training.early_stop) == (
             0,

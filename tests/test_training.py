@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from conformance import RULES
+from conformance import BY_ERROR, RULES
 from torch import nn
 from torch.nn import functional as F
 
@@ -66,7 +66,7 @@ def outcome(network, rule):
 
 
 @both_networks
-@every_rule
+@pytest.mark.parametrize("rule", BY_ERROR)
 def test_every_rule_learns_more_than_the_head_alone_could(network, rule):
     _, loss, accuracy = outcome(network, rule)
     _, head_loss, head_accuracy = trained(network, rule, hidden=False, **SETTINGS[network])
