@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from biotorch import convert, models, rules
+from biotorch import convert, models, rules, targets
 
 
 class Trainer:
@@ -35,7 +35,8 @@ class Trainer:
         if rule is not None:
             convert(model, rule)
         self.model: nn.Module = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4, momentum=0.9)
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.SGD(trained, lr=1e-4, momentum=0.9, weight_decay=1e-4)
         self.forward = torch.compile(self.model) if compiled else self.model
         bf16 = precision == "bf16"
         self.autocast = torch.autocast(device, dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()
@@ -45,7 +46,7 @@ class Trainer:
         """Seconds of one training step."""
         start = time.perf_counter()
         self.optimizer.zero_grad()
-        with self.autocast:
+        with self.autocast, targets(labels):
             loss = F.cross_entropy(self.forward(images), labels)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()

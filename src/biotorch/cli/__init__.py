@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Annotated
 
 import torch.distributed
@@ -65,3 +66,4 @@ def main() -> None:
     finally:  # threads of gloo that are left at the end of a process can abort it
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+            gc.collect()  # the threads live as long as a DDP wrapper, which is part of a reference cycle
