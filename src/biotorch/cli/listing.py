@@ -27,8 +27,11 @@ def schema_command() -> None:
 def rules_command() -> None:
     """List the learning rules and their options."""
     for name in rules.available():
-        summary = (rules.get(name).__doc__ or "").strip().splitlines()[0]
-        typer.echo(f"{name:<16} {summary}\n{'':<16} options: {', '.join(rules.option_names(name))}")
+        rule = rules.get(name)
+        summary = (rule.__doc__ or "").strip().splitlines()[0]
+        status = " (experimental)" if rule.experimental else ""
+        typer.echo(f"{name:<16} {summary}{status}")
+        typer.echo(f"{'':<16} transports: {rule.transports}; options: {', '.join(rules.option_names(name))}")
 
 
 def models_command() -> None:

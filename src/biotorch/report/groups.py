@@ -73,7 +73,7 @@ def label(group: Sequence[Result], groups: Sequence[Sequence[Result]]) -> str:
     same = [other for other in alike if all(at(other, path) == at(group[0], path) for path in told)]
     for path in sorted({path for each in same for path in _settings(each)}):
         value = at(group[0], path)
-        known = path.startswith("model.arguments") or path in told or value in (None, {})
+        known = path.startswith(("model.arguments", "model.mode.layers")) or path in told or value in (None, {})
         if not known and _differs(path, same):
             parts.append(f"{path.rsplit('.', 1)[-1]}={value}")
     return " ".join(parts)
@@ -81,7 +81,11 @@ def label(group: Sequence[Result], groups: Sequence[Sequence[Result]]) -> str:
 
 def _name(result: Result) -> str:
     trained = result["config"]["model"].get("train_only")
-    return f"{method(result)} ({', '.join(trained)} only)" if trained else method(result)
+    parts = [f"{', '.join(trained)} only"] if trained else []
+    for pattern, rule in (at(result, "model.mode.layers") or {}).items():  # type: ignore[attr-defined]
+        options = "".join(f" {name}={value}" for name, value in rule["options"].items() if value is not None)
+        parts.append(f"{pattern}: {rule['type']}{options}")
+    return f"{method(result)} ({', '.join(parts)})" if parts else method(result)
 
 
 def differs(path: str, groups: Sequence[Sequence[Result]]) -> bool:

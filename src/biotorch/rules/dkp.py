@@ -34,6 +34,7 @@ class DirectKolenPollack(DirectFeedbackAlignment):
     feedback_rate: float | None = None
     feedback_decay: float | None = None
 
+    experimental = True
     observes = ("gradient",)
 
     def __post_init__(self) -> None:

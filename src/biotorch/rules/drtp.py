@@ -27,5 +27,7 @@ class DirectRandomTargetProjection(DirectFeedbackAlignment):
     do so by themselves.
     """
 
+    experimental = True
+
     def signal(self, error: Tensor, targets: Targets) -> Tensor:
         return targets.rows(error) * -targets.weight(error)

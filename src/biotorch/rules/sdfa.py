@@ -24,5 +24,7 @@ class ErrorSignDirectFeedbackAlignment(DirectFeedbackAlignment):
     in it: `biotorch.targets(y, scale=c)` gives it back, and runs from a configuration do so by themselves. sign(0) = 0.
     """
 
+    experimental = True
+
     def signal(self, error: Tensor, targets: Targets) -> Tensor:
         return error.sign() * targets.weight(error)
