@@ -38,7 +38,9 @@ def test_the_method_table_is_the_registry():
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_the_paper_of_the_table_is_that_of_the_docstring(name):
     assert set(re.findall(r"\b(?:19|20)\d\d\b", METHODS[name][2])) <= set(
-        re.findall(r"\b(?:19|20)\d\d\b", str(sys.modules[rules.get(name).__module__].__doc__) + str(rules.get(name).__doc__))
+        re.findall(
+            r"\b(?:19|20)\d\d\b", str(sys.modules[rules.get(name).__module__].__doc__) + str(rules.get(name).__doc__)
+        )
     )
 
 
