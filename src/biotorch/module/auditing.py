@@ -19,14 +19,15 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from biotorch import seeding, teaching
 from biotorch.autograd import Cut
-from biotorch.layers import Connection, FeedbackLayer
+from biotorch.layers import FeedbackLayer
 from biotorch.module import nested
 from biotorch.module.isolation import isolated
+from biotorch.module.learning import learned_from_weights
 from biotorch.module.noise import draw, overwritten, silenced
 from biotorch.module.shortcuts import possible_blocks
 from biotorch.module.survey import Entry, is_known_local, survey, weight_matrices
 from biotorch.module.verdicts import LEAK, Audit, AuditError, LayerAudit
-from biotorch.rules import Transports, Update
+from biotorch.rules import Transports
 
 
 def audit(model: nn.Module, inputs: Any, *, shortcuts: bool = True, seed: int = 0) -> Audit:
@@ -138,45 +139,13 @@ class _Experiment:
         signs_at_most = clean or same(self.units, "signed")
         verdicts = {name: verdict(name) for name in self.units}
         for name, layer in self.layers.items():
-            verdicts[name] = max(verdicts[name], self._copied(name, layer), key=LEAK.__getitem__)
+            verdicts[name] = max(verdicts[name], learned_from_weights(layer, self.seed), key=LEAK.__getitem__)
         return verdicts
 
     def _is_shut_off(self, name: str) -> bool:
         """Whether no gradient is meant to reach a layer: its rule trains the output layer alone."""
         layer = self.layers.get(name)
         return layer is not None and layer.rule.trains_output_only
-
-    def _copied(self, name: str, layer: FeedbackLayer) -> Transports:
-        """What the rule copies of W into B after an optimizer step, where no backward pass shows it."""
-        if not layer.rule.has_update():
-            return "nothing"
-
-        def updated(connection: Connection, weight: Tensor) -> Tensor:
-            # All but W itself is as it was: what is local to the connection, and the answer to activity.
-            feedback = torch.empty(0) if connection.buffer is None else connection.buffer.detach().clone()
-            update = Update(
-                weight,
-                feedback,
-                lambda: seeding.generator(self.seed, weight.device),
-                number=2,
-                rate=0.1,
-                decay=0.1,
-                change=torch.ones_like(weight),
-                gradient=torch.ones_like(feedback),
-                forward=connection.weight.detach(),
-            )
-            with torch.no_grad():
-                layer.rule.after_update(update)
-            return feedback
-
-        def copied(connection: Connection) -> Transports:
-            noise = draw(connection.weight, seeding.generator(self.seed))
-            first = updated(connection, noise.first)
-            if torch.equal(first, updated(connection, noise.second)):
-                return "nothing"
-            return "signs" if torch.equal(first, updated(connection, noise.signed)) else "weights"
-
-        return max((copied(connection) for connection in layer.connections), key=LEAK.__getitem__)
 
     def _shares(self, baseline: dict[str, Tensor]) -> tuple[dict[str, float], dict[str, float]]:
         """What arrives at the input of a layer or residual block although no feedback brought it there.

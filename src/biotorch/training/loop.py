@@ -6,7 +6,6 @@ generators that dropout draws from are saved with the rest.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 import time
@@ -18,12 +17,10 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from biotorch import metrics, seeding, teaching
+from biotorch import metrics, seeding
 from biotorch.data import Dataset
 from biotorch.frozen import SectionError
-from biotorch.layers import FeedbackLayer
 from biotorch.models.outputs import main_output
-from biotorch.rules import DirectRule
 from biotorch.training import noise, order, random_state
 from biotorch.training.adversarial import Adversary
 from biotorch.training.divergence import diverged, diverged_after, require_finite
@@ -33,6 +30,7 @@ from biotorch.training.observer import Observer, Record, Stopped
 from biotorch.training.optimizers import Schedule
 from biotorch.training.outputs import training_loss
 from biotorch.training.settings import TrainingConfig
+from biotorch.training.teacher import Teacher
 
 
 class Trainer:
@@ -83,10 +81,7 @@ class Trainer:
         self.adversary = None if adversarial is None else Adversary(adversarial, model, data, self.fabric, seed)
         trained: Any = torch.compile(model) if compiled else model
         self.forward, self.optimizer = self.fabric.setup(trained, optimizer)
-        self._sends_targets = any(
-            isinstance(each, FeedbackLayer) and isinstance(each.rule, DirectRule) and each.rule.has_signal()
-            for each in model.modules()
-        )
+        self.teacher = Teacher(model, self.fabric)
 
         #: Epoch in progress (0: none trained yet) and updates done in it.
         self.epoch, self.step = 0, 0
@@ -117,7 +112,8 @@ class Trainer:
             Stopped: the observer asked for it.
         """
         if not self.met_noise:
-            self._meet_noise()
+            noise.pretrain(self)
+            self.met_noise = True
         while self.epoch <= self.config.hyperparameters.epochs and not self._early_stop():
             self._train()
             self._measure()
@@ -127,40 +123,6 @@ class Trainer:
     def _early_stop(self) -> bool:
         errors = [record["validation"]["error"] for record in self.history[1:]]
         return self.config.early_stop is not None and self.config.early_stop.reached(errors)
-
-    def _meet_noise(self) -> None:
-        """Train on noise. It has no checkpoint of its own: interrupted, it begins anew."""
-        config = self.config.noise_pretraining
-        assert config is not None
-        settings = self.config.optimizer.model_copy(update={} if config.lr is None else {"lr": config.lr})
-        optimizer: Any = self.fabric.setup_optimizers(
-            settings.build(p for p in self.model.parameters() if p.requires_grad)
-        )
-        shape, classes = self.data.input_shape, self.data.num_classes
-        rank, world = self.fabric.global_rank, self.fabric.world_size
-        self.model.train()
-        for batch in noise.batches(config, tuple(shape), classes, self.seed, self.device, rank, world):
-            with self._teaching(batch.labels, 1 / batch.whole):
-                outputs = self.forward(batch.inputs)
-            value = training_loss(self.loss, outputs, batch.labels)
-            self._require_finite(value)
-            optimizer.zero_grad()
-            self.fabric.backward(value * (len(batch.labels) / batch.whole))
-            optimizer.step()
-            if any(any_process(self.fabric, self.observer.stop_now())):
-                raise Stopped
-        self.optimizer.zero_grad()
-        for module in self.model.modules():  # statistics of noise are nobody's
-            if isinstance(module, nn.modules.batchnorm._NormBase):
-                module.reset_running_stats()
-        self.met_noise = True
-
-    def _teaching(self, labels: Tensor, scale: float) -> contextlib.AbstractContextManager[None]:
-        """The targets of a forward pass in which each label counts `scale` in the loss, where a rule sends them."""
-        if not self._sends_targets:
-            return contextlib.nullcontext()
-        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
-        return teaching.targets(labels, scale if scaler is None else scale * scaler.get_scale())
 
     def _train(self) -> None:
         """What is left of the epoch's updates; epoch 0 has none."""
@@ -175,12 +137,11 @@ class Trainer:
                 inputs, labels, counts = next(batches)
                 if self.adversary is not None:
                     inputs = self.adversary(inputs, labels, self.epoch, self.step, index)
-                share = self._teaching(labels, 1 / whole if counts else 0.0)
                 with self.fabric.no_backward_sync(self.forward, enabled=index < len(sizes) - 1):
-                    with share:
+                    with self.teacher.tells(labels, 1 / whole if counts else 0.0):
                         outputs = self.forward(inputs)
                     value = training_loss(self.loss, outputs, labels)
-                    self._require_finite(value)
+                    self.require_finite(value)
                     if index == 0:
                         self.optimizer.zero_grad()
                     size = self.size(labels) if counts else 0
@@ -248,6 +209,11 @@ class Trainer:
             record["gradient_angles"] = metrics.gradient_alignment(self.model, trained_on, *probe)
         return record
 
+    def require_finite(self, value: Tensor) -> None:
+        """Raises DivergenceError, in all processes, where the loss of one is not finite."""
+        if any(any_process(self.fabric, not math.isfinite(value.item()))):
+            raise diverged(self.model, value, self.epoch, self.step + 1)
+
     # Data ----------------------------------------------------------------------------------------
 
     def _updates(self, epoch: int) -> list[Tensor]:
@@ -275,10 +241,6 @@ class Trainer:
                 yield inputs.new_zeros(1, *inputs.shape[1:]), labels.new_zeros(1, *labels.shape[1:]), False
 
     # Stopping, saving, resuming --------------------------------------------------------------------
-
-    def _require_finite(self, value: Tensor) -> None:
-        if any(any_process(self.fabric, not math.isfinite(value.item()))):
-            raise diverged(self.model, value, self.epoch, self.step + 1)
 
     def _save_or_stop(self) -> None:
         stop, save = any_process(self.fabric, self.observer.stop_now(), self.observer.save_now())

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from biotorch import seeding
 from biotorch.frozen import Section
+from biotorch.training.infrastructure import any_process
+from biotorch.training.observer import Stopped
+from biotorch.training.outputs import training_loss
+
+if TYPE_CHECKING:
+    from biotorch.training.loop import Trainer
 
 
 class NoiseConfig(Section):
@@ -43,3 +49,32 @@ def batches(
         inputs = torch.randn(config.batch_size, *shape, generator=generator)
         labels = torch.randint(classes, (config.batch_size,), generator=generator)
         yield Batch(inputs[rank::world].to(device), labels[rank::world].to(device), config.batch_size)
+
+
+def pretrain(trainer: Trainer) -> None:
+    """The phase of `trainer`, by its rule and a new optimizer. It has no checkpoint: interrupted, it begins anew.
+
+    Raises:
+        DivergenceError: a loss is not finite.
+        Stopped: the observer asked for it.
+    """
+    config, fabric = trainer.config.noise_pretraining, trainer.fabric
+    assert config is not None
+    settings = trainer.config.optimizer.model_copy(update={} if config.lr is None else {"lr": config.lr})
+    optimizer: Any = fabric.setup_optimizers(settings.build(p for p in trainer.model.parameters() if p.requires_grad))
+    shape, classes = tuple(trainer.data.input_shape), trainer.data.num_classes
+    trainer.model.train()
+    for batch in batches(config, shape, classes, trainer.seed, trainer.device, fabric.global_rank, fabric.world_size):
+        with trainer.teacher.tells(batch.labels, 1 / batch.whole):
+            outputs = trainer.forward(batch.inputs)
+        value = training_loss(trainer.loss, outputs, batch.labels)
+        trainer.require_finite(value)
+        optimizer.zero_grad()
+        fabric.backward(value * (len(batch.labels) / batch.whole))
+        optimizer.step()
+        if any(any_process(fabric, trainer.observer.stop_now())):
+            raise Stopped
+    optimizer.zero_grad()
+    for module in trainer.model.modules():  # statistics of noise are nobody's
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            module.reset_running_stats()

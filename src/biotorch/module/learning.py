@@ -1,0 +1,50 @@
+"""What a rule reads of W when its feedback learns: the part of an audit that no backward pass shows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from biotorch import seeding
+from biotorch.layers import Connection, FeedbackLayer
+from biotorch.module.noise import draw
+from biotorch.module.verdicts import LEAK
+from biotorch.rules import Transports, Update
+
+
+def learned_from_weights(layer: FeedbackLayer, seed: int) -> Transports:
+    """Run the rule's `after_update` on copies of B, with noise in the place of W, and compare what B becomes.
+
+    What is local to a connection, and its answer to activity (`Update.respond`), stays as it is: a rule that learns
+    from those alone transports nothing.
+    """
+    if not layer.rule.has_update():
+        return "nothing"
+    return max((_copied(connection, seed) for connection in layer.connections), key=LEAK.__getitem__)
+
+
+def _copied(connection: Connection, seed: int) -> Transports:
+    noise = draw(connection.weight, seeding.generator(seed))
+    first, second, signed = (_learned(connection, w, seed) for w in (noise.first, noise.second, noise.signed))
+    if torch.equal(first, second):
+        return "nothing"
+    return "signs" if torch.equal(first, signed) else "weights"
+
+
+def _learned(connection: Connection, weight: Tensor, seed: int) -> Tensor:
+    """B after an update in which the rule sees `weight` for W."""
+    feedback = torch.empty(0) if connection.buffer is None else connection.buffer.detach().clone()
+    update = Update(
+        weight,
+        feedback,
+        lambda: seeding.generator(seed, weight.device),
+        number=2,
+        rate=0.1,
+        decay=0.1,
+        change=torch.ones_like(weight),
+        gradient=torch.ones_like(feedback),
+        forward=connection.weight.detach(),
+    )
+    with torch.no_grad():
+        connection.layer.rule.after_update(update)
+    return feedback
