@@ -13,7 +13,7 @@ from biotorch.rules.update import Update
 @register("brsf", transports="signs")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchwiseRandomSign(FixedRandomSign):
-    """B = |R| sign(W) elementwise, R drawn again after each update (paper, section 2.1).
+    """B = |R| sign(W), R drawn again after each update (Liao et al. 2016; Moskovitz et al. 2018; paper, section 2.1).
 
     The redraw follows the optimizer's step, not the forward pass: evaluation, gradient accumulation
     and several forwards before one backward leave R as it is.

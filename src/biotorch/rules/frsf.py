@@ -14,9 +14,9 @@ from biotorch.rules.registry import register
 @register("frsf", transports="signs")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FixedRandomSign(FeedbackRule):
-    """B = |R| sign(W) elementwise, R drawn once (paper, section 2.1).
+    """B = |R| sign(W) elementwise, R drawn once (Liao et al. 2016; Moskovitz et al. 2018; paper, section 2.1).
 
-    The absolute value is the paper's change to Liao et al. (2016): without it the sign that arrives
+    The absolute value is the paper's change to Liao et al.: without it the sign that arrives
     is that of R times W.
     """
 
