@@ -131,6 +131,21 @@ def test_a_rule_that_copies_w_into_b_after_each_update_is_weight_transport(unreg
     assert set(result.layers.values()) == {"weights"}
 
 
+def test_a_rule_that_copies_w_now_and_then_is_weight_transport(unregister):
+    @base.register("test_syncing", transports="nothing")
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Syncing(biotorch.rules.get("fa")):
+        every: int = 1
+
+        def after_update(self, update):
+            if update.number % self.every == 0:
+                update.feedback.copy_(update.weight)
+
+    for every in (1, 7, 100):
+        result = biotorch.audit(biotorch.convert(mlp(), "test_syncing", every=every), batch())
+        assert set(result.layers.values()) == {"weights"}, every
+
+
 def test_a_rule_that_copies_signs_after_each_update_transports_signs(unregister):
     @base.register("test_copying_signs", transports="nothing")
     @dataclasses.dataclass(frozen=True, kw_only=True)

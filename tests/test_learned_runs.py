@@ -166,6 +166,24 @@ def test_statistics_of_noise_are_not_kept(tmp_path):
     assert Look.seen == 1
 
 
+def test_statistics_that_a_checkpoint_brought_are_kept(tmp_path):
+    runs.finish(tmp_path / "first", *SMALL)
+    checkpoint = f"model.checkpoint={tmp_path / 'first' / 'quick'}"
+    frozen = ("training.optimizer.lr=1e-12", "training.noise_pretraining={updates: 5}")
+    history = [
+        runs.finish(tmp_path / name, *SMALL, checkpoint, *more)["history"][0]["validation"]
+        for name, more in (("plain", frozen[:1]), ("noise", frozen))
+    ]
+    assert history[0]["loss"] == pytest.approx(history[1]["loss"], rel=1e-5)
+
+
+def test_more_processes_than_examples_are_refused():
+    config = NoiseConfig(updates=1, batch_size=6)
+    config.require_shares(3, 2)
+    with pytest.raises(SectionError, match=r"6 examples for 4 processes, each of which needs 2"):
+        config.require_shares(4, 2)
+
+
 def test_shares_of_the_processes_are_those_of_one(tmp_path):
     config = NoiseConfig(updates=2, batch_size=5)
     whole = list(batches(config, (1, 2, 2), 3, 7, torch.device("cpu"), 0, 1))

@@ -47,6 +47,36 @@ def test_momentum_is_that_of_the_signs():
     torch.testing.assert_close(optimizer.state[model[0].weight]["momentum_buffer"], 0.9 * signs[0] + signs[1])
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_a_closure_s_gradients_are_signed_too(named):
+    model = biotorch.convert(mlp(), "fa")
+    before, seen = state(model), {}
+    optimizer = biotorch.batch_manhattan(torch.optim.SGD(model.parameters(), lr=0.01))
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(batch()), labels())
+        loss.backward()
+        seen.update({name: p.grad.sign() for name, p in model.named_parameters()})
+        return loss
+
+    loss = optimizer.step(closure=closure) if named else optimizer.step(closure)
+    assert loss.item() > 0
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.detach(), before[name] - 0.01 * seen[name])
+
+
+def test_an_embedding_s_sparse_gradient_is_signed():
+    table = torch.nn.Embedding(5, 2, sparse=True)
+    before = table.weight.detach().clone()
+    optimizer = biotorch.batch_manhattan(torch.optim.SparseAdam(list(table.parameters()), lr=0.1))
+    table(torch.tensor([1, 1, 3])).square().sum().backward()
+    optimizer.step()
+    moved = (table.weight.detach() - before).abs()
+    torch.testing.assert_close(moved, torch.tensor([0, 0.1, 0, 0.1, 0]).unsqueeze(1).expand(5, 2), atol=1e-5, rtol=0)
+    assert table.weight.grad.coalesce().values().abs().eq(1).all()
+
+
 def test_parameters_without_a_gradient_are_left_alone():
     model = biotorch.convert(mlp(), "fa")
     biotorch.batch_manhattan(torch.optim.SGD(model.parameters(), lr=0.1)).step()

@@ -155,6 +155,12 @@ def test_both_passes_see_the_same_dropout_masks(rule):
         assert found["0"] < 1e-3
 
 
+def test_gradient_alignment_takes_whatever_the_loss_takes():
+    model = biotorch.convert(mlp(), "fa")
+    loss = lambda output, targets: F.cross_entropy(output, targets["y"])  # noqa: E731
+    assert gradient_alignment(model, loss, batch(), {"y": labels()}).keys() == {"0", "2", "4"}
+
+
 def test_gradient_alignment_of_zero_gradients_is_nan():
     model = biotorch.convert(mlp(), "fa")
     found = gradient_alignment(model, lambda z, y: 0 * F.cross_entropy(z, y), batch(), labels())

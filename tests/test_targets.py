@@ -55,7 +55,9 @@ def test_drtp_takes_the_targets_and_not_the_error():
 
 def test_labels_and_one_hot_rows_are_one():
     model = biotorch.convert(mlp(), "drtp", seed=1)
-    assert torch.equal(hidden_gradient(model, F.one_hot(labels(), 3).float()), hidden_gradient(model))
+    rows = F.one_hot(labels(), 3)
+    for each in (rows, rows.float(), rows.bool()):
+        assert torch.equal(hidden_gradient(model, each), hidden_gradient(model))
 
 
 def test_ignored_labels_send_nothing():

@@ -193,7 +193,7 @@ def test_every_optimizer_of_torch_redraws(rule, optimizer_type):
     assert draws(model) == {1}
 
 
-@redrawing
+@pytest.mark.parametrize("rule", [name for name in REDRAWING if name not in ("kp", "dkp")])  # see test_descent.py
 def test_a_closure_run_many_times_in_one_step_redraws_once(rule):
     model = net(rule)
     optimizer = torch.optim.LBFGS(model.parameters(), lr=1e-3, max_iter=4)

@@ -112,12 +112,15 @@ def _heard(
 
 
 def _met(operation: Operation, receiver: Receiver, errors: Sequence[SentError], x: Tensor, feedback: Tensor) -> Tensor:
-    """The product of the errors that B brings and the input that they meet: the derivative by B of <B e, x>."""
+    """The product of the errors that B brings and the input that they meet: the derivative by B of <B e, x>.
+
+    An optimizer knows nothing of it, so a loss scaler's factor, which is in the errors, is taken out here.
+    """
     with torch.enable_grad():
         variable = feedback.detach().requires_grad_()
         projected = _projected(operation, receiver, errors, x, variable)
     (product,) = torch.autograd.grad(projected, variable, x)
-    return product
+    return product / errors[0].targets.loss_scale
 
 
 def _stray_gradient(label: str) -> RuntimeError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, TypeVar
 
 import torch
@@ -13,22 +14,44 @@ def batch_manhattan(optimizer: _Optimizer) -> _Optimizer:
     """Let `optimizer` see the sign of each gradient in its place, and return it (Liao et al. 2016, section 3).
 
     What it does with that (momentum, weight decay, schedules) stays its own. The signs are taken at `step()`, of the
-    gradient accumulated by then: the batch's, over all processes. sign(0) = 0.
+    gradient accumulated by then (the batch's, over all processes), or of what a closure makes of it. sign(0) = 0.
 
     Raises:
         TypeError: `optimizer` is none of torch's.
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"batch_manhattan takes a torch optimizer, got {type(optimizer).__name__}")
-    optimizer.register_step_pre_hook(_take_signs)
+    optimizer.register_step_pre_hook(_before_step)
     return optimizer
 
 
-def _take_signs(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+def _before_step(
+    optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """`args` are the optimizer and what `step` was called with: a closure makes gradients within the step."""
+    _take_signs(optimizer)
+    bound = inspect.signature(type(optimizer).step).bind(*args, **kwargs)
+    closure = bound.arguments.get("closure")
+    if closure is None:
+        return None
+
+    def signed() -> Any:
+        loss = closure()
+        _take_signs(optimizer)
+        return loss
+
+    bound.arguments["closure"] = signed
+    return bound.args, bound.kwargs
+
+
+def _take_signs(optimizer: torch.optim.Optimizer) -> None:
     scale = getattr(optimizer, "grad_scale", None)  # a fused optimizer divides by the loss scale itself
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            if parameter.grad is not None:
-                parameter.grad.sign_()
-                if scale is not None:
-                    parameter.grad.mul_(scale)
+            if parameter.grad is None:
+                continue
+            if parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.coalesce()
+            parameter.grad.sign_()
+            if scale is not None:
+                parameter.grad.mul_(scale)

@@ -17,14 +17,15 @@ class Targets:
     Args:
         y: labels (*positions), integers; negative ones are ignored. Or rows (*positions, n_out).
         scale: weight of an example's (a token's) loss in the total. Default: the loss is a mean, 1 / n.
+        loss_scale: by what a loss scaler multiplies the total.
     """
 
-    def __init__(self, y: Tensor | None = None, scale: float | None = None) -> None:
-        self.y, self.scale = y, scale
+    def __init__(self, y: Tensor | None = None, scale: float | None = None, loss_scale: float = 1.0) -> None:
+        self.y, self.scale, self.loss_scale = y, scale, loss_scale
 
     def weight(self, error: Tensor) -> float:
-        """What one row of `error` (*positions, n_out) counts in the loss."""
-        return 1 / max(1, error[..., 0].numel()) if self.scale is None else self.scale
+        """What one row of `error` (*positions, n_out) counts in the loss, scaled."""
+        return self.loss_scale * (1 / max(1, error[..., 0].numel()) if self.scale is None else self.scale)
 
     def rows(self, error: Tensor) -> Tensor:
         """The targets in the shape of `error`, (*positions, n_out): one-hot where they are labels.
@@ -38,7 +39,7 @@ class Targets:
                 "run the forward inside `with biotorch.targets(y):`"
             )
         y, classes = self.y.to(error.device), error.shape[-1]
-        if y.is_floating_point() and y.shape == error.shape:
+        if y.shape == error.shape:
             return y.to(error.dtype)
         if y.is_floating_point() or y.numel() * classes != error.numel() or (y.numel() > 0 and int(y.max()) >= classes):
             raise RuntimeError(
@@ -68,7 +69,9 @@ def given(targets: Targets) -> Iterator[None]:
         _current.reset(token)
 
 
-def targets(y: Tensor, scale: float | None = None) -> contextlib.AbstractContextManager[None]:
+def targets(
+    y: Tensor, scale: float | None = None, *, loss_scale: float = 1.0
+) -> contextlib.AbstractContextManager[None]:
     """Tell the network's output what it should be, for rules that send that backwards (`drtp`).
 
     `with biotorch.targets(y): output = model(x)`. Decided in the forward; the backward may run later, on any
@@ -78,14 +81,16 @@ def targets(y: Tensor, scale: float | None = None) -> contextlib.AbstractContext
         y: labels (N,) or (N, T), integers, of which negative ones are ignored; or rows in the output's shape.
         scale: what one example (one token) counts in the loss: `drtp` and `sdfa` hand on signals of that size,
             because nothing of the error's own is left in them. Default 1 / n, as in a mean over the batch; give it
-            where gradients are accumulated, summed over processes or multiplied by a loss scaler.
+            where gradients are accumulated or summed over processes.
+        loss_scale: by what a loss scaler multiplies the loss, `scaler.get_scale()`: `drtp` and `sdfa` multiply their
+            signals by it, `dkp` takes it out of what its B learns from.
 
     Raises:
         TypeError: y is no tensor.
     """
     if not isinstance(y, Tensor):
         raise TypeError(f"targets are a tensor, not {type(y).__name__}")
-    return given(Targets(y.detach(), scale))
+    return given(Targets(y.detach(), scale, loss_scale))
 
 
 class RandomTargets(Targets):

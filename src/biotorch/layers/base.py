@@ -171,7 +171,7 @@ class FeedbackLayer(RuleState):
             y = Feedback.apply(x, weight, bias, state, operation, rule.feedback, rule.gradient_clip, self.output)
         else:
             state = self.projector(parameter, x)
-            if "gradient" in rule.observes:
+            if rule.observes_product and weight.requires_grad:
                 state = self.listening(parameter, state)
             y = Direct.apply(x, weight, bias, state, operation, self.output, self.receiver(parameter))
         return y

@@ -31,6 +31,12 @@ class Connection(NamedTuple):
         return self.layer.get_parameter(self.parameter)
 
     @property
+    def gradient(self) -> Tensor | None:
+        """That of the parameter, as (out, in, ...)."""
+        found = self.trained.grad
+        return None if found is None else self.layer.orient(found)
+
+    @property
     def feedback(self) -> Tensor | None:
         """B, or what the rule keeps of it; None where the rule has none."""
         own = self.buffer
@@ -73,6 +79,11 @@ def norm_name(parameter: str) -> str:
     return _named_after(parameter, "initial_norm")
 
 
+def descent_prefix(parameter: str) -> str:
+    """What the names of its optimizer state begin with, where B has one: momenta, a number of steps."""
+    return f"{feedback_name(parameter)}_state_"
+
+
 def _named_after(parameter: str, what: str) -> str:
     name = parameter.replace(".", "_")
     return name.replace("weight", what) if "weight" in name else f"{name}_{what}"
@@ -81,9 +92,7 @@ def _named_after(parameter: str, what: str) -> str:
 def is_feedback(name: str) -> bool:
     """Whether an entry of a state_dict belongs to a layer's feedback, rather than to the network."""
     last = name.rpartition(".")[2]
-    return last in ("feedback_draws", "shared_feedback") or any(
-        last == own or last.endswith("_" + own) or last.startswith(own + "_") for own in ("feedback", "initial_norm")
-    )
+    return any(f"_{own}_" in f"_{last}_" for own in ("feedback", "initial_norm"))
 
 
 def connections(model: nn.Module) -> dict[str, Connection]:

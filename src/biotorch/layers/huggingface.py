@@ -13,5 +13,5 @@ from biotorch.layers.registry import register_layer
 class Conv1D(_Matrix, TransposedLinear):  # type: ignore[misc]
     """A linear layer whose W is kept as (in, out). Input (*, in), output (*, out). B is (out, in)."""
 
-    def oriented(self, parameter: str) -> Tensor:
-        return self.weight.T
+    def orient(self, matrix: Tensor) -> Tensor:
+        return matrix.T

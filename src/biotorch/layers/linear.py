@@ -86,5 +86,5 @@ class Bilinear(_Matrix, nn.Bilinear):
         outer = x.unsqueeze(-1) * other.unsqueeze(-2)
         return super().operation(outer.flatten(-2))
 
-    def oriented(self, parameter: str) -> Tensor:
-        return self.weight.flatten(1)
+    def orient(self, matrix: Tensor) -> Tensor:
+        return matrix.flatten(1)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from biotorch import seeding
 from biotorch.broadcast import Slice
 from biotorch.layers import updates
-from biotorch.layers.connection import Connection, feedback_name, norm_name
+from biotorch.layers.connection import Connection, descent_prefix, feedback_name, norm_name
+from biotorch.layers.descent import descend
 from biotorch.rules import Rule, Update, initial
 
 
@@ -32,15 +33,21 @@ class RuleState(nn.Module):
     at_point: bool = False
     #: Whether the processes of a DDP training add their gradients up, as runs do, instead of averaging them.
     sums_gradients: bool = False
+    #: The weights on which an optimizer has begun a step.
+    _expected: frozenset[str] = frozenset()
 
     @property
     def connections(self) -> list[Connection]:
         """Each weight matrix with its B."""
         return [Connection(self, parameter) for parameter in self.weight_names]
 
+    def orient(self, matrix: Tensor) -> Tensor:
+        """A parameter, or its gradient, as (out, in, ...), as rules and operations see it; a view."""
+        return matrix
+
     def oriented(self, parameter: str) -> Tensor:
-        """A weight as (out, in, ...), as rules and operations see it; a view of the parameter."""
-        return getattr(self, parameter)  # type: ignore[no-any-return]
+        """A weight as (out, in, ...)."""
+        return self.orient(getattr(self, parameter))
 
     def projection_shape(self, parameter: str = "weight") -> tuple[int, ...]:
         """Shape of one row of a direct rule's B: the input features, (C_in, *kernel_size) for a convolution."""
@@ -120,12 +127,13 @@ class RuleState(nn.Module):
     def forget_rule(self) -> None:
         """Take out everything that belongs to a rule."""
         for parameter in self.weight_names:
+            self._forget_descent(descent_prefix(parameter))
             for name in (feedback_name(parameter), norm_name(parameter)):
                 if name in self._buffers:
                     delattr(self, name)
         if "shared_feedback" in self._buffers:
             del self.shared_feedback
-        own = ("rule", "feedback_seeds", "feedback_draws", "feedback_columns", "shared_from", "at_point", "_before")
+        own = ("rule", "feedback_seeds", "feedback_draws", "feedback_columns", "shared_from", "at_point", "_expected")
         for name in own:
             self.__dict__.pop(name, None)
         updates.watch(self, wanted=False)
@@ -153,54 +161,79 @@ class RuleState(nn.Module):
 
     def listening(self, parameter: str, feedback: Tensor) -> Tensor:
         """B for one forward pass; what the backward finds for it is added up on the buffer, as its `.grad`."""
-        if self.get_parameter(parameter).grad is None:
+        in_backward = torch._C._current_graph_task_id() != -1  # checkpointing runs the forward again there
+        if self.get_parameter(parameter).grad is None and not in_backward:
             feedback.grad = None  # left over from a step that was never made
         leaf = feedback.detach().requires_grad_()
         leaf.register_post_accumulate_grad_hook(functools.partial(_add_to, feedback))  # type: ignore[no-untyped-call]
         return leaf
 
     def before_update(self, step: updates.Step) -> None:
-        """Keep what the rule compares W with after an optimizer step."""
-        if "change" in self.rule.observes:
-            # Also where there is no gradient yet: LBFGS has it computed inside its step.
-            self._before = {each.parameter: each.weight.detach().clone() for each in step.held(self.connections)}
+        """An optimizer is going to step on these weights."""
+        self._expected = frozenset(each.parameter for each in step.held(self.connections))
 
     def after_update(self, step: updates.Step) -> None:
         """What follows an optimizer step (see `biotorch.layers.updates`)."""
+        # Optimizers within optimizers call this once more for the same step: what was expected has happened then.
+        expected, self._expected = self._expected, frozenset()
         with torch.no_grad():
-            updated = [] if step.wraps or not self.rule.has_update() else step.updated(self.connections)
-            seen = [self._update(connection, step) for connection in updated]
-            if self.rule.constrain_weights:
-                for connection in self.connections:
-                    norm, wanted = connection.weight.norm(), self._buffers[norm_name(connection.parameter)]
-                    connection.trained.mul_(torch.where(norm > 0, wanted / norm, 1))
-            if updated:
-                self.__dict__.pop("_before", None)
-                self.feedback_draws += 1
-            for connection, update in zip(updated, seen, strict=True):
-                if connection.buffer is None or step.first_to_update(connection.buffer):  # those that share W share B
+            factors = {each.parameter: self._constrain(each) for each in self.connections}
+            if not self.rule.has_update():
+                return
+            updated = [each for each in step.updated(self.connections) if each.parameter in expected]
+            self.feedback_draws += bool(updated)
+            for connection in updated:
+                # Those that share W share B. Every layer takes what was found for it, so that processes agree.
+                update = self._update(connection, step, factors[connection.parameter])
+                if connection.buffer is None or step.first_to_update(connection.buffer):
                     self.rule.after_update(update)
 
-    def _update(self, connection: Connection, step: updates.Step) -> Update:
-        """What the rule sees of the step, before W is rescaled."""
-        name, weight, decay = connection.parameter, connection.weight, step.decay(connection.trained)
+    def _constrain(self, connection: Connection) -> Tensor | float:
+        """Rescale W to the norm that it started with, where the rule asks for it; returns the factor."""
+        if not self.rule.constrain_weights:
+            return 1.0
+        norm, wanted = connection.weight.norm(), self._buffers[norm_name(connection.parameter)]
+        factor = torch.where(norm > 0, wanted / norm, 1)
+        connection.trained.mul_(factor)
+        return factor
+
+    def _update(self, connection: Connection, step: updates.Step, rescaled: Tensor | float) -> Update:
+        """What the rule sees of the step."""
+        name, weight = connection.parameter, connection.weight
         feedback = weight.new_empty(0) if connection.buffer is None else connection.buffer
-        seed = seeding.derive(self.feedback_seeds[name], "feedback", self.feedback_draws + 1)
-        change = gradient = None
-        if "change" in self.rule.observes:
-            change = weight - self._before[name].mul_(1 - decay)
-        if "gradient" in self.rule.observes:
-            gradient = updates.over_processes(feedback, self.sums_gradients)
+        seed = seeding.derive(self.feedback_seeds[name], "feedback", self.feedback_draws)
+        asked = self.rule.observes_product
         return Update(
             weight,
             feedback,
             lambda: seeding.generator(seed, weight.device),
-            number=self.feedback_draws + 1,
+            number=self.feedback_draws,
             rate=step.rate(connection.trained),
-            decay=decay,
-            change=change,
-            gradient=gradient,
+            decay=step.decay(connection.trained),
+            gradient=connection.gradient,
+            product=updates.over_processes(feedback, self.sums_gradients) if asked else None,
+            rescaled=rescaled,
+            groups=getattr(self, "groups", 1),
+            descend=functools.partial(self._descend, connection, step),
         )
+
+    def _descend(self, connection: Connection, step: updates.Step, gradient: Tensor, **settings: float) -> None:
+        """Step B by an optimizer like W's, whose state for it is kept in buffers."""
+        assert connection.buffer is not None
+        prefix = descent_prefix(connection.parameter)
+        if not step.continues(connection):
+            self._forget_descent(prefix)
+        state = {name.removeprefix(prefix): value for name, value in self._descent(prefix).items()}
+        group = {**step.groups[id(connection.trained)], **settings}
+        for key, value in descend(step.optimizer, group, connection.buffer, gradient, state).items():
+            self.register_buffer(prefix + key, value)
+
+    def _descent(self, prefix: str) -> dict[str, Tensor]:
+        return {name: value for name, value in self._buffers.items() if name.startswith(prefix) and value is not None}
+
+    def _forget_descent(self, prefix: str) -> None:
+        for name in self._descent(prefix):
+            delattr(self, name)
 
     # Saving --------------------------------------------------------------------------------------
 
@@ -225,6 +258,8 @@ class RuleState(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
+        if self.rule.has_update():
+            self._expect_descent(state_dict, prefix)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -245,6 +280,18 @@ class RuleState(nn.Module):
                     unexpected_keys.remove(key)
             elif strict:
                 missing_keys.append(key)
+
+    def _expect_descent(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        """Make room for the optimizer state of B that a state has, and for no other."""
+        updates.disown(self)
+        for parameter in self.weight_names:
+            own = descent_prefix(parameter)
+            self._forget_descent(own)
+            for key, value in state_dict.items():
+                if key.startswith(prefix + own):
+                    # A number of steps stays where the optimizer wants it.
+                    device = self.get_parameter(parameter).device if value.dim() else value.device
+                    self.register_buffer(key.removeprefix(prefix), torch.empty_like(value, device=device))
 
 
 def _add_to(feedback: Tensor, leaf: Tensor) -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, distributed
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from biotorch.layers.descent import is_twin
 
 if TYPE_CHECKING:
     from biotorch.layers.connection import Connection
@@ -23,9 +25,10 @@ class Step:
     """One optimizer step: on which parameters, and with what rate and decay."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
         #: A wrapper (accumulation, Lookahead, SAM) fires the hooks for its own step beside that of the optimizer
         #: inside, and also where it has not stepped that one at all: rules have their update with the inner one.
-        self.wraps = any(isinstance(value, torch.optim.Optimizer) for value in vars(optimizer).values())
+        self.wraps = any(_holds_optimizer(value) for value in vars(optimizer).values())
         self.groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         self._updated: set[int] = set()
 
@@ -47,16 +50,20 @@ class Step:
         self._updated.add(id(feedback))
         return not known
 
+    def continues(self, connection: Connection) -> bool:
+        """Whether what is kept of earlier steps of this B is of this optimizer; it is from now on."""
+        owners = _owners.setdefault(connection.layer, {})
+        owner = owners.get(connection.parameter)
+        owners[connection.parameter] = weakref.ref(self.optimizer)
+        return owner is None or owner() is self.optimizer
+
     def rate(self, parameter: torch.nn.Parameter) -> float:
         """The learning rate of a parameter."""
         return float(self.groups[id(parameter)]["lr"])
 
     def decay(self, parameter: torch.nn.Parameter) -> float:
-        """The share of a parameter that weight decay takes away per step, where momentum has come to rest."""
-        group = self.groups[id(parameter)]
-        kept = 1 - float(group.get("momentum") or 0)
-        share = float(group["lr"]) * float(group.get("weight_decay") or 0) * (1 - float(group.get("dampening") or 0))
-        return min(1.0, share / kept) if kept > 0 else 1.0
+        """The `weight_decay` of a parameter, 0 where the optimizer has none."""
+        return float(self.groups[id(parameter)].get("weight_decay") or 0)
 
 
 class Updated(Protocol):
@@ -73,6 +80,8 @@ class Updated(Protocol):
 
 #: In order of registration: processes of one training visit their layers in the same order.
 _watched: weakref.WeakKeyDictionary[Updated, None] = weakref.WeakKeyDictionary()
+#: By layer and parameter, the optimizer to which what is kept of the steps of B belongs; none after loading or copying.
+_owners: weakref.WeakKeyDictionary[Updated, dict[str, weakref.ref[torch.optim.Optimizer]]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()  # one thread may copy a model while another steps
 
 
@@ -83,6 +92,18 @@ def watch(layer: Updated, wanted: bool) -> None:
             _watched[layer] = None
         else:
             _watched.pop(layer, None)
+
+
+def disown(layer: Updated) -> None:
+    """What is kept of the steps of its B goes on with whichever optimizer comes next."""
+    _owners.pop(layer, None)
+
+
+def _holds_optimizer(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    parts = value if isinstance(value, list | tuple | set) else [value]
+    return any(isinstance(part, torch.optim.Optimizer) for part in parts)
 
 
 def over_processes(feedback: Tensor, summed: bool) -> Tensor | None:
@@ -106,7 +127,7 @@ def _concerned(step: Step) -> list[Updated]:
 
 
 def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    if not _watched:
+    if not _watched or is_twin(optimizer):
         return
     step = Step(optimizer)
     if not step.wraps:
@@ -115,7 +136,7 @@ def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> No
 
 
 def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    if not _watched:
+    if not _watched or is_twin(optimizer):
         return
     # A fused optimizer under a gradient scaler runs its step, and this hook, even where it found
     # infinities and changed nothing.

@@ -34,8 +34,12 @@ def gradient_alignment(
     if not weights:
         return {}
 
+    told = (
+        teaching.targets if isinstance(targets, Tensor) else contextlib.nullcontext
+    )  # a loss of the user's may take any
+
     def gradients(context: contextlib.AbstractContextManager[None]) -> list[Tensor | None]:
-        with isolated(model), context, torch.enable_grad(), teaching.targets(targets):
+        with isolated(model), context, torch.enable_grad(), told(targets):
             value = loss(model(inputs), targets)
             return list(torch.autograd.grad(value, weights, allow_unused=True))
 

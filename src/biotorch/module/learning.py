@@ -11,6 +11,9 @@ from biotorch.module.noise import draw
 from biotorch.module.verdicts import LEAK
 from biotorch.rules import Transports, Update
 
+#: Updates to look at: a rule may do something at the first, or at every so many (the last has all divisors to 16, and 1000).
+_NUMBERS = (1, 2, 720_720_000)
+
 
 def learned_from_weights(layer: FeedbackLayer, seed: int) -> Transports:
     """Run the rule's `after_update` on copies of B, with noise in the place of W, and compare what B becomes.
@@ -20,29 +23,30 @@ def learned_from_weights(layer: FeedbackLayer, seed: int) -> Transports:
     """
     if not layer.rule.has_update():
         return "nothing"
-    return max((_copied(connection, seed) for connection in layer.connections), key=LEAK.__getitem__)
+    verdicts = (_copied(connection, number, seed) for connection in layer.connections for number in _NUMBERS)
+    return max(verdicts, key=LEAK.__getitem__)
 
 
-def _copied(connection: Connection, seed: int) -> Transports:
+def _copied(connection: Connection, number: int, seed: int) -> Transports:
     noise = draw(connection.weight, seeding.generator(seed))
-    first, second, signed = (_learned(connection, w, seed) for w in (noise.first, noise.second, noise.signed))
+    first, second, signed = (_learned(connection, w, number, seed) for w in (noise.first, noise.second, noise.signed))
     if torch.equal(first, second):
         return "nothing"
     return "signs" if torch.equal(first, signed) else "weights"
 
 
-def _learned(connection: Connection, weight: Tensor, seed: int) -> Tensor:
+def _learned(connection: Connection, weight: Tensor, number: int, seed: int) -> Tensor:
     """B after an update in which the rule sees `weight` for W."""
     feedback = torch.empty(0) if connection.buffer is None else connection.buffer.detach().clone()
     update = Update(
         weight,
         feedback,
         lambda: seeding.generator(seed, weight.device),
-        number=2,
+        number=number,
         rate=0.1,
         decay=0.1,
-        change=torch.ones_like(weight),
-        gradient=torch.ones_like(feedback),
+        gradient=torch.ones_like(weight),
+        product=torch.ones_like(feedback),
         forward=connection.weight.detach(),
     )
     with torch.no_grad():

@@ -51,7 +51,8 @@ def find_outputs(
     kept = {name: module for name, module in ruled.items() if name not in given and isinstance(module, FeedbackLayer)}
     kept_direct = {name: layer for name, layer in kept.items() if layer.rule.direct}
     direct = bool(kept_direct) or any(item.rule.direct for item in planned)
-    asked = direct or any(item.rule.trains_output_only for item in planned)
+    all_rules = [*(item.rule for item in planned), *(layer.rule for layer in kept.values())]
+    asked = direct or any(rule.trains_output_only for rule in all_rules)
     if not asked and output is None and output_dim is None:
         return {}
     names = _output_names(entries, ruled, output, auxiliary, problems)

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from torch import Generator, Tensor
 
 from biotorch.rules import initial
-from biotorch.rules.update import Observation, Update
+from biotorch.rules.update import Update
 from biotorch.teaching import Targets
 
 #: What a rule carries backwards of the forward weights; `biotorch.audit` measures it.
@@ -47,9 +47,8 @@ class Rule:
     trains_output_only: ClassVar[bool] = False
     #: True for a rule that has not (yet) done here what its paper reports: docs/log.md says what was tried.
     experimental: ClassVar[bool] = False
-    #: What `after_update` asks for that costs something: "change" keeps a copy of W over the step, "gradient"
-    #: a product of error and input (direct rules).
-    observes: ClassVar[tuple[Observation, ...]] = ()
+    #: Whether `after_update` asks for `Update.product`, which costs a product in the backward pass (direct rules).
+    observes_product: ClassVar[bool] = False
 
     @property
     def needs_network(self) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
+
 from biotorch.rules.dfa import DirectFeedbackAlignment
 from biotorch.rules.registry import register
 from biotorch.rules.update import Update
@@ -17,15 +19,17 @@ class DirectKolenPollack(DirectFeedbackAlignment):
     delta B_i = -eta_B e y_{i-1}^T - lambda_B B_i beside DFA's update of W (equation 4): the product of the error
     that B brings and the activity that it meets, as if the layer's input went straight to the output.
 
-        e y^T      `update.gradient`, summed over the batch, over positions as B is applied
+        e y^T      `update.product`, summed over the batch, over positions as B is applied
         eta_B      `feedback_rate`, by default the optimizer's own rate
-        lambda_B   `feedback_decay`, by default the optimizer's lr * weight_decay
+        lambda_B   eta_B * `feedback_decay`, by default the optimizer's weight_decay
 
-    Deviations: B takes plain gradient steps under every optimizer of W.
+    Deviations: B steps by an optimizer like W's, whichever it is. A loss scaler multiplies e, which the optimizer
+    undoes for W alone: `biotorch.targets(y, loss_scale=...)` tells it, and runs from a configuration do so by
+    themselves. In a process group all processes have to take the same steps: what they found is added up.
 
     Args:
-        feedback_rate: eta_B.
-        feedback_decay: lambda_B.
+        feedback_rate: learning rate of B.
+        feedback_decay: weight decay of B.
 
     Raises:
         ValueError: they are negative; `feedback="shared"` or `points`, in which no layer has a B of its own.
@@ -35,7 +39,7 @@ class DirectKolenPollack(DirectFeedbackAlignment):
     feedback_decay: float | None = None
 
     experimental = True
-    observes = ("gradient",)
+    observes_product = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,8 +48,5 @@ class DirectKolenPollack(DirectFeedbackAlignment):
             raise ValueError("dkp learns a B for each layer: feedback='shared' and points have none")
 
     def after_update(self, update: Update) -> None:
-        rate = update.rate if self.feedback_rate is None else self.feedback_rate
-        decay = update.decay if self.feedback_decay is None else self.feedback_decay
-        update.feedback.mul_(1 - decay)
-        if update.gradient is not None:
-            update.feedback.sub_(update.gradient, alpha=rate)
+        product = torch.zeros_like(update.feedback) if update.product is None else update.product
+        update.descend(product, rate=self.feedback_rate, decay=self.feedback_decay)

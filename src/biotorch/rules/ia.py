@@ -19,7 +19,7 @@ class InformationAlignment(FeedbackAlignment):
         R = -alpha tr(x^T B^T y) + beta / 2 |B|^2 + gamma / 2 |B^T y|^2     amp, decay, null
 
     with y = W x. On white noise x it ends at B = alpha (gamma W W^T + beta)^-1 W, for every beta and gamma with
-    less than 90 degrees to W; `null` is what keeps it stable where the weight mirror (gamma = 0) is not.
+    less than 90 degrees to W; `null` bounds B where the weight mirror (gamma = 0) lets it grow with W.
 
         x, y                `update.noise`, `update.respond`: activity at both ends of the layer, bias off
         eta_B               `feedback_rate`
@@ -27,7 +27,9 @@ class InformationAlignment(FeedbackAlignment):
 
     Deviations: x is white noise after every update of W, as in `wm`, where the paper takes the activations of the
     training batch: no statistics have to be shared between processes, and correlated inputs do not bend B. The
-    paper searches its constants per task; these are ours.
+    paper searches its constants per task; these are ours. Steps are explicit: they are stable while
+    eta_B (beta + gamma s^2) < 2 with s the largest singular value of W, which a W drawn as N(0, 1) exceeds (`init:
+    normal` needs a smaller `null`).
 
     Args:
         feedback_rate: eta_B.

@@ -49,7 +49,7 @@ def draw(tensor: Tensor, init: str, generator: torch.Generator) -> Tensor:
 
 def turned(drawn: Tensor, weight: Tensor, degrees: float) -> Tensor:
     """`drawn` turned, at its own norm, so that it has that angle to `weight`: B of a soft start."""
-    if drawn.is_meta or weight.is_meta:
+    if drawn.is_meta or weight.is_meta or not weight.any():  # nothing has an angle to zero
         return drawn
     with torch.no_grad():
         towards = weight.double() / weight.double().norm().clamp(min=1e-300)

@@ -15,29 +15,32 @@ from biotorch.rules.update import Update
 class KolenPollack(FeedbackAlignment):
     """W and B receive the same update and the same decay (Kolen & Pollack 1994; Akrout et al. 2019, equations 16, 17).
 
-    W <- (1 - lambda) W + u, B <- (1 - lambda) B + u, so that W - B shrinks by 1 - lambda per update. u is the
+    W <- (1 - lambda) W + u, B <- (1 - lambda) B + u, so that W - B shrinks by 1 - lambda per update. u is made of the
     product of what both ends of the connection see, which no weight has to travel for.
 
-        u        `update.change`: what the optimizer added to W, whichever it is, momentum included
-        lambda   `update.decay`: lr * weight_decay, over 1 - momentum
+        u        a step of the optimizer by `update.gradient`, which is that of W
+        lambda   lr * weight_decay of the optimizer
         B        stands where W would in the backward pass, equation 3 of the benchmark's paper
 
-    Deviations: u and lambda are those of the optimizer (the papers have plain gradient descent). The decay
-    is taken at its stationary value lr * weight_decay / (1 - momentum); Adam divides a coupled decay by its second
-    moment, which no fixed lambda describes: u then holds the difference, for W and B alike, and AdamW is exact.
+    Deviations: the papers have plain gradient descent; here B steps by an optimizer like W's, whichever it is, with
+    a momentum and a decay of its own. W - B then shrinks as that optimizer makes a weight without a gradient shrink:
+    under SGD by lr * weight_decay / (1 - momentum) per update in the long run, under AdamW by 1 - lr * weight_decay
+    exactly. Adam divides a decay by second moments that W and B do not share: W - B need not vanish. Where
+    `constrain_weights` rescales W, B is rescaled by the same factor.
 
     Warns:
         UserWarning: at the first update, if there is no weight decay: W - B then stays as it is.
+
+    Raises:
+        RuntimeError: the optimizer evaluates the loss itself (LBFGS).
     """
 
-    observes = ("change",)
-
     def after_update(self, update: Update) -> None:
-        assert update.change is not None
         if update.number == 1 and update.decay == 0:
             warnings.warn(
                 "kp: the optimizer has no weight decay, so W - B stays as it is and B does not turn to W: "
                 "give it one (weight_decay=...)",
                 stacklevel=2,
             )
-        update.feedback.mul_(1 - update.decay).add_(update.change)
+        update.descend(update.gradient)
+        update.feedback.mul_(update.rescaled)

@@ -18,7 +18,15 @@ class Sham(FeedbackAlignment):
 
     B is a buffer, starts at W whatever `feedback_init` says, and is set to W after every update. A difference to
     backpropagation is a defect of the machinery, and an audit that does not call this transport is worth nothing.
+
+    Raises:
+        ValueError: `feedback_angle`, which would be another start.
     """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.feedback_angle is not None:
+            raise ValueError("sham has B = W from the start: leave out feedback_angle")
 
     def initial_feedback(self, weight: Tensor, blank: Tensor, generator: Generator) -> Tensor:
         return weight.detach().clone()

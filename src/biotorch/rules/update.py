@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Generator, Tensor
-
-#: What a rule can ask for beside W, B and the rates (`Rule.observes`): making it costs something.
-Observation = Literal["change", "gradient"]
 
 
 class Update:
@@ -24,11 +20,13 @@ class Update:
         feedback: B, to be changed in place.
         number: 1 for the first update since the conversion.
         rate: learning rate of W.
-        decay: share of W that the step took away as weight decay: lr * weight_decay, over 1 - momentum.
-        change: in the shape of W, what the step added to it apart from that decay. None unless the rule
-            observes "change".
-        gradient: in the shape of B, sum over the batch of e^T x: the error that a direct rule hands to the
-            layer with the input that it meets there. None unless the rule observes "gradient".
+        decay: `weight_decay` of W's optimizer, 0 where it has none.
+        gradient: in the shape of W, what it descends by: over all processes, clipped, unscaled.
+        product: in the shape of B, sum over the batch of e^T x: the error that a direct rule hands to the layer
+            with the input that it meets there. None unless the rule asks for it (`observes_product`), and where no
+            backward pass has left one.
+        groups: those of a convolution; 1 elsewhere.
+        rescaled: by which factor `constrain_weights` has rescaled W after the step.
     """
 
     def __init__(
@@ -40,19 +38,42 @@ class Update:
         number: int = 1,
         rate: float = 0.0,
         decay: float = 0.0,
-        change: Tensor | None = None,
         gradient: Tensor | None = None,
+        product: Tensor | None = None,
+        groups: int = 1,
+        rescaled: float | Tensor = 1.0,
+        descend: Callable[..., None] | None = None,
         forward: Tensor | None = None,
     ) -> None:
+        """`descend(gradient, **settings)` steps B by an optimizer; default: gradient descent."""
         self.weight, self.feedback, self._draw = weight, feedback, draw
         self.number, self.rate, self.decay = number, rate, decay
-        self.change, self.gradient = change, gradient
+        self.gradient = torch.zeros_like(weight) if gradient is None else gradient
+        self.product, self.groups, self.rescaled = product, groups, rescaled
+        self._descend = self._step if descend is None else descend
         self._forward = weight if forward is None else forward
 
     @functools.cached_property
     def generator(self) -> Generator:
         """The layer's own, for this update: the same on every process and in a resumed run."""
         return self._draw()
+
+    def descend(self, gradient: Tensor, *, rate: float | None = None, decay: float | None = None) -> None:
+        """Step B down `gradient` as W's optimizer would: of its type and settings, with B's own momenta and decay.
+
+        Args:
+            gradient: in the shape of B.
+            rate, decay: in the place of the optimizer's `lr` and `weight_decay`.
+
+        Raises:
+            RuntimeError: the optimizer evaluates the loss itself (LBFGS), or another of its type cannot be built.
+        """
+        settings = {"lr": rate, "weight_decay": decay}
+        self._descend(gradient, **{name: value for name, value in settings.items() if value is not None})
+
+    def _step(self, gradient: Tensor, lr: float | None = None, weight_decay: float | None = None) -> None:
+        rate, decay = self.rate if lr is None else lr, self.decay if weight_decay is None else weight_decay
+        self.feedback.sub_(gradient + decay * self.feedback, alpha=rate)
 
     def noise(self, n: int) -> Tensor:
         """n patterns of N(0, 1) noise at the layer's input (a convolution: at one position), (n, fan_in)."""

@@ -24,9 +24,10 @@ class WeightMirror(FeedbackAlignment):
     Growth control: noise of variance 1 sent back through B may not come out stronger than `growth_limit`; B is
     scaled down where it would.
 
-    Deviations: one short mirror phase per update instead of alternating long ones; a convolution mirrors at one
-    position; growth control takes the expected strength, not a sample, and only ever shrinks B. A transposed
-    convolution mirrors from its output side, W being kept that way round.
+    Deviations: one short mirror phase per update instead of alternating long ones, without the nonlinearity behind
+    the layer; a convolution mirrors at one position; growth control takes the expected strength inside an image at
+    stride 1, not a sample, and only ever shrinks B. A transposed convolution mirrors from its output side, W being
+    kept that way round.
 
     Args:
         mirror_rate: eta_B.
@@ -53,5 +54,5 @@ class WeightMirror(FeedbackAlignment):
         x, feedback = update.noise(self.mirror_batch), update.feedback
         correlation = update.respond(x).T @ x / self.mirror_batch
         feedback.mul_(1 - self.mirror_decay).add_(correlation.view(feedback.shape), alpha=self.mirror_rate)
-        strength = feedback.flatten(1).square().sum(0).mean().sqrt()
+        strength = (feedback.square().sum() / (feedback.shape[1] * update.groups)).sqrt()
         feedback.div_((strength / self.growth_limit).clamp(min=1))

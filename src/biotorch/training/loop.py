@@ -49,8 +49,8 @@ class Trainer:
         evaluation_batch_size: examples per batch in evaluation.
 
     Raises:
-        SectionError: optimizer or scheduler do not fit the network or the length of the training, or there is
-            adversarial training without images.
+        SectionError: optimizer or scheduler do not fit the network or the length of the training, there is
+            adversarial training without images, or noise for fewer examples than processes.
     """
 
     def __init__(
@@ -86,6 +86,8 @@ class Trainer:
         #: Epoch in progress (0: none trained yet) and updates done in it.
         self.epoch, self.step = 0, 0
         self.met_noise = config.noise_pretraining is None
+        if config.noise_pretraining is not None:
+            config.noise_pretraining.require_shares(self.fabric.world_size, self._smallest_share)
         self.tally, self.seconds = self._new_tally(), 0.0
         self.history: list[Record] = []
         self.best: dict[str, Any] = {"epoch": None, "error": math.inf, "model": None}
@@ -221,9 +223,16 @@ class Trainer:
         if epoch == 0:
             return []
         seed = seeding.derive(self.seed, "data order", epoch)
-        smallest = 2 * self.fabric.world_size if _has_batch_statistics(self.model) else 1
+        world, share = self.fabric.world_size, self._smallest_share
+        smallest = share * world if share > 1 else 1
         size, accumulate = self.config.hyperparameters.batch_size, self.config.hyperparameters.accumulate
         return order.updates(len(self.data.train), size, accumulate, smallest, seed)
+
+    @property
+    def _smallest_share(self) -> int:
+        """How many examples a process needs for a training step: two where there are statistics of a batch."""
+        batched = any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in self.model.modules())
+        return 2 if batched else 1
 
     def _batches(self, updates: list[Tensor]) -> Iterator[tuple[Tensor, Tensor, bool]]:
         """Inputs and labels of this process's share of each batch, and whether they count.
@@ -298,8 +307,3 @@ class Trainer:
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.tally.sums.copy_(torch.tensor(state["tally"][self.fabric.global_rank], dtype=torch.float64))
         self.history, self.best, self._skipped_before = state["history"], state["best"], state["skipped"]
-
-
-def _has_batch_statistics(model: nn.Module) -> bool:
-    """Whether a training step needs at least two examples."""
-    return any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in model.modules())

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from biotorch import seeding
-from biotorch.frozen import Section
+from biotorch.frozen import Section, SectionError
 from biotorch.training.infrastructure import any_process
 from biotorch.training.observer import Stopped
 from biotorch.training.outputs import training_loss
@@ -28,6 +28,12 @@ class NoiseConfig(Section):
     """Examples per update, over all processes."""
     lr: float | None = Field(default=None, gt=0)
     """Learning rate of the phase; default: the optimizer's."""
+
+    def require_shares(self, world: int, smallest: int) -> None:
+        """Raises SectionError unless each of `world` processes has that many examples of an update."""
+        if self.batch_size < world * smallest:
+            text = f"{self.batch_size} examples for {world} processes, each of which needs {smallest}: give more"
+            raise SectionError({"noise_pretraining.batch_size": text})
 
 
 class Batch(NamedTuple):
@@ -63,6 +69,8 @@ def pretrain(trainer: Trainer) -> None:
     settings = trainer.config.optimizer.model_copy(update={} if config.lr is None else {"lr": config.lr})
     optimizer: Any = fabric.setup_optimizers(settings.build(p for p in trainer.model.parameters() if p.requires_grad))
     shape, classes = tuple(trainer.data.input_shape), trainer.data.num_classes
+    norms = [module for module in trainer.model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
+    statistics = [{name: value.clone() for name, value in norm.named_buffers(recurse=False)} for norm in norms]
     trainer.model.train()
     for batch in batches(config, shape, classes, trainer.seed, trainer.device, fabric.global_rank, fabric.world_size):
         with trainer.teacher.tells(batch.labels, 1 / batch.whole):
@@ -75,6 +83,6 @@ def pretrain(trainer: Trainer) -> None:
         if any(any_process(fabric, trainer.observer.stop_now())):
             raise Stopped
     optimizer.zero_grad()
-    for module in trainer.model.modules():  # statistics of noise are nobody's
-        if isinstance(module, nn.modules.batchnorm._NormBase):
-            module.reset_running_stats()
+    for norm, before in zip(norms, statistics, strict=True):  # those of noise are nobody's
+        for name, value in before.items():
+            norm.get_buffer(name).copy_(value)

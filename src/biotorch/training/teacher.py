@@ -13,16 +13,18 @@ from biotorch.rules import DirectRule
 
 
 class Teacher:
-    """Gives a network its targets, where one of its rules sends anything but the error (`drtp`, `sdfa`).
+    """Gives a network its targets, where one of its rules sends anything but the error, or learns from it.
 
-    Such a signal has no size of its own: it gets the factors by which the training multiplies its loss.
+    A target or a sign has no size of its own (`drtp`, `sdfa`): it gets the factors by which the training multiplies
+    its loss. What B learns from has that of a loss scaler too much (`dkp`).
     """
 
     def __init__(self, model: nn.Module, fabric: Fabric) -> None:
         self.fabric = fabric
         self._wanted = any(
-            isinstance(each, FeedbackLayer) and isinstance(each.rule, DirectRule) and each.rule.has_signal()
+            isinstance(each.rule, DirectRule) and (each.rule.has_signal() or each.rule.observes_product)
             for each in model.modules()
+            if isinstance(each, FeedbackLayer)
         )
 
     def tells(self, labels: Tensor, scale: float) -> contextlib.AbstractContextManager[None]:
@@ -30,4 +32,4 @@ class Teacher:
         if not self._wanted:
             return contextlib.nullcontext()
         scaler = getattr(self.fabric.strategy.precision, "scaler", None)
-        return teaching.targets(labels, scale if scaler is None else scale * scaler.get_scale())
+        return teaching.targets(labels, scale, loss_scale=1.0 if scaler is None else scaler.get_scale())
