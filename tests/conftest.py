@@ -22,8 +22,11 @@ def _seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True)
-def _targets():
-    """Some targets for the rules that send them, so that tests of all rules need not know of any."""
+@pytest.fixture
+def targets():
+    """Some targets for the rules that send them: for tests of layers under every rule, which need not know of any.
+
+    What the package itself has to tell its networks (in training, attacks and audits) is tested without it.
+    """
     with teaching.given(teaching.RandomTargets(scale=1.0)):
         yield

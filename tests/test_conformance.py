@@ -5,8 +5,9 @@ from conformance import RULES
 
 import biotorch.testing
 from biotorch.testing import CHECKS
+from biotorch.testing.processes import check_processes_of
 
-SLOW = ("check_zoo", "check_processes")
+SLOW = ("check_processes",)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -15,6 +16,10 @@ SLOW = ("check_zoo", "check_processes")
 )
 def test_every_rule(check, rule):
     check(rule)
+
+
+def test_all_rules_in_one_pair_of_processes():
+    check_processes_of({rule: {} for rule in RULES})
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from biotorch import convert, data, models, rules
+from biotorch import ConversionError, convert, data, models, rules
 from biotorch.experiment import checkpoints
 from biotorch.experiment.checkpoints import CheckpointError
 from biotorch.experiment.config import Config, ModeConfig, ModelConfig
@@ -57,13 +57,11 @@ def build_model(config: Config, num_classes: int, input_shape: Sequence[int]) ->
     if content is not None:  # before the conversion: rules may derive their feedback from W
         _load(model, _without_feedback(_weights(content, section)), section)
     keep = section.pretrained or content is not None
-    convert(
-        model,
-        _rules(section.mode),
-        copy_weights=keep,
-        seed=config.experiment.seed,
-        inputs=torch.zeros(1, *input_shape, dtype=torch.float if len(input_shape) > 1 else torch.long),
-    )
+    example = torch.zeros(1, *input_shape, dtype=torch.float if len(input_shape) > 1 else torch.long)
+    try:
+        convert(model, _rules(section.mode), copy_weights=keep, seed=config.experiment.seed, inputs=example)
+    except ConversionError as error:
+        raise ConfigError(f"model.mode: {error}") from error
     if content is not None and _same_rule(content, section):
         _load(model, content["model"], section)
     if section.train_only is not None:
@@ -114,10 +112,12 @@ def own_config(content: dict[str, Any], source: str) -> Config:
     try:
         return Config.model_validate(content["config"])
     except ValidationError as error:
-        rules_known = {*rules.available(), None}
-        own = content["config"].get("model", {}).get("mode", {}).get("type") not in rules_known
-        why = "has a rule of your own: name the module that registers it, biotorch --import my_rules ..., or import it"
-        raise CheckpointError(f"{source} {why if own else f'was written by another version: {error}'}") from error
+        mode = content["config"].get("model", {}).get("mode", {})
+        named = [mode.get("type"), *(rule.get("type") for rule in (mode.get("layers") or {}).values())]
+        own = ", ".join(repr(name) for name in named if name is not None and not rules.is_known(name))
+        cure = "name the module that registers it, biotorch --import my_rules ..., or import it"
+        why = f"has a rule of your own, {own}: {cure}" if own else f"was written by another version: {error}"
+        raise CheckpointError(f"{source} {why}") from error
 
 
 def _is_own(content: dict[str, Any]) -> bool:

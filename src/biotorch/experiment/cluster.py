@@ -62,6 +62,16 @@ class ClusterConfig(Section):
     """Lines of shell that a Slurm job runs first, such as `module load cuda`."""
     ray: RayConfig = RayConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _imports_have_moved(cls, values: Any) -> Any:
+        """Configurations of earlier runs have the key, mostly empty."""
+        if isinstance(values, dict) and "imports" in values:
+            if values["imports"]:
+                raise SectionError({"imports": "it stands at the top of the file now, as `imports:`"})
+            return {key: value for key, value in values.items() if key != "imports"}
+        return values
+
     @field_validator("options")
     @classmethod
     def _free(cls, options: dict[str, Any]) -> dict[str, Any]:

@@ -51,7 +51,10 @@ class RuleConfig(Section):
     @field_validator("type")
     @classmethod
     def _known(cls, name: str) -> str:
-        rules.get(name)
+        try:
+            rules.get(name)
+        except ValueError as error:
+            raise ValueError(f"{error} A rule of your own is known once its module stands under `imports:`.") from error
         return name
 
     @model_validator(mode="after")

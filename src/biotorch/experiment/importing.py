@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -30,8 +31,18 @@ def import_all(names: Iterable[str]) -> None:
         try:
             _import_file(Path(name)) if name.endswith(".py") else _import_module(name)
         except Exception as error:  # whatever a module of the user's raises, it is theirs to know
-            kind = "" if isinstance(error, OwnModuleError | ModuleNotFoundError) else f"{type(error).__name__}: "
-            raise OwnModuleError(f"imports: {name}: {kind}{error}") from error
+            missing = isinstance(error, ModuleNotFoundError) and error.name in _prefixes(name)
+            if missing or isinstance(error, OwnModuleError):
+                raise OwnModuleError(f"imports: {name}: {error}") from error
+            *_, last = traceback.extract_tb(error.__traceback__)
+            place = f"{last.filename}:{last.lineno}"
+            raise OwnModuleError(f"imports: {name}: {type(error).__name__} at {place}: {error}") from error
+
+
+def _prefixes(name: str) -> set[str]:
+    """A dotted name and those of the packages around it."""
+    parts = name.split(".")
+    return {".".join(parts[:end]) for end in range(1, len(parts) + 1)}
 
 
 def _import_module(name: str) -> None:

@@ -21,6 +21,9 @@ class Display:
     def start(self, name: str, config: Config) -> None:
         """The point `name` begins, or continues."""
 
+    def noise(self, done: int, updates: int) -> None:
+        """So many of the updates on noise before epoch one are done."""
+
     def update(self, trainer: Trainer) -> None:
         """The weights were updated once more."""
 
@@ -88,6 +91,9 @@ class Keeper(Observer):
     def seconds_in_all(self) -> float:
         """What the run has taken so far, interruptions left out."""
         return time.monotonic() - self.started
+
+    def on_noise(self, done: int, updates: int) -> None:
+        self.display.noise(done, updates)
 
     def on_update(self, trainer: Trainer) -> None:
         self.display.update(trainer)

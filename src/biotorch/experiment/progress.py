@@ -74,6 +74,14 @@ class Progress(Display):
         if not self.console.is_terminal and (self.done == 0 or len(self.running) > 1):
             self._print(f"{self._place(self.running[name])} starts")
 
+    def noise(self, done: int, updates: int) -> None:
+        if not self.console.is_terminal:
+            if done == 0:
+                self._print(f"{self._place(self.running[self.present])} trains on noise: {updates} updates")
+        elif time.monotonic() - self.looked >= _LIVE:
+            self.looked = time.monotonic()
+            self.bars.update(self.step_bar, total=updates, completed=done, description="noise", status="", visible=True)
+
     def update(self, trainer: Trainer) -> None:
         live = self.console.is_terminal and time.monotonic() - self.looked >= _LIVE
         line = not self.console.is_terminal and self.every is not None and trainer.step % self.every == 0

@@ -123,6 +123,8 @@ class RuleState(nn.Module):
         if effective is None or effective.shape != expected:
             found = None if effective is None else tuple(effective.shape)
             raise ValueError(f"rule {self.rule.name!r} gives a B of shape {found}, needed here is {tuple(expected)}")
+        if connection.buffer is None and self.rule.has_update():
+            raise ValueError(f"rule {self.rule.name!r} learns and has no B: initial_feedback returns None")
 
     def forget_rule(self) -> None:
         """Take out everything that belongs to a rule."""
@@ -207,6 +209,7 @@ class RuleState(nn.Module):
             weight,
             feedback,
             lambda: seeding.generator(seed, weight.device),
+            layer=self.label,
             number=self.feedback_draws,
             rate=step.rate(connection.trained),
             decay=step.decay(connection.trained),

@@ -48,7 +48,7 @@ class Chooser:
         """Add the problems only seen at the end: patterns and options that met nothing."""
         if isinstance(self.choice, Mapping):
             for pattern in self.choice:
-                if pattern not in self._used_patterns:
+                if pattern not in self._used_patterns and pattern != "*":  # the rest may be empty
                     met = any(fnmatch.fnmatchcase(name, pattern) for name in layer_names)
                     why = (
                         "an earlier pattern takes all its layers"

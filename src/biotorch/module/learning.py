@@ -11,7 +11,7 @@ from biotorch.module.noise import draw
 from biotorch.module.verdicts import LEAK
 from biotorch.rules import Transports, Update
 
-#: Updates to look at: a rule may do something at the first, or at every so many (the last has all divisors to 16, and 1000).
+#: Updates to look at: a rule may do something at the first, or at every so many: all to 16, and 1000, divide the last.
 _NUMBERS = (1, 2, 720_720_000)
 
 

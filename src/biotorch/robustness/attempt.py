@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from biotorch import teaching
 from biotorch.models.outputs import main_output
 from biotorch.module import true_gradients
 
@@ -104,7 +105,7 @@ class Attempt:
             The gradient (m, ...), zero where it is not finite; the losses (m,); the outputs (m, C).
         """
         points = points.detach().requires_grad_()
-        with torch.enable_grad(), route(self.model, kind):
+        with torch.enable_grad(), self.route(index, kind):
             outputs = self.outputs(points, index)
             losses = loss(outputs, self.labels[index])
         gradient = torch.zeros_like(points)
@@ -116,18 +117,15 @@ class Attempt:
         self.blind[index.cpu()] |= (~finite | (needed & (flat == 0).all(1))).cpu()
         return gradient.detach().nan_to_num(0, 0, 0), losses.detach(), outputs.detach()
 
+    @contextlib.contextmanager
+    def route(self, index: Tensor, kind: Gradient) -> Iterator[None]:
+        """Around a forward pass of images `index`: the gradient asked for, and the labels, which a rule may send."""
+        asked = true_gradients(self.model) if kind == "true" else contextlib.nullcontext()
+        with asked, teaching.targets(self.labels[index], scale=1.0):
+            yield
+
     def record(self, losses: Tensor, index: Tensor) -> None:
         """Keep the losses (m,) of a step, to see later whether they were still rising."""
         row = torch.full((len(self.images),), torch.nan)
         row[index.cpu()] = losses.float().cpu()
         self.losses.append(row)
-
-
-@contextlib.contextmanager
-def route(model: nn.Module, kind: Gradient) -> Iterator[None]:
-    """The network with the gradient that is asked for, decided in its forward pass."""
-    if kind == "true":
-        with true_gradients(model):
-            yield
-    else:
-        yield

@@ -25,7 +25,7 @@ from pyautoattack import checks
 from torch import Tensor
 
 from biotorch.robustness.attack import require
-from biotorch.robustness.attempt import Attempt, Gradient, classified, route
+from biotorch.robustness.attempt import Attempt, Gradient, classified
 from biotorch.robustness.norms import Norm, project
 
 #: The names that the library has for the norms.
@@ -82,7 +82,7 @@ class _Network(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, points: Tensor, shown: Shown) -> Tensor:
         ctx.shown, ctx.points = shown, points.detach().requires_grad_()
-        with torch.enable_grad(), route(shown.attempt.model, shown.gradient):
+        with torch.enable_grad(), shown.attempt.route(shown.index, shown.gradient):
             outputs = shown.outputs(ctx.points)
         ctx.outputs = outputs
         return outputs.detach()

@@ -18,7 +18,7 @@ from biotorch.rules import (
     wm,
 )
 from biotorch.rules.base import DirectRule, FeedbackRule, Rule, Transports
-from biotorch.rules.registry import available, from_layer_config, get, make, option_names, register
+from biotorch.rules.registry import available, from_layer_config, get, is_known, make, option_names, register
 from biotorch.rules.update import Update
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "frsf",
     "get",
     "ia",
+    "is_known",
     "kp",
     "make",
     "option_names",

@@ -78,12 +78,18 @@ class Rule:
     def after_update(self, update: Update) -> None:
         """Called once after every optimizer step on a W that has a gradient; may change B in place."""
 
-    def require_positive(self, *options: str) -> None:
-        """Raises ValueError for an option that is no finite number above 0."""
+    def require_positive(self, *options: str, most: float = math.inf, whole: bool = False, zero: bool = False) -> None:
+        """Raises ValueError for an option that is no finite number above 0, at most `most`, whole if asked.
+
+        `zero`: it may be 0.
+        """
         for option in options:
             value = getattr(self, option)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise ValueError(f"{option} is a number above 0, not {value!r}")
+            number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+            if not number or not (0 < value < math.inf or (zero and value == 0)) or value > most:
+                kind = "whole number" if whole else "number"
+                bound = ("of at least 0" if zero else "above 0") + (f" and at most {most:g}" if most < math.inf else "")
+                raise ValueError(f"{option} is a {kind} {bound}, not {value!r}")
 
     @classmethod
     def has_update(cls) -> bool:
@@ -96,7 +102,7 @@ class FeedbackRule(Rule):
 
     def feedback(self, weight: Tensor, state: Tensor | None) -> Tensor:
         """The effective B, in the shape of `weight`. Evaluated in the backward pass."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} says no feedback(weight, state)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

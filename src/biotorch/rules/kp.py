@@ -38,8 +38,8 @@ class KolenPollack(FeedbackAlignment):
     def after_update(self, update: Update) -> None:
         if update.number == 1 and update.decay == 0:
             warnings.warn(
-                "kp: the optimizer has no weight decay, so W - B stays as it is and B does not turn to W: "
-                "give it one (weight_decay=...)",
+                f"kp: the optimizer has no weight decay for {update.layer or 'a layer'}, so W - B stays as it is and B "
+                "does not turn to W: give it one (weight_decay=...)",
                 stacklevel=2,
             )
         update.descend(update.gradient)

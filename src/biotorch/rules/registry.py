@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from biotorch.names import unknown
+from biotorch.rules import initial
 from biotorch.rules.base import DirectRule, FeedbackRule, Rule, Transports
 
 _REGISTRY: dict[str, type[Rule]] = {}
@@ -14,14 +15,38 @@ _ALIASES: dict[str, str] = {}
 
 
 def register(*names: str, transports: Transports) -> Callable[[type[Rule]], type[Rule]]:
-    """Class decorator: make a rule known by its first name, and by the others as aliases."""
+    """Class decorator: make a rule known by its first name, and by the others as aliases.
+
+    Args:
+        names: the rule's name, and aliases.
+        transports: what it carries backwards of W, or learns from it: `nothing`, `signs` or `weights`.
+
+    Raises:
+        TypeError: the class is no rule, or has options without being a dataclass.
+        ValueError: no name, one that is taken, or another word for `transports`.
+    """
+    if not names:
+        raise ValueError('a rule needs a name: @rules.register("name", transports=...)')
+    initial.check("transports", transports, get_args(Transports))
 
     def add(rule: type[Rule]) -> type[Rule]:
         if not issubclass(rule, FeedbackRule | DirectRule):
             raise TypeError(f"{rule.__name__} must derive from FeedbackRule or DirectRule")
+        options = [name for name, kind in vars(rule).get("__annotations__", {}).items() if "ClassVar" not in str(kind)]
+        if options and "__dataclass_fields__" not in vars(rule):
+            raise TypeError(
+                f"{rule.__name__} has options ({', '.join(options)}) and is no dataclass: put "
+                "@dataclasses.dataclass(frozen=True, kw_only=True) between @rules.register(...) and the class"
+            )
+        if rule.observes_product and not issubclass(rule, DirectRule):
+            raise TypeError(f"{rule.__name__} observes the product of a direct rule, and derives from FeedbackRule")
         for name in names:
             if name in _REGISTRY or name in _ALIASES:
-                raise ValueError(f"a rule named {name!r} is already registered")
+                module = get(name).__module__
+                raise ValueError(
+                    f"a rule named {name!r} is already registered, by module {module}: take another name, or import "
+                    "the module by one path alone"
+                )
         rule.name, rule.transports = names[0], transports
         _REGISTRY[names[0]] = rule
         _ALIASES.update(dict.fromkeys(names[1:], names[0]))
@@ -33,6 +58,11 @@ def register(*names: str, transports: Transports) -> Callable[[type[Rule]], type
 def available() -> list[str]:
     """The names of all registered rules, aliases left out."""
     return sorted(_REGISTRY)
+
+
+def is_known(name: str) -> bool:
+    """Whether a rule has that name or alias."""
+    return _ALIASES.get(name, name) in _REGISTRY
 
 
 def get(name: str) -> type[Rule]:
@@ -76,4 +106,8 @@ def make(name: str, **options: Any) -> Rule:
     for option in options:
         if option not in valid:
             raise unknown(f"option of rule {get(name).name!r}", option, valid)
-    return get(name)(**options)
+    try:
+        return get(name)(**options)
+    except TypeError as error:  # a comparison of the wrong types, mostly, in a check of the rule's
+        given = ", ".join(f"{option}={value!r}" for option, value in options.items())
+        raise ValueError(f"rule {get(name).name!r} does not take {given}: {error}") from error

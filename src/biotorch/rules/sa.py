@@ -33,9 +33,7 @@ class SymmetricAlignment(FeedbackAlignment):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_positive("feedback_rate")
-        if self.feedback_rate > 1:
-            raise ValueError(f"feedback_rate is at most 1, not {self.feedback_rate}")
+        self.require_positive("feedback_rate", most=1)
 
     def after_update(self, update: Update) -> None:
         gradient = update.feedback - update.weight

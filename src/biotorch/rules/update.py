@@ -18,6 +18,7 @@ class Update:
     Attributes:
         weight: W after the step, (out, in, ...).
         feedback: B, to be changed in place.
+        layer: its dotted name, for messages.
         number: 1 for the first update since the conversion.
         rate: learning rate of W.
         decay: `weight_decay` of W's optimizer, 0 where it has none.
@@ -35,6 +36,7 @@ class Update:
         feedback: Tensor,
         draw: Callable[[], Generator],
         *,
+        layer: str = "",
         number: int = 1,
         rate: float = 0.0,
         decay: float = 0.0,
@@ -47,7 +49,7 @@ class Update:
     ) -> None:
         """`descend(gradient, **settings)` steps B by an optimizer; default: gradient descent."""
         self.weight, self.feedback, self._draw = weight, feedback, draw
-        self.number, self.rate, self.decay = number, rate, decay
+        self.layer, self.number, self.rate, self.decay = layer, number, rate, decay
         self.gradient = torch.zeros_like(weight) if gradient is None else gradient
         self.product, self.groups, self.rescaled = product, groups, rescaled
         self._descend = self._step if descend is None else descend

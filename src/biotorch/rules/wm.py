@@ -46,9 +46,9 @@ class WeightMirror(FeedbackAlignment):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_positive("mirror_rate", "mirror_decay", "mirror_batch", "growth_limit")
-        if self.mirror_decay > 1 or not isinstance(self.mirror_batch, int):
-            raise ValueError("mirror_decay is at most 1, and mirror_batch a whole number")
+        self.require_positive("mirror_rate", "growth_limit")
+        self.require_positive("mirror_decay", most=1)
+        self.require_positive("mirror_batch", whole=True)
 
     def after_update(self, update: Update) -> None:
         x, feedback = update.noise(self.mirror_batch), update.feedback

@@ -1,47 +1,73 @@
-"""The check of two processes that train one network."""
+"""The check of two processes that train one network, each a `python -m biotorch.testing.worker`."""
 
 from __future__ import annotations
 
+import os
+import pickle
+import subprocess
+import sys
 import tempfile
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed, nn
-from torch.multiprocessing.spawn import spawn
+from torch import Tensor, nn
 
 from biotorch import rules, teaching
-from biotorch.layers import FeedbackLayer, is_feedback
 from biotorch.testing.subjects import assert_close, assert_identical, images, loss_of, net, optimizer_of
+
+#: Name and options of rules to train under, and the modules that register them.
+Job = dict[str, Any]
 
 
 def check_processes(rule: str, **options: Any) -> None:
     """Two processes under torch's DDP have the same weights and feedback after 50 updates, which one would have."""
+    check_processes_of({rule: options})
+
+
+def check_processes_of(wanted: Mapping[str, Mapping[str, Any]]) -> None:
+    """The same of several rules, by name with their options, in one pair of processes."""
+    first, second = _in_two_processes(wanted)
+    for rule, options in wanted.items():
+        assert_identical(first[rule], second[rule])
+        model = net(rule, **options)
+        steps(model, model, slice(None), 1.0)
+        assert_close(first[rule], model.state_dict(), rtol=1e-3, atol=1e-4)
+
+
+def _in_two_processes(wanted: Mapping[str, Mapping[str, Any]]) -> list[dict[str, dict[str, Tensor]]]:
+    """By process and rule, the state after training."""
+    modules = {rule: rules.get(rule).__module__ for rule in wanted}
+    for rule, module in modules.items():
+        assert module != "__main__", (
+            f"rule {rule!r} is registered by the script itself: put it into a module of its own"
+        )
+    homes = [str(Path(str(sys.modules[module].__file__)).parent) for module in modules.values() if "." not in module]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, *homes]), "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
-        address = f"file://{folder}/rendezvous"
-        # The class brings its module with it, which registers the rule in the new process.
-        arguments = (rules.get(rule), options, address, folder)
-        spawn(_process, arguments, nprocs=2)  # type: ignore[no-untyped-call]
-        first, second = (torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(2))
-    assert_identical(first, second)
-    model = net(rule, **options)
-    _steps(model, model, slice(None), 1.0)
-    assert_close(first, model.state_dict(), rtol=1e-3, atol=1e-4)
+        job: Job = {"wanted": dict(wanted), "modules": sorted(set(modules.values()))}
+        (Path(folder) / "job").write_bytes(pickle.dumps(job))
+        commands = [[sys.executable, "-m", "biotorch.testing.worker", folder, str(rank)] for rank in range(2)]
+        outputs = [Path(folder) / f"{rank}.log" for rank in range(2)]
+        started = []
+        for command, path in zip(commands, outputs, strict=True):
+            with path.open("w") as output:
+                started.append(subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT))
+        while any(process.poll() is None for process in started):
+            if any(process.poll() for process in started):  # the other would wait for it
+                for process in started:
+                    process.kill()
+            time.sleep(0.02)
+        codes = [process.returncode for process in started]
+        told = "\n".join(path.read_text() for path in outputs)
+        assert codes == [0, 0], f"the processes ended with {codes}:\n{told}"
+        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-def _process(rank: int, kind: type[rules.Rule], options: dict[str, Any], address: str, folder: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    model = net(kind.name, **options)
-    ignored = [name for name, _ in model.named_buffers() if is_feedback(name)]
-    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)  # type: ignore[no-untyped-call]
-    # DDP averages: each process counts its part of the sum twice.
-    _steps(model, nn.parallel.DistributedDataParallel(model), slice(rank, None, 2), 2.0)
-    torch.save(model.state_dict(), Path(folder) / f"{rank}.pt")
-    distributed.destroy_process_group()
-
-
-def _steps(model: nn.Module, forward: nn.Module, share: slice, factor: float) -> None:
+def steps(model: nn.Module, forward: nn.Module, share: slice, factor: float) -> None:
+    """50 updates on `share` of each batch, whose loss counts `factor` times."""
     optimizer = optimizer_of(model)
     for seed in range(50):
         optimizer.zero_grad()
@@ -50,4 +76,3 @@ def _steps(model: nn.Module, forward: nn.Module, share: slice, factor: float) ->
             loss = loss_of(forward(images(4, seed)[share])) * 0.01 * factor
             loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    assert any(isinstance(module, FeedbackLayer) for module in model.modules())

@@ -150,10 +150,7 @@ class Trainer:
                     self.fabric.backward(value * (size / whole))
                 if counts:
                     self.tally.add(value, size, main_output(outputs), labels)
-            if self.config.clip_gradient_norm is not None:
-                self.fabric.clip_gradients(
-                    self.forward, self.optimizer, max_norm=self.config.clip_gradient_norm, error_if_nonfinite=False
-                )
+            self.clip_gradients(self.optimizer)
             self.optimizer.step()
             self.schedule.after_update()
             self.step += 1
@@ -210,6 +207,12 @@ class Trainer:
             trained_on = partial(training_loss, self.loss)
             record["gradient_angles"] = metrics.gradient_alignment(self.model, trained_on, *probe)
         return record
+
+    def clip_gradients(self, optimizer: Any) -> None:
+        """To the norm that the configuration gives, if any."""
+        limit = self.config.clip_gradient_norm
+        if limit is not None:
+            self.fabric.clip_gradients(self.forward, optimizer, max_norm=limit, error_if_nonfinite=False)
 
     def require_finite(self, value: Tensor) -> None:
         """Raises DivergenceError, in all processes, where the loss of one is not finite."""

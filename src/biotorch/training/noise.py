@@ -72,13 +72,16 @@ def pretrain(trainer: Trainer) -> None:
     norms = [module for module in trainer.model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
     statistics = [{name: value.clone() for name, value in norm.named_buffers(recurse=False)} for norm in norms]
     trainer.model.train()
-    for batch in batches(config, shape, classes, trainer.seed, trainer.device, fabric.global_rank, fabric.world_size):
+    shares = batches(config, shape, classes, trainer.seed, trainer.device, fabric.global_rank, fabric.world_size)
+    for done, batch in enumerate(shares):
+        trainer.observer.on_noise(done, config.updates)
         with trainer.teacher.tells(batch.labels, 1 / batch.whole):
             outputs = trainer.forward(batch.inputs)
         value = training_loss(trainer.loss, outputs, batch.labels)
         trainer.require_finite(value)
         optimizer.zero_grad()
         fabric.backward(value * (len(batch.labels) / batch.whole))
+        trainer.clip_gradients(optimizer)
         optimizer.step()
         if any(any_process(fabric, trainer.observer.stop_now())):
             raise Stopped

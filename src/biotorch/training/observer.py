@@ -14,6 +14,9 @@ Record = dict[str, Any]
 class Observer:
     """What a training tells and asks; every method may be left as it is."""
 
+    def on_noise(self, done: int, updates: int) -> None:
+        """So many of the updates on noise before epoch one are done."""
+
     def on_update(self, trainer: Trainer) -> None:
         """The weights have been updated once more; `trainer.epoch`, `.step` and `.steps` say where it is."""
 
