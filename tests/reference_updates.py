@@ -79,3 +79,14 @@ def direct_kolen_pollack(feedback: Tensor, errors: Tensor, inputs: Tensor, rate:
             for j in range(feedback.shape[1]):
                 new[i, j] -= rate * e[i] * x[j]
     return new
+
+
+def copying(weight: Tensor) -> Tensor:
+    """B = W: the sham control."""
+    return weight.clone()
+
+
+def redrawing(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Section 2.1 of the paper: |R|, R Xavier uniform, drawn anew."""
+    bound = (6 / (shape[0] + shape[1])) ** 0.5
+    return ((2 * torch.rand(shape, generator=generator) - 1) * bound).abs().double()

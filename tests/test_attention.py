@@ -13,6 +13,8 @@ from torch.nn import functional as F
 import biotorch
 from biotorch.layers import MultiheadAttention
 
+pytestmark = pytest.mark.usefixtures("targets")
+
 N, T, S, E, HEADS = 2, 4, 3, 6, 2
 
 

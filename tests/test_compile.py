@@ -18,6 +18,8 @@ from torch import nn
 
 import biotorch
 
+pytestmark = pytest.mark.usefixtures("targets")
+
 # The direct rules' backward walks the autograd graph, so their layers stay outside the compiled graphs.
 FULLGRAPH = {**dict.fromkeys(LAYERWISE, True), **dict.fromkeys(DIRECT, False)}
 

@@ -14,6 +14,8 @@ import biotorch
 from biotorch.layers import connections
 from biotorch.metrics import alignment_angles, norm_ratios
 
+pytestmark = pytest.mark.usefixtures("targets")
+
 MATRICES = ["attention.in_proj_weight", "attention.out_proj.weight", "cell.weight_ih", "cell.weight_hh", "head"]
 FEEDBACK = {
     "attention.in_proj_weight": "attention.in_proj_feedback",

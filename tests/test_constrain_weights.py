@@ -9,7 +9,7 @@ from torch import nn
 
 import biotorch
 
-pytestmark = pytest.mark.parametrize("rule", TRAINING)
+pytestmark = [pytest.mark.parametrize("rule", TRAINING), pytest.mark.usefixtures("targets")]
 
 
 def norms(model) -> torch.Tensor:

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 import biotorch
 from biotorch.layers import FeedbackLayer
 
+pytestmark = pytest.mark.usefixtures("targets")
+
 
 def feedback(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: m.feedback for name, m in model.named_modules() if isinstance(m, FeedbackLayer)}

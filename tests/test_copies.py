@@ -11,6 +11,8 @@ from torch.nn.utils import parameters_to_vector
 
 import biotorch
 
+pytestmark = pytest.mark.usefixtures("targets")
+
 
 def saved_and_loaded(model):
     file = io.BytesIO()

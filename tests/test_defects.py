@@ -16,6 +16,8 @@ import biotorch
 from biotorch.layers import FeedbackLayer
 from biotorch.metrics import alignment_angles, angle, norm_ratios
 
+pytestmark = pytest.mark.usefixtures("targets")
+
 
 def train_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()

@@ -16,6 +16,8 @@ from biotorch import ConversionError
 from biotorch.layers import Conv2d, Linear, fa
 from biotorch.models import fa as fa_models
 
+pytestmark = pytest.mark.usefixtures("targets")
+
 DIRECT = "did not come through the network's output layer"
 
 # Names -------------------------------------------------------------------------------------------

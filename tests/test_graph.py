@@ -25,6 +25,8 @@ from torch.utils.checkpoint import checkpoint
 
 import biotorch
 
+pytestmark = pytest.mark.usefixtures("targets")
+
 
 def added(first, second):
     return {name: first[name] + second[name] for name in first}

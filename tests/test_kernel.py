@@ -21,7 +21,7 @@ from torch import nn
 
 import biotorch
 
-pytestmark = pytest.mark.parametrize("rule", TRAINING)
+pytestmark = [pytest.mark.parametrize("rule", TRAINING), pytest.mark.usefixtures("targets")]
 
 
 def test_every_parameter_learns(rule):

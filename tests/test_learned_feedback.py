@@ -7,15 +7,26 @@ import warnings
 import pytest
 import reference_updates as reference
 import torch
-from conformance import LAYER_NAMES, Net, assert_close, images, loss_of, net
+from conformance import LAYER_NAMES, RULES, Net, assert_close, images, loss_of, net
 from networks import batch, labels, mlp
 from torch import nn
 from torch.nn import functional as F
 
 import biotorch
+from biotorch import seeding
 from biotorch.layers import updates
 from biotorch.rules import Update
 
+#: How each rule that learns its B does so, in `reference_updates`; a rule without an entry fails a test.
+UPDATES = {
+    "kp": reference.descent,
+    "wm": reference.weight_mirror,
+    "ia": reference.information_alignment,
+    "sa": reference.symmetric_alignment,
+    "dkp": reference.direct_kolen_pollack,
+    "sham": reference.copying,
+    "brsf": reference.redrawing,
+}
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 
 
@@ -62,6 +73,44 @@ def test_information_alignment_is_its_equation():
     found, noise = updated("ia", weight, feedback, **options)
     expected = reference.information_alignment(feedback, weight, noise, 0.3, 1.5, 0.7, 0.4)
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+
+
+def test_every_rule_that_learns_or_redraws_has_a_slow_reference():
+    assert sorted(UPDATES) == [name for name in RULES if biotorch.rules.get(name).has_update()]
+
+
+def test_sham_copies_and_brsf_draws_again():
+    weight, feedback = matrices()
+    assert torch.equal(updated("sham", weight, feedback)[0], reference.copying(weight))
+    found, _ = updated("brsf", weight, feedback)
+    expected = reference.redrawing(weight.shape, torch.Generator().manual_seed(5))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+
+
+def kernels(rule: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """A convolution in groups, its W and B as matrices."""
+    torch.manual_seed(2)
+    layer = biotorch.convert(nn.Sequential(nn.Conv2d(4, 6, 3, groups=2)), rule, seed=1)[0].double()
+    return layer, layer.weight.detach().flatten(1).clone(), layer.feedback.flatten(1).clone()
+
+
+@pytest.mark.parametrize("rule", ["wm", "ia", "sa"])
+def test_convolutions_learn_by_the_same_equations_at_one_position(rule):
+    layer, weight, feedback = kernels(rule)
+    kind = layer.rule
+    layer.weight.grad = torch.zeros_like(layer.weight)
+    torch.optim.SGD(layer.parameters(), lr=0.1).step()
+    generator = seeding.generator(seeding.derive(layer.feedback_seeds["weight"], "feedback", 1))
+    noise = lambda n: torch.randn(n, 18, generator=generator).double()  # noqa: E731
+    if rule == "wm":
+        rates = kind.mirror_rate, kind.mirror_decay, kind.growth_limit
+        expected = reference.weight_mirror(feedback, weight, noise(kind.mirror_batch), *rates)
+    elif rule == "ia":
+        rates = kind.feedback_rate, kind.amp, kind.feedback_decay, kind.null
+        expected = reference.information_alignment(feedback, weight, noise(kind.noise_batch), *rates)
+    else:
+        expected = reference.symmetric_alignment(feedback, weight, kind.feedback_rate)
+    torch.testing.assert_close(layer.feedback.flatten(1), expected, rtol=1e-7, atol=1e-7)
 
 
 def test_symmetric_alignment_is_its_equation():
@@ -186,20 +235,37 @@ def test_a_backward_whose_step_was_never_made_leaves_no_trace():
     assert torch.equal(models[0][2].feedback, models[1][2].feedback)
 
 
-def test_layers_that_share_w_update_their_b_once():
-    for rule in ("kp", "wm", "sa", "dkp"):
-        first, second = nn.Linear(6, 6), nn.Linear(6, 6)
-        second.weight = first.weight
-        model = biotorch.convert(nn.Sequential(first, nn.Tanh(), second), rule, seed=1).double()
-        if rule == "kp":
-            before = (first.weight - first.feedback).detach().clone()
-        second.feedback = first.feedback
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.5)
-        loss_of(model(batch().double())).backward()
-        optimizer.step()
-        assert first.feedback is second.feedback
-        if rule == "kp":
-            torch.testing.assert_close((first.weight - first.feedback).detach(), 0.95 * before, **EXACT)
+@pytest.mark.parametrize("rule", [name for name in UPDATES if name != "dkp"])
+def test_layers_that_share_w_update_their_b_once(rule):
+    """As one layer alone does that has this W, B and gradient."""
+    first, second, alone = (nn.Linear(6, 6) for _ in range(3))
+    second.weight = first.weight
+    alone.load_state_dict(first.state_dict())
+    model = biotorch.convert(nn.Sequential(first, nn.Tanh(), second), rule, seed=1)
+    biotorch.convert(nn.Sequential(alone), rule, seed=1)  # its name is that of the first, and so is its B
+    assert torch.equal(alone.feedback, first.feedback)
+    assert first.feedback is second.feedback
+    for each in (first, alone):
+        each.weight.grad = torch.full((6, 6), 0.5)
+    torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.5).step()
+    torch.optim.SGD(alone.parameters(), lr=0.1, weight_decay=0.5).step()
+    assert torch.equal(alone.feedback, first.feedback)
+
+
+def test_direct_layers_that_share_w_have_what_both_have_found():
+    torch.manual_seed(0)
+    first, again, head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+    again.weight = first.weight
+    model = biotorch.convert(nn.Sequential(first, nn.Tanh(), again, nn.Tanh(), head), "dkp", seed=1).double()
+    again.feedback = first.feedback  # double() has made two of them
+    before = first.feedback.clone()
+    x = batch().double()
+    seen = [x, model[:2](x).detach()]
+    output = model(x)
+    (e,) = torch.autograd.grad(loss_of(output), output, retain_graph=True)
+    loss_of(output).backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    torch.testing.assert_close(first.feedback, before - 0.1 * sum(e.T @ each for each in seen), **EXACT)
 
 
 # They find W -------------------------------------------------------------------------------------
@@ -254,15 +320,16 @@ def test_b_may_start_at_w():
         ("fa", {"feedback_angle": True}, "0 to 180"),
         ("kp", {"feedback_angle": 10, "feedback_init": "weight"}, "leave out feedback_angle"),
         ("wm", {"mirror_rate": 0}, "mirror_rate is a number above 0"),
-        ("wm", {"mirror_decay": 1.5}, "at most 1"),
-        ("wm", {"mirror_batch": 2.5}, "whole number"),
+        ("wm", {"mirror_decay": 1.5}, "mirror_decay is a number above 0 and at most 1, not 1.5"),
+        ("wm", {"mirror_batch": 1.0}, "mirror_batch is a whole number above 0, not 1.0"),
         ("ia", {"null": -1}, "null is a number above 0"),
         ("ia", {"noise_batch": 1.5}, "whole number"),
         ("sa", {"feedback_rate": 2}, "at most 1"),
         ("sa", {"feedback_rate": float("nan")}, "above 0"),
         ("dkp", {"feedback": "shared"}, "a B for each layer"),
         ("dkp", {"points": ["layer1"]}, "a B for each layer"),
-        ("dkp", {"feedback_rate": -1}, "above 0"),
+        ("dkp", {"feedback_rate": -1}, "feedback_rate is a number of at least 0, not -1"),
+        ("wm", {"mirror_rate": "fast"}, "mirror_rate is a number above 0, not 'fast'"),
         ("sham", {"feedback_angle": 60}, "B = W from the start"),
     ],
 )

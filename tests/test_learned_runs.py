@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import runs
@@ -10,11 +11,13 @@ import torch
 from conformance import RULES
 
 import biotorch
+from biotorch import teaching
 from biotorch.experiment import ConfigError, Interrupted, load, run
 from biotorch.experiment.building import build_model
 from biotorch.experiment.keeping import Display
 from biotorch.frozen import SectionError
 from biotorch.training.noise import NoiseConfig, batches
+from biotorch.training.teacher import Teacher
 
 LEARNING = [name for name in RULES if biotorch.rules.get(name).has_update()]
 SMALL = ("model.architecture=small", "data.target_size=8", "training.optimizer.weight_decay=0.01")
@@ -46,12 +49,18 @@ def test_layers_have_rules_of_their_own(tmp_path):
     ]
 
 
+def test_all_layers_may_have_rules_of_their_own(tmp_path):
+    study = runs.quick(tmp_path, *SMALL, 'model.mode={type: fa, layers: {"[0-9]": kp}}')
+    model = build_model(study.config, 10, (1, 8, 8))
+    assert {row.rule for row in biotorch.summary(model).rows if row.rule} == {"kp"}
+
+
 def test_the_first_pattern_counts_and_one_that_meets_nothing_is_told(tmp_path):
     study = runs.quick(tmp_path, *SMALL, 'model.mode={type: fa, layers: {"[04]": kp, "4": usf}}')
     with pytest.raises(ValueError, match="an earlier pattern takes all its layers"):
         build_model(study.config, 10, (1, 8, 8))
     study = runs.quick(tmp_path, *SMALL, "model.mode={type: fa, layers: {head: kp}}")
-    with pytest.raises(ValueError, match="unknown layer pattern 'head'"):
+    with pytest.raises(ConfigError, match=r"model\.mode: unknown layer pattern 'head'"):
         run(study)
 
 
@@ -138,6 +147,58 @@ def test_noise_comes_before_epoch_one_and_is_the_seed_s(tmp_path):
     assert all(begun[0][name] != begun[1][name] for name in begun[0])  # W has moved before it has seen an image
 
 
+def test_its_rate_is_its_own_and_its_updates_are_told(tmp_path):
+    """By the loss with which epoch one begins."""
+    seen: list[tuple[int, int]] = []
+
+    class Listen(Display):
+        def noise(self, done, updates):
+            seen.append((done, updates))
+
+    begun = {}
+    for name, rate in (("none", None), ("default", "null"), ("same", "0.01"), ("tiny", "1e-12")):
+        noise = () if rate is None else (f"training.noise_pretraining={{updates: 5, lr: {rate}}}",)
+        begun[name] = run(runs.quick(tmp_path / name, *SMALL, *noise), display=Listen())[""]["history"][0]["validation"]
+    assert seen == 3 * [(done, 5) for done in range(5)]
+    assert begun["default"] == begun["same"]
+    assert begun["tiny"]["loss"] == pytest.approx(begun["none"]["loss"], rel=1e-6)
+    assert abs(begun["default"]["loss"] - begun["none"]["loss"]) > 1e-3
+
+
+def test_a_run_stopped_in_its_noise_begins_anew_and_ends_with_the_same_bits(tmp_path):
+    class Stop(Display):
+        def noise(self, done, updates):
+            if done == 3:
+                signal_self()
+
+    overrides = (*SMALL, "training.noise_pretraining={updates: 8}")
+    with pytest.raises(Interrupted):
+        run(runs.quick(tmp_path / "stopped", *overrides), display=Stop())
+    first = run(runs.quick(tmp_path / "stopped", *overrides))[""]
+    assert first["state_hash"] == runs.finish(tmp_path / "whole", *overrides)["state_hash"]
+
+
+def test_drtp_meets_noise_with_its_targets(tmp_path):
+    runs.finish(tmp_path, *SMALL, "model.mode.type=drtp", "training.noise_pretraining={updates: 2}")
+
+
+@pytest.mark.parametrize(
+    ("rule", "wanted"), [("drtp", True), ("sdfa", True), ("dkp", True), ("dfa", False), ("kp", False)]
+)
+def test_the_trainer_tells_what_a_loss_scaler_multiplies_by(rule, wanted):
+    """fp16 wants a GPU; what the trainer says of it does not."""
+    scaler = SimpleNamespace(get_scale=lambda: 1024.0)
+    fabric = SimpleNamespace(strategy=SimpleNamespace(precision=SimpleNamespace(scaler=scaler)))
+    teacher = Teacher(runs.small(10), fabric)
+    with teacher.tells(torch.tensor([1]), 0.5):
+        assert teaching.current().y is None  # backpropagation wants none
+    teacher = Teacher(biotorch.convert(runs.small(10), rule), fabric)
+    with teacher.tells(torch.tensor([1]), 0.5):
+        told = teaching.current()
+    assert (told.y is not None) == wanted
+    assert (told.scale, told.loss_scale) == ((0.5, 1024.0) if wanted else (None, 1.0))
+
+
 def test_under_noise_the_output_layer_turns_to_its_b(tmp_path):
     """As Cheon et al. report; by how much depends on network, optimizer and length."""
     angles = []
@@ -200,6 +261,20 @@ def test_noise_is_refused_for_texts(tmp_path):
     text = (f"data={{dataset: 'text:{tmp_path / 'a.txt'}'}}", "training.noise_pretraining={updates: 5}")
     with pytest.raises((ConfigError, SectionError), match=r"training\.noise_pretraining: a setting of images"):
         runs.quick(tmp_path, *text, "model.architecture=char_transformer")
+
+
+def test_a_checkpoint_whose_cluster_has_imports_is_read(tmp_path):
+    """Runs wrote the key, empty, when it stood in that section."""
+    runs.finish(tmp_path, *SMALL)
+    for name in ("model_best_acc.pth", "latest_model.pth"):
+        path = tmp_path / "quick" / name
+        content = torch.load(path, weights_only=True)
+        content["config"]["cluster"]["imports"] = []
+        torch.save(content, path)
+    model = load(tmp_path / "quick")
+    assert {row.rule for row in biotorch.summary(model).rows if row.rule} == {"fa"}
+    with pytest.raises(ConfigError, match=r"cluster\.imports: it stands at the top of the file now"):
+        runs.quick(tmp_path, "cluster.imports=[my_rules]")
 
 
 # Older runs --------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 import biotorch
 from biotorch.metrics import alignment_angles, angle, gradient_alignment, norm_ratios
 
+pytestmark = pytest.mark.usefixtures("targets")
+
 
 def layer_with(rule: str, weight: list[list[float]], feedback: list[list[float]] | None = None, **options) -> nn.Module:
     """A root Linear whose W, and B where given, are these."""

@@ -4,8 +4,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+from torch import nn
 
 import biotorch
 from biotorch.experiment import ConfigError, read
@@ -66,6 +68,113 @@ def test_the_command_lists_it(folder):
     assert "flipped" not in command(folder, "rules").stdout
 
 
+def test_a_layer_s_own_rule_is_asked_for_too(folder):
+    """As the mode's is: `evaluate` names the rule and the cure."""
+    study = (folder / "study.yaml").read_text()
+    head = study[: study.index("sweep:")].replace(
+        "architecture: mlp", "architecture: mlp, mode: {type: fa, layers: {'*.0': flipped}}"
+    )
+    (folder / "layers.yaml").write_text(head)
+    found = command(folder, "run", "layers.yaml")
+    assert found.returncode == 0, found.stderr
+    unknown = command(folder, "evaluate", folder / "runs" / "flipped")
+    assert unknown.returncode == 2
+    assert "has a rule of your own, 'flipped'" in " ".join(unknown.stderr.split())
+
+
+def test_a_rule_that_nothing_imports_is_told_with_the_cure(folder):
+    (folder / "study.yaml").write_text((folder / "study.yaml").read_text().replace("imports: [my_rules]", ""))
+    with pytest.raises(ConfigError, match=r"unknown rule 'flipped'.*its module stands under `imports:`"):
+        read(folder / "study.yaml")
+
+
+def test_a_wrong_value_is_told_with_the_option(folder):
+    import_all(["my_rules.py"])
+    with pytest.raises(ValueError, match=r"rule 'flipped' does not take p='abc'"):
+        biotorch.rules.make("flipped", p="abc")
+
+
+REFUSED = {
+    "options without a dataclass": (
+        "class New(rules.get('fa')):\n    q: float = 1.0",
+        TypeError,
+        r"has options \(q\) and is no dataclass",
+    ),
+    "a class variable is no option": ("class New(rules.get('fa')):\n    q: ClassVar[float] = 1.0", None, ""),
+    "a product for layerwise rules": (
+        "class New(rules.get('fa')):\n    observes_product = True",
+        TypeError,
+        "direct rule",
+    ),
+    "no rule": ("class New:\n    pass", TypeError, "must derive from FeedbackRule or DirectRule"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_a_rule_is_refused_at_once(folder, case):
+    body, kind, told = REFUSED[case]
+    names = {"ClassVar": ClassVar, "rules": biotorch.rules}
+    text = f"@rules.register('new', transports='nothing')\n{body}\n"
+    if kind is None:
+        exec(text, names)
+        return
+    with pytest.raises(kind, match=told):
+        exec(text, names)
+
+
+@pytest.mark.parametrize(
+    ("names", "transports", "told"),
+    [
+        ((), "nothing", "a rule needs a name"),
+        (("new",), "nothin", "unknown transports 'nothin'"),
+        (("bp",), "nothing", r"'bp' is already registered, by module biotorch\.rules\.backpropagation"),
+    ],
+)
+def test_a_wrong_registration_is_refused(folder, names, transports, told):
+    with pytest.raises(ValueError, match=told):
+        biotorch.rules.register(*names, transports=transports)(biotorch.rules.get("fa"))
+
+
+def test_what_fails_within_convert_names_what_is_missing(folder):
+    class Mute(biotorch.rules.FeedbackRule):
+        def initial_feedback(self, weight, blank, generator):
+            return blank.zero_()
+
+    class Learned(biotorch.rules.get("usf")):
+        def after_update(self, update):
+            update.feedback.zero_()
+
+    biotorch.rules.register("mute", transports="nothing")(Mute)
+    biotorch.rules.register("learned", transports="nothing")(Learned)
+    for name, told in (
+        ("mute", r"Mute says no feedback\(weight, state\)"),
+        ("learned", "initial_feedback returns None"),
+    ):
+        with pytest.raises(biotorch.ConversionError, match=told):
+            biotorch.convert(nn.Linear(3, 2), name)
+
+
+def test_the_suite_runs_from_a_script(folder):
+    """Without pytest and without a guard around it."""
+    (folder / "check.py").write_text(
+        "import my_rules\nfrom biotorch.testing import check_processes\n"
+        "check_processes('flipped', p=0.2)\nprint('passed')\n"
+    )
+    call = [sys.executable, "check.py"]
+    found = subprocess.run(call, check=False, cwd=folder, capture_output=True, text=True, timeout=100)
+    assert (found.returncode, found.stdout) == (0, "passed\n"), found.stderr
+
+
+def test_a_rule_of_the_script_itself_is_told(folder):
+    own = (folder / "my_rules.py").read_text()
+    (folder / "check.py").write_text(
+        own + "\nfrom biotorch.testing import check_processes\ncheck_processes('flipped')\n"
+    )
+    call = [sys.executable, "check.py"]
+    found = subprocess.run(call, check=False, cwd=folder, capture_output=True, text=True, timeout=100)
+    assert "put it into a module of its own" in found.stderr
+
+
 @pytest.mark.slow
 def test_the_suite_passes_outside_this_repository(folder):
     suite = [sys.executable, "-m", "pytest", "-q", "test_my_rules.py"]
@@ -79,13 +188,15 @@ def test_the_suite_passes_outside_this_repository(folder):
     [
         ("imports: [not_there]", "not_there: No module named 'not_there'"),
         ("imports: [not_there.py]", "no such file"),
-        ("imports: [broken.py]", r"imports: broken\.py: ZeroDivisionError"),
+        ("imports: [broken.py]", r"imports: broken\.py: ZeroDivisionError at .*broken\.py:1"),
+        ("imports: [needy]", r"imports: needy: ModuleNotFoundError at .*needy\.py:2: No module named 'numpyy'"),
         ("imports: [my rules]", "names of modules"),
         ("imports: my_rules", "list"),
     ],
 )
 def test_a_module_that_cannot_be_imported_is_one_message_with_its_line(folder, text, told):
     (folder / "broken.py").write_text("1 / 0\n")
+    (folder / "needy.py").write_text("\nimport numpyy\n")
     study = (folder / "study.yaml").read_text().replace("imports: [my_rules]", text)
     (folder / "study.yaml").write_text(study)
     with pytest.raises(ConfigError, match=rf"study\.yaml:2: .*{told}"):

@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import biotorch
 from biotorch.layers import FeedbackLayer
 
+pytestmark = pytest.mark.usefixtures("targets")
+
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
 
 

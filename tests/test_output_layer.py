@@ -10,6 +10,8 @@ import biotorch
 from biotorch import ConversionError
 from biotorch.layers import backpropagation, dfa
 
+pytestmark = pytest.mark.usefixtures("targets")
+
 
 class Subclass(nn.Linear):
     """May compute anything: not convertible."""

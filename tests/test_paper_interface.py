@@ -15,6 +15,8 @@ from torch.nn import functional as F
 import biotorch
 from biotorch.layers import FeedbackLayer
 
+pytestmark = pytest.mark.usefixtures("targets")
+
 LAYERS = ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Linear")
 
 

@@ -13,6 +13,8 @@ from torch import nn
 import biotorch
 from biotorch.layers import FeedbackLayer
 
+pytestmark = pytest.mark.usefixtures("targets")
+
 NAMES = ("resnet18", "le_net_mnist", "le_net_cifar", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
 #: All constructors of the first system.
 CONSTRUCTORS = (

@@ -9,6 +9,8 @@ from conformance import LAYER_NAMES, TRAINING, Net, images, loss_of, net
 
 import biotorch
 
+pytestmark = pytest.mark.usefixtures("targets")
+
 every_rule = pytest.mark.parametrize("rule", TRAINING)
 
 

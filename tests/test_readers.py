@@ -15,6 +15,8 @@ from torchvision.models import swin_transformer
 import biotorch
 from biotorch.layers import Reader
 
+pytestmark = pytest.mark.usefixtures("targets")
+
 VERSIONS = {
     "swin_t": (swin_transformer.ShiftedWindowAttention, {}),
     "swin_v2_t": (

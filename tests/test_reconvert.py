@@ -10,6 +10,8 @@ import biotorch
 from biotorch.layers import FeedbackLayer
 from biotorch.module import shortcuts
 
+pytestmark = pytest.mark.usefixtures("targets")
+
 
 def rules(model: nn.Module) -> dict[str, str]:
     return {name: m.rule.name for name, m in model.named_modules() if isinstance(m, FeedbackLayer)}

@@ -14,6 +14,8 @@ from torch import nn
 
 import biotorch
 
+pytestmark = pytest.mark.usefixtures("targets")
+
 for library in ("huggingface", "timm"):
     with contextlib.suppress(ImportError):  # not installed: its layer types are not registered
         importlib.import_module(f"biotorch.layers.{library}")

@@ -14,6 +14,8 @@ from torch.nn.utils import parametrizations
 import biotorch
 from biotorch.layers import LAYER_TYPES, FeedbackLayer, Product
 
+pytestmark = pytest.mark.usefixtures("targets")
+
 
 def attention() -> nn.Module:
     return biotorch.convert(nn.ModuleDict({"a": nn.MultiheadAttention(8, 2, batch_first=True)}), "fa")["a"]

@@ -13,6 +13,8 @@ from torch import nn
 import biotorch
 from biotorch.layers import FeedbackLayer, fa, is_feedback
 
+pytestmark = pytest.mark.usefixtures("targets")
+
 FORMS = [*((rule, {}) for rule in TRAINING), ("dfa", {"feedback": "shared"}), ("dfa", {"shortcuts": "cut"})]
 
 

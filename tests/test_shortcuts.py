@@ -9,7 +9,7 @@ from torch import nn
 
 import biotorch
 
-pytestmark = pytest.mark.parametrize("rule", DIRECT)
+pytestmark = [pytest.mark.parametrize("rule", DIRECT), pytest.mark.usefixtures("targets")]
 
 
 class Block(nn.Module):

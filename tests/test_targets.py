@@ -10,16 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import biotorch
-from biotorch import teaching
 
 SENDING = ("drtp", "sdfa")
-
-
-@pytest.fixture(autouse=True)
-def _no_targets(_targets):
-    """Here tests give their own."""
-    with teaching.given(teaching.Targets()):
-        yield
 
 
 def hidden_gradient(model, y=None, scale=None, factor=1.0, n=4) -> torch.Tensor:
@@ -154,6 +146,29 @@ def test_targets_per_token():
     delta = heard * (1 - model[1](model[0](x)) ** 2)
     expected = delta.flatten(0, 1).T @ x.flatten(0, 1)
     torch.testing.assert_close(gradients[0], expected.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_each_layer_gets_the_signal_of_its_own_rule():
+    """Two rules in one network send different things of one error."""
+    x, y = batch(), labels()
+    mixed = biotorch.convert(mlp(), {"0": "drtp", "*": "sdfa"}, seed=1)
+    found = []
+    for rule in ("drtp", "sdfa"):
+        alone = biotorch.convert(mlp(), rule, seed=1)
+        alone.load_state_dict(mixed.state_dict())
+        found.append(alone)
+    for model in (mixed, *found):
+        with biotorch.targets(y):
+            F.cross_entropy(model(x), y).backward()
+    # A layer hands on what the rule of the layer behind it projects.
+    assert torch.equal(mixed[0].weight.grad, found[1][0].weight.grad)
+    assert not torch.equal(mixed[0].weight.grad, found[0][0].weight.grad)
+    swapped = biotorch.convert(mlp(), {"0": "sdfa", "2": "drtp", "*": "sdfa"}, seed=1)
+    swapped.load_state_dict(mixed.state_dict())
+    with biotorch.targets(y):
+        F.cross_entropy(swapped(x), y).backward()
+    assert torch.equal(swapped[0].weight.grad, found[0][0].weight.grad)
+    assert torch.equal(swapped[2].weight.grad, found[1][2].weight.grad)
 
 
 def test_other_rules_ignore_them():

@@ -12,6 +12,8 @@ import biotorch
 from biotorch import data
 from biotorch.training import TrainingConfig, evaluate, fit
 
+pytestmark = pytest.mark.usefixtures("targets")
+
 
 @functools.cache
 def task(image: bool) -> tuple[torch.Tensor, torch.Tensor]:

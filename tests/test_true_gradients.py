@@ -19,6 +19,8 @@ from torch import nn
 
 import biotorch
 
+pytestmark = pytest.mark.usefixtures("targets")
+
 every_rule = pytest.mark.parametrize("rule", RULES)
 not_bp = pytest.mark.parametrize("rule", [rule for rule in TRAINING if rule not in ("backpropagation", "sham")])
 

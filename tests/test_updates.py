@@ -11,6 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 import biotorch
 
+pytestmark = pytest.mark.usefixtures("targets")
+
 REDRAWING = [name for name in RULES if biotorch.rules.get(name).has_update()]
 redrawing = pytest.mark.parametrize("rule", REDRAWING)
 

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 import biotorch
 from biotorch import models
 
+pytestmark = pytest.mark.usefixtures("targets")
+
 
 def tokens(n: int = 2, length: int = 16, vocabulary: int = 11) -> torch.Tensor:
     return torch.randint(vocabulary, (n, length), generator=torch.Generator().manual_seed(0))
