@@ -72,7 +72,7 @@ def test_a_layer_s_own_rule_is_asked_for_too(folder):
     """As the mode's is: `evaluate` names the rule and the cure."""
     study = (folder / "study.yaml").read_text()
     head = study[: study.index("sweep:")].replace(
-        "architecture: mlp", "architecture: mlp, mode: {type: fa, layers: {'*.0': flipped}}"
+        "architecture: mlp", "architecture: mlp, mode: {type: fa, layers: {'hidden.1': flipped}}"
     )
     (folder / "layers.yaml").write_text(head)
     found = command(folder, "run", "layers.yaml")
@@ -137,10 +137,9 @@ def test_a_wrong_registration_is_refused(folder, names, transports, told):
 
 def test_what_fails_within_convert_names_what_is_missing(folder):
     class Mute(biotorch.rules.FeedbackRule):
-        def initial_feedback(self, weight, blank, generator):
-            return blank.zero_()
+        pass
 
-    class Learned(biotorch.rules.get("usf")):
+    class Learned(biotorch.rules.get("backpropagation")):
         def after_update(self, update):
             update.feedback.zero_()
 

@@ -114,13 +114,15 @@ def _heard(
 def _met(operation: Operation, receiver: Receiver, errors: Sequence[SentError], x: Tensor, feedback: Tensor) -> Tensor:
     """The product of the errors that B brings and the input that they meet: the derivative by B of <B e, x>.
 
-    An optimizer knows nothing of it, so a loss scaler's factor, which is in the errors, is taken out here.
+    Of an error that many positions hear (of an image, a text) it is the mean over them: what a dense B would find,
+    averaged. An optimizer knows nothing of it, so a loss scaler's factor, which is in the errors, is taken out here.
     """
     with torch.enable_grad():
         variable = feedback.detach().requires_grad_()
         projected = _projected(operation, receiver, errors, x, variable)
     (product,) = torch.autograd.grad(projected, variable, x)
-    return product / errors[0].targets.loss_scale
+    positions, sent = x.numel() // feedback.shape[1], max(error.tensor[..., 0].numel() for error in errors)
+    return product / (max(1.0, positions / max(1, sent)) * errors[0].targets.loss_scale)
 
 
 def _stray_gradient(label: str) -> RuntimeError:

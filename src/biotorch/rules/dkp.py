@@ -19,11 +19,12 @@ class DirectKolenPollack(DirectFeedbackAlignment):
     delta B_i = -eta_B e y_{i-1}^T - lambda_B B_i beside DFA's update of W (equation 4): the product of the error
     that B brings and the activity that it meets, as if the layer's input went straight to the output.
 
-        e y^T      `update.product`, summed over the batch, over positions as B is applied
+        e y^T      `update.product`, summed over the batch, averaged over the positions that hear one error
         eta_B      `feedback_rate`, by default the optimizer's own rate
         lambda_B   eta_B * `feedback_decay`, by default the optimizer's weight_decay
 
-    Deviations: B steps by an optimizer like W's, whichever it is. A loss scaler multiplies e, which the optimizer
+    Deviations: B steps by an optimizer like W's, whichever it is. A B that many positions share (`feedback="kernel"`,
+    tokens) takes the mean of what each would learn alone: the sum lets it outgrow W. A loss scaler multiplies e, which the optimizer
     undoes for W alone: `biotorch.targets(y, loss_scale=...)` tells it, and runs from a configuration do so by
     themselves. In a process group all processes have to take the same steps: what they found is added up.
 
