@@ -24,9 +24,9 @@ class DirectKolenPollack(DirectFeedbackAlignment):
         lambda_B   eta_B * `feedback_decay`, by default the optimizer's weight_decay
 
     Deviations: B steps by an optimizer like W's, whichever it is. A B that many positions share (`feedback="kernel"`,
-    tokens) takes the mean of what each would learn alone: the sum lets it outgrow W. A loss scaler multiplies e, which the optimizer
-    undoes for W alone: `biotorch.targets(y, loss_scale=...)` tells it, and runs from a configuration do so by
-    themselves. In a process group all processes have to take the same steps: what they found is added up.
+    tokens) takes the mean of what each would learn alone: the sum lets it outgrow W. A loss scaler multiplies e, which
+    the optimizer undoes for W alone: `biotorch.targets(y, loss_scale=...)` tells it, and runs from a configuration do
+    so by themselves. In a process group all processes have to take the same steps: what they found is added up.
 
     Args:
         feedback_rate: learning rate of B.
