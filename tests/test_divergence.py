@@ -34,6 +34,13 @@ def test_a_rate_far_too_high_stops_with_place_and_cure_and_leaves_a_good_checkpo
     assert not (tmp_path / "quick" / "results.json").exists()
 
 
+def test_it_is_told_under_bf16_too(tmp_path):
+    """There lightning-fabric wants every backward pass to be its own, this one included."""
+    rate = ("training.optimizer={type: SGD, lr: 1e20}", "infrastructure.precision=bf16-mixed")
+    with pytest.raises(DivergenceError, match=r"gradient of this step that is not finite is that of layer \w+"):
+        run(runs.quick(tmp_path, *rate))
+
+
 class Bend(Display):
     """Makes one thing of the network nan or infinite after the first update of epoch 2."""
 

@@ -334,7 +334,7 @@ def test_b_may_start_at_w():
         ("dkp", {"points": ["layer1"]}, "a B for each layer"),
         ("dkp", {"feedback_rate": -1}, "feedback_rate is a number of at least 0, not -1"),
         ("wm", {"mirror_rate": "fast"}, "mirror_rate is a number above 0, not 'fast'"),
-        ("sham", {"feedback_angle": 60}, "B = W from the start"),
+        ("sham", {"feedback_angle": 60}, "unknown option of rule 'sham' 'feedback_angle'"),
     ],
 )
 def test_wrong_options_are_told(rule, options, told):

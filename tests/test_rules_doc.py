@@ -1,6 +1,7 @@
 """docs/rules.md: its table is the registry's, its options are all there are, its examples run."""
 
 import re
+import statistics
 import sys
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from conformance import RULES
 
 from biotorch import rules
 from biotorch.experiment import read
+from biotorch.experiment.collecting import collect
+from biotorch.experiment.results import Result
+from biotorch.report.groups import by_configuration, label, mean_angle
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "rules.md").read_text()
@@ -79,3 +83,31 @@ def test_the_configuration_is_valid(tmp_path):
 @pytest.mark.parametrize("title", ["le_net_mnist on MNIST", "le_net_cifar on CIFAR-10", "Time per step"])
 def test_every_rule_was_measured(title):
     assert sorted(re.findall(r"^\| (\w+) \| [\d.]+", section(title), flags=re.MULTILINE)) == RULES
+
+
+def row(group: list[Result]) -> str:
+    """A line of the tables of errors and angles: seeds of one rule."""
+    errors = [result["test"]["error"] for result in group]
+    spread = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
+    weights, first, last = (
+        [mean_angle(result, key, epoch) for result in group]
+        for key, epoch in (("angles", -1), ("gradient_angles", 0), ("gradient_angles", -1))
+    )
+    shown = [f"{statistics.fmean(angles):.0f}" if None not in angles else "-" for angles in (weights, first, last)]
+    name = label(group, [group])
+    return f"| {name} | {statistics.fmean(errors):.2f}{spread} | {shown[0]} | {shown[1]} → {shown[2]} | {len(errors)} |"
+
+
+@pytest.mark.parametrize(
+    "study", sorted(path.name for path in (ROOT / "results" / "learned").iterdir() if path.is_dir())
+)
+def test_the_figures_are_those_of_the_results(study):
+    """`results/` has the runs, and every one of them is in the table."""
+    title = {
+        "mnist": "le_net_mnist on MNIST",
+        "cifar10": "le_net_cifar on CIFAR-10",
+        "resnet20": "resnet20 on CIFAR-10",
+    }
+    lines = section(title[study]).splitlines()
+    for group in by_configuration(collect(ROOT / "results" / "learned" / study).results):
+        assert row(group) in lines

@@ -6,30 +6,26 @@ import dataclasses
 
 from torch import Generator, Tensor
 
-from biotorch.rules.fa import FeedbackAlignment
+from biotorch.rules.base import FeedbackRule
 from biotorch.rules.registry import register
 from biotorch.rules.update import Update
 
 
 @register("sham", transports="weights")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sham(FeedbackAlignment):
+class Sham(FeedbackRule):
     """All of the machinery of a learned feedback, with B = W: it has to give backpropagation's weights.
 
     B is a buffer, starts at W whatever `feedback_init` says, and is set to W after every update. A difference to
     backpropagation is a defect of the machinery, and an audit that does not call this transport is worth nothing.
-
-    Raises:
-        ValueError: `feedback_angle`, which would be another start.
     """
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.feedback_angle is not None:
-            raise ValueError("sham has B = W from the start: leave out feedback_angle")
 
     def initial_feedback(self, weight: Tensor, blank: Tensor, generator: Generator) -> Tensor:
         return weight.detach().clone()
+
+    def feedback(self, weight: Tensor, state: Tensor | None) -> Tensor:
+        assert state is not None
+        return state
 
     def after_update(self, update: Update) -> None:
         update.feedback.copy_(update.weight)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-import torch
 from torch import Tensor, nn
 
 _CURE = (
@@ -17,27 +16,28 @@ class DivergenceError(FloatingPointError):
     """Loss or weights are no longer finite; the message says where, and what to do."""
 
 
-def diverged(model: nn.Module, loss: Tensor, epoch: int, step: int) -> DivergenceError:
+def diverged(
+    model: nn.Module, loss: Tensor, epoch: int, step: int, backward: Callable[[Tensor], None]
+) -> DivergenceError:
     """The error for a loss that is not finite, before the backward pass of `step`.
 
     `.grad` still holds the gradients of the update before, which made the present weights: going backwards
     from the output, the first of them that is not finite names the layer. Where all are finite (the step
-    itself was too large), the gradients of the present loss are looked at instead.
+    itself was too large), `backward` is run on the present loss, whose gradients take their place.
     """
-    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    layer = _first_bad((name, weight.grad) for name, weight in weights.items())
-    when = "of the update before"
+    layer, when = _first_bad_gradient(model), "of the update before"
     if layer is None:
         when = "of this step"
-        gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-        layer = _first_bad(zip(weights, gradients, strict=True))
+        model.zero_grad()
+        backward(loss)
+        layer = _first_bad_gradient(model)
     where = f"Going backwards, the first gradient {when} that is not finite is that of layer {layer}. " if layer else ""
     return DivergenceError(f"the loss is {loss.item()} at epoch {epoch}, step {step}. {where}{_CURE}")
 
 
 def diverged_after(model: nn.Module, loss: float, epoch: int, step: int) -> DivergenceError:
     """The error for a validation loss that is not finite after the last update of an epoch."""
-    layer = _first_bad((name, weight.grad) for name, weight in model.named_parameters())
+    layer = _first_bad_gradient(model)
     where = f"Going backwards, its first gradient that is not finite is that of layer {layer}. " if layer else ""
     return DivergenceError(f"the loss on validation is {loss} after epoch {epoch}, step {step}. {where}{_CURE}")
 
@@ -47,6 +47,10 @@ def require_finite(model: nn.Module, epoch: int, step: int) -> None:
     layer = _first_bad(model.named_parameters())
     if layer is not None:
         raise DivergenceError(f"the weights of layer {layer} are not finite after epoch {epoch}, step {step}. {_CURE}")
+
+
+def _first_bad_gradient(model: nn.Module) -> str | None:
+    return _first_bad((name, weight.grad) for name, weight in model.named_parameters())
 
 
 def _first_bad(tensors: Iterable[tuple[str, Tensor | None]]) -> str | None:

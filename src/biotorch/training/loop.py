@@ -217,7 +217,7 @@ class Trainer:
     def require_finite(self, value: Tensor) -> None:
         """Raises DivergenceError, in all processes, where the loss of one is not finite."""
         if any(any_process(self.fabric, not math.isfinite(value.item()))):
-            raise diverged(self.model, value, self.epoch, self.step + 1)
+            raise diverged(self.model, value, self.epoch, self.step + 1, self.fabric.backward)
 
     # Data ----------------------------------------------------------------------------------------
 
