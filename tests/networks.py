@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from conformance import BY_ERROR, RULES, TRAINING
+from rule_names import BY_ERROR, RULES, TRAINING
 from torch import Tensor, nn
 from torch.nn import functional as F
 

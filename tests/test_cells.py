@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from conformance import PLAIN_DIRECT
+from rule_names import PLAIN_DIRECT
 from torch import Tensor, nn
 
 import biotorch

@@ -2,21 +2,11 @@
 
 import pytest
 import torch
-from conformance import (
-    DIRECT,
-    LAYERWISE,
-    RULES,
-    assert_all_learn,
-    assert_close,
-    collect,
-    gradients,
-    images,
-    loss_of,
-    net,
-)
+from rule_names import DIRECT, LAYERWISE, RULES
 from torch import nn
 
 import biotorch
+from biotorch.testing import assert_all_learn, assert_close, collect, gradients, images, loss_of, net
 
 pytestmark = pytest.mark.usefixtures("targets")
 

@@ -1,7 +1,7 @@
 """Every registered rule keeps what the importable suite asks of every rule."""
 
 import pytest
-from conformance import RULES
+from rule_names import RULES
 
 import biotorch.testing
 from biotorch.testing import CHECKS

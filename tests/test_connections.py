@@ -6,8 +6,8 @@ import copy
 
 import pytest
 import torch
-from conformance import DIRECT, RULES, TRAINING
 from networks import same, state
+from rule_names import DIRECT, RULES, TRAINING
 from torch import Tensor, nn
 
 import biotorch

@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
-from conformance import LAYER_NAMES, TRAINING, images, loss_of, net
+from rule_names import TRAINING
 from torch import nn
 
 import biotorch
+from biotorch.testing import LAYER_NAMES, images, loss_of, net
 
 pytestmark = [pytest.mark.parametrize("rule", TRAINING), pytest.mark.usefixtures("targets")]
 

@@ -6,10 +6,11 @@ import pickle
 
 import pytest
 import torch
-from conformance import LAYER_NAMES, RULES, TRAINING, assert_all_learn, assert_identical, gradients, images, net
+from rule_names import RULES, TRAINING
 from torch.nn.utils import parameters_to_vector
 
 import biotorch
+from biotorch.testing import LAYER_NAMES, assert_all_learn, assert_identical, gradients, images, net
 
 pytestmark = pytest.mark.usefixtures("targets")
 

@@ -6,12 +6,12 @@ import io
 
 import pytest
 import torch
-from conformance import assert_identical, images, loss_of, net
 from networks import batch, labels, mlp
 from torch import nn
 from torch.nn import functional as F
 
 import biotorch
+from biotorch.testing import assert_identical, images, loss_of, net
 
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
 

@@ -4,8 +4,11 @@ import copy
 
 import pytest
 import torch
-from conformance import (
-    PLAIN_DIRECT,
+from rule_names import PLAIN_DIRECT
+from torch import nn
+
+import biotorch
+from biotorch.testing import (
     Net,
     assert_all_learn,
     assert_close,
@@ -16,9 +19,6 @@ from conformance import (
     loss_of,
     net,
 )
-from torch import nn
-
-import biotorch
 
 pytestmark = pytest.mark.parametrize("rule", PLAIN_DIRECT)
 

@@ -9,23 +9,13 @@ import pickle
 import pytest
 import torch
 import torchvision
-from conformance import (
-    LAYER_NAMES,
-    Net,
-    assert_all_learn,
-    assert_close,
-    collect,
-    gradients,
-    images,
-    loss_of,
-    net,
-)
 from networks import mlp, same, state
 from torch import Tensor, nn
 
 import biotorch
 from biotorch import ConversionError
 from biotorch.layers import connections
+from biotorch.testing import LAYER_NAMES, Net, assert_all_learn, assert_close, collect, gradients, images, loss_of, net
 
 pytestmark = pytest.mark.parametrize("rule", ["dfa"])  # the others share its forms, dkp but for `shared`
 

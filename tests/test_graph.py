@@ -4,12 +4,12 @@ import threading
 
 import pytest
 import torch
-from conformance import (
-    BY_ERROR,
-    DIRECT,
-    LAYERWISE,
-    RULES,
-    TRAINING,
+from rule_names import BY_ERROR, DIRECT, LAYERWISE, RULES, TRAINING
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import biotorch
+from biotorch.testing import (
     Net,
     assert_all_learn,
     assert_close,
@@ -20,10 +20,6 @@ from conformance import (
     loss_of,
     net,
 )
-from torch import nn
-from torch.utils.checkpoint import checkpoint
-
-import biotorch
 
 pytestmark = pytest.mark.usefixtures("targets")
 

@@ -4,9 +4,12 @@ import copy
 
 import pytest
 import torch
-from conformance import (
+from rule_names import TRAINING
+from torch import nn
+
+import biotorch
+from biotorch.testing import (
     LAYER_NAMES,
-    TRAINING,
     Net,
     assert_all_learn,
     assert_close,
@@ -17,9 +20,6 @@ from conformance import (
     loss_of,
     net,
 )
-from torch import nn
-
-import biotorch
 
 pytestmark = [pytest.mark.parametrize("rule", TRAINING), pytest.mark.usefixtures("targets")]
 

@@ -7,8 +7,8 @@ import warnings
 import pytest
 import reference_updates as reference
 import torch
-from conformance import LAYER_NAMES, RULES, Net, assert_close, images, loss_of, net
 from networks import batch, labels, mlp
+from rule_names import RULES
 from torch import nn
 from torch.nn import functional as F
 
@@ -16,6 +16,7 @@ import biotorch
 from biotorch import seeding
 from biotorch.layers import updates
 from biotorch.rules import Update
+from biotorch.testing import LAYER_NAMES, Net, assert_close, images, loss_of, net
 
 #: How each rule that learns its B does so, in `reference_updates`; a rule without an entry fails a test.
 UPDATES = {

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import runs
 import torch
-from conformance import RULES
+from rule_names import RULES
 
 import biotorch
 from biotorch import teaching

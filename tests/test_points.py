@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torchvision
-from conformance import assert_all_learn, assert_close, collect, loss_of
 from torch import Tensor, nn
 
 import biotorch
 from biotorch import ConversionError
 from biotorch.layers import FeedbackLayer, connections
+from biotorch.testing import assert_all_learn, assert_close, collect, loss_of
 
 pytestmark = pytest.mark.parametrize("rule", ["dfa"])
 

@@ -5,9 +5,10 @@ import random
 import numpy as np
 import pytest
 import torch
-from conformance import LAYER_NAMES, TRAINING, Net, images, loss_of, net
+from rule_names import TRAINING
 
 import biotorch
+from biotorch.testing import LAYER_NAMES, Net, images, loss_of, net
 
 pytestmark = pytest.mark.usefixtures("targets")
 

@@ -7,9 +7,9 @@ import pytest
 import reference
 import torch
 from cases import cases
-from conformance import TRAINING
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rule_names import TRAINING
 from torch import nn
 
 import biotorch

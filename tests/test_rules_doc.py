@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conformance import RULES
+from rule_names import RULES
 
 from biotorch import rules
 from biotorch.experiment import read

@@ -7,7 +7,7 @@ import types
 
 import pytest
 import runs
-from conformance import LAYERWISE, RULES, TRAINING
+from rule_names import LAYERWISE, RULES, TRAINING
 
 import biotorch
 from biotorch.experiment import run

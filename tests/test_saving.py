@@ -7,11 +7,12 @@ import pickle
 
 import pytest
 import torch
-from conformance import TRAINING, Net, images, loss_of, net
+from rule_names import TRAINING
 from torch import nn
 
 import biotorch
 from biotorch.layers import FeedbackLayer, fa, is_feedback
+from biotorch.testing import Net, images, loss_of, net
 
 pytestmark = pytest.mark.usefixtures("targets")
 

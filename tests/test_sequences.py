@@ -7,13 +7,13 @@ import warnings
 import pytest
 import torch
 import torchvision
-from conformance import assert_all_learn, assert_close, collect
 from networks import images, labels
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import biotorch
 from biotorch.layers import connections
+from biotorch.testing import assert_all_learn, assert_close, collect
 
 pytestmark = pytest.mark.parametrize("rule", ["dfa"])
 

@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
-from conformance import DIRECT, assert_all_learn, gradients, loss_of
+from rule_names import DIRECT
 from torch import nn
 
 import biotorch
+from biotorch.testing import assert_all_learn, gradients, loss_of
 
 pytestmark = [pytest.mark.parametrize("rule", DIRECT), pytest.mark.usefixtures("targets")]
 

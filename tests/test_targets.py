@@ -4,12 +4,12 @@ import threading
 
 import pytest
 import torch
-from conformance import net
 from networks import batch, labels, mlp
 from torch import nn
 from torch.nn import functional as F
 
 import biotorch
+from biotorch.testing import net
 
 SENDING = ("drtp", "sdfa")
 

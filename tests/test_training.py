@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from conformance import BY_ERROR, RULES
+from rule_names import BY_ERROR, RULES
 from torch import nn
 from torch.nn import functional as F
 

@@ -2,22 +2,11 @@
 
 import pytest
 import torch
-from conformance import (
-    DIRECT,
-    RULES,
-    TRAINING,
-    Net,
-    assert_close,
-    assert_identical,
-    collect,
-    gradients,
-    images,
-    loss_of,
-    net,
-)
+from rule_names import DIRECT, RULES, TRAINING
 from torch import nn
 
 import biotorch
+from biotorch.testing import Net, assert_close, assert_identical, collect, gradients, images, loss_of, net
 
 pytestmark = pytest.mark.usefixtures("targets")
 

@@ -6,10 +6,11 @@ import pickle
 
 import pytest
 import torch
-from conformance import LAYER_NAMES, RULES, assert_identical, images, loss_of, net
+from rule_names import RULES
 from torch.utils.checkpoint import checkpoint
 
 import biotorch
+from biotorch.testing import LAYER_NAMES, assert_identical, images, loss_of, net
 
 pytestmark = pytest.mark.usefixtures("targets")
 

@@ -1,37 +1,6 @@
-"""The registered rules, and what the conformance suite of the package trains them on."""
+"""The registered rules, by what the tests ask of them."""
 
 import biotorch
-from biotorch.testing import (
-    LAYER_NAMES,
-    Net,
-    assert_all_learn,
-    assert_close,
-    assert_identical,
-    collect,
-    gradients,
-    images,
-    loss_of,
-    net,
-)
-
-__all__ = [
-    "BY_ERROR",
-    "DIRECT",
-    "LAYERWISE",
-    "LAYER_NAMES",
-    "PLAIN_DIRECT",
-    "RULES",
-    "TRAINING",
-    "Net",
-    "assert_all_learn",
-    "assert_close",
-    "assert_identical",
-    "collect",
-    "gradients",
-    "images",
-    "loss_of",
-    "net",
-]
 
 RULES = biotorch.rules.available()
 DIRECT = [name for name in RULES if biotorch.rules.get(name).direct]
