@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rule_names import RULES
 from torch import nn
 
 from biotorch import convert
@@ -63,6 +64,22 @@ def test_the_network_sees_the_memory_format_of_the_images(name, memory_format):
     del seen[0]  # not the attack's
     assert seen if name != "random_signs" else not seen
     assert all(each.is_contiguous(memory_format=memory_format) for each in seen)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "auto_pgd"])
+def test_the_feedback_of_every_rule_can_be_followed(name, rule):
+    """Ours and the library's: an attack has the labels that a rule may send (`drtp`)."""
+    images, labels = batch()
+    found = make(name, convert(network(), rule), gradient="feedback", epsilon=0.5)(images, labels)
+    assert found.shape == images.shape
+
+
+def test_the_labels_are_what_drtp_sends():
+    images, labels = batch()
+    model = convert(network(), "drtp")
+    first = FGSM(model, gradient="feedback", epsilon=0.5)(images, labels)
+    assert not torch.equal(FGSM(model, gradient="feedback", epsilon=0.5)(images, (labels + 1) % 4), first)
 
 
 @settings(max_examples=25, deadline=None)
