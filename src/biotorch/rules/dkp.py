@@ -39,7 +39,6 @@ class DirectKolenPollack(DirectFeedbackAlignment):
     feedback_rate: float | None = None
     feedback_decay: float | None = None
 
-    experimental = True
     observes_product = True
 
     def __post_init__(self) -> None:
