@@ -1,5 +1,9 @@
 """Processes that were started, and processes that were asked for."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
@@ -56,3 +60,26 @@ def test_a_missing_device_is_told():
         pytest.skip("there is a CUDA device here")
     with pytest.warns(UserWarning, match=r"gpus is 0, but there is no CUDA device"):
         assert launch(InfrastructureConfig(gpus=0)).device.type == "cpu"
+
+
+SCRIPT = """
+import atexit, glob, pathlib, torch
+from biotorch.training import InfrastructureConfig, launch
+
+def threads():
+    print(sum("gloo" in pathlib.Path(path).read_text() for path in glob.glob("/proc/self/task/*/comm")))
+
+atexit.register(threads)  # the first to be registered is the last to be called
+for _ in range(2):
+    fabric = launch(InfrastructureConfig(strategy="ddp"))
+    fabric.setup(torch.nn.Linear(2, 2))(torch.ones(1, 2)).sum().backward()
+threads()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc")
+def test_no_thread_of_a_process_group_is_left_to_the_end_of_the_interpreter_which_could_abort():
+    found = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
+    before, after = map(int, found.stdout.split())
+    assert before > 0
+    assert after == 0

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 from typing import Annotated
 
-import torch.distributed
 import typer
 
 import biotorch
@@ -57,13 +55,3 @@ app.command("audit")(measuring.audit_command)
 app.command("schema")(listing.schema_command)
 app.command("rules")(listing.rules_command)
 app.command("models")(listing.models_command)
-
-
-def main() -> None:
-    """Entry point."""
-    try:
-        app()
-    finally:  # threads of gloo that are left at the end of a process can abort it
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-            gc.collect()  # the threads live as long as a DDP wrapper, which is part of a reference cycle

@@ -1,6 +1,6 @@
 """`python -m biotorch.cli`, as torchrun starts it."""
 
-from biotorch.cli import main
+from biotorch.cli import app
 
 if __name__ == "__main__":
-    main()
+    app()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import os
 import warnings
@@ -14,7 +16,7 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pydantic import Field, field_validator
-from torch import nn
+from torch import distributed, nn
 from torch.distributed import all_gather_object, all_reduce, broadcast
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
@@ -107,7 +109,17 @@ def _launch(config: InfrastructureConfig) -> Fabric:
         fabric.launch()
     except (ValueError, RuntimeError) as error:  # what torchrun or Slurm started does not fit
         raise SectionError({"": str(error)}) from error
+    if distributed.is_initialized():
+        atexit.unregister(_leave)  # a sweep launches for every point
+        atexit.register(_leave)
     return fabric
+
+
+def _leave() -> None:
+    """End gloo's threads before the interpreter ends: one that drops a tensor during that aborts the process."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+        gc.collect()  # the threads live as long as a DDP wrapper, which is part of a reference cycle
 
 
 def is_first_process() -> bool:
