@@ -30,6 +30,8 @@ def _before_step(
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """`args` are the optimizer and what `step` was called with: a closure makes gradients within the step."""
     _take_signs(optimizer)
+    if len(args) == 1 and not kwargs:
+        return None
     bound = inspect.signature(type(optimizer).step).bind(*args, **kwargs)
     closure = bound.arguments.get("closure")
     if closure is None:

@@ -34,9 +34,8 @@ def gradient_alignment(
     if not weights:
         return {}
 
-    told = (
-        teaching.targets if isinstance(targets, Tensor) else contextlib.nullcontext
-    )  # a loss of the user's may take any
+    # A loss of the user's own may take anything for targets.
+    told = teaching.targets if isinstance(targets, Tensor) else contextlib.nullcontext
 
     def gradients(context: contextlib.AbstractContextManager[None]) -> list[Tensor | None]:
         with isolated(model), context, torch.enable_grad(), told(targets):

@@ -23,16 +23,19 @@ def learned_from_weights(layer: FeedbackLayer, seed: int) -> Transports:
     """
     if not layer.rule.has_update():
         return "nothing"
-    verdicts = (_copied(connection, number, seed) for connection in layer.connections for number in _NUMBERS)
-    return max(verdicts, key=LEAK.__getitem__)
+    return max((_copied(connection, seed) for connection in layer.connections), key=LEAK.__getitem__)
 
 
-def _copied(connection: Connection, number: int, seed: int) -> Transports:
+def _copied(connection: Connection, seed: int) -> Transports:
     noise = draw(connection.weight, seeding.generator(seed))
-    first, second, signed = (_learned(connection, w, number, seed) for w in (noise.first, noise.second, noise.signed))
-    if torch.equal(first, second):
-        return "nothing"
-    return "signs" if torch.equal(first, signed) else "weights"
+
+    def at(number: int) -> Transports:
+        first = _learned(connection, noise.first, number, seed)
+        if torch.equal(first, _learned(connection, noise.second, number, seed)):
+            return "nothing"
+        return "signs" if torch.equal(first, _learned(connection, noise.signed, number, seed)) else "weights"
+
+    return max(map(at, _NUMBERS), key=LEAK.__getitem__)
 
 
 def _learned(connection: Connection, weight: Tensor, number: int, seed: int) -> Tensor:

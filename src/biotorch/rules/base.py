@@ -78,7 +78,7 @@ class Rule:
     def after_update(self, update: Update) -> None:
         """Called once after every optimizer step on a W that has a gradient; may change B in place."""
 
-    def require_positive(self, *options: str, most: float = math.inf, whole: bool = False, zero: bool = False) -> None:
+    def require_number(self, *options: str, most: float = math.inf, whole: bool = False, zero: bool = False) -> None:
         """Raises ValueError for an option that is no finite number above 0, at most `most`, whole if asked.
 
         `zero`: it may be 0.

@@ -44,7 +44,7 @@ class DirectKolenPollack(DirectFeedbackAlignment):
     def __post_init__(self) -> None:
         super().__post_init__()
         given = [option for option in ("feedback_rate", "feedback_decay") if getattr(self, option) is not None]
-        self.require_positive(*given, zero=True)
+        self.require_number(*given, zero=True)
         if self.feedback == "shared" or self.points:
             raise ValueError("dkp learns a B for each layer: feedback='shared' and points have none")
 

@@ -48,8 +48,8 @@ class InformationAlignment(FeedbackAlignment):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_positive("feedback_rate", "amp", "feedback_decay", "null")
-        self.require_positive("noise_batch", whole=True)
+        self.require_number("feedback_rate", "amp", "feedback_decay", "null")
+        self.require_number("noise_batch", whole=True)
 
     def after_update(self, update: Update) -> None:
         x, feedback = update.noise(self.noise_batch), update.feedback

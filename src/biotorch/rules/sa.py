@@ -33,7 +33,7 @@ class SymmetricAlignment(FeedbackAlignment):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_positive("feedback_rate", most=1)
+        self.require_number("feedback_rate", most=1)
 
     def after_update(self, update: Update) -> None:
         gradient = update.feedback - update.weight

@@ -46,9 +46,9 @@ class WeightMirror(FeedbackAlignment):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_positive("mirror_rate", "growth_limit")
-        self.require_positive("mirror_decay", most=1)
-        self.require_positive("mirror_batch", whole=True)
+        self.require_number("mirror_rate", "growth_limit")
+        self.require_number("mirror_decay", most=1)
+        self.require_number("mirror_batch", whole=True)
 
     def after_update(self, update: Update) -> None:
         x, feedback = update.noise(self.mirror_batch), update.feedback
