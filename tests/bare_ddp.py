@@ -5,6 +5,7 @@ torchrun --nproc-per-node 2 tests/bare_ddp.py RULE FILE
 
 from __future__ import annotations
 
+import gc
 import sys
 
 import torch
@@ -35,8 +36,9 @@ def main(rule: str, path: str) -> None:
         "draws": [layer.feedback_draws for layer in model if isinstance(layer, biotorch.layers.FeedbackLayer)],
     }
     torch.save(found, f"{path}.{rank}")
-    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    distributed.destroy_process_group()
+    gc.collect()  # the wrapper holds threads of gloo, which can abort an interpreter that ends

@@ -94,7 +94,8 @@ def row(group: list[Result], groups: list[list[Result]]) -> str:
         for key, epoch in (("angles", -1), ("gradient_angles", 0), ("gradient_angles", -1))
     )
     shown = [f"{statistics.fmean(angles):.0f}" if None not in angles else "-" for angles in (weights, first, last)]
-    return f"| {label(group, groups)} | {statistics.fmean(errors):.2f}{spread} | {shown[0]} | {shown[1]} → {shown[2]} | {len(errors)} |"
+    name = label(group, groups)
+    return f"| {name} | {statistics.fmean(errors):.2f}{spread} | {shown[0]} | {shown[1]} → {shown[2]} | {len(errors)} |"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import pickle
 import sys
@@ -31,6 +32,7 @@ def main(folder: Path, rank: int) -> None:
         states[rule] = model.state_dict()
     torch.save(states, folder / f"{rank}.pt")
     distributed.destroy_process_group()
+    gc.collect()  # the wrappers hold threads of gloo, which can abort an interpreter that ends
 
 
 if __name__ == "__main__":
