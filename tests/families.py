@@ -213,6 +213,8 @@ class Outcome:
     #: Reasons by the name of the layer.
     left: dict[str, str] = dataclasses.field(default_factory=dict)
     leak: float | None = None
+    #: The audit's verdicts on the converted layers.
+    verdicts: tuple[str, ...] = ()
     #: The largest share of gradient past the feedback, and where.
     past: float = 0.0
     where: str = ""
@@ -249,7 +251,9 @@ def examine(family: Family, rule: str) -> Outcome:
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
             return dataclasses.replace(outcome, problem=f"{type(error).__name__}: {str(error).splitlines()[0]}")
     where = max(found.shortcuts, key=found.shortcuts.__getitem__, default="")
-    return dataclasses.replace(outcome, leak=found.leak, past=found.shortcuts.get(where, 0.0), where=where)
+    verdicts = tuple({str(found.layers[name]) for name in layers if found.layers[name].upstream})
+    past = found.shortcuts.get(where, 0.0)
+    return dataclasses.replace(outcome, leak=found.leak, verdicts=verdicts, past=past, where=where)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
