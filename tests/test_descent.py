@@ -3,6 +3,7 @@
 import copy
 import inspect
 import io
+import pickle
 
 import pytest
 import torch
@@ -68,6 +69,59 @@ def test_nothing_of_w_gets_into_b(name):
             optimizer.step()
         found.append(model[2].feedback)
     assert torch.equal(*found)
+
+
+class Decaying(torch.optim.Optimizer):
+    """Adds the decay to the gradient in place, as torch's own did in its first years."""
+
+    def __init__(self, parameters, lr=0.1, weight_decay=0.1):
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad.add_(parameter, alpha=group["weight_decay"])
+                parameter.sub_(parameter.grad, alpha=group["lr"])
+
+
+class DecayingBefore(torch.optim.SGD):
+    def step(self, closure=None):
+        with torch.no_grad():
+            for parameter in self.param_groups[0]["params"]:
+                parameter.grad.mul_(0.5).add_(parameter, alpha=0.1)
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("kind", [Decaying, DecayingBefore])
+def test_an_optimizer_that_writes_into_gradients_steps_b_by_what_they_were(kind):
+    torch.optim.SGD([nn.Parameter(torch.ones(1))])  # torch hooks a class when it is first used
+    model = biotorch.convert(mlp().double(), "kp", seed=1)
+    alone = [nn.Parameter(model[i].feedback.clone()) for i in (0, 2)]
+    optimizer, other = build(kind, matrices(model)), build(kind, alone)
+    for step in range(4):
+        optimizer.zero_grad(set_to_none=step % 2 == 0)
+        backward(model, step)
+        for own, weight in zip(alone, matrices(model), strict=True):
+            own.grad = weight.grad.clone()
+        optimizer.step()
+        other.step()
+        for own, i in zip(alone, (0, 2), strict=True):
+            torch.testing.assert_close(model[i].feedback, own.detach(), **EXACT)
+
+
+def test_gradients_that_a_hook_clears_after_the_step_have_been_seen():
+    found = []
+    for clears in (False, True):
+        torch.manual_seed(0)
+        model = biotorch.convert(mlp(), "kp", seed=1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+        if clears:
+            optimizer.register_step_post_hook(lambda optimizer, *_: optimizer.zero_grad())
+        F.cross_entropy(model(batch()), labels()).backward()
+        optimizer.step()
+        found.append(model.state_dict())
+    assert_identical(*found)
 
 
 VARIANTS = {
@@ -194,6 +248,72 @@ def test_it_belongs_to_one_optimizer():
     for each in (model, fresh):
         trained(each, build(torch.optim.SGD, each.parameters(), lr=1e-3), range(3, 5))
     assert_identical(model.state_dict(), fresh.state_dict())
+
+
+@pytest.mark.parametrize("way", ["loaded", "copied", "pickled"])
+@pytest.mark.parametrize("kind", sorted(OF_TORCH))
+def test_an_optimizer_that_brings_no_state_for_w_begins_anew_with_b(kind, way):
+    model = biotorch.convert(mlp(), "kp", seed=1)
+    steps(model, build(torch.optim.SGD, matrices(model)), range(3))
+    if way == "loaded":
+        other = biotorch.convert(mlp(), "kp", seed=1)
+        other.load_state_dict(model.state_dict())
+    else:
+        other = copy.deepcopy(model) if way == "copied" else pickle.loads(pickle.dumps(model))
+    bare = biotorch.convert(mlp(), "kp", seed=1)
+    bare.load_state_dict({name: value for name, value in model.state_dict().items() if "_state_" not in name})
+    for each in (other, bare):
+        steps(each, build(OF_TORCH[kind], matrices(each)), range(3, 5))
+    assert_identical(other.state_dict(), bare.state_dict())
+
+
+def steps(model, optimizer, numbers) -> None:
+    for number in numbers:
+        optimizer.zero_grad()
+        F.cross_entropy(model(batch() + number), labels()).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("use_buffers", [False, True])
+def test_a_moving_average_of_the_network_begun_before_the_first_step(use_buffers):
+    model = biotorch.convert(mlp(), "kp", seed=1)
+    average = torch.optim.swa_utils.AveragedModel(model, use_buffers=use_buffers)
+    optimizer, seen = torch.optim.AdamW(model.parameters(), lr=0.1), []
+    for number in range(3):
+        steps(model, optimizer, [number])
+        average.update_parameters(model)
+        seen.append(model[2].feedback.clone())
+    expected = torch.stack(seen).mean(0) if use_buffers else seen[-1]
+    torch.testing.assert_close(average.module[2].feedback, expected)
+
+
+def test_a_state_takes_the_type_of_the_network_that_it_is_loaded_into():
+    model, other = biotorch.convert(mlp(), "kp", seed=1), biotorch.convert(mlp().double(), "kp", seed=1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    steps(model, optimizer, range(300))  # more than bfloat16 can count
+    beside = torch.optim.AdamW(other.parameters(), lr=0.01)
+    other.load_state_dict(model.state_dict())
+    beside.load_state_dict(optimizer.state_dict())
+    backward(other)
+    beside.step()
+    kept = other[2].feedback_states["weight"]
+    assert (kept["exp_avg"].dtype, int(kept["step"])) == (torch.float64, 301)
+    model.bfloat16()
+    kept = model[2].feedback_states["weight"]
+    assert (kept["exp_avg"].dtype, int(kept["step"])) == (torch.bfloat16, 300)
+
+
+def test_a_state_that_no_state_dict_can_hold_is_told():
+    class Listing(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            for parameter in self.param_groups[0]["params"]:
+                self.state[parameter]["factors"] = [parameter.detach() * 0]
+
+    model = biotorch.convert(mlp(), "kp")
+    steps(model, Listing(matrices(model), lr=0.1, weight_decay=0.1), range(2))
+    with pytest.raises(TypeError, match="keeps list 'factors' for B"):
+        model.state_dict()
 
 
 def test_another_rule_takes_it_away():

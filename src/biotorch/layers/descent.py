@@ -26,8 +26,8 @@ def is_twin(optimizer: Optimizer) -> bool:
 
 
 def descend(
-    optimizer: Optimizer, settings: dict[str, Any], feedback: Tensor, gradient: Tensor, state: dict[str, Tensor]
-) -> dict[str, Tensor]:
+    optimizer: Optimizer, settings: dict[str, Any], feedback: Tensor, gradient: Tensor, state: dict[str, Any]
+) -> dict[str, Any]:
     """Step `feedback` in place down `gradient`, and return the state of the optimizer for it.
 
     Args:
@@ -39,7 +39,7 @@ def descend(
         RuntimeError: an optimizer of that type cannot be built, or evaluates the loss itself.
     """
     parameter = nn.Parameter(feedback)  # the same memory
-    parameter.grad = gradient.to(feedback.dtype)
+    parameter.grad = gradient.to(feedback.dtype, copy=True)  # some optimizers write into it
     group = {**settings, "params": [parameter]}
     twin = _twins.get(optimizer)
     if twin is None or not state:  # a new one, since some begin with a state
@@ -50,8 +50,25 @@ def descend(
         twin.state.clear()
         twin.state[parameter] = dict(state)
     twin.step()
-    found = {key: value for key, value in twin.state[parameter].items() if value is not None}
-    return {key: value if isinstance(value, Tensor) else torch.tensor(value) for key, value in found.items()}
+    return dict(twin.state[parameter])
+
+
+def to_save(key: str, value: Any) -> Tensor:
+    """A part of such a state, as a tensor for a `state_dict`. Raises TypeError for what is none and no number."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, bool | int | float):
+        return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+    raise TypeError(
+        f"the optimizer keeps {type(value).__name__} {key!r} for B: a state_dict holds tensors and numbers alone"
+    )
+
+
+def from_saved(key: str, value: Tensor, feedback: Tensor) -> Tensor:
+    """A part of a state from a `state_dict`, of type and device of B, as torch does it for the parameter's own."""
+    if key == "step":  # stays where, and as precise as, the optimizer had it
+        return value.clone()
+    return value.to(feedback.device, feedback.dtype if value.is_floating_point() else None, copy=True)
 
 
 def _like(optimizer: Optimizer, group: dict[str, Any]) -> Optimizer:

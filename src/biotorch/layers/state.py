@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from biotorch import seeding
 from biotorch.broadcast import Slice
 from biotorch.layers import updates
 from biotorch.layers.connection import Connection, descent_prefix, feedback_name, norm_name
-from biotorch.layers.descent import descend
+from biotorch.layers.descent import descend, from_saved, to_save
 from biotorch.rules import Rule, Update, initial
 
 
@@ -33,8 +33,10 @@ class RuleState(nn.Module):
     at_point: bool = False
     #: Whether the processes of a DDP training add their gradients up, as runs do, instead of averaging them.
     sums_gradients: bool = False
+    #: By weight matrix, what the optimizer of its B keeps. No buffers: those of a network do not change in number.
+    feedback_states: Mapping[str, dict[str, Any]] = {}
     #: The weights on which an optimizer has begun a step.
-    _expected: frozenset[str] = frozenset()
+    _begun: Mapping[str, updates.Begun] = {}
 
     @property
     def connections(self) -> list[Connection]:
@@ -129,14 +131,13 @@ class RuleState(nn.Module):
     def forget_rule(self) -> None:
         """Take out everything that belongs to a rule."""
         for parameter in self.weight_names:
-            self._forget_descent(descent_prefix(parameter))
             for name in (feedback_name(parameter), norm_name(parameter)):
                 if name in self._buffers:
                     delattr(self, name)
         if "shared_feedback" in self._buffers:
             del self.shared_feedback
-        own = ("rule", "feedback_seeds", "feedback_draws", "feedback_columns", "shared_from", "at_point", "_expected")
-        for name in own:
+        own = ("rule", "feedback_seeds", "feedback_draws", "feedback_columns", "shared_from", "at_point")
+        for name in (*own, "feedback_states", "_begun"):
             self.__dict__.pop(name, None)
         updates.watch(self, wanted=False)
 
@@ -172,21 +173,30 @@ class RuleState(nn.Module):
 
     def before_update(self, step: updates.Step) -> None:
         """An optimizer is going to step on these weights."""
-        self._expected = frozenset(each.parameter for each in step.held(self.connections))
+        if not self.rule.has_update():
+            return
+        earlier, self._begun = self._begun, {}
+        for connection in step.held(self.connections):
+            name, gradient = connection.parameter, connection.trained.grad
+            # Under `super().step()` this is the second call, and the gradient may be edited already.
+            known = name in earlier and gradient is not None and earlier[name].source is gradient
+            self._begun = {**self._begun, name: earlier[name] if known else step.begin(connection)}
 
     def after_update(self, step: updates.Step) -> None:
         """What follows an optimizer step (see `biotorch.layers.updates`)."""
         # Optimizers within optimizers call this once more for the same step: what was expected has happened then.
-        expected, self._expected = self._expected, frozenset()
+        begun, self._begun = self._begun, {}
         with torch.no_grad():
             factors = {each.parameter: self._constrain(each) for each in self.connections}
             if not self.rule.has_update():
                 return
-            updated = [each for each in step.updated(self.connections) if each.parameter in expected]
+            known = [(each, begun[each.parameter]) for each in step.held(self.connections) if each.parameter in begun]
+            # A hook of the optimizer's may have cleared gradients after the step.
+            updated = [(each, at) for each, at in known if at.gradient is not None or each.gradient is not None]
             self.feedback_draws += bool(updated)
-            for connection in updated:
+            for connection, at in updated:
                 # Those that share W share B. Every layer takes what was found for it, so that processes agree.
-                update = self._update(connection, step, factors[connection.parameter])
+                update = self._update(connection, step, at, factors[connection.parameter])
                 if connection.buffer is None or step.first_to_update(connection.buffer):
                     self.rule.after_update(update)
 
@@ -199,7 +209,9 @@ class RuleState(nn.Module):
         connection.trained.mul_(factor)
         return factor
 
-    def _update(self, connection: Connection, step: updates.Step, rescaled: Tensor | float) -> Update:
+    def _update(
+        self, connection: Connection, step: updates.Step, begun: updates.Begun, rescaled: Tensor | float
+    ) -> Update:
         """What the rule sees of the step."""
         name, weight = connection.parameter, connection.weight
         feedback = weight.new_empty(0) if connection.buffer is None else connection.buffer
@@ -213,30 +225,36 @@ class RuleState(nn.Module):
             number=self.feedback_draws,
             rate=step.rate(connection.trained),
             decay=step.decay(connection.trained),
-            gradient=connection.gradient,
+            # After the step it may hold what the optimizer made of it: with a decay W would get into B.
+            gradient=connection.gradient if begun.gradient is None else self.orient(begun.gradient),
             product=updates.over_processes(feedback, self.sums_gradients) if asked else None,
             rescaled=rescaled,
             groups=getattr(self, "groups", 1),
-            descend=functools.partial(self._descend, connection, step),
+            descend=functools.partial(self._descend, connection, step, begun),
         )
 
-    def _descend(self, connection: Connection, step: updates.Step, gradient: Tensor, **settings: float) -> None:
-        """Step B by an optimizer like W's, whose state for it is kept in buffers."""
+    def _descend(
+        self, connection: Connection, step: updates.Step, begun: updates.Begun, gradient: Tensor, **settings: float
+    ) -> None:
+        """Step B by an optimizer like W's, and keep its state."""
         assert connection.buffer is not None
-        prefix = descent_prefix(connection.parameter)
-        if not step.continues(connection):
-            self._forget_descent(prefix)
-        state = {name.removeprefix(prefix): value for name, value in self._descent(prefix).items()}
+        name = connection.parameter
+        kept = self.feedback_states.get(name, {})
+        if not step.continues(connection, kept, begun):
+            kept = {}
         group = {**step.groups[id(connection.trained)], **settings}
-        for key, value in descend(step.optimizer, group, connection.buffer, gradient, state).items():
-            self.register_buffer(prefix + key, value)
+        state = descend(step.optimizer, group, connection.buffer, gradient, kept)
+        self.feedback_states = {**self.feedback_states, name: state}
 
-    def _descent(self, prefix: str) -> dict[str, Tensor]:
-        return {name: value for name, value in self._buffers.items() if name.startswith(prefix) and value is not None}
-
-    def _forget_descent(self, prefix: str) -> None:
-        for name in self._descent(prefix):
-            delattr(self, name)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.feedback_states = {
+            name: {
+                key: fn(value) if isinstance(value, Tensor) and key != "step" else value for key, value in state.items()
+            }
+            for name, state in self.feedback_states.items()
+        }
+        return self
 
     # Saving --------------------------------------------------------------------------------------
 
@@ -250,6 +268,10 @@ class RuleState(nn.Module):
             # The next draw is determined by (seed, draws): with both, a resumed run draws the same.
             seeds = [self.feedback_seeds[name] for name in self.weight_names]
             destination[prefix + "feedback_draws"] = torch.tensor([*seeds, self.feedback_draws])
+            for parameter, state in self.feedback_states.items():
+                for key, value in state.items():
+                    if value is not None:
+                        destination[prefix + descent_prefix(parameter) + key] = to_save(key, value)
 
     def _load_from_state_dict(
         self,
@@ -261,8 +283,6 @@ class RuleState(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        if self.rule.has_update():
-            self._expect_descent(state_dict, prefix)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -275,6 +295,7 @@ class RuleState(nn.Module):
                     "and output size that the state was saved with."
                 )
         if self.rule.has_update():
+            self._load_states(state_dict, prefix, unexpected_keys)
             key = prefix + "feedback_draws"
             if key in state_dict:
                 *seeds, self.feedback_draws = (int(part) for part in state_dict[key])
@@ -284,17 +305,20 @@ class RuleState(nn.Module):
             elif strict:
                 missing_keys.append(key)
 
-    def _expect_descent(self, state_dict: Mapping[str, Any], prefix: str) -> None:
-        """Make room for the optimizer state of B that a state has, and for no other."""
+    def _load_states(self, state_dict: Mapping[str, Any], prefix: str, unexpected_keys: list[str]) -> None:
+        """Take what a state has of the optimizers of B, and nothing else."""
         updates.disown(self)
-        for parameter in self.weight_names:
-            own = descent_prefix(parameter)
-            self._forget_descent(own)
-            for key, value in state_dict.items():
-                if key.startswith(prefix + own):
-                    # A number of steps stays where the optimizer wants it.
-                    device = self.get_parameter(parameter).device if value.dim() else value.device
-                    self.register_buffer(key.removeprefix(prefix), torch.empty_like(value, device=device))
+        states = {}
+        for connection in self.connections:
+            begin, feedback = prefix + descent_prefix(connection.parameter), connection.buffer
+            if feedback is not None:
+                found = [key for key in state_dict if key.startswith(begin)]
+                names = [key.removeprefix(begin) for key in found]
+                states[connection.parameter] = {
+                    name: from_saved(name, state_dict[begin + name], feedback) for name in names
+                }
+                unexpected_keys[:] = [key for key in unexpected_keys if key not in found]
+        self.feedback_states = states
 
 
 def _add_to(feedback: Tensor, leaf: Tensor) -> None:

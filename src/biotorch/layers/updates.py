@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, distributed
@@ -21,11 +21,24 @@ if TYPE_CHECKING:
     from biotorch.layers.connection import Connection
 
 
+class Begun(NamedTuple):
+    """What is known of a weight before an optimizer steps on it."""
+
+    #: What it descends by, a copy; None where there is none yet.
+    gradient: Tensor | None
+    #: Of which tensor.
+    source: Tensor | None
+    #: Names of what the optimizer keeps for it.
+    state: frozenset[str]
+
+
 class Step:
     """One optimizer step: on which parameters, and with what rate and decay."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, settled: bool = True) -> None:
         self.optimizer = optimizer
+        #: Whether gradients are what they are to be: neither a closure nor a fused unscaling changes them in the step.
+        self.settled = settled
         #: A wrapper (accumulation, Lookahead, SAM) fires the hooks for its own step beside that of the optimizer
         #: inside, and also where it has not stepped that one at all: rules have their update with the inner one.
         self.wraps = any(_holds_optimizer(value) for value in vars(optimizer).values())
@@ -40,22 +53,33 @@ class Step:
         """Those of which the optimizer holds W."""
         return [each for each in connections if id(each.trained) in self.groups]
 
-    def updated(self, connections: Iterable[Connection]) -> list[Connection]:
-        """Those of them that have a gradient."""
-        return [each for each in self.held(connections) if each.trained.grad is not None]
-
     def first_to_update(self, feedback: Tensor) -> bool:
         """Whether this B has not had its update in this step; it has had it afterwards."""
         known = id(feedback) in self._updated
         self._updated.add(id(feedback))
         return not known
 
-    def continues(self, connection: Connection) -> bool:
-        """Whether what is kept of earlier steps of this B is of this optimizer; it is from now on."""
+    def begin(self, connection: Connection) -> Begun:
+        """What has to be known before the step."""
+        gradient, state = connection.trained.grad, self.optimizer.state.get(connection.trained, {})
+        settled = self.settled and gradient is not None
+        return Begun(
+            gradient.clone() if settled and gradient is not None else None,
+            gradient,
+            frozenset(key for key, value in state.items() if value is not None),
+        )
+
+    def continues(self, connection: Connection, kept: Mapping[str, Any], begun: Begun) -> bool:
+        """Whether what is kept of earlier steps of this B is of this optimizer; it is from now on.
+
+        After loading or copying it is where the optimizer has brought such a state for W, too.
+        """
         owners = _owners.setdefault(connection.layer, {})
         owner = owners.get(connection.parameter)
         owners[connection.parameter] = weakref.ref(self.optimizer)
-        return owner is None or owner() is self.optimizer
+        if owner is None:
+            return begun.state == {key for key, value in kept.items() if value is not None}
+        return owner() is self.optimizer
 
     def rate(self, parameter: torch.nn.Parameter) -> float:
         """The learning rate of a parameter."""
@@ -82,6 +106,8 @@ class Updated(Protocol):
 _watched: weakref.WeakKeyDictionary[Updated, None] = weakref.WeakKeyDictionary()
 #: By layer and parameter, the optimizer to which what is kept of the steps of B belongs; none after loading or copying.
 _owners: weakref.WeakKeyDictionary[Updated, dict[str, weakref.ref[torch.optim.Optimizer]]] = weakref.WeakKeyDictionary()
+#: Optimizers that tell of the beginning of a step.
+_followed: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 _lock = threading.Lock()  # one thread may copy a model while another steps
 
 
@@ -127,9 +153,18 @@ def _concerned(step: Step) -> list[Updated]:
 
 
 def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    if not _watched or is_twin(optimizer):
+    # An optimizer's own hooks come after this one and may change gradients (Batch Manhattan, clipping): the last of
+    # them sees what the optimizer sees.
+    if _watched and not is_twin(optimizer) and optimizer not in _followed:
+        _followed.add(optimizer)
+        optimizer.register_step_pre_hook(_begin_step)
+
+
+def _begin_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    if not _watched:
         return
-    step = Step(optimizer)
+    closure = any(each is not None for each in [*args[1:], *kwargs.values()])
+    step = Step(optimizer, settled=not closure and getattr(optimizer, "grad_scale", None) is None)
     if not step.wraps:
         for layer in _concerned(step):
             layer.before_update(step)
