@@ -248,12 +248,8 @@ class RuleState(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.feedback_states = {
-            name: {
-                key: fn(value) if isinstance(value, Tensor) and key != "step" else value for key, value in state.items()
-            }
-            for name, state in self.feedback_states.items()
-        }
+        for state in self.feedback_states.values():
+            state |= {key: fn(value) for key, value in state.items() if isinstance(value, Tensor) and key != "step"}
         return self
 
     # Saving --------------------------------------------------------------------------------------
