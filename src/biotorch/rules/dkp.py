@@ -28,7 +28,8 @@ class DirectKolenPollack(DirectFeedbackAlignment):
     the optimizer undoes for W alone: `biotorch.targets(y, loss_scale=...)` tells it, and runs from a configuration do
     so by themselves. In a process group all processes have to take the same steps: what they found is added up.
     An optimizer that steps within the backward pass comes before the product, so that B gets none: step after it.
-    What a skipped step has found is dropped by `zero_grad()`, not by `zero_grad(set_to_none=False)`. Batch Manhattan
+    What a skipped step has found is dropped by `zero_grad()` before the next forward pass; after it, or with
+    `set_to_none=False`, it stays for the next step. Batch Manhattan
     takes signs of what W descends by, not of the product.
 
     Args:

@@ -26,8 +26,10 @@ class KolenPollack(FeedbackAlignment):
     a momentum and a decay of its own. W - B then shrinks as that optimizer makes a weight without a gradient shrink:
     under SGD by lr * weight_decay / (1 - momentum) per update in the long run, under AdamW by 1 - lr * weight_decay
     exactly. Adam divides a decay by second moments that W and B do not share: W - B need not vanish. Where
-    `constrain_weights` rescales W, B is rescaled by the same factor. The optimizer of B is built of the defaults and
-    the parameter group of W's: of an optimizer of one's own, settings that are kept elsewhere are not seen.
+    `constrain_weights` rescales W, B is rescaled by the same factor. A penalty on W in the loss is no decay: its
+    gradient brings W into B, and the audit, which looks at what the rule does, does not see it. The optimizer of B is
+    built of the defaults and the parameter group of W's: of an optimizer of one's own, settings that are kept
+    elsewhere are not seen.
 
     Warns:
         UserWarning: at the first update, if there is no weight decay: W - B then stays as it is.
