@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import biotorch
-from biotorch.testing import assert_identical, images, loss_of, net
+from biotorch.testing import assert_close, assert_identical, images, loss_of, net
 
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
 
@@ -323,6 +323,20 @@ def test_another_rule_takes_it_away():
         assert any("_state_" in name for name in model.state_dict())
         model = biotorch.revert(model) if other is None else biotorch.convert(model, other)
         assert not any("_state_" in name for name in model.state_dict())
+
+
+@pytest.mark.parametrize("rule", ["kp", "dkp", "wm"])
+def test_a_compiled_step_of_the_optimizer_does_the_same(rule):
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = biotorch.convert(mlp(), rule, seed=1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=0.1)
+        if compiled:
+            optimizer.step = torch.compile(optimizer.step)
+        steps(model, optimizer, range(3))
+        found.append(model.state_dict())
+    assert_close(*found, rtol=1e-5, atol=1e-6)
 
 
 # Once per applied update -------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
@@ -152,12 +152,18 @@ def _concerned(step: Step) -> list[Updated]:
     return [layer for layer in layers if step.concerns(layer)]
 
 
+def _uncompiled(hook: Callable[..., None]) -> Callable[..., None]:
+    """Compiled steps run it as it is: what it does depends on layers that no compiler sees."""
+    found: Callable[..., None] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+    return found
+
+
 def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
     # An optimizer's own hooks come after this one and may change gradients (Batch Manhattan, clipping): the last of
     # them sees what the optimizer sees.
     if _watched and not is_twin(optimizer) and optimizer not in _followed:
         _followed.add(optimizer)
-        optimizer.register_step_pre_hook(_begin_step)
+        optimizer.register_step_pre_hook(_uncompiled(_begin_step))
 
 
 def _begin_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -183,5 +189,5 @@ def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
         layer.after_update(step)
 
 
-register_optimizer_step_pre_hook(_before_step)
-register_optimizer_step_post_hook(_after_step)
+register_optimizer_step_pre_hook(_uncompiled(_before_step))
+register_optimizer_step_post_hook(_uncompiled(_after_step))
