@@ -39,13 +39,12 @@ def backward(model, step: int = 0) -> None:
     F.cross_entropy(model(batch().double() + step), labels()).backward()
 
 
-@pytest.mark.parametrize("name", sorted(OF_TORCH))
-def test_b_is_stepped_as_a_parameter_of_its_own_with_w_s_gradient(name):
+def require_b_as_a_parameter_of_its_own(kind) -> None:
     model = biotorch.convert(mlp().double(), "kp", seed=1)
     alone = [nn.Parameter(model[i].feedback.clone()) for i in (0, 2)]
-    optimizer, other = build(OF_TORCH[name], matrices(model)), build(OF_TORCH[name], alone)
+    optimizer, other = build(kind, matrices(model)), build(kind, alone)
     for step in range(4):
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=step % 2 == 0)
         backward(model, step)
         for own, weight in zip(alone, matrices(model), strict=True):
             own.grad = weight.grad.clone()
@@ -54,6 +53,11 @@ def test_b_is_stepped_as_a_parameter_of_its_own_with_w_s_gradient(name):
         for own, i in zip(alone, (0, 2), strict=True):
             torch.testing.assert_close(model[i].feedback, own.detach(), **EXACT)
             assert not torch.equal(model[i].feedback, model[i].weight)
+
+
+@pytest.mark.parametrize("name", sorted(OF_TORCH))
+def test_b_is_stepped_as_a_parameter_of_its_own_with_w_s_gradient(name):
+    require_b_as_a_parameter_of_its_own(OF_TORCH[name])
 
 
 @pytest.mark.parametrize("name", sorted(OF_TORCH))
@@ -96,18 +100,7 @@ class DecayingBefore(torch.optim.SGD):
 @pytest.mark.parametrize("kind", [Decaying, DecayingBefore])
 def test_an_optimizer_that_writes_into_gradients_steps_b_by_what_they_were(kind):
     torch.optim.SGD([nn.Parameter(torch.ones(1))])  # torch hooks a class when it is first used
-    model = biotorch.convert(mlp().double(), "kp", seed=1)
-    alone = [nn.Parameter(model[i].feedback.clone()) for i in (0, 2)]
-    optimizer, other = build(kind, matrices(model)), build(kind, alone)
-    for step in range(4):
-        optimizer.zero_grad(set_to_none=step % 2 == 0)
-        backward(model, step)
-        for own, weight in zip(alone, matrices(model), strict=True):
-            own.grad = weight.grad.clone()
-        optimizer.step()
-        other.step()
-        for own, i in zip(alone, (0, 2), strict=True):
-            torch.testing.assert_close(model[i].feedback, own.detach(), **EXACT)
+    require_b_as_a_parameter_of_its_own(kind)
 
 
 def test_gradients_that_a_hook_clears_after_the_step_have_been_seen():

@@ -175,12 +175,13 @@ class RuleState(nn.Module):
         """An optimizer is going to step on these weights."""
         if not self.rule.has_update():
             return
-        earlier, self._begun = self._begun, {}
+        begun = {}
         for connection in step.held(self.connections):
             name, gradient = connection.parameter, connection.trained.grad
             # Under `super().step()` this is the second call, and the gradient may be edited already.
-            known = name in earlier and gradient is not None and earlier[name].source is gradient
-            self._begun = {**self._begun, name: earlier[name] if known else step.begin(connection)}
+            known = name in self._begun and gradient is not None and self._begun[name].source is gradient
+            begun[name] = self._begun[name] if known else step.begin(connection)
+        self._begun = begun
 
     def after_update(self, step: updates.Step) -> None:
         """What follows an optimizer step (see `biotorch.layers.updates`)."""
