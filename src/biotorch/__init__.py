@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from biotorch import layers, metrics, models, module, rules
-from biotorch.layers import register_layer
+from biotorch.layers import clip_grad_norm_, feedback_parameters, register_layer, updated
 from biotorch.manhattan import batch_manhattan
 from biotorch.module import (
     Audit,
@@ -53,7 +53,9 @@ __all__ = [
     "Summary",
     "audit",
     "batch_manhattan",
+    "clip_grad_norm_",
     "convert",
+    "feedback_parameters",
     "layers",
     "load",
     "metrics",
@@ -65,4 +67,5 @@ __all__ = [
     "summary",
     "targets",
     "true_gradients",
+    "updated",
 ]

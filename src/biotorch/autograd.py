@@ -115,14 +115,14 @@ def _met(operation: Operation, receiver: Receiver, errors: Sequence[SentError], 
     """The product of the errors that B brings and the input that they meet: the derivative by B of <B e, x>.
 
     Of an error that many positions hear (of an image, a text) it is the mean over them: what a dense B would find,
-    averaged. An optimizer knows nothing of it, so a loss scaler's factor, which is in the errors, is taken out here.
+    averaged.
     """
     with torch.enable_grad():
         variable = feedback.detach().requires_grad_()
         projected = _projected(operation, receiver, errors, x, variable)
     (product,) = torch.autograd.grad(projected, variable, x)
     positions, sent = x.numel() // feedback.shape[1], max(error.tensor[..., 0].numel() for error in errors)
-    return product / (max(1.0, positions / max(1, sent)) * errors[0].targets.loss_scale)
+    return product / max(1.0, positions / max(1, sent))
 
 
 def _stray_gradient(label: str) -> RuntimeError:
@@ -192,7 +192,10 @@ class Feedback(torch.autograd.Function):
         clip: bool,
         output: Output | None,
     ) -> Tensor:
-        """`state` is the rule's B (None if it has none); `output`, set on output layers, broadcasts dy."""
+        """`state` is the rule's B (None if it has none), whose gradient is that of W where it wants one.
+
+        `output`, set on output layers, broadcasts dy.
+        """
         x, w, b = _cast(autocast_dtype(x), x, weight, bias)
         ctx.operation, ctx.feedback, ctx.clip, ctx.output = operation, feedback, clip, output
         if output is not None:
@@ -212,7 +215,11 @@ class Feedback(torch.autograd.Function):
         dx, dw, db = ctx.operation.backward(dy, x, carrier.to(dy.dtype), mask)
         if dx is not None and ctx.clip:
             dx = dx.clamp(-1, 1)
-        return dx, dw, db, None, None, None, None, None
+        db_state = None
+        if dw is not None and ctx.needs_input_grad[3]:
+            # Where both are of one type a copy: no change in place of one gradient may reach the other.
+            db_state = dw.clone() if dw.dtype == state.dtype else dw
+        return dx, dw, db, db_state, None, None, None, None
 
 
 class Direct(torch.autograd.Function):

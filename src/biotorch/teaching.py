@@ -83,7 +83,7 @@ def targets(
             because nothing of the error's own is left in them. Default 1 / n, as in a mean over the batch; give it
             where gradients are accumulated or summed over processes.
         loss_scale: by what a loss scaler multiplies the loss, `scaler.get_scale()`: `drtp` and `sdfa` multiply their
-            signals by it, `dkp` takes it out of what its B learns from.
+            signals by it.
 
     Raises:
         TypeError: y is no tensor.

@@ -6,7 +6,7 @@
 from biotorch.layers.attention import MultiheadAttention
 from biotorch.layers.base import FeedbackLayer
 from biotorch.layers.cells import GRUCell, LSTMCell, RNNCell
-from biotorch.layers.connection import Connection, connections, is_feedback
+from biotorch.layers.connection import Connection, connections, is_feedback, updated
 from biotorch.layers.convolution import (
     Conv1d,
     Conv2d,
@@ -15,6 +15,7 @@ from biotorch.layers.convolution import (
     ConvTranspose2d,
     ConvTranspose3d,
 )
+from biotorch.layers.gradients import clip_grad_norm_, feedback_parameters
 from biotorch.layers.linear import Bilinear, Linear, Product
 from biotorch.layers.readers import Reader, reading_type
 from biotorch.layers.registry import LAYER_TYPES, as_feedback, feedback_type, register_layer
@@ -57,11 +58,13 @@ __all__ = [
     "as_feedback",
     "backpropagation",
     "brsf",
+    "clip_grad_norm_",
     "connections",
     "dfa",
     "dkp",
     "drtp",
     "fa",
+    "feedback_parameters",
     "feedback_type",
     "frsf",
     "ia",
@@ -72,6 +75,7 @@ __all__ = [
     "sa",
     "sdfa",
     "sham",
+    "updated",
     "usf",
     "wm",
 ]

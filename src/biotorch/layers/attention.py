@@ -65,6 +65,7 @@ class MultiheadAttention(FeedbackLayer, nn.MultiheadAttention):
         """As torch's: the attention's output, and with `need_weights` the weights (N, T, S), else None."""
         self.require_floating(query)
         if self.plain:
+            self.begin_plain()
             masks = key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
             return nn.MultiheadAttention.forward(self, query, key, value, *masks)
         self._check(query, key, value, key_padding_mask, attn_mask)

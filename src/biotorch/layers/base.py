@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from biotorch import seeding
 from biotorch.autograd import Direct, Feedback, Operation, Receiver, uncompiled
 from biotorch.broadcast import Output
-from biotorch.layers.connection import feedback_name
+from biotorch.layers.connection import Connection
 from biotorch.layers.state import RuleState
 from biotorch.rules import DirectRule, FeedbackRule, Rule, from_layer_config, initial
 
@@ -124,7 +124,7 @@ class FeedbackLayer(RuleState):
     def initialise_weights(self, rule: Rule, seed: int) -> None:
         """Draw W and b by the rule's `init`, from `seed` alone."""
         generator = seeding.generator(seeding.derive(seed, "weight"))
-        weights = [connection.weight for connection in self.connections]
+        weights = [self.oriented(name) for name in self.weight_names]
         for weight in weights:
             initial.draw(weight, rule.init, generator)
         for name, parameter in self.named_parameters():
@@ -141,9 +141,16 @@ class FeedbackLayer(RuleState):
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Any:
         self.require_floating(input)
         if self.plain:
+            self.begin_plain()
             return super().forward(input, *args, **kwargs)
         x, operation = self.operation(input, *args, **kwargs)
         return self.restore(self.carry("weight", x, self.bias, operation), input)
+
+    def begin_plain(self) -> None:
+        """Bring W up to date where a rule keeps its norm: an ordinary forward reads W alone."""
+        if self.rule.constrain_weights:
+            for connection in self.connections:
+                connection.begin(training=False)
 
     def require_floating(self, input: Tensor) -> None:
         """Raises TypeError for an input that has no gradient."""
@@ -155,41 +162,45 @@ class FeedbackLayer(RuleState):
 
     def carry(self, parameter: str, x: Tensor, bias: Tensor | None, operation: Operation) -> Tensor:
         """`operation` on `x` with a weight of the layer; in the backward the rule decides the gradient of `x`."""
+        connection = self.connection(parameter)
+        connection.begin(self.training)
         walks_the_graph = self.rule.direct or self.output is not None
         carry = self._carry_uncompiled if walks_the_graph else self._carry
-        return carry(self.oriented(parameter), feedback_name(parameter), x, bias, operation, parameter)
+        return carry(self.oriented(parameter), connection, x, bias, operation)
 
     def _carry(
-        self, weight: Tensor, feedback: str, x: Tensor, bias: Tensor | None, operation: Operation, parameter: str
+        self, weight: Tensor, connection: Connection, x: Tensor, bias: Tensor | None, operation: Operation
     ) -> Tensor:
         rule = self.rule
         y: Tensor
         if self.at_point:  # B is for the input of the block alone, whose inside is backpropagation's
             y = Feedback.apply(x, weight, bias, None, operation, _weight_itself, rule.gradient_clip, self.output)
         elif isinstance(rule, FeedbackRule):
-            state = getattr(self, feedback)
-            y = Feedback.apply(x, weight, bias, state, operation, rule.feedback, rule.gradient_clip, self.output)
+            state, feedback = connection.state_in(self), rule.feedback
+            if isinstance(state, dict):  # several tensors become one B here, and autograd hands its gradient on
+                state, feedback = rule.feedback(weight.detach(), state), _state_itself
+            if not weight.requires_grad and state is not None:
+                state = state.detach()  # a frozen W freezes its B
+            y = Feedback.apply(x, weight, bias, state, operation, feedback, rule.gradient_clip, self.output)
         else:
-            state = self.projector(parameter, x)
-            if rule.observes_product and weight.requires_grad:
-                state = self.listening(parameter, state)
-            y = Direct.apply(x, weight, bias, state, operation, self.output, self.receiver(parameter))
+            state = self.projector(connection, x)
+            state = state if weight.requires_grad else state.detach()
+            y = Direct.apply(x, weight, bias, state, operation, self.output, self.receiver(connection))
         return y
 
     _carry_uncompiled = uncompiled(_carry)
 
-    def projector(self, parameter: str, x: Tensor) -> Tensor:
+    def projector(self, connection: Connection, x: Tensor) -> Tensor:
         """Under a direct rule: B, or the matrix of which it is a part, on the device of `x`."""
-        if parameter in self.feedback_columns:
+        if connection.columns is not None:
             return self.shared_matrix.to(x.device)
-        return getattr(self, feedback_name(parameter))  # type: ignore[no-any-return]
+        return connection.state_in(self)  # type: ignore[no-any-return]
 
-    def receiver(self, parameter: str) -> Receiver:
+    def receiver(self, connection: Connection) -> Receiver:
         """Under a direct rule: how the layer hears the error."""
         rule = self.rule
         signal = rule.signal if isinstance(rule, DirectRule) and rule.has_signal() else None
-        label = self.label or type(self).__name__
-        return Receiver(label, self.feedback_columns.get(parameter), signal, rule.gradient_clip)
+        return Receiver(self.label or type(self).__name__, connection.columns, signal, rule.gradient_clip)
 
     def restore(self, y: Tensor, x: Tensor) -> Tensor:
         """Undo what `operation` did to the shape of `x` (a missing batch dimension)."""
@@ -202,3 +213,7 @@ class FeedbackLayer(RuleState):
 
 def _weight_itself(weight: Tensor, state: Tensor | None) -> Tensor:
     return weight
+
+
+def _state_itself(weight: Tensor, state: Tensor) -> Tensor:
+    return state

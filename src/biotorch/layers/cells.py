@@ -60,6 +60,7 @@ class RNNCell(_Cell, nn.RNNCell):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         self.require_floating(input)
         if self.plain:
+            self.begin_plain()
             return nn.RNNCell.forward(self, input, hx)
         x, recurrent = self._gates(_batched(input), self._state(input, hx))
         h = torch.tanh(x + recurrent) if self.nonlinearity == "tanh" else torch.relu(x + recurrent)
@@ -73,6 +74,7 @@ class LSTMCell(_Cell, nn.LSTMCell):
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         self.require_floating(input)
         if self.plain:
+            self.begin_plain()
             return nn.LSTMCell.forward(self, input, hx)
         h, c = (self._state(input, state) for state in (hx or (None, None)))
         x, recurrent = self._gates(_batched(input), h)
@@ -89,6 +91,7 @@ class GRUCell(_Cell, nn.GRUCell):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         self.require_floating(input)
         if self.plain:
+            self.begin_plain()
             return nn.GRUCell.forward(self, input, hx)
         h = self._state(input, hx)
         x, recurrent = self._gates(_batched(input), h)

@@ -1,29 +1,58 @@
-"""One weight matrix of a layer together with its feedback weights."""
+"""One connection: a weight matrix W, its feedback weights B, and what else belongs to the two."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from biotorch.rules import FeedbackRule
+from biotorch import seeding
+from biotorch.broadcast import Slice
+from biotorch.layers.updates import Follower, Learner, settle_compiled
+from biotorch.rules import FeedbackRule, Update
 
 if TYPE_CHECKING:
     from biotorch.layers.state import RuleState
 
 
-class Connection(NamedTuple):
-    """W and B of one connection. Most layers have one; attention has two or four, recurrent cells have two."""
+class Connection:
+    """W and B of one connection. Most layers have one; attention has two or four, recurrent cells have two.
 
-    layer: RuleState
-    #: Name of the parameter within the layer: `weight`, `in_proj_weight`, `out_proj.weight` ...
-    parameter: str
+    The tensors are parameters and buffers of the layer under names made of W's, so that they are moved, saved and
+    averaged like everything else of a network; what else the connection needs is here. B is a parameter under rules by
+    which it learns by a gradient, else a buffer.
+
+    Attributes:
+        layer: the layer.
+        parameter: name of W within it: `weight`, `in_proj_weight`, `out_proj.weight` ...
+        seed: of the randomness of B, together with `updates`.
+        updates: how many updates of W have been settled since the conversion.
+        parts: names of B's tensors: `("",)` where it is one, those that the rule gives where there are several.
+        columns: the columns that are B in the matrix that `holder`, a layer, keeps for the whole network.
+        twin: an earlier connection with the same W and B, which keeps both up to date.
+    """
+
+    def __init__(self, layer: RuleState, parameter: str, seed: int) -> None:
+        self.layer, self.parameter = layer, parameter
+        self.seed = seed if parameter == "weight" else seeding.derive(seed, parameter)
+        self.updates = 0
+        self.parts: tuple[str, ...] = ()
+        self.columns: Slice | None = None
+        self.holder: RuleState | None = None
+        self.twin: Connection | None = None
+        self.follower: Follower | None = None
+        self.learner: Learner | None = None
+        self._frozen_with_weight = False
 
     @property
-    def weight(self) -> Tensor:
-        """W as (out, in, ...), a view where the layer keeps it otherwise."""
-        return self.layer.oriented(self.parameter)
+    def name(self) -> str:
+        """The layer's name for messages, with that of W where the layer has several."""
+        label = self.layer.label or type(self.layer).__name__
+        return label if self.parameter == "weight" else f"{label}.{self.parameter}"
+
+    # W and B ---------------------------------------------------------------------------------------
 
     @property
     def trained(self) -> nn.Parameter:
@@ -31,33 +60,56 @@ class Connection(NamedTuple):
         return self.layer.get_parameter(self.parameter)
 
     @property
-    def gradient(self) -> Tensor | None:
-        """That of the parameter, as (out, in, ...)."""
-        found = self.trained.grad
-        return None if found is None else self.layer.orient(found)
+    def is_computed(self) -> bool:
+        """Whether W is no parameter (any more), but computed: pruned, parametrized."""
+        path, _, name = self.parameter.rpartition(".")
+        return name not in self.layer.get_submodule(path)._parameters
+
+    @property
+    def weight(self) -> Tensor:
+        """W as (out, in, ...), a view where the layer keeps it otherwise."""
+        self.settle()
+        return self.layer.oriented(self.parameter)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """B's own tensors by part, as they are; none where B is a slice of a shared matrix."""
+        return self._tensors_in(self.layer)
+
+    @property
+    def learned(self) -> list[nn.Parameter]:
+        """The tensors of B that are parameters."""
+        return [tensor for tensor in self.tensors.values() if isinstance(tensor, nn.Parameter)]
+
+    @property
+    def state(self) -> Any:
+        """What the rule keeps of B: a tensor, tensors by name, or None."""
+        self.settle()
+        return self.state_in(self.layer)
+
+    def state_in(self, layer: nn.Module) -> Any:
+        """The same of a replica of the layer, which has tensors of its own, and as it is."""
+        return as_state(self._tensors_in(layer))
+
+    def _tensors_in(self, layer: nn.Module) -> dict[str, Tensor]:
+        return {part: getattr(layer, feedback_name(self.parameter, part)) for part in self.parts}
 
     @property
     def feedback(self) -> Tensor | None:
-        """B, or what the rule keeps of it; None where the rule has none."""
-        own = self.buffer
-        if own is not None or self.parameter not in self.layer.feedback_columns:
-            return own
-        columns = self.layer.feedback_columns[self.parameter]
-        matrix = self.layer.shared_matrix
-        rows = matrix[:, : columns.size] * columns.scale
-        return rows.view(len(matrix), *self.layer.projection_shape(self.parameter))
+        """B, or what the rule keeps of it; None where it has none."""
+        if self.columns is not None:
+            matrix = self.layer.shared_matrix
+            rows = matrix[:, : self.columns.size] * self.columns.scale
+            return rows.view(len(matrix), *self.layer.projection_shape(self.parameter))
+        state = self.state
+        return self.effective_feedback if isinstance(state, Mapping) else state
 
     @property
-    def feedback_shape(self) -> tuple[int, ...] | None:
-        """The shape of B, without making it."""
-        if self.parameter in self.layer.feedback_columns:
-            return (len(self.layer.shared_matrix), *self.layer.projection_shape(self.parameter))
-        return None if self.buffer is None else tuple(self.buffer.shape)
-
-    @property
-    def buffer(self) -> Tensor | None:
-        """B where it is the layer's own, not a slice of a shared matrix."""
-        return self.layer._buffers.get(feedback_name(self.parameter))
+    def feedback_shapes(self) -> list[tuple[int, ...]]:
+        """The shapes of B's tensors, without making them."""
+        if self.columns is not None:
+            return [(len(self.layer.shared_matrix), *self.layer.projection_shape(self.parameter))]
+        return [tuple(tensor.shape) for tensor in self.tensors.values()]
 
     @property
     def effective_feedback(self) -> Tensor | None:
@@ -65,23 +117,122 @@ class Connection(NamedTuple):
         rule = self.layer.rule
         if isinstance(rule, FeedbackRule) and not rule.trains_output_only:
             with torch.no_grad():
-                return rule.feedback(self.weight, self.buffer)
+                return rule.feedback(self.weight, self.state)
         return None
 
+    # Updates ---------------------------------------------------------------------------------------
 
-def feedback_name(parameter: str) -> str:
+    def keep_up(self) -> None:
+        """Begin to look for updates, where the rule asks for it; what has happened before counts for nothing."""
+        rule = self.layer.rule
+        self.follower = self.learner = None
+        if self.twin is None and (rule.has_update() or rule.constrain_weights):
+            self.follower = Follower(self)
+        if self.learned:
+            self.learner = Learner(self)
+
+    def settle(self) -> None:
+        """Bring B, and the norm of W, up to date with the updates of W."""
+        follower = self.follower if self.twin is None else self.twin.follower
+        if follower is not None:
+            follower.settle()
+
+    def begin(self, training: bool) -> None:
+        """The same at the beginning of a forward pass, where it may be compiled.
+
+        Raises:
+            RuntimeError: updates of W cannot be seen, or B does not learn.
+        """
+        owner = self if self.twin is None else self.twin
+        compiling = torch.compiler.is_compiling()
+        if owner.follower is not None and compiling:
+            with torch.no_grad():
+                factor = torch.ones((), device=owner.trained.device, dtype=owner.trained.dtype)
+                settle_compiled(owner.followed, factor, owner.trained, owner.follower.key, training)
+                if owner.layer.rule.constrain_weights:
+                    for tensor in owner.rescaled:
+                        tensor.mul_(factor)
+        elif owner.follower is not None:
+            owner.follower.settle(training)
+        if self.learner is not None and training and not compiling:
+            self.learner.look()
+
+    @property
+    def followed(self) -> list[Tensor]:
+        """The tensors of B that the rule changes after an update."""
+        return list(self.tensors.values()) if self.layer.rule.has_update() else []
+
+    @property
+    def rescaled(self) -> list[Tensor]:
+        """The tensors that `constrain_weights` rescales: W, and a B that takes W's steps (a factor of it is enough)."""
+        rule = self.layer.rule
+        return [self.trained, *(self.learned[:1] if isinstance(rule, FeedbackRule) else [])]
+
+    @torch.no_grad()
+    def follow(self, followed: Sequence[Tensor] | None = None) -> Tensor:
+        """What follows an update of W: its norm, then B.
+
+        Args:
+            followed: B's tensors in a compiled graph, which then rescales W by itself.
+
+        Returns:
+            By what W is rescaled, a scalar.
+        """
+        layer, rule = self.layer, self.layer.rule
+        self.updates += 1
+        weight: Tensor = self.trained
+        factor = weight.new_ones(())
+        if rule.constrain_weights:
+            norm, wanted = weight.norm(), getattr(layer, norm_name(self.parameter))
+            factor = torch.where(norm > 0, wanted / norm, factor)
+            if followed is not None:
+                weight = weight * factor
+            else:
+                for tensor in self.rescaled:
+                    tensor.mul_(factor)
+        if rule.has_update():
+            seed = seeding.derive(self.seed, "feedback", self.updates)
+            tensors = self.followed if followed is None else followed
+            rule.after_update(
+                Update(
+                    layer.orient(weight),
+                    as_state(dict(zip(self.parts, tensors, strict=True))),
+                    lambda: seeding.generator(seed, weight.device),
+                    layer=layer.label,
+                    number=self.updates,
+                    groups=getattr(layer, "groups", 1),
+                )
+            )
+        return factor
+
+    def freeze_with_weight(self) -> None:
+        """Freeze a B that learns where W is frozen, and only as long as that is so."""
+        wanted = not self.trained.requires_grad
+        for tensor in self.learned:
+            if wanted and tensor.requires_grad:
+                tensor.requires_grad_(False)
+                self._frozen_with_weight = True
+            elif not wanted and self._frozen_with_weight:
+                tensor.requires_grad_(True)
+        self._frozen_with_weight &= wanted
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "follower": None, "learner": None}  # a copy begins anew
+
+
+def as_state(tensors: Mapping[str, Tensor]) -> Any:
+    """What rules take for the state of B: a tensor, tensors by name, or None."""
+    return tensors.get("", tensors or None)
+
+
+def feedback_name(parameter: str, part: str = "") -> str:
     """Where a layer keeps the B of a parameter: `feedback` of `weight`, `in_proj_feedback` of `in_proj_weight`."""
-    return _named_after(parameter, "feedback")
+    return _named_after(parameter, f"feedback_{part}" if part else "feedback")
 
 
 def norm_name(parameter: str) -> str:
     """Where it keeps the norm that W started with, for `constrain_weights`."""
     return _named_after(parameter, "initial_norm")
-
-
-def descent_prefix(parameter: str) -> str:
-    """What the names of its optimizer state begin with, where B has one: momenta, a number of steps."""
-    return f"{feedback_name(parameter)}_state_"
 
 
 def _named_after(parameter: str, what: str) -> str:
@@ -100,13 +251,23 @@ def connections(model: nn.Module) -> dict[str, Connection]:
 
     Where a layer has several, the parameter's name is added.
     """
-    from biotorch.layers.base import FeedbackLayer  # noqa: PLC0415 - the layers are made of connections
-
     found = {}
     for name, layer in model.named_modules():
-        if isinstance(layer, FeedbackLayer):
-            own = layer.connections
-            for connection in own:
-                parts = [name, connection.parameter] if len(own) > 1 else [name]
-                found[".".join(filter(None, parts))] = connection
+        own: Sequence[Connection] = getattr(layer, "connections", ())
+        for connection in own:
+            parts = [name, connection.parameter] if len(own) > 1 else [name]
+            found[".".join(filter(None, parts))] = connection
     return found
+
+
+def updated(model: nn.Module) -> None:
+    """Tell the layers of `model` of an update of their weights that they cannot see.
+
+    Updates are seen by themselves, whatever optimizer makes them; not those that are written through `.data` by hand,
+    into flat buffers (DeepSpeed) or into sharded parameters (FSDP2). Call it once after each such step. What
+    follows the update (a redraw of `brsf`, a mirror phase of `wm`, the norm under `constrain_weights`) is then done
+    at the next forward pass.
+    """
+    for connection in connections(model).values():
+        if connection.follower is not None:
+            connection.follower.told = True

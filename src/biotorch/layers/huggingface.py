@@ -5,12 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D as TransposedLinear
 
-from biotorch.layers.linear import _Matrix
+from biotorch.layers.linear import MatrixLayer
 from biotorch.layers.registry import register_layer
 
 
 @register_layer(TransposedLinear)
-class Conv1D(_Matrix, TransposedLinear):  # type: ignore[misc]
+class Conv1D(MatrixLayer, TransposedLinear):  # type: ignore[misc]
     """A linear layer whose W is kept as (in, out). Input (*, in), output (*, out). B is (out, in)."""
 
     def orient(self, matrix: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class Product(NamedTuple):
         return projected.expand(x.shape)
 
 
-class _Matrix(FeedbackLayer):
+class MatrixLayer(FeedbackLayer):
     """A layer whose map is one product."""
 
     def operation(self, x: Tensor) -> tuple[Tensor, Operation]:
@@ -57,7 +57,7 @@ class _Matrix(FeedbackLayer):
 
 
 @register_layer(nn.Linear)
-class Linear(_Matrix, nn.Linear):
+class Linear(MatrixLayer, nn.Linear):
     """`torch.nn.Linear` under a learning rule. Input (*, in_features), output (*, out_features)."""
 
     def forward(self, input: Tensor, bias: Tensor | None = None) -> Any:
@@ -65,11 +65,14 @@ class Linear(_Matrix, nn.Linear):
         if bias is None:
             return super().forward(input)
         self.require_floating(input)
-        return F.linear(input, self.weight, bias) if self.plain else self.carry("weight", input, bias, Product())
+        if self.plain:
+            self.begin_plain()
+            return F.linear(input, self.weight, bias)
+        return self.carry("weight", input, bias, Product())
 
 
 @register_layer(nn.Bilinear)
-class Bilinear(_Matrix, nn.Bilinear):
+class Bilinear(MatrixLayer, nn.Bilinear):
     """`torch.nn.Bilinear` under a learning rule. Inputs (*, in1_features) and (*, in2_features).
 
     It is a linear layer of the outer product of its inputs: W and B are (out_features, in1_features *

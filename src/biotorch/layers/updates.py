@@ -1,193 +1,337 @@
-"""What goes with an optimizer step: a user's plain `loss.backward(); optimizer.step()` is enough.
+"""What follows an update of W, and whether B learns: a user's plain `loss.backward(); optimizer.step()` is enough.
 
-torch calls one hook before and one after every optimizer's step; they visit the layers whose rule asked for it and
-whose weight that optimizer holds. Where no rule asked, they return at once.
+An update is a change of W after a backward pass that gave it a gradient. Nothing is done when it happens: optimizers
+only leave a mark, which is settled at the next use of B. Where an optimizer that holds W has stepped, its steps count
+and nothing else does (neither a perturbation by SAM nor the trial points of a line search); elsewhere the change itself
+counts, as the version counter of the parameter shows it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from biotorch.layers.descent import is_twin
+from biotorch.autograd import uncompiled
 
 if TYPE_CHECKING:
     from biotorch.layers.connection import Connection
 
-
-class Begun(NamedTuple):
-    """What is known of a weight before an optimizer steps on it."""
-
-    #: What it descends by, a copy; None where there is none yet.
-    gradient: Tensor | None
-    #: Of which tensor.
-    source: Tensor | None
-    #: Names of what the optimizer keeps for it.
-    state: frozenset[str]
+#: Training forwards with a gradient and without a visible update after which contents are compared.
+_PATIENCE = 8
 
 
-class Step:
-    """One optimizer step: on which parameters, and with what rate and decay."""
+class Watch:
+    """What has happened to a parameter: gradients that reached it, steps of the optimizers that hold it."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, settled: bool = True) -> None:
-        self.optimizer = optimizer
-        #: Whether gradients are what they are to be: neither a closure nor a fused unscaling changes them in the step.
-        self.settled = settled
-        #: A wrapper (accumulation, Lookahead, SAM) fires the hooks for its own step beside that of the optimizer
-        #: inside, and also where it has not stepped that one at all: rules have their update with the inner one.
-        self.wraps = any(_holds_optimizer(value) for value in vars(optimizer).values())
-        self.groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-        self._updated: set[int] = set()
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self.parameter = weakref.ref(parameter)
+        #: Gradients that backward passes have handed it, and its version when the last one came.
+        self.gradients, self.version = 0, parameter._version
+        #: Steps that optimizers have made on it, and the `weight_decay` of the last.
+        self.steps = 0
+        self.decay: float | None = None
+        #: Whether an optimizer is known to hold it, and whether one was looked for.
+        self.held, self.searched = False, False
+        #: Whoever wants to know of gradients, too.
+        self.learner: weakref.ref[Learner] | None = None
+        self._hooked = False
 
-    def concerns(self, layer: Updated) -> bool:
-        """Whether the optimizer holds a weight of the layer: the others may be another's."""
-        return any(id(layer.get_parameter(name)) in self.groups for name in layer.weight_names)
+    def listen(self) -> None:
+        """Count gradients, from when on there are any: a frozen parameter has none."""
+        parameter = self.parameter()
+        if not self._hooked and parameter is not None and parameter.requires_grad and parameter.is_leaf:
+            self._hooked = True
+            parameter.register_hook(self._on_gradient)  # type: ignore[no-untyped-call]
 
-    def held(self, connections: Iterable[Connection]) -> list[Connection]:
-        """Those of which the optimizer holds W."""
-        return [each for each in connections if id(each.trained) in self.groups]
+    @property
+    def changes(self) -> tuple[int, int]:
+        """Becomes another with every change that can be seen."""
+        parameter = self.parameter()
+        return self.steps, 0 if parameter is None else parameter._version
 
-    def first_to_update(self, feedback: Tensor) -> bool:
-        """Whether this B has not had its update in this step; it has had it afterwards."""
-        known = id(feedback) in self._updated
-        self._updated.add(id(feedback))
-        return not known
-
-    def begin(self, connection: Connection) -> Begun:
-        """What has to be known before the step."""
-        gradient, state = connection.trained.grad, self.optimizer.state.get(connection.trained, {})
-        settled = self.settled and gradient is not None
-        return Begun(
-            gradient.clone() if settled and gradient is not None else None,
-            gradient,
-            frozenset(key for key, value in state.items() if value is not None),
-        )
-
-    def continues(self, connection: Connection, kept: Mapping[str, Any], begun: Begun) -> bool:
-        """Whether what is kept of earlier steps of this B is of this optimizer; it is from now on.
-
-        After loading or copying it is where the optimizer has brought such a state for W, too.
-        """
-        owners = _owners.setdefault(connection.layer, {})
-        owner = owners.get(connection.parameter)
-        owners[connection.parameter] = weakref.ref(self.optimizer)
-        if owner is None:
-            return begun.state == {key for key, value in kept.items() if value is not None}
-        return owner() is self.optimizer
-
-    def rate(self, parameter: torch.nn.Parameter) -> float:
-        """The learning rate of a parameter."""
-        return float(self.groups[id(parameter)]["lr"])
-
-    def decay(self, parameter: torch.nn.Parameter) -> float:
-        """The `weight_decay` of a parameter, 0 where the optimizer has none."""
-        return float(self.groups[id(parameter)].get("weight_decay") or 0)
+    def _on_gradient(self, gradient: Tensor) -> None:
+        parameter, learner = self.parameter(), None if self.learner is None else self.learner()
+        self.gradients += 1
+        self.version = self.version if parameter is None else parameter._version
+        if learner is not None:
+            learner.on_gradient()
 
 
-class Updated(Protocol):
-    """A layer that changes with training beyond its gradients."""
-
-    weight_names: Sequence[str]
-
-    def get_parameter(self, target: str) -> torch.nn.Parameter: ...
-
-    def before_update(self, step: Step) -> None: ...
-
-    def after_update(self, step: Step) -> None: ...
+#: The watched parameters by id, for the hooks of optimizers.
+_watches: weakref.WeakValueDictionary[int, Watch] = weakref.WeakValueDictionary()
+#: By key, for the operator that stands for `settle` in compiled graphs.
+_followers: weakref.WeakValueDictionary[int, Follower] = weakref.WeakValueDictionary()
+_lock = threading.RLock()
+_paused = False
 
 
-#: In order of registration: processes of one training visit their layers in the same order.
-_watched: weakref.WeakKeyDictionary[Updated, None] = weakref.WeakKeyDictionary()
-#: By layer and parameter, the optimizer to which what is kept of the steps of B belongs; none after loading or copying.
-_owners: weakref.WeakKeyDictionary[Updated, dict[str, weakref.ref[torch.optim.Optimizer]]] = weakref.WeakKeyDictionary()
-#: Optimizers that tell of the beginning of a step.
-_followed: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
-_lock = threading.Lock()  # one thread may copy a model while another steps
+@contextlib.contextmanager
+def paused() -> Iterator[None]:
+    """Inside, weights may be overwritten for an experiment: that is no update, and nobody looks for one."""
+    global _paused  # noqa: PLW0603
+    before, _paused = _paused, True
+    try:
+        yield
+    finally:
+        _paused = before
 
 
-def watch(layer: Updated, wanted: bool) -> None:
-    """Visit `layer` before and after an optimizer steps on one of its weights, or no longer."""
-    with _lock:
-        if wanted:
-            _watched[layer] = None
-        else:
-            _watched.pop(layer, None)
-
-
-def disown(layer: Updated) -> None:
-    """What is kept of the steps of its B goes on with whichever optimizer comes next."""
-    _owners.pop(layer, None)
-
-
-def _holds_optimizer(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    parts = value if isinstance(value, list | tuple | set) else [value]
-    return any(isinstance(part, torch.optim.Optimizer) for part in parts)
-
-
-def over_processes(feedback: Tensor, summed: bool) -> Tensor | None:
-    """The gradient collected for a B, taken from it, as DDP gives that of W: averaged, or summed, over processes.
-
-    None where nothing was collected, or it is not finite (of a step that a loss scaler skipped).
-    """
-    gradient, feedback.grad = feedback.grad, None
-    world = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-    if world > 1:
-        gradient = torch.zeros_like(feedback) if gradient is None else gradient.contiguous()
-        distributed.all_reduce(gradient)
-        gradient = gradient if summed else gradient / world
-    return None if gradient is None or not gradient.isfinite().all() else gradient
-
-
-def _concerned(step: Step) -> list[Updated]:
-    with _lock:
-        layers = list(_watched)
-    return [layer for layer in layers if step.concerns(layer)]
-
-
-def _uncompiled(hook: Callable[..., None]) -> Callable[..., None]:
-    """Compiled steps run it as it is: what it does depends on layers that no compiler sees."""
-    found: Callable[..., None] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+def watch(parameter: nn.Parameter) -> Watch:
+    """The watch of a parameter, which lives as long as somebody holds it."""
+    found = _watches.get(id(parameter))
+    if found is None or found.parameter() is not parameter:
+        found = _watches[id(parameter)] = Watch(parameter)
+    found.listen()
     return found
 
 
-def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    # An optimizer's own hooks come after this one and may change gradients (Batch Manhattan, clipping): the last of
-    # them sees what the optimizer sees.
-    if _watched and not is_twin(optimizer) and optimizer not in _followed:
-        _followed.add(optimizer)
-        optimizer.register_step_pre_hook(_uncompiled(_begin_step))
+class Follower:
+    """Settles what follows the updates of one W: its norm under `constrain_weights`, a B that the rule changes."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = weakref.ref(connection)
+        #: An update that `biotorch.updated` tells of.
+        self.told = False
+        self.key = id(self)
+        _followers[self.key] = self
+        self.forget()
+
+    def forget(self) -> None:
+        """What has happened to W until now is settled, or is no update."""
+        connection = self._connection()
+        assert connection is not None
+        self.told, self._silent = False, 0
+        self._trials = set[int]()
+        if not connection.is_computed:
+            self._watch = watch(connection.trained)
+            self._gradients, self._steps = self._watch.gradients, self._watch.steps
+
+    def settle(self, training: bool = False, followed: Sequence[Tensor] | None = None) -> Tensor | None:
+        """Do what follows an update, if there was one since the last call.
+
+        Args:
+            training: a training forward begins: also make sure that no update goes unseen.
+            followed: see `Connection.follow`, whose result is returned if there was an update.
+
+        Raises:
+            RuntimeError: W is computed from other tensors, or changes in a way that cannot be seen.
+        """
+        connection = self._connection()
+        if connection is None or _paused:
+            return None
+        with _lock:
+            if connection.is_computed:
+                raise RuntimeError(
+                    f"{connection.name}: its weight is computed from other tensors (by pruning or a parametrization), "
+                    f"and rule {connection.layer.rule.name!r} follows the updates of a parameter: make it one again "
+                    "(prune.remove, parametrize.remove_parametrizations), or take a rule whose B stays, as fa or usf"
+                )
+            if self._is_updated(connection.trained):
+                factor = connection.follow(followed)
+                self.forget()
+                return factor
+            if training:
+                self._require_visible(connection)
+            return None
+
+    def _is_updated(self, parameter: nn.Parameter) -> bool:
+        if self.told:
+            return True
+        if self._watch.parameter() is not parameter:
+            self.forget()  # another parameter has taken its place
+        self._watch.listen()
+        if self._watch.gradients == self._gradients:
+            return False
+        if self._watch.steps != self._steps:
+            return True
+        if parameter._version == self._watch.version:
+            return False
+        if self._watch.steps == 0 and _is_held(self._watch):
+            # A perturbation before the first step of an optimizer, as SAM's; or one that is not in use, after a while.
+            self._trials.add(self._watch.gradients)
+            self._watch.held = len(self._trials) < 3
+        return not self._watch.held
+
+    def _require_visible(self, connection: Connection) -> None:
+        """Compare contents now and then, while gradients come and no change is seen."""
+        if self._watch.gradients == self._gradients or connection.trained._version != self._watch.version:
+            return
+        self._silent += 1
+        if self._silent == 1:
+            self._sample = _sample(connection.trained)
+        elif self._silent == _PATIENCE:
+            self._silent = 0
+            if _differs(self._sample, connection.trained):
+                raise RuntimeError(
+                    f"{connection.name}: its weight changes in a way that cannot be seen (through .data, a flat "
+                    f"buffer, a sharded parameter), and rule {connection.layer.rule.name!r} has to follow: call "
+                    "biotorch.updated(model) once after every optimizer step"
+                )
 
 
-def _begin_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    if not _watched:
-        return
-    closure = any(each is not None for each in [*args[1:], *kwargs.values()])
-    step = Step(optimizer, settled=not closure and getattr(optimizer, "grad_scale", None) is None)
-    if not step.wraps:
-        for layer in _concerned(step):
-            layer.before_update(step)
+class Learner:
+    """Makes sure that a B which gets gradients learns: that whoever steps on W steps on B, too."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = weakref.ref(connection)
+        self._weight: Watch | None = None
+        self._feedback: list[Watch] = []
+        self._seen: list[tuple[int, int]] = []
+        self._advised = False
+        self.look()
+
+    def on_gradient(self) -> None:
+        """In compiled graphs there is no look at the forward: look at the second gradient without one."""
+        self._unlooked += 1
+        if self._unlooked > 1:
+            self.look()
+
+    def look(self) -> None:
+        """Compare what has changed since the last call, at the beginning of a training forward.
+
+        Raises:
+            RuntimeError: W was updated twice, and B, which had gradients, was not.
+        """
+        connection = self._connection()
+        if connection is None or connection.is_computed or _paused:
+            return
+        connection.freeze_with_weight()
+        trained, learned = connection.trained, connection.learned
+        parameters = [trained, *learned]
+        if self._weight is None or any(
+            each.parameter() is not parameter
+            for each, parameter in zip([self._weight, *self._feedback], parameters, strict=True)
+        ):
+            self._weight, *self._feedback = map(watch, parameters)
+            self._seen, self._gradients, self._idle = [], 0, 0
+        for each in self._feedback:
+            each.learner = weakref.ref(self)
+            each.listen()
+        self._unlooked = 0
+        seen, self._seen = self._seen, [each.changes for each in (self._weight, *self._feedback)]
+        gradients, self._gradients = self._gradients, sum(each.gradients for each in self._feedback)
+        if gradients == self._gradients or not seen or self._seen == seen:
+            return
+        if not self._advised:
+            self._advised = True
+            connection.layer.rule.check_decay(connection.name, self._weight.decay)
+        if self._seen[1:] != seen[1:]:
+            self._idle = 0
+        else:
+            self._idle += 1
+            self._require_learning(connection, parameters)
+
+    def _require_learning(self, connection: Connection, parameters: list[nn.Parameter]) -> None:
+        if self._idle == 1:
+            self._samples = [_sample(each) for each in parameters]
+            return
+        weight, *feedback = (_differs(sample, each) for sample, each in zip(self._samples, parameters, strict=True))
+        if weight and not any(feedback):
+            _find_optimizers()
+            if not any(each.held for each in self._feedback):  # held: its optimizer steps more rarely
+                raise RuntimeError(
+                    f"{connection.name}: W learns and its B does not: rule {connection.layer.rule.name!r} gives B "
+                    "gradients, and no optimizer holds it. Build the optimizer after `convert`, of all parameters, or "
+                    "give it a group for biotorch.feedback_parameters(model). A B that is to stay is frozen: "
+                    "requires_grad_(False)"
+                )
 
 
-def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    if not _watched or is_twin(optimizer):
-        return
-    # A fused optimizer under a gradient scaler runs its step, and this hook, even where it found
-    # infinities and changed nothing.
+def _sample(tensor: Tensor) -> Tensor:
+    """Some thousand elements, evenly spread."""
+    flat = tensor.detach().reshape(-1)
+    return flat[:: max(1, flat.numel() // 4096)].clone()
+
+
+def _differs(sample: Tensor, tensor: Tensor) -> bool:
+    now = _sample(tensor)
+    return not torch.equal(sample.nan_to_num(), now.nan_to_num())
+
+
+def _is_held(watch: Watch) -> bool:
+    """Whether an optimizer holds a parameter that none has stepped on yet."""
+    if not watch.held and not watch.searched:
+        _find_optimizers()
+    return watch.held
+
+
+def _find_optimizers() -> None:
+    """Mark what the living optimizers hold; torch keeps no list of them, and some step for the first time after SAM."""
+    for each in gc.get_objects():
+        if issubclass(type(each), Optimizer):
+            for held in map(_watches.get, map(id, _parameters(each))):
+                if held is not None:
+                    held.held = True
+    for each in list(_watches.values()):
+        each.searched = True
+
+
+def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
+    for group in getattr(optimizer, "param_groups", ()):
+        yield from group["params"]
+
+
+def _inner(optimizer: Optimizer) -> Iterator[Optimizer]:
+    """The optimizers that a wrapper (accumulation, Lookahead, SAM) keeps."""
+    for value in vars(optimizer).values():
+        values = list(value.values()) if isinstance(value, Mapping) else value
+        yield from (
+            part
+            for part in (values if isinstance(values, list | tuple | set) else [values])
+            if isinstance(part, Optimizer)
+        )
+
+
+@uncompiled
+def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    if _watches:
+        for parameter in _parameters(optimizer):
+            if (found := _watches.get(id(parameter))) is not None:
+                found.held = True
+
+
+@uncompiled
+def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    # A fused optimizer under a gradient scaler runs its step, and this hook, even where it found infinities and
+    # changed nothing. A wrapper's own hook comes beside that of the optimizer inside, and also where it has not
+    # stepped that one at all: what the inner one holds is marked by the inner one.
     found_inf = getattr(optimizer, "found_inf", None)
-    if found_inf is not None and bool(found_inf):
+    if not _watches or (found_inf is not None and bool(found_inf)):
         return
-    step = Step(optimizer)
-    for layer in _concerned(step):
-        layer.after_update(step)
+    inside = {id(parameter) for each in _inner(optimizer) for parameter in _parameters(each)}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if id(parameter) not in inside and (found := _watches.get(id(parameter))) is not None:
+                found.steps += 1
+                found.decay = group.get("weight_decay")
 
 
-register_optimizer_step_pre_hook(_uncompiled(_before_step))
-register_optimizer_step_post_hook(_uncompiled(_after_step))
+register_optimizer_step_pre_hook(_before_step)
+register_optimizer_step_post_hook(_after_step)
+
+
+@torch.library.custom_op("biotorch::settle", mutates_args=("followed", "factor"))
+def settle_compiled(followed: Sequence[Tensor], factor: Tensor, weight: Tensor, key: int, training: bool) -> None:
+    """`Follower.settle` as an operator, which compiled graphs call and do not look into.
+
+    It rescales no W, but says by what in `factor`: in a compiled graph the W of a convolution may be a copy, laid out
+    for the processor.
+    """
+    follower = _followers.get(key)
+    found = None if follower is None else follower.settle(training, followed)
+    if found is not None:
+        factor.copy_(found)
+
+
+@settle_compiled.register_fake
+def _(followed: Sequence[Tensor], factor: Tensor, weight: Tensor, key: int, training: bool) -> None:
+    return None

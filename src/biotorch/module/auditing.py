@@ -19,7 +19,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from biotorch import seeding, teaching
 from biotorch.autograd import Cut
-from biotorch.layers import FeedbackLayer
+from biotorch.layers import FeedbackLayer, connections, is_feedback
 from biotorch.module import nested
 from biotorch.module.isolation import isolated
 from biotorch.module.learning import learned_from_weights
@@ -54,6 +54,8 @@ class _Experiment:
     def __init__(self, model: nn.Module, inputs: Any, seed: int) -> None:
         self.model = model
         self.seed = seed
+        for connection in connections(model).values():
+            connection.settle()
         self.args, self.kwargs = nested.arguments(inputs)
         entries = survey(model)
         generator = seeding.generator(seed)
@@ -159,7 +161,7 @@ class _Experiment:
             readers = {module for name in names for module in self._named(name).modules()}
             layers = [module for module in readers if isinstance(module, FeedbackLayer)]
             key = _input_of(names[0])
-            silent = all(each.feedback_shape is None for layer in layers for each in layer.connections)
+            silent = not any(each.feedback_shapes for layer in layers for each in layer.connections)
             if silent or key not in baseline:
                 continue
             with silenced(layers):
@@ -199,7 +201,26 @@ class _Experiment:
             loss = nested.functional(outputs, seeding.generator(self.seed + 1))
             with overwritten(after.values()):
                 gradients = torch.autograd.grad(loss, list(targets.values()), allow_unused=True)
-        return {name: g for name, g in zip(targets, gradients, strict=True) if g is not None}
+                found = {name: g for name, g in zip(targets, gradients, strict=True) if g is not None}
+                return found | self._learned(found)
+
+    def _learned(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Every B that learns by a gradient, after steps of an optimizer on copies of it and of W as it is now."""
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        learned: dict[str, Tensor] = {}
+        for connection in connections(self.model).values():
+            copies = {}
+            for parameter in (connection.trained, *connection.learned):
+                name = names[id(parameter)]
+                if name in gradients:
+                    copies[name] = nn.Parameter(parameter.detach().clone())
+                    copies[name].grad = gradients[name].clone()
+            if connection.learned and copies:
+                optimizer = torch.optim.SGD(copies.values(), lr=0.1, momentum=0.9, weight_decay=0.1)
+                for _ in range(2):
+                    optimizer.step()
+                learned.update({f"{name} after steps": copy for name, copy in copies.items() if is_feedback(name)})
+        return learned
 
     @contextlib.contextmanager
     def _hooks(self, targets: dict[str, Any]) -> Iterator[None]:

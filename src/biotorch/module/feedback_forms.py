@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from biotorch import seeding
-from biotorch.layers import FeedbackLayer, as_feedback, feedback_type
+from biotorch.layers import FeedbackLayer, as_feedback, connections, feedback_type
 from biotorch.module import nested
 from biotorch.module.isolation import isolated
 from biotorch.module.plan import ConversionError, Planned
@@ -83,15 +83,15 @@ def hold_shared_feedback(
     model: nn.Module, planned: list[Planned], holder: FeedbackLayer | None, n_out: int, seed: int
 ) -> None:
     """Create the matrix of which the layers under a shared feedback have slices, as a buffer of `holder`."""
-    layers = [module for module in model.modules() if isinstance(module, FeedbackLayer)]
-    for layer in layers:  # the matrix of an earlier conversion, if nobody has a slice of it any more
-        if "shared_feedback" in layer._buffers and not any(layer in other.shared_from for other in layers):
+    found = list(connections(model).values())
+    for layer in model.modules():  # the matrix of an earlier conversion, if nobody has a slice of it any more
+        if "shared_feedback" in layer._buffers and not any(each.holder is layer for each in found):
             del layer.shared_feedback
-    sharing = [layer for layer in layers if holder in layer.shared_from]
+    sharing = [each for each in found if each.holder is holder and each.columns is not None]
     if holder is None or not any(item.form == "shared" for item in planned):
         return
-    rule = sharing[0].rule
-    width = max(part.size for layer in sharing for part in layer.feedback_columns.values())
+    rule = sharing[0].layer.rule
+    width = max(each.columns.size for each in sharing if each.columns is not None)
     matrix = holder.connections[0].weight.new_empty((n_out, width))
     initial.draw_unit(matrix, rule.feedback_distribution, seeding.generator(seeding.derive(seed, "shared feedback")))
     holder.register_buffer("shared_feedback", matrix)

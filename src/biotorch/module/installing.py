@@ -41,7 +41,7 @@ def install(
         if not copy_weights:
             drawn: set[int] = set()  # tied weights are drawn once, before any B is made of them
             for layer, rule, own_seed in converted:
-                weights = {id(connection.trained) for connection in layer.connections}
+                weights = {id(layer.get_parameter(name)) for name in layer.weight_names}
                 if not weights <= drawn:
                     drawn |= weights
                     layer.initialise_weights(rule, own_seed)
@@ -49,16 +49,22 @@ def install(
         holder = next((m for m in model.modules() if id(m) in outputs and isinstance(m, FeedbackLayer)), None)
         first_with: dict[tuple[Any, ...], Connection] = {}  # connections that share W share B
         for (layer, rule, own_seed), item in zip(converted, planned, strict=True):
-            row, twins = dense.get(item.name), {}
-            for connection in layer.connections:
-                # A convolution and a transposed one may share W, but not a direct rule's B: it has another shape.
-                shape = (row or layer.projection_shape(connection.parameter)) if rule.direct else None
-                twin = first_with.setdefault((id(connection.trained), rule, shape), connection)
-                if twin.layer is not layer or twin.parameter != connection.parameter:
-                    twins[connection.parameter] = twin
+            row = dense.get(item.name)
+            # A convolution and a transposed one may share W, but not a direct rule's B: it has another shape.
+            keys = {
+                name: (
+                    id(layer.get_parameter(name)),
+                    rule,
+                    (row or layer.projection_shape(name)) if rule.direct else None,
+                )
+                for name in layer.weight_names
+            }
+            twins = {name: first_with[key] for name, key in keys.items() if key in first_with}
             layer.set_rule(
                 rule, own_seed, n_out, twins, row, holder if item.form == "shared" else None, at_point=item.at_point
             )
+            for name, key in keys.items():
+                first_with.setdefault(key, layer.connection(name))
         hold_shared_feedback(model, planned, holder, n_out or 0, seed)
         _mark_time_major(model)
         _connect(model, outputs)
@@ -69,16 +75,18 @@ def install(
 @contextlib.contextmanager
 def _all_or_nothing(planned: list[Planned]) -> Iterator[None]:
     """Where the block fails, the layers are as they were."""
-    before = [(item.layer, type(item.layer), dict(vars(item.layer)), dict(item.layer._buffers)) for item in planned]
+    tensors = ("_parameters", "_buffers")
+    before = [
+        (item.layer, type(item.layer), {**vars(item.layer), **{name: dict(vars(item.layer)[name]) for name in tensors}})
+        for item in planned
+    ]
     try:
         yield
     except Exception as error:
-        for layer, kind, attributes, buffers in before:
+        for layer, kind, attributes in before:
             layer.__class__ = kind
             layer.__dict__.clear()
             layer.__dict__.update(attributes)
-            layer._buffers.clear()
-            layer._buffers.update(buffers)
         raise ConversionError(f"a rule or a registered layer failed: {error}") from error
 
 

@@ -8,13 +8,19 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from biotorch.layers import connections
+from biotorch.layers.updates import paused
+
 
 @contextlib.contextmanager
 def isolated(model: nn.Module) -> Iterator[None]:
     """On leaving, buffers (batch-norm statistics) and the global random state are as they were.
 
-    Two blocks in a row therefore start from the same random state: they draw the same dropout masks.
+    What follows earlier updates of weights is done before; whatever happens to them inside is no update. Two blocks in
+    a row start from the same random state: they draw the same dropout masks.
     """
+    for connection in connections(model).values():
+        connection.settle()
     tensors = [*model.parameters(), *model.buffers()]
     devices = sorted({tensor.get_device() for tensor in tensors if tensor.is_cuda})
     before = [
@@ -23,7 +29,7 @@ def isolated(model: nn.Module) -> Iterator[None]:
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), paused():
         try:
             yield
         finally:

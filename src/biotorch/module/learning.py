@@ -7,6 +7,7 @@ from torch import Tensor
 
 from biotorch import seeding
 from biotorch.layers import Connection, FeedbackLayer
+from biotorch.layers.connection import as_state
 from biotorch.module.noise import draw
 from biotorch.module.verdicts import LEAK
 from biotorch.rules import Transports, Update
@@ -18,8 +19,8 @@ _NUMBERS = (1, 2, 720_720_000)
 def learned_from_weights(layer: FeedbackLayer, seed: int) -> Transports:
     """Run the rule's `after_update` on copies of B, with noise in the place of W, and compare what B becomes.
 
-    What is local to a connection, and its answer to activity (`Update.respond`), stays as it is: a rule that learns
-    from those alone transports nothing.
+    The connection's answer to activity (`Update.respond`) stays as it is: a rule that learns from that alone transports
+    nothing.
     """
     if not layer.rule.has_update():
         return "nothing"
@@ -30,28 +31,30 @@ def _copied(connection: Connection, seed: int) -> Transports:
     noise = draw(connection.weight, seeding.generator(seed))
 
     def at(number: int) -> Transports:
-        first = _learned(connection, noise.first, number, seed)
-        if torch.equal(first, _learned(connection, noise.second, number, seed)):
+        first, second, signed = (
+            _learned(connection, weight, number, seed) for weight in (noise.first, noise.second, noise.signed)
+        )
+        if _equal(first, second):
             return "nothing"
-        return "signs" if torch.equal(first, _learned(connection, noise.signed, number, seed)) else "weights"
+        return "signs" if _equal(first, signed) else "weights"
 
     return max(map(at, _NUMBERS), key=LEAK.__getitem__)
 
 
-def _learned(connection: Connection, weight: Tensor, number: int, seed: int) -> Tensor:
+def _learned(connection: Connection, weight: Tensor, number: int, seed: int) -> list[Tensor]:
     """B after an update in which the rule sees `weight` for W."""
-    feedback = torch.empty(0) if connection.buffer is None else connection.buffer.detach().clone()
+    tensors = {part: tensor.detach().clone() for part, tensor in connection.tensors.items()}
     update = Update(
         weight,
-        feedback,
+        as_state(tensors),
         lambda: seeding.generator(seed, weight.device),
         number=number,
-        rate=0.1,
-        decay=0.1,
-        gradient=torch.ones_like(weight),
-        product=torch.ones_like(feedback),
         forward=connection.weight.detach(),
     )
     with torch.no_grad():
         connection.layer.rule.after_update(update)
-    return feedback
+    return list(tensors.values())
+
+
+def _equal(first: list[Tensor], second: list[Tensor]) -> bool:
+    return all(map(torch.equal, first, second))

@@ -53,14 +53,14 @@ def overwritten(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[None]:
 @contextlib.contextmanager
 def silenced(layers: Iterable[FeedbackLayer]) -> Iterator[None]:
     """The feedback of `layers` is zero; that of others stays, also where all share one matrix."""
-    layers = list(layers)
-    buffers = {id(b): b for layer in layers for each in layer.connections if (b := each.buffer) is not None}
-    columns = [layer.feedback_columns for layer in layers]
+    silent = [each for layer in layers for each in layer.connections]
+    tensors = {id(tensor): tensor for each in silent for tensor in each.tensors.values()}
+    columns = [each.columns for each in silent]
     try:
-        for layer, own in zip(layers, columns, strict=True):
-            layer.feedback_columns = {name: part._replace(scale=0.0) for name, part in own.items()}
-        with overwritten((buffer, torch.zeros_like(buffer)) for buffer in buffers.values()):
+        for each in silent:
+            each.columns = None if each.columns is None else each.columns._replace(scale=0.0)
+        with overwritten((tensor, torch.zeros_like(tensor)) for tensor in tensors.values()):
             yield
     finally:
-        for layer, own in zip(layers, columns, strict=True):
-            layer.feedback_columns = own
+        for each, own in zip(silent, columns, strict=True):
+            each.columns = own

@@ -70,13 +70,14 @@ def find_outputs(
     if output_dim is not None and outputs and output_dim != start:
         problems.append(f"output_dim={output_dim}, but the output ({', '.join(names)}) has {start}")
     for name, layer in kept_direct.items():
-        (rows, *_) = layer.connections[0].feedback_shape or (start,)
+        ((rows, *_), *_) = layer.connections[0].feedback_shapes or [(start,)]
         if outputs and rows != start:
             problems.append(
                 f"{name} keeps a B for {rows} outputs, but the output ({', '.join(names)}) has {start}: "
                 "convert it again, too"
             )
-        if layer.shared_from and any(item.form == "shared" or item.layer in layer.shared_from for item in planned):
+        holder = layer.connections[0].holder
+        if holder is not None and any(item.form == "shared" or item.layer is holder for item in planned):
             problems.append(f"{name} keeps a slice of an earlier shared feedback: convert all of its layers together")
     return outputs if asked else {}
 

@@ -88,18 +88,18 @@ def summary(model: nn.Module) -> Summary:
             rule = module.rule.name
             note = "output layer" if module.output is not None else "frozen" if frozen else ""
             shared = module._buffers.get("shared_feedback")
-            buffers = [shared, *(connection.buffer for connection in module.connections)]
-            held.update((id(buffer), buffer) for buffer in buffers if buffer is not None)
-            shapes = [shape for each in module.connections if (shape := each.feedback_shape) is not None]
+            tensors = [shared, *(tensor for each in module.connections for tensor in each.tensors.values())]
+            held.update((id(tensor), tensor) for tensor in tensors if tensor is not None)
+            shapes = [shape for each in module.connections for shape in each.feedback_shapes]
         elif entry.kind == "convertible":
             rule, note = "backpropagation", "plain PyTorch, not converted"
         owners = [module, *owned_modules(module)]
         held_here = [p for owner in owners for p in owner._parameters.values() if p is not None]
-        own = {id(p): p for p in held_here if not nn.parameter.is_lazy(p)}
+        own = {id(p): p for p in held_here if not nn.parameter.is_lazy(p) and id(p) not in held}
         own.update((id(p), p) for p in weight_matrices(module).values())  # a parametrized layer's lie elsewhere
         count = sum(p.numel() for p in own.values())
         rows.append(Row(entry.name, type(module).__name__, entry.kind, rule, count, tuple(shapes), note))
-    parameters = [p for p in model.parameters() if not nn.parameter.is_lazy(p)]
+    parameters = [p for p in model.parameters() if not nn.parameter.is_lazy(p) and id(p) not in held]
     total = sum(p.numel() for p in parameters)
     return Summary(
         rows,

@@ -13,7 +13,7 @@ from biotorch.module.shortcuts import remove_cuts
 _Module = TypeVar("_Module", bound=nn.Module)
 
 #: What conversion leaves on a layer beside its rule.
-_MARKS = ("output", "label", "batch_dim", "true_gradients", "sums_gradients")
+_MARKS = ("output", "label", "batch_dim", "true_gradients")
 
 
 def revert(model: _Module) -> _Module:

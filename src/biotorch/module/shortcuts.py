@@ -135,7 +135,7 @@ class CutShortcut:
 @uncompiled
 def _cut(x: Tensor, layer: FeedbackLayer) -> Tensor:
     first, operation = layer.connections[0], layer.entry(x)
-    cut: Tensor = Cut.apply(x, layer.projector(first.parameter, x), operation, layer.receiver(first.parameter))
+    cut: Tensor = Cut.apply(x, layer.projector(first, x).detach(), operation, layer.receiver(first))
     return cut
 
 

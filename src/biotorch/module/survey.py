@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
 
-from biotorch.layers import LAYER_TYPES, FeedbackLayer, feedback_type
+from biotorch.layers import LAYER_TYPES, FeedbackLayer, feedback_type, is_feedback
 
 #: feedback: under a rule; convertible: could be; left: transports its weights, if anything flows
 #: upstream of it; local: its gradients need no weights of another unit.
@@ -68,6 +68,8 @@ def weight_matrices(module: nn.Module) -> dict[str, nn.Parameter]:
         for name, p in owner._parameters.items()
         if p is not None and not nn.parameter.is_lazy(p)
     }
+    if isinstance(module, FeedbackLayer):  # a B that learns is a parameter, too, and no weight
+        named = {name: p for name, p in named.items() if not is_feedback(name)}
     if isinstance(module, (FeedbackLayer, *LAYER_TYPES)) or feedback_type(type(module)) is not None:
         return {name: p for name, p in named.items() if p.dim() > 1}  # (1, n) is a matrix here
     return {name: p for name, p in named.items() if p.dim() > 1 and p.numel() > max(p.shape)}

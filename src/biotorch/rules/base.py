@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from torch import Generator, Tensor
 
@@ -47,8 +48,9 @@ class Rule:
     trains_output_only: ClassVar[bool] = False
     #: True for a rule that has not (yet) done here what its paper reports: docs/log.md says what was tried.
     experimental: ClassVar[bool] = False
-    #: Whether `after_update` asks for `Update.product`, which costs a product in the backward pass (direct rules).
-    observes_product: ClassVar[bool] = False
+    #: True where B descends by a gradient: it is a parameter, to which the backward pass hands that of W (feedback
+    #: rules) or the product of error and input (direct rules), and the user's optimizer does the rest.
+    learns: ClassVar[bool] = False
 
     @property
     def needs_network(self) -> str:
@@ -67,16 +69,22 @@ class Rule:
         """The initializer of B."""
         return self.feedback_init or self.init
 
-    def initial_feedback(self, weight: Tensor, blank: Tensor, generator: Generator) -> Tensor | None:
-        """B of one layer at conversion, which becomes its buffer `feedback`; None if the rule has none.
+    def initial_feedback(
+        self, weight: Tensor, blank: Tensor, generator: Generator
+    ) -> Tensor | Mapping[str, Tensor] | None:
+        """B of one layer at conversion, which becomes its `feedback`; None if the rule has none.
 
         `blank` is an empty tensor in the shape of B to fill: that of W for a feedback rule,
-        (n_out, C_in, *kernel_size) for a direct one.
+        (n_out, C_in, *kernel_size) for a direct one. A feedback rule whose B is made of several tensors returns them by
+        name; they become `feedback_<name>`.
         """
         return None
 
     def after_update(self, update: Update) -> None:
-        """Called once after every optimizer step on a W that has a gradient; may change B in place."""
+        """Called once after every update of W, at the next use of B; may change B in place."""
+
+    def check_decay(self, layer: str, decay: float | None) -> None:
+        """Called once per layer whose B learns, with the `weight_decay` of W's optimizer, None where it has none."""
 
     def require_number(self, *options: str, most: float = math.inf, whole: bool = False, zero: bool = False) -> None:
         """Raises ValueError for an option that is no finite number above 0, at most `most`, whole if asked.
@@ -93,16 +101,19 @@ class Rule:
 
     @classmethod
     def has_update(cls) -> bool:
-        """Whether `after_update` does anything; layers of other rules are never visited."""
+        """Whether `after_update` does anything; updates of other rules' weights are not looked for."""
         return cls.after_update is not Rule.after_update
 
 
 class FeedbackRule(Rule):
     """A rule that goes backwards layer by layer, with `feedback(W, B)` in the place of W."""
 
-    def feedback(self, weight: Tensor, state: Tensor | None) -> Tensor:
-        """The effective B, in the shape of `weight`. Evaluated in the backward pass."""
-        raise NotImplementedError(f"{type(self).__name__} says no feedback(weight, state)")
+    def feedback(self, weight: Tensor, state: Any) -> Tensor:
+        """The effective B, in the shape of `weight`, of what `initial_feedback` returned: `state` itself by default.
+
+        Evaluated in the backward pass; where there are several tensors, in the forward pass, with `weight` detached.
+        """
+        return state  # type: ignore[no-any-return]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,3 @@ class FeedbackAlignment(FeedbackRule):
             return weight.detach().clone()
         drawn = initial.draw(blank, self.feedback_distribution, generator)
         return drawn if self.feedback_angle is None else initial.turned(drawn, weight.detach(), self.feedback_angle)
-
-    def feedback(self, weight: Tensor, state: Tensor | None) -> Tensor:
-        assert state is not None
-        return state

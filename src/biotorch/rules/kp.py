@@ -7,7 +7,6 @@ import warnings
 
 from biotorch.rules.fa import FeedbackAlignment
 from biotorch.rules.registry import register
-from biotorch.rules.update import Update
 
 
 @register("kp", transports="nothing")
@@ -18,32 +17,27 @@ class KolenPollack(FeedbackAlignment):
     W <- (1 - lambda) W + u, B <- (1 - lambda) B + u, so that W - B shrinks by 1 - lambda per update. u is made of the
     product of what both ends of the connection see, which no weight has to travel for.
 
-        u        a step of the optimizer by `update.gradient`, which is that of W
+        u        a step of the optimizer by the gradient of W, which the backward pass hands to both
         lambda   lr * weight_decay of the optimizer
         B        stands where W would in the backward pass, equation 3 of the benchmark's paper
 
-    Deviations: the papers have plain gradient descent; here B steps by an optimizer like W's, whichever it is, with
-    a momentum and a decay of its own. W - B then shrinks as that optimizer makes a weight without a gradient shrink:
-    under SGD by lr * weight_decay / (1 - momentum) per update in the long run, under AdamW by 1 - lr * weight_decay
-    exactly. Adam divides a decay by second moments that W and B do not share: W - B need not vanish. Where
-    `constrain_weights` rescales W, B is rescaled by the same factor. A penalty on W in the loss is no decay: its
-    gradient brings W into B, and the audit, which looks at what the rule does, does not see it. The optimizer of B is
-    built of the defaults and the parameter group of W's: of an optimizer of one's own, settings that are kept
-    elsewhere are not seen.
+    Deviations: the papers have plain gradient descent; here B is a parameter that gets W's gradient, and whichever
+    optimizer holds the two makes the steps. W - B then shrinks as that optimizer makes a weight without a gradient
+    shrink: under SGD by lr * weight_decay / (1 - momentum) per update in the long run, under AdamW by
+    1 - lr * weight_decay exactly. Adam divides a decay by second moments that W and B do not share: W - B need not
+    vanish. Where `constrain_weights` rescales W, B is rescaled by the same factor. A penalty on W in the loss reaches W
+    alone: B has the gradient of the product, without it.
 
     Warns:
-        UserWarning: at the first update, if there is no weight decay: W - B then stays as it is.
-
-    Raises:
-        RuntimeError: the optimizer evaluates the loss itself (LBFGS).
+        UserWarning: at the first update, if the optimizer has no weight decay for W: W - B then stays as it is.
     """
 
-    def after_update(self, update: Update) -> None:
-        if update.number == 1 and update.decay == 0:
+    learns = True
+
+    def check_decay(self, layer: str, decay: float | None) -> None:
+        if not decay:
             warnings.warn(
-                f"kp: the optimizer has no weight decay for {update.layer or 'a layer'}, so W - B stays as it is and B "
-                "does not turn to W: give it one (weight_decay=...)",
+                f"kp: the optimizer has no weight decay for {layer}, so W - B stays as it is, and B turns to W only as "
+                "far as both outgrow it: give it one (weight_decay=...)",
                 stacklevel=2,
             )
-        update.descend(update.gradient)
-        update.feedback.mul_(update.rescaled)

@@ -38,8 +38,6 @@ def register(*names: str, transports: Transports) -> Callable[[type[Rule]], type
                 f"{rule.__name__} has options ({', '.join(options)}) and is no dataclass: put "
                 "@dataclasses.dataclass(frozen=True, kw_only=True) between @rules.register(...) and the class"
             )
-        if rule.observes_product and not issubclass(rule, DirectRule):
-            raise TypeError(f"{rule.__name__} observes the product of a direct rule, and derives from FeedbackRule")
         for name in names:
             if name in _REGISTRY or name in _ALIASES:
                 module = get(name).__module__

@@ -23,9 +23,5 @@ class Sham(FeedbackRule):
     def initial_feedback(self, weight: Tensor, blank: Tensor, generator: Generator) -> Tensor:
         return weight.detach().clone()
 
-    def feedback(self, weight: Tensor, state: Tensor | None) -> Tensor:
-        assert state is not None
-        return state
-
     def after_update(self, update: Update) -> None:
         update.feedback.copy_(update.weight)

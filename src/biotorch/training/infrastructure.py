@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from biotorch.frozen import Section, SectionError
 from biotorch.hashing import state_hash
-from biotorch.layers import FeedbackLayer, is_feedback
+from biotorch.layers import is_feedback
 
 _T = TypeVar("_T")
 
@@ -176,9 +176,6 @@ class SummingDDP(DDPStrategy):
         _leave_out_feedback(module)
         wrapped = super().setup_module(module)
         wrapped.register_comm_hook(None, lambda state, bucket: _sum(bucket.buffer()))
-        for layer in module.modules():
-            if isinstance(layer, FeedbackLayer):
-                layer.sums_gradients = True
         return wrapped
 
 

@@ -13,16 +13,16 @@ from biotorch.rules import DirectRule
 
 
 class Teacher:
-    """Gives a network its targets, where one of its rules sends anything but the error, or learns from it.
+    """Gives a network its targets, where one of its rules sends anything but the error.
 
     A target or a sign has no size of its own (`drtp`, `sdfa`): it gets the factors by which the training multiplies
-    its loss. What B learns from has that of a loss scaler too much (`dkp`).
+    its loss.
     """
 
     def __init__(self, model: nn.Module, fabric: Fabric) -> None:
         self.fabric = fabric
         self._wanted = any(
-            isinstance(each.rule, DirectRule) and (each.rule.has_signal() or each.rule.observes_product)
+            isinstance(each.rule, DirectRule) and each.rule.has_signal()
             for each in model.modules()
             if isinstance(each, FeedbackLayer)
         )

@@ -1,0 +1,55 @@
+"""Gradients of networks whose B learns: which parameters are B, and clipping by the norm of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from biotorch.layers.connection import connections
+
+
+def feedback_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """The B of `model` that learn by gradients (`kp`, `dkp`), each once.
+
+    For a parameter group of their own:
+
+        feedback = list(biotorch.feedback_parameters(model))
+        ours = {id(parameter) for parameter in feedback}
+        rest = [parameter for parameter in model.parameters() if id(parameter) not in ours]
+        optimizer = torch.optim.SGD([{"params": rest}, {"params": feedback, "lr": 0.001}], lr=0.1)
+    """
+    found = {id(each): each for connection in connections(model).values() for each in connection.learned}
+    yield from found.values()
+
+
+def clip_grad_norm_(
+    model: nn.Module, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
+) -> Tensor:
+    """Scale all gradients of `model` by one factor, so that those of the network have a norm of at most `max_norm`.
+
+    As `torch.nn.utils.clip_grad_norm_`, but the norm is that over the gradients of the network itself, without those of
+    a B that learns: a network under `kp` is clipped as it would be under `fa`, and W and B stay together. torch's own
+    function counts B's gradients, too: the norm under `kp` is then larger by up to the square root of 2.
+
+    Args:
+        model: the network; parameters without a gradient are left out.
+        max_norm: the norm that they may have.
+        norm_type: p of the p-norm, also `inf`.
+        error_if_nonfinite: raise where the norm is not finite.
+
+    Returns:
+        The norm before clipping, a scalar.
+
+    Raises:
+        RuntimeError: the norm is not finite, and `error_if_nonfinite`.
+    """
+    ours = {id(parameter) for parameter in feedback_parameters(model)}
+    found = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    own = [parameter.grad for parameter in found if id(parameter) not in ours and parameter.grad is not None]
+    with torch.no_grad():
+        norm: Tensor = get_total_norm(own, norm_type, error_if_nonfinite)
+        clip_grads_with_norm_(found, max_norm, norm)
+    return norm
