@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -100,8 +100,7 @@ class RuleState(nn.Module):
         for part, tensor in tensors.items():
             name = feedback_name(connection.parameter, part)
             if rule.learns:
-                known = isinstance(tensor, nn.Parameter)  # the twin's
-                self.register_parameter(name, tensor if known else nn.Parameter(tensor.detach()))
+                self.register_parameter(name, nn.Parameter(tensor) if twin is None else tensor)  # type: ignore[arg-type]
             else:
                 self.register_buffer(name, tensor)
         self._check_feedback(connection, blank.shape)
@@ -177,18 +176,38 @@ class RuleState(nn.Module):
         for connection in self.connections:
             connection.keep_up()
 
+    def __getattr__(self, name: str) -> Tensor | nn.Module:
+        # Called for parameters and buffers: whoever reads B reads it as it is after the last update.
+        if "feedback" in name:
+            self.settle()
+        return super().__getattr__(name)
+
     @property
-    def feedback_draws(self) -> Tensor:
-        """Seeds and numbers of updates, by which the next draw of B is determined: a resumed run draws the same."""
-        seeds = [connection.seed for connection in self.connections]
-        updates = [connection.updates for connection in self.connections]
-        return torch.tensor([*seeds, *updates[: 1 if len(set(updates)) == 1 else None]])
+    def feedback_draws(self) -> int:
+        """How many updates of W a rule has answered since the conversion."""
+        self.settle()
+        return max(connection.updates for connection in self.connections)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._overlook()
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+
+    def _overlook(self) -> None:
+        """Settle what was to be settled: the change of W that comes is no update."""
+        self.settle()
+        for connection in self.connections:
+            if connection.follower is not None:
+                connection.follower.overlook = True
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         self.settle()
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.rule.has_update():
-            destination[prefix + "feedback_draws"] = self.feedback_draws
+            # The next draw is determined by seed and number: with both, a resumed run draws the same.
+            seeds, updates = zip(*((each.seed, each.updates) for each in self.connections), strict=True)
+            destination[prefix + "feedback_draws"] = torch.tensor(
+                [*seeds, *updates[: 1 if len(set(updates)) == 1 else None]]
+            )
 
     def _load_from_state_dict(
         self,
@@ -200,7 +219,7 @@ class RuleState(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        self.settle()
+        self._overlook()
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -221,8 +240,6 @@ class RuleState(nn.Module):
         ]
         if self.rule.has_update():
             self._load_draws(state_dict.get(prefix + "feedback_draws"), prefix, strict, error_msgs)
-        for connection in self.connections:
-            connection.keep_up()
 
     def _load_draws(self, draws: Tensor | None, prefix: str, strict: bool, error_msgs: list[str]) -> None:
         count = len(self.connections)

@@ -99,8 +99,9 @@ class Follower:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = weakref.ref(connection)
-        #: An update that `biotorch.updated` tells of.
-        self.told = False
+        #: An update that `biotorch.updated` tells of; a change that is none.
+        self.told, self.overlook = False, False
+        self._busy = False
         self.key = id(self)
         _followers[self.key] = self
         self.forget()
@@ -126,7 +127,7 @@ class Follower:
             RuntimeError: W is computed from other tensors, or changes in a way that cannot be seen.
         """
         connection = self._connection()
-        if connection is None or _paused:
+        if connection is None or _paused or self._busy:
             return None
         with _lock:
             if connection.is_computed:
@@ -136,7 +137,11 @@ class Follower:
                     "(prune.remove, parametrize.remove_parametrizations), or take a rule whose B stays, as fa or usf"
                 )
             if self._is_updated(connection.trained):
-                factor = connection.follow(followed)
+                self._busy = True  # what follows looks at B, too
+                try:
+                    factor = connection.follow(followed)
+                finally:
+                    self._busy = False
                 self.forget()
                 return factor
             if training:
@@ -149,6 +154,8 @@ class Follower:
         if self._watch.parameter() is not parameter:
             self.forget()  # another parameter has taken its place
         self._watch.listen()
+        if self.overlook:
+            self.overlook, self._watch.version = False, parameter._version
         if self._watch.gradients == self._gradients:
             return False
         if self._watch.steps != self._steps:

@@ -11,7 +11,7 @@ from torch import nn
 
 from biotorch import seeding
 from biotorch.broadcast import Output
-from biotorch.layers import Connection, FeedbackLayer, feedback_type, reading_type
+from biotorch.layers import Connection, FeedbackLayer, connections, feedback_type, reading_type
 from biotorch.module.feedback_forms import hold_shared_feedback
 from biotorch.module.freezing import freeze_hidden, thaw
 from biotorch.module.plan import ConversionError, ConversionWarning, Planned
@@ -70,6 +70,24 @@ def install(
         _connect(model, outputs)
     thaw(model)
     freeze_hidden(model, outputs)
+    _warn_of_sharing(model)
+
+
+def _warn_of_sharing(model: nn.Module) -> None:
+    """Say what it means where a W that B learns beside is the weight of another kind of module, too."""
+    found = connections(model)
+    learned = {id(each.trained): name for name, each in found.items() if each.learned and not each.layer.rule.direct}
+    layers = [module for module in model.modules() if isinstance(module, FeedbackLayer)]
+    own = {part for layer in layers for part in (layer, *(layer.get_submodule(name) for name in layer.owned))}
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            if module not in own and id(parameter) in learned:
+                warnings.warn(
+                    f"{learned[id(parameter)]} shares its W with {name} ({type(module).__name__}): what W learns there "
+                    "does not reach B, so that W - B does not vanish",
+                    ConversionWarning,
+                    stacklevel=4,
+                )
 
 
 @contextlib.contextmanager
