@@ -45,6 +45,7 @@ class Connection:
         self.follower: Follower | None = None
         self.learner: Learner | None = None
         self._frozen_with_weight = False
+        self._draws_version = 0
 
     @property
     def name(self) -> str:
@@ -64,6 +65,11 @@ class Connection:
         """Whether W is no parameter (any more), but computed: pruned, parametrized."""
         path, _, name = self.parameter.rpartition(".")
         return name not in self.layer.get_submodule(path)._parameters
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether this process has a part of W alone (FSDP2), outside of a forward and backward pass."""
+        return hasattr(self.trained, "full_tensor")
 
     @property
     def weight(self) -> Tensor:
@@ -131,10 +137,23 @@ class Connection:
         if self.learned:
             self.learner = Learner(self)
 
+    @property
+    def owner(self) -> Connection:
+        """The connection that keeps B up to date: the twin, where there is one."""
+        return self if self.twin is None else self.twin
+
+    def rejoin(self) -> None:
+        """Share B's tensors with the twin again: moved or cast, buffers of two layers come apart."""
+        if self.twin is not None:
+            for part, own in self.tensors.items():
+                shared = self.twin.tensors[part]
+                if (own.device, own.dtype) == (shared.device, shared.dtype) and not isinstance(own, nn.Parameter):
+                    self.layer._buffers[feedback_name(self.parameter, part)] = shared
+
     def settle(self) -> None:
         """Bring B, and the norm of W, up to date with the updates of W."""
-        follower = self.follower if self.twin is None else self.twin.follower
-        if follower is not None:
+        follower = self.owner.follower
+        if follower is not None and not torch.compiler.is_compiling():  # there, `begin` has done it
             follower.settle()
 
     def begin(self, training: bool) -> None:
@@ -143,7 +162,7 @@ class Connection:
         Raises:
             RuntimeError: updates of W cannot be seen, or B does not learn.
         """
-        owner = self if self.twin is None else self.twin
+        owner = self.owner
         compiling = torch.compiler.is_compiling()
         if owner.follower is not None and compiling:
             with torch.no_grad():
@@ -180,7 +199,8 @@ class Connection:
         """
         layer, rule = self.layer, self.layer.rule
         self.updates += 1
-        weight: Tensor = self.trained
+        whole = getattr(self.trained, "full_tensor", None)  # of a sharded W
+        weight: Tensor = self.trained if whole is None else whole()
         factor = weight.new_ones(())
         if rule.constrain_weights:
             norm, wanted = weight.norm(), getattr(layer, norm_name(self.parameter))
@@ -191,7 +211,7 @@ class Connection:
                 for tensor in self.rescaled:
                     tensor.mul_(factor)
         if rule.has_update():
-            seed = seeding.derive(self.seed, "feedback", self.updates)
+            seed = seeding.derive(self._seed_of_all(), "feedback", self.updates)
             tensors = self.followed if followed is None else followed
             rule.after_update(
                 Update(
@@ -204,6 +224,14 @@ class Connection:
                 )
             )
         return factor
+
+    def _seed_of_all(self) -> int:
+        """The seed; where a process was seeded apart, that of the first, which DDP broadcasts with the buffers."""
+        draws = self.layer._buffers["feedback_draws"]
+        assert draws is not None
+        if draws._version != self._draws_version:  # else the device would have to be waited for
+            self.seed, self._draws_version = int(draws[list(self.layer.connections).index(self)]), draws._version
+        return self.seed
 
     def freeze_with_weight(self) -> None:
         """Freeze a B that learns where W is frozen, and only as long as that is so."""
@@ -266,8 +294,13 @@ def updated(model: nn.Module) -> None:
     Updates are seen by themselves, whatever optimizer makes them; not those that are written through `.data` by hand,
     into flat buffers (DeepSpeed) or into sharded parameters (FSDP2). Call it once after each such step. What
     follows the update (a redraw of `brsf`, a mirror phase of `wm`, the norm under `constrain_weights`) is then done
-    at the next forward pass.
+    at the next use of B.
+
+    Raises:
+        RuntimeError: `constrain_weights` of a sharded W, of which no process can write the whole.
     """
-    for connection in connections(model).values():
+    for name, connection in connections(model).items():
         if connection.follower is not None:
+            if connection.layer.rule.constrain_weights and connection.is_sharded:
+                raise RuntimeError(f"{name}: constrain_weights cannot rescale a sharded weight (FSDP2): use DDP")
             connection.follower.told = True

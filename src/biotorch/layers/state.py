@@ -22,6 +22,8 @@ class RuleState(nn.Module):
     rule: Rule
     #: Each weight matrix with its B.
     connections: Sequence[Connection] = ()
+    #: Under rules that change B after updates: see `_draws`.
+    feedback_draws: Tensor
     #: The layer's dotted name at conversion, for error messages.
     label: str = ""
     #: Whether the layer is the first of a block at whose input a direct rule's error arrives: it has one B, for that.
@@ -77,6 +79,8 @@ class RuleState(nn.Module):
                 self._create_feedback(connection, n_out, (twins or {}).get(connection.parameter), dense)
             if rule.constrain_weights:
                 self.register_buffer(norm_name(connection.parameter), connection.weight.detach().norm())
+        if rule.has_update():
+            self.register_buffer("feedback_draws", self._draws())
         for connection in self.connections:
             connection.keep_up()
 
@@ -84,6 +88,10 @@ class RuleState(nn.Module):
         self, connection: Connection, n_out: int | None, twin: Connection | None, dense: tuple[int, ...] | None
     ) -> None:
         rule, weight = self.rule, self.oriented(connection.parameter)
+        if connection.is_sharded:
+            raise ValueError(
+                f"{connection.name}: its weight is sharded: convert the network first, then fully_shard it"
+            )
         if rule.direct:
             assert n_out is not None
             blank = weight.new_empty((n_out, *(dense or self.projection_shape(connection.parameter))))
@@ -91,7 +99,7 @@ class RuleState(nn.Module):
             own = weight is getattr(self, connection.parameter, None)  # a view's strides are not B's
             blank = torch.empty_like(weight) if own else weight.new_empty(weight.shape)
         if twin is not None:
-            connection.twin, connection.seed, tensors = twin.twin or twin, twin.seed, twin.tensors
+            connection.twin, tensors = twin.owner, twin.tensors
         else:
             generator = seeding.generator(seeding.derive(connection.seed, "feedback", 0))
             found = rule.initial_feedback(weight, blank.detach(), generator)
@@ -123,7 +131,8 @@ class RuleState(nn.Module):
             for name in (*names, norm_name(connection.parameter)):
                 self._parameters.pop(name, None)
                 self._buffers.pop(name, None)
-        self._buffers.pop("shared_feedback", None)
+        for name in ("shared_feedback", "feedback_draws"):
+            self._buffers.pop(name, None)
         for name in ("rule", "connections", "at_point"):
             self.__dict__.pop(name, None)
 
@@ -182,15 +191,12 @@ class RuleState(nn.Module):
             self.settle()
         return super().__getattr__(name)
 
-    @property
-    def feedback_draws(self) -> int:
-        """How many updates of W a rule has answered since the conversion."""
-        self.settle()
-        return max(connection.updates for connection in self.connections)
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._overlook()
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for connection in self.connections:
+            connection.rejoin()
+        return self
 
     def _overlook(self) -> None:
         """Settle what was to be settled: the change of W that comes is no update."""
@@ -201,13 +207,9 @@ class RuleState(nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         self.settle()
+        if "feedback_draws" in self._buffers:
+            self.feedback_draws.copy_(self._draws())
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.rule.has_update():
-            # The next draw is determined by seed and number: with both, a resumed run draws the same.
-            seeds, updates = zip(*((each.seed, each.updates) for each in self.connections), strict=True)
-            destination[prefix + "feedback_draws"] = torch.tensor(
-                [*seeds, *updates[: 1 if len(set(updates)) == 1 else None]]
-            )
 
     def _load_from_state_dict(
         self,
@@ -220,6 +222,14 @@ class RuleState(nn.Module):
         error_msgs: list[str],
     ) -> None:
         self._overlook()
+        draws, key = state_dict.get(prefix + "feedback_draws"), prefix + "feedback_draws"
+        if draws is not None and len(draws) == len(self.connections) + 1:  # one number for all, as it was once
+            state_dict[key] = torch.cat([draws, draws[-1:].expand(len(self.connections) - 1)])
+        if draws is None and strict and self.rule.has_update():
+            error_msgs.append(
+                f"{key} is missing: the state was not saved under a rule that changes B after updates, as "
+                f"{self.rule.name!r} does: convert with the rule that it was saved with."
+            )
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -232,24 +242,16 @@ class RuleState(nn.Module):
                     f"{tuple(tensor.shape)} under rule {self.rule.name!r}: convert with the rule, options "
                     "and output size that the state was saved with."
                 )
-        # Until version 0.1 learned feedback had an optimizer of its own here, whose momenta nobody needs any more.
+        # Before B was a parameter it had an optimizer of its own here, whose momenta nobody needs any more.
         old = [f"{prefix}{feedback_name(each.parameter)}_state_" for each in self.connections if self.rule.learns]
-        known = {prefix + "feedback_draws"} if self.rule.learns or self.rule.has_update() else set()
-        unexpected_keys[:] = [
-            key for key in unexpected_keys if key not in known and not any(key.startswith(each) for each in old)
-        ]
-        if self.rule.has_update():
-            self._load_draws(state_dict.get(prefix + "feedback_draws"), prefix, strict, error_msgs)
+        old += [prefix + "feedback_draws"] if self.rule.learns else []
+        unexpected_keys[:] = [key for key in unexpected_keys if not key.startswith(tuple(old))]
+        if "feedback_draws" in self._buffers:
+            count, numbers = len(self.connections), self.feedback_draws.tolist()
+            for index, connection in enumerate(self.connections):
+                connection.seed, connection.updates = numbers[index], numbers[count + index]
 
-    def _load_draws(self, draws: Tensor | None, prefix: str, strict: bool, error_msgs: list[str]) -> None:
-        count = len(self.connections)
-        if draws is not None and len(draws) in (count + 1, 2 * count):
-            numbers = draws.tolist()
-            updates = numbers[count:] * (count if len(numbers) == count + 1 else 1)
-            for connection, seed, number in zip(self.connections, numbers, updates, strict=False):
-                connection.seed, connection.updates = seed, number
-        elif strict or draws is not None:
-            error_msgs.append(
-                f"{prefix}feedback_draws is missing or of another layer: the state was not saved under a rule that "
-                f"changes B after updates, as {self.rule.name!r} does: convert with the rule that it was saved with."
-            )
+    def _draws(self) -> Tensor:
+        """Seed and number of updates of every connection: the next draw is determined by them, and a resumed run's."""
+        owners = [connection.owner for connection in self.connections]
+        return torch.tensor([*(each.seed for each in owners), *(each.updates for each in owners)])
