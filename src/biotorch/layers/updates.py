@@ -228,7 +228,7 @@ class Learner:
         gradients, self._gradients = self._gradients, sum(each.gradients for each in self._feedback)
         if gradients == self._gradients or not seen or self._seen == seen:
             return
-        if not self._advised:
+        if not self._advised and self._weight.steps > 0:  # whoever updates by hand knows what it does
             self._advised = True
             connection.layer.rule.check_decay(connection.name, self._weight.decay)
         if self._seen[1:] != seen[1:]:
