@@ -5,8 +5,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import invoke, mistake
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from runs import quick, quick_file
 
+from biotorch.cli import running, searching
+from biotorch.experiment import ConfigError, estimating, run
+from biotorch.experiment.estimating import best_jobs
+from biotorch.experiment.executors import Local
+from biotorch.experiment.launching import one_of_several
 from biotorch.frozen import SectionError
 from biotorch.training import InfrastructureConfig, infrastructure, launch
 
@@ -47,6 +54,58 @@ def test_slurm_is_recognised(monkeypatch):
     assert infrastructure._processes_started(nodes=2) == 2
     with pytest.raises(SectionError, match="1 x 2 processes are asked for, but torchrun or Slurm has started 4"):
         infrastructure._processes_started(nodes=1)
+
+
+@pytest.fixture
+def slurm(monkeypatch):
+    for name in ("TORCHELASTIC_RUN_ID", "SLURM_JOB_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    return lambda tasks: monkeypatch.setenv("SLURM_NTASKS", str(tasks))
+
+
+def start_by_torchrun(request, processes):
+    request.getfixturevalue("torchrun")(processes, processes)
+
+
+def start_by_slurm(request, processes):
+    request.getfixturevalue("slurm")(processes)
+
+
+@pytest.mark.parametrize("start", [start_by_torchrun, start_by_slurm])
+def test_points_run_at_once_only_in_a_process_that_was_started_alone(request, start, tmp_path, monkeypatch):
+    monkeypatch.setattr(estimating, "cores", lambda: 8)
+    study = quick(tmp_path, "sweep={model.mode.type: [fa, dfa]}")
+    start(request, 1)
+    assert not one_of_several()
+    assert best_jobs(study.points) == 2
+    start(request, 2)
+    assert one_of_several()
+    assert best_jobs(study.points) == 1
+    with pytest.raises(ConfigError, match="--jobs: torchrun or Slurm has started the processes"):
+        run(study, executor=Local(2))
+    assert not (study.folder / "rule=fa" / "metrics.jsonl").exists()
+
+
+def test_an_interactive_job_of_slurm_starts_nothing(slurm, monkeypatch):
+    slurm(2)
+    monkeypatch.setenv("SLURM_JOB_NAME", "bash")
+    assert not one_of_several()
+
+
+@pytest.mark.parametrize("command", ["run", "search"])
+def test_commands_in_processes_of_slurm_take_one_point_after_another(slurm, command, tmp_path, monkeypatch):
+    slurm(2)
+    monkeypatch.setattr(estimating, "cores", lambda: 8)
+    executors = []
+
+    def stop(*given, **options):
+        executors.append((*given, *options.values())[-1])
+        raise ConfigError("seen")
+
+    monkeypatch.setattr(running, "run", stop)
+    monkeypatch.setattr(searching, "run", stop)
+    assert "seen" in mistake(invoke(command, quick_file(tmp_path), "sweep={model.mode.type: [fa, dfa]}"))
+    assert executors == [None]
 
 
 def test_half_precision_on_a_cpu_is_told_and_recorded_as_what_it_is():

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated
 
-import torch.distributed
 import typer
 from rich.console import Console
 
+from biotorch import writing
 from biotorch.cli.arguments import ConfigFile, Overrides
 from biotorch.cli.attacking import attack
 from biotorch.cli.errors import plain_errors
-from biotorch.experiment import BrokenPointsError, Config, ConfigError, RunFolder, Study, read, run
+from biotorch.experiment import BrokenPointsError, Config, RunFolder, Study, read, run
 from biotorch.experiment.collecting import collect
 from biotorch.experiment.estimating import best_jobs, estimates
 from biotorch.experiment.executors import Executor, Local, Ray, Slurm
@@ -72,7 +72,7 @@ def run_command(
         if overwrite or not RunFolder(study.folder / name).results.is_file()
     }
     if jobs is None:
-        jobs = max(1, len(left)) if executor is _Executor.slurm else 1 if _launched() else best_jobs(left)
+        jobs = max(1, len(left)) if executor is _Executor.slurm else best_jobs(left)
     if dry_run:
         _list(study, left, jobs, console)
         return
@@ -90,16 +90,9 @@ def run_command(
             write_page(collect(study.folder), study.folder / _PAGE)
 
 
-def _launched() -> bool:
-    """Whether torchrun or Slurm has started this process as one of several."""
-    return torch.distributed.is_torchelastic_launched()
-
-
 def _executor(kind: _Executor, jobs: int, left: Mapping[str, Config], study: Study) -> Executor | None:
     """None: one point after another, in this process."""
     if kind is _Executor.local:
-        if jobs > 1 and _launched():
-            raise ConfigError("--jobs: torchrun has started the processes of one run; run points at once without it")
         return Local(jobs) if jobs > 1 and len(left) > 1 else None
     cluster = study.config.cluster
     if kind is _Executor.slurm:
@@ -135,7 +128,7 @@ def _show(study: Study, finished: Sequence[Result], console: Console) -> None:
     """The table, the figure and the page of what is finished."""
     rows = table(finished)
     print_table(rows, console)
-    (study.folder / "table.md").write_text(rows.markdown())
+    writing.write_text(study.folder / "table.md", rows.markdown())
     console.print(f"table   {study.folder / 'table.md'}", soft_wrap=True)
     (study.folder / "angles.png").unlink(missing_ok=True)
     if any({"angles", "gradient_angles"} & record.keys() for result in finished for record in result["history"]):

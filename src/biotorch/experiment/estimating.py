@@ -17,6 +17,7 @@ from biotorch import models
 from biotorch.experiment.config import Config
 from biotorch.experiment.executors.local import cores
 from biotorch.experiment.keeping import Display
+from biotorch.experiment.launching import one_of_several
 from biotorch.experiment.run import run_point
 from biotorch.experiment.signals import Interrupted, StopRequest
 from biotorch.training import Record, Trainer
@@ -36,9 +37,10 @@ _FORWARD = 1 / 3
 def best_jobs(points: Mapping[str, Config]) -> int:
     """Processes for these points on this machine: one per GPU; on the CPU, so many that the cores are busy.
 
-    Small networks run faster in several one-thread processes than one after another with all threads.
+    Small networks run faster in several one-thread processes than one after another with all threads. Where torchrun
+    or Slurm has started the processes of one run, points go one after another.
     """
-    if not points:
+    if not points or one_of_several():
         return 1
     on_gpus = [config for config in points.values() if config.infrastructure.gpus != -1]
     if on_gpus and torch.cuda.is_available():

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from biotorch.experiment.executors.base import Ended, Executor, Failure, Task, execute
+from biotorch.experiment.launching import one_of_several
 from biotorch.experiment.reading import ConfigError
 from biotorch.experiment.signals import Interrupted
 
@@ -46,8 +47,13 @@ class Local(Executor):
         """Start the workers.
 
         Raises:
-            ConfigError: a point is to run on several devices, or on one that its worker does not see.
+            ConfigError: a point is to run on several devices, or on one that its worker does not see, or this process
+                is one of several itself.
         """
+        if one_of_several():
+            raise ConfigError(
+                "--jobs: torchrun or Slurm has started the processes of one run; run points at once without it"
+            )
         for task in tasks:
             gpus = task.config.infrastructure.gpus
             if gpus not in (-1, 0, [0]) or task.config.infrastructure.num_nodes > 1:
