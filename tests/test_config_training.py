@@ -6,14 +6,16 @@ import warnings
 
 import pytest
 import torch
-from config_cases import message, refused, write
+from config_cases import BASE, message, refused, write
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import lr_scheduler
 
 from biotorch.experiment import read
+from biotorch.frozen import SectionError
 from biotorch.training.losses import loss_names
-from biotorch.training.optimizers import optimizer_names, scheduler_names
+from biotorch.training.optimizers import FeedbackGroup, OptimizerConfig, optimizer_names
+from biotorch.training.schedules import scheduler_names
 
 
 def optimizer(folder, spec):
@@ -108,6 +110,52 @@ def test_all_wrong_arguments_are_told_even_where_the_rate_is_missing(tmp_path):
     told = message(write(tmp_path), "training.optimizer={type: SGD, momentun: 1, nestrov: true, dampening: a}")
     for part in ("momentun", "nestrov", "dampening", "lr: missing"):
         assert f"training.optimizer.{part}" in told
+
+
+# Groups of feedback weights -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(OF_TORCH - {"LBFGS", "SparseAdam"}))
+def test_every_optimizer_takes_groups_of_feedback_or_says_why_not(name):
+    config = OptimizerConfig(type=name, lr=0.125)
+    weight, feedback, frozen = (nn.Parameter(torch.ones(3, 2)) for _ in range(3))
+    built = config.build([weight, feedback], [FeedbackGroup([feedback, frozen], 0.5), FeedbackGroup([frozen], 0.25)])
+    assert [(group["params"], group["lr"]) for group in built.param_groups] == [([weight], 0.125), ([feedback], 0.5)]
+    decayed = FeedbackGroup([feedback], decay=0.25)
+    if name == "Rprop":
+        with pytest.raises(SectionError, match="Rprop takes no weight_decay, and so no feedback_decay"):
+            config.build([weight, feedback], [decayed])
+    else:
+        own = config.build([weight, feedback], [decayed]).param_groups[1]
+        assert (own["lr"], own["weight_decay"]) == (0.125, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("{type: kp, options: {feedback_rate: -1}}", "options.feedback_rate: feedback_rate is a number of at least 0"),
+        ("{type: dkp, options: {feedback_rate: .inf}}", "options.feedback_rate: feedback_rate is a number"),
+        ("{type: dkp, options: {feedback_decay: true}}", "options.feedback_decay: feedback_decay is a number"),
+        ("{type: dkp, options: {feedback_decai: 1}}", "Did you mean 'feedback_decay'"),
+        ("{type: ia, options: {feedback_rate: 0}}", "feedback_rate is a number above 0"),
+        ("{type: fa, options: {feedback_rate: 1}}", "unknown option of rule 'fa' 'feedback_rate'"),
+        ("{type: fa, layers: {'f.*': {type: kp, options: {feedback_rate: a}}}}", "layers.f.*.options.feedback_rate: "),
+    ],
+)
+def test_a_wrong_rate_of_feedback_is_told_at_its_key(tmp_path, options, told):
+    (problem,) = refused(write(tmp_path), f"model.mode={options}")
+    assert problem.startswith(f"override model.mode={options}: model.mode.")
+    assert told in problem
+
+
+def test_a_decay_of_feedback_that_the_optimizer_cannot_have_is_told_at_its_line(tmp_path):
+    rprop = "training.optimizer={type: Rprop, lr: 0.1}"
+    text = BASE.replace("type: fa\n", "type: dkp\n    options:\n      feedback_decay: 0.1\n")
+    (problem,) = refused(write(tmp_path, text), rprop)
+    assert problem.startswith("base.yaml:11: model.mode.options.feedback_decay: Rprop takes no weight_decay")
+    layers = "model.mode={type: fa, layers: {'f.*': {type: kp, options: {feedback_decay: 0}}}}"
+    (problem,) = refused(write(tmp_path), rprop, layers)
+    assert "model.mode.layers.f.*.options.feedback_decay: Rprop takes no weight_decay" in problem
 
 
 # Schedules ---------------------------------------------------------------------------------------

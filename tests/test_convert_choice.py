@@ -232,6 +232,21 @@ def test_all_problems_are_collected_in_one_error():
         assert part in message, part
 
 
+@pytest.mark.parametrize(("option", "word"), [("feedback_rate", "lr"), ("feedback_decay", "weight_decay")])
+def test_rate_and_decay_of_a_feedback_that_is_a_parameter_are_refused_with_the_cure(option, word):
+    cure = rf'"params": biotorch\.feedback_parameters\(model\), "{word}": '
+    for rule in ("kp", "dkp", {"0": "fa", "*": "dkp"}):
+        with pytest.raises(ConversionError, match=cure):
+            biotorch.convert(mlp(), rule, **{option: 0.1})
+    with pytest.raises(ValueError, match=cure):
+        biotorch.rules.make("kp", **{option: 0.1})
+    with pytest.raises(ValueError, match=cure):
+        biotorch.layers.kp.Linear(3, 2, layer_config={"options": {option: 0.1}})
+    assert (
+        getattr(biotorch.convert(mlp(), {"0": "kp", "*": "ia"}, **{option: 0.3})[2].rule, option) == 0.3
+    )  # `ia`'s own
+
+
 BAD = {
     "rule": {"rule": "faa"},
     "option": {"rule": "fa", "clip": True},
@@ -272,7 +287,8 @@ def test_the_summary_has_a_row_for_every_parametrised_module(rule):
     owners = {name for name, m in model.named_modules() if m._parameters}
     assert {row.name for row in report.rows} == owners
     assert {row.rule for row in report.rows} == {rule}
-    assert sum(row.parameters for row in report.rows) == sum(p.numel() for p in model.parameters())
+    counted = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in biotorch.feedback_parameters(model))
+    assert sum(row.parameters for row in report.rows) == counted
     assert report.left == []
 
 

@@ -16,10 +16,12 @@ from biotorch.experiment import ConfigError, Interrupted, load, run
 from biotorch.experiment.building import build_model
 from biotorch.experiment.keeping import Display
 from biotorch.frozen import SectionError
+from biotorch.training import ResumeError
 from biotorch.training.noise import NoiseConfig, batches
 from biotorch.training.teacher import Teacher
 
-LEARNING = [name for name in RULES if biotorch.rules.get(name).has_update()]
+#: Rules whose B changes, by a step of the optimizer or after one.
+LEARNING = [name for name in RULES if biotorch.rules.get(name).learns or biotorch.rules.get(name).has_update()]
 SMALL = ("model.architecture=small", "data.target_size=8", "training.optimizer.weight_decay=0.01")
 
 
@@ -81,7 +83,7 @@ def test_mistakes_are_told_with_their_key(layers, told, tmp_path):
 # Every rule learns from a configuration ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", [name for name in RULES if biotorch.rules.get(name).has_update() or name == "drtp"])
+@pytest.mark.parametrize("rule", [*LEARNING, "drtp"])
 def test_a_stopped_run_goes_on_with_the_same_bits(rule, tmp_path):
     class Stop(Display):
         def update(self, trainer):
@@ -90,6 +92,8 @@ def test_a_stopped_run_goes_on_with_the_same_bits(rule, tmp_path):
 
     overrides = (*runs.EVERYTHING_MATTERS, f"model.mode.type={rule}", "training.hyperparameters.epochs=3")
     overrides += ("training.optimizer.weight_decay=0.01", "training.noise_pretraining={updates: 3, batch_size: 16}")
+    if biotorch.rules.get(rule).learns:
+        overrides += ("model.mode.options={feedback_rate: 0.003, feedback_decay: 0.1}",)
     with pytest.raises(Interrupted):
         run(runs.quick(tmp_path / "stopped", *overrides), display=Stop())
     first = run(runs.quick(tmp_path / "stopped", *overrides))[""]
@@ -99,6 +103,82 @@ def test_a_stopped_run_goes_on_with_the_same_bits(rule, tmp_path):
 
 def signal_self() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+# Rates of feedback ---------------------------------------------------------------------------------
+
+
+def moved(folder, study) -> set[str]:
+    """What a run from scratch has changed of W and B."""
+    start, end = build_model(study.config, 10, (1, 8, 8)).state_dict(), weights_of(folder)
+    names = [name for name in start if name.endswith(("weight", "feedback")) and start[name].dim() > 1]
+    return {name for name in names if not torch.equal(start[name], end[name])}
+
+
+def test_a_feedback_has_the_rate_of_the_rule_of_its_layer(tmp_path):
+    layers = '{"0": {type: kp, options: {feedback_rate: 0}}, "4": {type: dkp, options: {feedback_decay: 0.5}}}'
+    mode = f"model.mode={{type: kp, options: {{feedback_rate: 0.004}}, layers: {layers}}}"
+    groups = []
+
+    class Look(Display):
+        def update(self, trainer):
+            groups[:] = trainer.optimizer.param_groups
+
+    study = runs.quick(tmp_path, *SMALL, mode, "training.lr_scheduler={type: ExponentialLR, gamma: 0.5}")
+    result = run(study, display=Look())[""]
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [
+        (0.005, 0.01),
+        (0.0, 0.01),
+        (0.005, 0.5),
+        (0.002, 0.01),
+    ]
+    assert [record["learning_rate"] for record in result["history"]] == [0.01, 0.01]
+    assert [[tuple(each.shape) for each in group["params"]] for group in groups[1:]] == [
+        [(6, 1, 3, 3)], [(10, 216)], [(10, 20)]
+    ]  # fmt: skip
+    assert moved(tmp_path, study) == {"0.weight", "4.weight", "4.feedback", "7.weight", "7.feedback"}
+
+
+def test_noise_keeps_the_ratio_of_the_rates(tmp_path):
+    noise = "training.noise_pretraining={updates: 3, lr: 0.5}"
+    still = ("training.optimizer={type: SGD, lr: 1e-30, weight_decay: 0.1}", noise)
+    for rate, expected in (("0", set()), ("1e-30", {"0.feedback", "4.feedback", "7.feedback"})):
+        mode = f"model.mode={{type: kp, options: {{feedback_rate: {rate}}}}}"
+        study = runs.quick(tmp_path / rate, SMALL[0], SMALL[1], mode, *still)
+        run(study)
+        assert moved(tmp_path / rate, study) == {"0.weight", "4.weight", "7.weight"} | expected
+
+
+@pytest.mark.parametrize("rule", ["kp", "dkp"])
+def test_a_run_from_before_feedback_was_a_parameter_is_not_continued_but_evaluated(rule, tmp_path):
+    class Stop(Display):
+        def update(self, trainer):
+            if trainer.step == 2:
+                signal_self()
+
+    overrides = (*SMALL, f"model.mode.type={rule}")
+    with pytest.raises(Interrupted):
+        run(runs.quick(tmp_path, *overrides), display=Stop())
+    path = tmp_path / "quick" / "latest_model.pth"
+    content = torch.load(path, weights_only=True)
+    model = build_model(runs.quick(tmp_path, *overrides).config, 10, (1, 8, 8))
+    names = [name for name, _ in model.named_parameters()]
+    old = {
+        "state": {
+            new: content["optimizer"]["state"][index]
+            for new, index in enumerate(index for index, name in enumerate(names) if "feedback" not in name)
+        },
+        "param_groups": [{**content["optimizer"]["param_groups"][0], "params": list(range(8))}],
+    }
+    kept = {
+        "0.feedback_draws": torch.tensor([1, 2]),
+        "0.feedback_state_momentum_buffer": content["model"]["0.feedback"],
+    }
+    torch.save({**content, "optimizer": old, "model": content["model"] | kept}, path)
+    with pytest.raises(ResumeError, match=r"earlier version.*begin the run anew with --overwrite"):
+        run(runs.quick(tmp_path, *overrides))
+    assert torch.equal(load(tmp_path / "quick", "latest").get_parameter("0.feedback"), content["model"]["0.feedback"])
+    runs.finish(tmp_path, *overrides, overwrite=True)
 
 
 def test_drtp_gets_its_targets_and_shallow_trains_one_layer(tmp_path):
@@ -183,7 +263,7 @@ def test_drtp_meets_noise_with_its_targets(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rule", "wanted"), [("drtp", True), ("sdfa", True), ("dkp", True), ("dfa", False), ("kp", False)]
+    ("rule", "wanted"), [("drtp", True), ("sdfa", True), ("dkp", False), ("dfa", False), ("kp", False)]
 )
 def test_the_trainer_tells_what_a_loss_scaler_multiplies_by(rule, wanted):
     """fp16 wants a GPU; what the trainer says of it does not."""

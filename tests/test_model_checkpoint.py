@@ -97,6 +97,15 @@ def test_what_the_rule_derives_from_w_follows_the_weights_of_the_checkpoint(rule
         assert torch.allclose(layer.feedback, layer.weight.abs())
 
 
+def test_a_rate_of_feedback_is_no_other_rule(tmp_path):
+    runs.finish(tmp_path, "model.mode.type=dkp")
+    start = [f"model.checkpoint={tmp_path / 'quick'}", "model.mode={type: dkp, options: {feedback_rate: 0.1}}"]
+    own = build_model(runs.quick(tmp_path, *start).config, 10, (1, 32, 32)).state_dict()
+    assert torch.equal(
+        own["features.0.feedback"], biotorch.load(tmp_path / "quick").state_dict()["features.0.feedback"]
+    )
+
+
 @pytest.mark.parametrize("feedback", ["dense", "shared"])
 def test_a_run_with_another_form_of_direct_feedback_is_loaded_again(feedback, tmp_path):
     mode = f"model.mode={{type: dfa, options: {{feedback: {feedback}}}}}"

@@ -14,6 +14,7 @@ from biotorch.experiment import read
 from biotorch.experiment.collecting import collect
 from biotorch.experiment.results import Result
 from biotorch.report.groups import by_configuration, label, mean_angle
+from biotorch.rules.registry import group_options
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "rules.md").read_text()
@@ -55,7 +56,7 @@ def test_every_option_of_every_rule_is_described():
         for name in RULES if of == "all" else re.findall(r"`(\w+)`", of):
             described[name] |= set(re.findall(r"`(\w+)`", options))
     for name in RULES:
-        assert described[name] - {"option"} == set(rules.option_names(name)), name
+        assert described[name] - {"option"} == {*rules.option_names(name), *group_options(name)}, name
 
 
 def test_the_defaults_of_the_table_are_the_rules():

@@ -48,6 +48,12 @@ def test_a_pattern_names_parameters_and_modules_with_all_that_is_in_them(pattern
     assert trained(model) == expected
 
 
+def test_a_feedback_that_learns_is_trained_where_its_weight_is():
+    model = biotorch.convert(network(), "kp")
+    train_only(model, ["3.weight", "2.0.bias"])
+    assert trained(model) == {"3.weight", "3.feedback", "2.0.bias"}
+
+
 @pytest.mark.parametrize("pattern", ["4", "2.1", "relu", "3.weights", "", "Linear"])
 def test_a_pattern_that_names_no_parameter_is_told(pattern):
     model = network()
@@ -83,11 +89,12 @@ def test_what_is_not_trained_stays_to_the_bit(rule, tmp_path, monkeypatch):
     start = biotorch.experiment.building.build_model(runs.quick(tmp_path, *overrides).config, 10, (1, 8, 8))
     before, after = dict(start.named_parameters()), runs.weights(tmp_path / "quick" / "latest_model.pth")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {"7.weight", "7.bias", "4.bias"}
+    learned = {"7.feedback"} if biotorch.rules.get(rule).learns else set()
+    assert changed == {"7.weight", "7.bias", "4.bias"} | learned
     assert not torch.equal(start[1].running_mean, after["1.running_mean"])
     assert result["history"][-1]["gradient_angles"].keys() == {"7"}
     content = torch.load(tmp_path / "quick" / "latest_model.pth", weights_only=True)
-    assert sum(len(group["params"]) for group in content["optimizer"]["param_groups"]) == 3
+    assert sum(len(group["params"]) for group in content["optimizer"]["param_groups"]) == len(changed)
     assert trained(biotorch.load(tmp_path / "quick")) == changed
 
 

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 import biotorch
 from biotorch import data
 from biotorch.experiment import ConfigError, run
-from biotorch.training import Observer, Trainer, TrainingConfig, fit
-from biotorch.training.optimizers import optimizer_names, scheduler_names
+from biotorch.training import Observer, ResumeError, Trainer, TrainingConfig, fit
+from biotorch.training.optimizers import FeedbackGroup, optimizer_names
+from biotorch.training.schedules import scheduler_names
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +28,11 @@ class Rates(Observer):
     """The learning rate and a copy of the weights after each update."""
 
     def __init__(self):
-        self.rates, self.weights, self.places = [], [], []
+        self.rates, self.groups, self.weights, self.places = [], [], [], []
 
     def on_update(self, trainer):
         self.rates.append(trainer.optimizer.param_groups[0]["lr"])
+        self.groups.append([{**group, "params": None} for group in trainer.optimizer.param_groups])
         self.weights.append([p.detach().clone() for p in trainer.model.parameters()])
         self.places.append((trainer.epoch, trainer.step))
 
@@ -55,6 +57,13 @@ def trained(digits, settings, rule="backpropagation", loss=F.cross_entropy, mode
     return rates, trainer
 
 
+def slow_feedback(digits, settings, observer=None) -> Trainer:
+    """Under `kp`, where B of the two layers have a hundredth and two thirds of W's rate."""
+    model = network("kp")
+    groups = [FeedbackGroup([model[1].feedback], 0.001, 0.5), FeedbackGroup([model[3].feedback], 0.1 * 2 / 3)]
+    return Trainer(model, digits, settings, F.cross_entropy, seed=5, observer=observer, feedback=groups)
+
+
 # Updates -----------------------------------------------------------------------------------------
 
 
@@ -74,24 +83,50 @@ def test_accumulated_batches_are_one_large_batch(rule, clip, digits):
         assert first["train"] == pytest.approx(second["train"], rel=1e-4)
 
 
-def test_the_loop_is_the_plain_loop(digits):
-    """Clipping by torch, accumulation by hand, in the order that the seed gives."""
-    settings = config(epochs=2, batch_size=16, accumulate=2, clip_gradient_norm=0.3)
-    rates, _ = trained(digits, settings)
-    reference, trainer = network(), Trainer(network(), digits, settings, F.cross_entropy, seed=5)
-    optimizer = torch.optim.SGD(reference.parameters(), lr=0.1)
+@pytest.mark.parametrize("rule", ["backpropagation", "kp"])
+def test_the_loop_is_the_plain_loop(rule, digits):
+    """Accumulation by hand, in the order that the seed gives; clipping by the norm of all but B."""
+    settings = config(
+        epochs=2, batch_size=16, accumulate=2, clip_gradient_norm=0.3,
+        optimizer={"type": "SGD", "lr": 0.1, "weight_decay": 0.01},
+    )  # fmt: skip
+    rates, _ = trained(digits, settings, rule)
+    reference, trainer = network(rule), Trainer(network(rule), digits, settings, F.cross_entropy, seed=5)
+    optimizer = torch.optim.SGD(reference.parameters(), lr=0.1, weight_decay=0.01)
+    own = [parameter for name, parameter in reference.named_parameters() if "feedback" not in name]
     clipped, number = 0, 0
     for epoch in (1, 2):
         for update in trainer._updates(epoch):
             optimizer.zero_grad()
             for images, labels in digits.train.batches(torch.split(update, 16)):
                 (F.cross_entropy(reference(images), labels) * (len(labels) / len(update))).backward()
-            clipped += nn.utils.clip_grad_norm_(reference.parameters(), 0.3) > 0.3
+            norm = torch.cat([parameter.grad.flatten() for parameter in own]).norm()
+            nn.utils.clip_grads_with_norm_(reference.parameters(), 0.3, norm)
+            clipped += norm > 0.3
             optimizer.step()
             for mine, theirs in zip(rates.weights[number], reference.parameters(), strict=True):
                 torch.testing.assert_close(mine, theirs)
             number += 1
     assert 0 < clipped <= number == 8
+
+
+def test_gradients_are_unscaled_before_they_are_clipped(digits, monkeypatch):
+    """As under a loss scaler."""
+    settings = config(clip_gradient_norm=0.3)
+    expected, _ = trained(digits, settings)
+    observer = Rates()
+    trainer = plain(digits, settings, observer)
+
+    def unscale(optimizer):
+        assert type(optimizer) is torch.optim.SGD  # a scaler knows no other
+        for parameter in optimizer.param_groups[0]["params"]:
+            parameter.grad /= 1024
+
+    monkeypatch.setattr(trainer.fabric, "backward", lambda loss: (1024 * loss).backward())
+    monkeypatch.setattr(trainer.fabric.strategy.precision, "unscale_gradients", unscale)
+    trainer.run()
+    for mine, theirs in zip(observer.weights[-1], expected.weights[-1], strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 def test_every_example_is_seen_once_per_epoch_in_another_order(digits):
@@ -180,8 +215,61 @@ def test_no_warm_up_exceeds_the_rate_that_the_schedule_alone_has(name, interval,
 @pytest.mark.parametrize("name", scheduler_names())
 def test_every_schedule_and_its_momentum_is_resumed(name, digits, tmp_path):
     schedule = {"type": name, **SCHEDULES.get(name, {})}
-    settings = config(epochs=4, lr_scheduler=schedule, optimizer={"type": "SGD", "lr": 0.1, "momentum": 0.9})
-    require_resumed(digits, settings, tmp_path)
+    optimizer = {"type": "SGD", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
+    settings = config(epochs=4, lr_scheduler=schedule, optimizer=optimizer, warmup_epochs=2.25)
+    require_resumed(digits, settings, tmp_path, slow_feedback)
+
+
+@pytest.mark.parametrize("warm_up", [0, 1.5])
+@pytest.mark.parametrize("optimizer", [{"type": "SGD", "momentum": 0.9}, {"type": "AdamW"}], ids=lambda it: it["type"])
+@pytest.mark.parametrize(
+    ("name", "interval"),
+    [pair for pair in itertools.product(scheduler_names(), ("epoch", "update")) if pair != PLATEAU],
+)
+def test_rates_of_feedback_keep_their_ratio_under_every_schedule(name, interval, optimizer, warm_up, digits):
+    schedule = {"type": name, "interval": interval, **SCHEDULES.get(name, {})}
+    optimizer = {**optimizer, "lr": 0.1, "weight_decay": 0.25}
+    settings = config(epochs=3, lr_scheduler=schedule, optimizer=optimizer, warmup_epochs=warm_up)
+    observer = Rates()
+    slow_feedback(digits, settings, observer).run()
+    alone, trainer = trained(digits, settings, "kp")
+    assert observer.rates == alone.rates
+    assert trainer.history[-1]["learning_rate"] in (alone.rates[-1], alone.rates[-2])
+    for weights, first, second in observer.groups:
+        assert first["lr"] == pytest.approx(weights["lr"] / 100, rel=1e-12)
+        assert second["lr"] == pytest.approx(weights["lr"] * 2 / 3, rel=1e-12)
+        assert [group["weight_decay"] for group in (weights, first, second)] == [0.25, 0.5, 0.25]
+        for key in ("momentum", "betas"):
+            assert weights.get(key) == first.get(key) == second.get(key)
+
+
+def test_a_rate_of_feedback_of_its_own_changes_nothing_of_the_first_step_of_weights(digits):
+    observer = Rates()
+    trainer = slow_feedback(digits, config(batch_size=97), observer)
+    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    trainer.run()
+    (alone, _), names = trained(digits, config(batch_size=97), "kp"), [n for n, _ in trainer.model.named_parameters()]
+    for name, start, mine, theirs in zip(names, before, observer.weights[0], alone.weights[0], strict=True):
+        ratio = {"1.feedback": 0.01, "3.feedback": 2 / 3}.get(name, 1.0)
+        decay = 1 - 0.001 * 0.5 if name == "1.feedback" else 1.0
+        torch.testing.assert_close(mine, start * decay + ratio * (theirs - start), rtol=1e-5, atol=1e-7)
+
+
+def test_noise_has_the_same_groups_and_ratios(digits):
+    trainer = slow_feedback(digits, config())
+    weights, first, second = trainer.new_optimizer(lr=0.5).param_groups
+    assert [weights["lr"], first["lr"], second["lr"]] == pytest.approx([0.5, 0.005, 0.5 * 2 / 3])
+    assert first["weight_decay"] == 0.5
+    assert len(weights["params"]) == 4
+
+
+def test_a_state_whose_optimizer_had_no_feedback_is_refused(digits):
+    old = Trainer(network("fa"), digits, config(), F.cross_entropy, seed=5).state_dict()
+    before = torch.get_rng_state()
+    for trainer in (Trainer(network("kp"), digits, config(), F.cross_entropy, seed=5), slow_feedback(digits, config())):
+        with pytest.raises(ResumeError, match="anew with --overwrite"):
+            trainer.load_state_dict(old)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 OPTIMIZERS = [name for name in optimizer_names() if name != "Muon"]
@@ -192,8 +280,13 @@ def test_every_optimizer_is_resumed(name, digits, tmp_path):
     require_resumed(digits, config(epochs=4, optimizer={"type": name, "lr": 0.001}), tmp_path)
 
 
-def require_resumed(digits, settings, folder):
-    whole, _ = trained(digits, settings)
+def plain(digits, settings, observer) -> Trainer:
+    return Trainer(network(), digits, settings, F.cross_entropy, seed=5, observer=observer)
+
+
+def require_resumed(digits, settings, folder, build=plain):
+    whole = Rates()
+    build(digits, settings, whole).run()
 
     class Save(Rates):
         def on_update(self, trainer):
@@ -201,14 +294,13 @@ def require_resumed(digits, settings, folder):
             if (trainer.epoch, trainer.step) == (3, 2):
                 torch.save(trainer.state_dict(), folder / "state.pth")
 
-    first = Save()
-    Trainer(network(), digits, settings, F.cross_entropy, seed=5, observer=first).run()
+    build(digits, settings, Save()).run()
     second = Rates()
-    trainer = Trainer(network(), digits, settings, F.cross_entropy, seed=5, observer=second)
+    trainer = build(digits, settings, second)
     trainer.load_state_dict(torch.load(folder / "state.pth", weights_only=True))
     trainer.run()
     assert second.places == whole.places[10:]
-    assert second.rates == whole.rates[10:]
+    assert second.groups == whole.groups[10:]
     assert all(torch.equal(a, b) for a, b in zip(second.weights[-1], whole.weights[-1], strict=True))
 
 

@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from biotorch import ConversionError, convert, data, models, rules
 from biotorch.experiment import checkpoints
 from biotorch.experiment.checkpoints import CheckpointError
-from biotorch.experiment.config import Config, ModeConfig, ModelConfig
+from biotorch.experiment.config import Config, ModeConfig, ModelConfig, RuleConfig
 from biotorch.experiment.folder import RunFolder
 from biotorch.experiment.freezing import train_only
 from biotorch.experiment.reading import ConfigError
-from biotorch.layers import is_feedback
+from biotorch.layers import connections, is_feedback
 from biotorch.models.outputs import main_output
+from biotorch.module.choice import first_match
 from biotorch.module.isolation import isolated
 from biotorch.training import training_loss
+from biotorch.training.optimizers import FeedbackGroup
 
 #: Which model of a run: that of the lowest validation error, or that of the last checkpoint.
 Which = Literal["best", "latest"]
@@ -71,10 +73,34 @@ def build_model(config: Config, num_classes: int, input_shape: Sequence[int]) ->
 
 def _rules(mode: ModeConfig) -> rules.Rule | dict[str, rules.Rule]:
     """One rule for all layers, or one by pattern; the layers that none names have the mode's."""
-    rest = rules.make(mode.type, **mode.options)
     if not mode.layers:
-        return rest
-    return {**{name: rules.make(rule.type, **rule.options) for name, rule in mode.layers.items()}, "*": rest}
+        return mode.build()
+    return {pattern: rule.build() for pattern, rule in _by_pattern(mode).items()}
+
+
+def _by_pattern(mode: ModeConfig) -> dict[str, RuleConfig]:
+    return {**(mode.layers or {}), "*": mode}
+
+
+def feedback_groups(model: nn.Module, mode: ModeConfig) -> list[FeedbackGroup]:
+    """The parameter groups of the optimizer for B: one for each rule of `mode` that gives B a rate or decay of its own.
+
+    `model` has been built under it. A B that several layers share is in the group of the first.
+    """
+    named = _by_pattern(mode)
+    members: dict[str, dict[int, nn.Parameter]] = {pattern: {} for pattern in named}
+    seen: set[int] = set()
+    for connection in connections(model).values():
+        pattern = first_match(connection.layer.label, named)
+        for parameter in connection.learned:
+            if pattern is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                members[pattern][id(parameter)] = parameter
+    return [
+        FeedbackGroup(list(members[pattern].values()), rule.feedback_rate, rule.feedback_decay)
+        for pattern, rule in named.items()
+        if rule.feedback_rate is not None or rule.feedback_decay is not None
+    ]
 
 
 def read_checkpoint(source: Path, which: Which = "best") -> dict[str, Any]:
@@ -137,7 +163,10 @@ def _weights(content: dict[str, Any], section: ModelConfig) -> dict[str, Tensor]
 
 
 def _same_rule(content: dict[str, Any], section: ModelConfig) -> bool:
-    return _is_own(content) and own_config(content, str(section.checkpoint)).model.mode == section.mode
+    if not _is_own(content):
+        return False
+    mode = own_config(content, str(section.checkpoint)).model.mode
+    return mode is not None and section.mode is not None and _rules(mode) == _rules(section.mode)
 
 
 def _without_feedback(state: dict[str, Tensor]) -> dict[str, Tensor]:

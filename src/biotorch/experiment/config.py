@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,9 @@ from biotorch.data import DataConfig
 from biotorch.experiment.cluster import ClusterConfig
 from biotorch.experiment.importing import check_name
 from biotorch.frozen import Section, SectionError
+from biotorch.names import unknown
 from biotorch.robustness.config import AttacksConfig
+from biotorch.rules.registry import group_options
 from biotorch.training import InfrastructureConfig, LossConfig, TrainingConfig
 
 
@@ -47,6 +50,8 @@ class RuleConfig(Section):
 
     type: str
     options: dict[str, Any] = Field(default_factory=dict)
+    """Those of the rule. Where its B is a parameter (kp, dkp), also feedback_rate and feedback_decay: learning rate and
+    weight decay of B, by default those of W. The rate keeps its ratio to training.optimizer.lr."""
 
     @field_validator("type")
     @classmethod
@@ -67,9 +72,35 @@ class RuleConfig(Section):
             raise SectionError(problems)
         return self
 
+    def build(self) -> rules.Rule:
+        """The rule."""
+        own = {name: value for name, value in self.options.items() if name not in self._of_group}
+        return rules.make(self.type, **own)
+
+    @property
+    def feedback_rate(self) -> float | None:
+        """Learning rate of B, where it is a parameter and has one of its own."""
+        return self._of_group.get("feedback_rate")
+
+    @property
+    def feedback_decay(self) -> float | None:
+        """Weight decay of B, where it is a parameter and has one of its own."""
+        return self._of_group.get("feedback_decay")
+
+    @property
+    def _of_group(self) -> dict[str, Any]:
+        return {name: self.options[name] for name in group_options(self.type) if name in self.options}
+
     def _problem(self, options: dict[str, Any]) -> str | None:
+        known, own = rules.option_names(self.type), group_options(self.type)
+        for name, value in options.items():
+            if name not in (*known, *own):
+                return str(unknown(f"option of rule {rules.get(self.type).name!r}", name, [*known, *own]))
+            number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+            if name in own and value is not None and not number:
+                return f"{name} is a number of at least 0, not {value!r}"
         try:
-            rules.make(self.type, **options)
+            rules.make(self.type, **{name: value for name, value in options.items() if name in known})
         except (TypeError, ValueError) as error:
             return str(error)
         return None
@@ -201,6 +232,18 @@ class Config(Section):
         wrong = [key for key, value in given.items() if self.data.is_text and value is not None]
         if wrong:
             text = f"a setting of images, and {self.data.dataset} is a text: leave it out"
+            raise SectionError(dict.fromkeys(wrong, text))
+        return self
+
+    @model_validator(mode="after")
+    def _optimizer_decays_feedback(self) -> Config:
+        mode, training = self.model.mode, self.training
+        if mode is None or training is None or training.optimizer.decays:
+            return self
+        modes = {"model.mode": mode, **{f"model.mode.layers.{key}": rule for key, rule in (mode.layers or {}).items()}}
+        wrong = [f"{key}.options.feedback_decay" for key, rule in modes.items() if rule.feedback_decay is not None]
+        if wrong:
+            text = f"{training.optimizer.type} takes no weight_decay: leave it out, or take another optimizer"
             raise SectionError(dict.fromkeys(wrong, text))
         return self
 

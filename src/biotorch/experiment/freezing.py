@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from biotorch.experiment.reading import ConfigError
+from biotorch.layers import connections, feedback_parameters
 from biotorch.names import unknown
 
 
@@ -15,14 +16,17 @@ def train_only(model: nn.Module, patterns: Iterable[str]) -> None:
     """From here on no parameter of `model` needs a gradient but those that one of `patterns` names.
 
     A pattern is the name of a parameter, or of a module with all parameters in it, with `*` and `?` as in
-    file names. Statistics of batch norm are no parameters: they follow the batches as ever.
+    file names. Statistics of batch norm are no parameters: they follow the batches as ever. Feedback weights that are
+    parameters are trained where their W is.
 
     Raises:
         ConfigError: a pattern names nothing.
     """
     names: dict[nn.Parameter, set[str]] = {}
+    feedback = set(feedback_parameters(model))
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(parameter, set()).update(_above(name))
+        if parameter not in feedback:
+            names.setdefault(parameter, set()).update(_above(name))
     everything = set().union(*names.values())
     trained: set[str] = set()
     for pattern in patterns:
@@ -33,6 +37,8 @@ def train_only(model: nn.Module, patterns: Iterable[str]) -> None:
     for parameter, own in names.items():
         if not own & trained:
             parameter.requires_grad_(False)
+    for connection in connections(model).values():
+        connection.freeze_with_weight()
 
 
 def _above(name: str) -> Iterator[str]:

@@ -15,7 +15,7 @@ from torch import nn
 
 from biotorch import data, seeding, writing
 from biotorch.experiment import checkpoints, results
-from biotorch.experiment.building import build_model, check_input, checkpoint_digest
+from biotorch.experiment.building import build_model, check_input, checkpoint_digest, feedback_groups
 from biotorch.experiment.claiming import claim
 from biotorch.experiment.config import Config
 from biotorch.experiment.folder import RunFolder
@@ -112,6 +112,7 @@ def _train(
 ) -> Result:
     """Train `model`, or go on with it, and leave it at its best epoch; what happened, and a hash of the last state."""
     assert config.training is not None
+    assert config.model.mode is not None
     if config.training.hyperparameters.batch_size < fabric.world_size:
         raise ConfigError(
             f"training.hyperparameters.batch_size: {config.training.hyperparameters.batch_size} examples "
@@ -128,6 +129,7 @@ def _train(
             fabric,
             compiled=config.infrastructure.compile,
             evaluation_batch_size=config.data.evaluation_batch_size,
+            feedback=feedback_groups(model, config.model.mode),
         )
     except SectionError as error:
         raise ConfigError(f"training.{error}") from error

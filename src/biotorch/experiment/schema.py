@@ -7,7 +7,8 @@ from typing import Any
 from biotorch import data, models, rules
 from biotorch.experiment.config import Config
 from biotorch.training.losses import loss_names
-from biotorch.training.optimizers import optimizer_names, scheduler_names
+from biotorch.training.optimizers import optimizer_names
+from biotorch.training.schedules import scheduler_names
 
 
 def json_schema() -> dict[str, Any]:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 from torch import nn
 
 from biotorch.names import unknown
 from biotorch.rules import Rule, make, option_names
+from biotorch.rules.registry import require_no_group_option
 
 #: A rule by name or as an object; None leaves the layer as it is.
 RuleLike: TypeAlias = str | Rule | None
 #: One for every layer, patterns of layer names (first match wins), or a function (name, layer) -> rule.
 Choice: TypeAlias = str | Rule | Mapping[str, RuleLike] | Callable[[str, nn.Module], RuleLike]
+
+
+def first_match(name: str, patterns: Iterable[str]) -> str | None:
+    """The first pattern that matches a layer's name, which decides on its rule; None if none does."""
+    return next((pattern for pattern in patterns if fnmatch.fnmatchcase(name, pattern)), None)
 
 
 class Chooser:
@@ -60,18 +66,26 @@ class Chooser:
             accepted = sorted({option for name in self._named for option in option_names(name)})
             for option in self.options:
                 if option not in accepted:
-                    self.problems.append(str(unknown(f"option of {', '.join(self._named)}", option, accepted)))
+                    self.problems.append(self._refusal(option, accepted))
+
+    def _refusal(self, option: str, accepted: list[str]) -> str:
+        try:
+            for name in self._named:
+                require_no_group_option(name, option)
+        except ValueError as error:
+            return str(error)
+        return str(unknown(f"option of {', '.join(self._named)}", option, accepted))
 
     def _pick(self, name: str, layer: nn.Module) -> RuleLike:
         if isinstance(self.choice, str | Rule):
             return self.choice
         if isinstance(self.choice, Mapping):
-            for pattern, rule in self.choice.items():
-                if fnmatch.fnmatchcase(name, pattern):
-                    self._used_patterns.add(pattern)
-                    return rule
-            self.unmatched.add(name)
-            return None
+            pattern = first_match(name, self.choice)
+            if pattern is None:
+                self.unmatched.add(name)
+                return None
+            self._used_patterns.add(pattern)
+            return self.choice[pattern]
         return self.choice(name, layer)
 
     def _resolve(self, rule: RuleLike) -> Rule | None:

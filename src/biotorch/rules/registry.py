@@ -12,6 +12,8 @@ from biotorch.rules.base import DirectRule, FeedbackRule, Rule, Transports
 
 _REGISTRY: dict[str, type[Rule]] = {}
 _ALIASES: dict[str, str] = {}
+#: Options of a configuration for rules whose B is a parameter, and the optimizer's words for them.
+_GROUP = {"feedback_rate": "lr", "feedback_decay": "weight_decay"}
 
 
 def register(*names: str, transports: Transports) -> Callable[[type[Rule]], type[Rule]]:
@@ -76,6 +78,21 @@ def option_names(name: str) -> list[str]:
     return [field.name for field in dataclasses.fields(get(name))]
 
 
+def group_options(name: str) -> list[str]:
+    """The options of a configuration that make a parameter group for B of that rule; `make` does not take them."""
+    return [option for option in _GROUP if get(name).learns and option not in option_names(name)]
+
+
+def require_no_group_option(name: str, option: str) -> None:
+    """Raises ValueError for one of `group_options`, with what to do instead."""
+    if option in group_options(name):
+        raise ValueError(
+            f"{option!r} is no option of rule {get(name).name!r}, whose B is a parameter: give the optimizer a group "
+            f'for B, {{"params": biotorch.feedback_parameters(model), "{_GROUP[option]}": ...}}, beside one of the '
+            "other parameters; in a configuration it is an option of model.mode"
+        )
+
+
 def from_layer_config(layer_config: Mapping[str, Any] | None, default: str) -> Rule:
     """The rule of the first system's `{"type": ..., "options": {...}}`; `default` where it names none.
 
@@ -102,6 +119,7 @@ def make(name: str, **options: Any) -> Rule:
     """
     valid = option_names(name)
     for option in options:
+        require_no_group_option(name, option)
         if option not in valid:
             raise unknown(f"option of rule {get(name).name!r}", option, valid)
     try:

@@ -8,9 +8,10 @@ from biotorch.training.infrastructure import InfrastructureConfig, launch
 from biotorch.training.loop import Trainer
 from biotorch.training.losses import LossConfig
 from biotorch.training.observer import Observer, Record, Stopped
-from biotorch.training.optimizers import OptimizerConfig, SchedulerConfig
+from biotorch.training.optimizers import OptimizerConfig
 from biotorch.training.outputs import training_loss
 from biotorch.training.random_state import ResumeError
+from biotorch.training.schedules import SchedulerConfig
 from biotorch.training.settings import Hyperparameters, MetricsConfig, TrainingConfig
 
 __all__ = [

@@ -38,6 +38,15 @@ def _bare(name: str) -> str:
     return name.lower().replace("_", "")
 
 
+def classes(module: Any, base: type) -> dict[str, type]:
+    """The public classes of `module` that derive from `base`, by name."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if inspect.isclass(value) and issubclass(value, base) and value is not base and not name.startswith("_")
+    }
+
+
 def parameters(kind: type, given: Iterable[str]) -> dict[str, inspect.Parameter]:
     """The arguments of `kind`, without those in `given`, which the package gives itself."""
     return {name: each for name, each in inspect.signature(kind).parameters.items() if name not in given}
@@ -90,6 +99,28 @@ def _typed(hint: Any, value: Any) -> Any:
 def missing(values: Mapping[str, Any], *keys: str) -> dict[str, str]:
     """A problem for each of `keys` that is not there."""
     return {key: "missing" for key in keys if key not in values}
+
+
+def require(
+    values: dict[str, Any],
+    find: Callable[[str], Any],
+    needed: tuple[str, ...],
+    given: tuple[str, ...],
+    own: tuple[str, ...] = (),
+    ignored: tuple[str, ...] = (),
+) -> None:
+    """Raise a SectionError that lists missing keys, an unknown type, and arguments that the type does not take."""
+    problems = missing(values, *needed)
+    if isinstance(values.get("type"), str):
+        try:
+            kind = find(values["type"])
+            valid = parameters(kind, given)
+            skipped = {*needed, *own, *(name for name in ignored if name not in valid)}
+            checked(kind, {key: value for key, value in values.items() if key not in skipped}, given, (*needed, *own))
+        except SectionError as error:
+            problems |= error.problems
+    if problems:
+        raise SectionError(problems)
 
 
 def attempt(build: Callable[[], object]) -> None:

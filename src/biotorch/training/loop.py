@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from biotorch import metrics, seeding
 from biotorch.data import Dataset
 from biotorch.frozen import SectionError
+from biotorch.layers import clip_grad_norm_, feedback_parameters
 from biotorch.models.outputs import main_output
 from biotorch.training import noise, order, random_state
 from biotorch.training.adversarial import Adversary
@@ -27,8 +28,10 @@ from biotorch.training.divergence import diverged, diverged_after, require_finit
 from biotorch.training.evaluation import Tally, evaluate, loss_size
 from biotorch.training.infrastructure import any_process, gather, share_statistics
 from biotorch.training.observer import Observer, Record, Stopped
-from biotorch.training.optimizers import Schedule
+from biotorch.training.optimizers import FeedbackGroup
 from biotorch.training.outputs import training_loss
+from biotorch.training.random_state import ResumeError
+from biotorch.training.schedules import Schedule
 from biotorch.training.settings import TrainingConfig
 from biotorch.training.teacher import Teacher
 
@@ -47,6 +50,7 @@ class Trainer:
         observer: is told what happens, and keeps it.
         compiled: train through torch.compile.
         evaluation_batch_size: examples per batch in evaluation.
+        feedback: parameter groups of the optimizer for feedback weights; those that are in none learn as W does.
 
     Raises:
         SectionError: optimizer or scheduler do not fit the network or the length of the training, there is
@@ -64,14 +68,16 @@ class Trainer:
         observer: Observer | None = None,
         compiled: bool = False,
         evaluation_batch_size: int = 500,
+        feedback: Sequence[FeedbackGroup] = (),
     ) -> None:
         self.model, self.data, self.config, self.loss, self.seed = model, data, config, loss, seed
+        self.feedback = feedback
         self.fabric = fabric or Fabric(accelerator="cpu", devices=1)
         self.observer = observer or Observer()
         self.evaluation_batch_size = evaluation_batch_size
         self.device, self.size = self.fabric.device, loss_size(loss)
         try:
-            optimizer = config.optimizer.build(p for p in model.parameters() if p.requires_grad)
+            optimizer = self.new_optimizer()
         except ValueError as error:  # one that does not take these weights
             raise SectionError({"optimizer": str(error)}) from error
         self.steps = len(self._updates(1))
@@ -92,6 +98,11 @@ class Trainer:
         self.history: list[Record] = []
         self.best: dict[str, Any] = {"epoch": None, "error": math.inf, "model": None}
         self._skipped_before: list[str] = []
+
+    def new_optimizer(self, lr: float | None = None) -> torch.optim.Optimizer:
+        """The optimizer of the configuration, of what is trained; `lr` takes the place of the configuration's."""
+        trained = (parameter for parameter in self.model.parameters() if parameter.requires_grad)
+        return self.config.optimizer.build(trained, self.feedback, lr)
 
     @property
     def skipped(self) -> list[str]:
@@ -209,10 +220,11 @@ class Trainer:
         return record
 
     def clip_gradients(self, optimizer: Any) -> None:
-        """To the norm that the configuration gives, if any."""
+        """To the norm that the configuration gives, if any: that of W's gradients, without those of a B that learns."""
         limit = self.config.clip_gradient_norm
         if limit is not None:
-            self.fabric.clip_gradients(self.forward, optimizer, max_norm=limit, error_if_nonfinite=False)
+            self.fabric.strategy.precision.unscale_gradients(optimizer.optimizer)
+            clip_grad_norm_(self.model, limit)
 
     def require_finite(self, value: Tensor) -> None:
         """Raises DivergenceError, in all processes, where the loss of one is not finite."""
@@ -297,8 +309,9 @@ class Trainer:
         """Continue where `state` was taken.
 
         Raises:
-            ResumeError: it was taken with another number of processes.
+            ResumeError: it was taken with another number of processes, or before B was a parameter.
         """
+        self._require_feedback(state)
         random_state.restore(state["random"], self.fabric)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -310,3 +323,16 @@ class Trainer:
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.tally.sums.copy_(torch.tensor(state["tally"][self.fabric.global_rank], dtype=torch.float64))
         self.history, self.best, self._skipped_before = state["history"], state["best"], state["skipped"]
+
+    def _require_feedback(self, state: dict[str, Any]) -> None:
+        """Until version 0.1 the optimizer's state was that of W alone."""
+        saved, own = (
+            sum(len(group["params"]) for group in groups)
+            for groups in (state["optimizer"]["param_groups"], self.optimizer.param_groups)
+        )
+        learned = sum(parameter.requires_grad for parameter in feedback_parameters(self.model))
+        if learned and saved == own - learned:
+            raise ResumeError(
+                "the checkpoint is of an earlier version, which kept feedback weights that learn out of the optimizer: "
+                "begin the run anew with --overwrite; `biotorch evaluate` and biotorch.load read it as it is"
+            )

@@ -27,7 +27,7 @@ class NoiseConfig(Section):
     batch_size: int = Field(default=64, ge=2, le=10**9)
     """Examples per update, over all processes."""
     lr: float | None = Field(default=None, gt=0)
-    """Learning rate of the phase; default: the optimizer's."""
+    """Learning rate of the phase, to which that of B keeps its ratio; default: the optimizer's."""
 
     def require_shares(self, world: int, smallest: int) -> None:
         """Raises SectionError unless each of `world` processes has that many examples of an update."""
@@ -66,8 +66,7 @@ def pretrain(trainer: Trainer) -> None:
     """
     config, fabric = trainer.config.noise_pretraining, trainer.fabric
     assert config is not None
-    settings = trainer.config.optimizer.model_copy(update={} if config.lr is None else {"lr": config.lr})
-    optimizer: Any = fabric.setup_optimizers(settings.build(p for p in trainer.model.parameters() if p.requires_grad))
+    optimizer: Any = fabric.setup_optimizers(trainer.new_optimizer(config.lr))
     shape, classes = tuple(trainer.data.input_shape), trainer.data.num_classes
     norms = [module for module in trainer.model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
     statistics = [{name: value.clone() for name, value in norm.named_buffers(recurse=False)} for norm in norms]

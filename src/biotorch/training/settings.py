@@ -11,7 +11,8 @@ from torch import nn
 from biotorch.frozen import Section, SectionError
 from biotorch.training.adversarial import AdversarialConfig
 from biotorch.training.noise import NoiseConfig
-from biotorch.training.optimizers import OptimizerConfig, Schedule, SchedulerConfig
+from biotorch.training.optimizers import OptimizerConfig
+from biotorch.training.schedules import Schedule, SchedulerConfig
 
 
 class Hyperparameters(Section):
@@ -73,7 +74,7 @@ class TrainingConfig(Section):
     warmup_epochs: float = Field(default=0.0, ge=0)
     """Epochs over which the learning rate rises linearly to its value; a fraction is welcome."""
     clip_gradient_norm: float | None = Field(default=None, gt=0)
-    """Scale the gradients of an update down to this norm over all weights."""
+    """Scale the gradients of an update down so that those of the network have this norm; B's are not counted."""
     noise_pretraining: NoiseConfig | None = None
     """Train on noise before epoch one."""
     early_stop: EarlyStop | None = None
