@@ -58,13 +58,19 @@ class Connection:
     @property
     def trained(self) -> nn.Parameter:
         """The parameter itself."""
-        return self.layer.get_parameter(self.parameter)
+        found = self._home.get(self.parameter.rpartition(".")[2])
+        if found is None:
+            raise AttributeError(f"{self.name}: its weight is computed from other tensors (pruning, a parametrization)")
+        return found
+
+    @property
+    def _home(self) -> Mapping[str, nn.Parameter | None]:
+        return self.layer.get_submodule(self.parameter.rpartition(".")[0])._parameters
 
     @property
     def is_computed(self) -> bool:
         """Whether W is no parameter (any more), but computed: pruned, parametrized."""
-        path, _, name = self.parameter.rpartition(".")
-        return name not in self.layer.get_submodule(path)._parameters
+        return self._home.get(self.parameter.rpartition(".")[2]) is None
 
     @property
     def is_sharded(self) -> bool:
@@ -197,6 +203,11 @@ class Connection:
         Returns:
             By what W is rescaled, a scalar.
         """
+        # Within a forward pass, or at a checkpoint: the same bits.
+        with torch.autocast(self.trained.device.type, enabled=False):
+            return self._follow(followed)
+
+    def _follow(self, followed: Sequence[Tensor] | None) -> Tensor:
         layer, rule = self.layer, self.layer.rule
         self.updates += 1
         whole = getattr(self.trained, "full_tensor", None)  # of a sharded W

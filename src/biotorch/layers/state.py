@@ -22,8 +22,6 @@ class RuleState(nn.Module):
     rule: Rule
     #: Each weight matrix with its B.
     connections: Sequence[Connection] = ()
-    #: Under rules that change B after updates: see `_draws`.
-    feedback_draws: Tensor
     #: The layer's dotted name at conversion, for error messages.
     label: str = ""
     #: Whether the layer is the first of a block at whose input a direct rule's error arrives: it has one B, for that.
@@ -80,7 +78,7 @@ class RuleState(nn.Module):
             if rule.constrain_weights:
                 self.register_buffer(norm_name(connection.parameter), connection.weight.detach().norm())
         if rule.has_update():
-            self.register_buffer("feedback_draws", self._draws())
+            self._buffers["feedback_draws"] = self._draws()
         for connection in self.connections:
             connection.keep_up()
 
@@ -186,8 +184,8 @@ class RuleState(nn.Module):
             connection.keep_up()
 
     def __getattr__(self, name: str) -> Tensor | nn.Module:
-        # Called for parameters and buffers: whoever reads B reads it as it is after the last update.
-        if "feedback" in name:
+        # Called for parameters and buffers: whoever reads W or B of a layer has them as they are after the last update.
+        if "feedback" in name or "weight" in name:
             self.settle()
         return super().__getattr__(name)
 
@@ -207,8 +205,8 @@ class RuleState(nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         self.settle()
-        if "feedback_draws" in self._buffers:
-            self.feedback_draws.copy_(self._draws())
+        if (draws := self._buffers.get("feedback_draws")) is not None:
+            draws.copy_(self._draws())
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
@@ -225,11 +223,6 @@ class RuleState(nn.Module):
         draws, key = state_dict.get(prefix + "feedback_draws"), prefix + "feedback_draws"
         if draws is not None and len(draws) == len(self.connections) + 1:  # one number for all, as it was once
             state_dict[key] = torch.cat([draws, draws[-1:].expand(len(self.connections) - 1)])
-        if draws is None and strict and self.rule.has_update():
-            error_msgs.append(
-                f"{key} is missing: the state was not saved under a rule that changes B after updates, as "
-                f"{self.rule.name!r} does: convert with the rule that it was saved with."
-            )
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -246,10 +239,16 @@ class RuleState(nn.Module):
         old = [f"{prefix}{feedback_name(each.parameter)}_state_" for each in self.connections if self.rule.learns]
         old += [prefix + "feedback_draws"] if self.rule.learns else []
         unexpected_keys[:] = [key for key in unexpected_keys if not key.startswith(tuple(old))]
-        if "feedback_draws" in self._buffers:
-            count, numbers = len(self.connections), self.feedback_draws.tolist()
+        if (own_draws := self._buffers.get("feedback_draws")) is not None:
+            count, numbers = len(self.connections), own_draws.tolist()
             for index, connection in enumerate(self.connections):
                 connection.seed, connection.updates = numbers[index], numbers[count + index]
+
+    @property
+    def feedback_draws(self) -> int:
+        """How many updates of W the rule has answered since the conversion."""
+        self.settle()
+        return max(connection.owner.updates for connection in self.connections)
 
     def _draws(self) -> Tensor:
         """Seed and number of updates of every connection: the next draw is determined by them, and a resumed run's."""
