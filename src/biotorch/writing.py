@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -19,7 +21,7 @@ def write(path: Path, fill: Callable[[IO[bytes]], object], keep_previous: bool =
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_UNFINISHED}")
     try:
-        with temporary.open("wb") as file:
+        with naming(path), temporary.open("wb") as file:
             fill(file)
             file.flush()
             os.fsync(file.fileno())
@@ -29,6 +31,22 @@ def write(path: Path, fill: Callable[[IO[bytes]], object], keep_previous: bool =
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Make the error of a full disk name `path`; from the system it names no file, or a temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if disk_is_full(error):
+            error.filename = str(path)
+        raise
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an exception says that a disk, or what a user may store on it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from biotorch import writing
 from biotorch.cli.arguments import Overrides
 from biotorch.cli.errors import plain_errors
 from biotorch.experiment.attack_progress import AttackProgress
@@ -78,7 +79,7 @@ def attack(folder: Path, changes: Sequence[tuple[str, Any]], console: Console) -
             console.print(f"  sheet   {sheet}", soft_wrap=True)
     rows = robustness_table(found)
     print_table(rows, console)
-    (folder / "robustness.md").write_text(rows.markdown())
+    writing.write_text(folder / "robustness.md", rows.markdown())
     console.print(f"table   {folder / 'robustness.md'}", soft_wrap=True)
     for name, draw in (("white_box", white_box_figure), ("black_box", black_box_figure)):
         figure = draw(found, folder / f"{name}.png")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from biotorch.writing import naming
+
 
 def complete(folder: Path, name: str, files: Iterable[str], download: Callable[[Path], None]) -> None:
     """Put `files` (paths within `folder`) in place by `download`, which is given an empty folder to fill with them.
@@ -27,7 +29,8 @@ def complete(folder: Path, name: str, files: Iterable[str], download: Callable[[
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
-            download(partial)
+            with naming(folder):
+                download(partial)
             for file in missing:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(partial / file, folder / file)

@@ -18,6 +18,7 @@ from biotorch.data import cache
 from biotorch.data.errors import DataError
 from biotorch.data.images import Normalisation
 from biotorch.data.pools import Images, Pool, in_memory, labels
+from biotorch.writing import disk_is_full
 
 _IDX = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 
@@ -78,6 +79,8 @@ def _download(kind: type[MNIST] | type[CIFAR10], folder: Path, inner: str, files
     try:
         cache.complete(folder, name, [f"{inner}/{file}" for file in files], download)
     except (OSError, RuntimeError, EOFError, zlib.error, http.client.HTTPException) as error:
+        if disk_is_full(error):
+            raise
         raise FileNotFoundError(
             f"{name} is not in {folder} and could not be downloaded ({error}). Put its files ({', '.join(files)}) "
             f"into {folder / inner}, or point BIOTORCH_DATA or data.dataset_path at a folder that holds {inner}."

@@ -23,6 +23,7 @@ from biotorch.module.choice import first_match
 from biotorch.module.isolation import isolated
 from biotorch.training import training_loss
 from biotorch.training.optimizers import FeedbackGroup
+from biotorch.writing import disk_is_full
 
 #: Which model of a run: that of the lowest validation error, or that of the last checkpoint.
 Which = Literal["best", "latest"]
@@ -55,6 +56,12 @@ def build_model(config: Config, num_classes: int, input_shape: Sequence[int]) ->
     except (ValueError, TypeError) as error:
         given = f" with model.arguments {section.arguments}" if section.arguments else ""
         raise ConfigError(f"model.architecture {section.architecture!r}{given}: {error}") from error
+    except OSError as error:
+        if disk_is_full(error):
+            raise
+        raise ConfigError(
+            f"model.architecture {section.architecture!r}: its files could not be downloaded or read: {error}"
+        ) from error
     content = None if section.checkpoint is None else read_checkpoint(section.checkpoint)
     if content is not None:  # before the conversion: rules may derive their feedback from W
         _load(model, _without_feedback(_weights(content, section)), section)

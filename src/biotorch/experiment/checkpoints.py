@@ -8,7 +8,7 @@ import warnings
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -24,7 +24,16 @@ class CheckpointError(ValueError):
 
 def save(path: Path, content: dict[str, Any], keep_previous: bool = False) -> None:
     """Write tensors and plain values, so that `load` and `torch.load(path, weights_only=True)` read them."""
-    write(path, lambda file: torch.save(content, file), keep_previous)
+
+    def fill(file: IO[bytes]) -> None:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch hides a full disk behind an error of its own
+                raise error.__context__ from None
+            raise
+
+    write(path, fill, keep_previous)
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -102,7 +102,7 @@ class RunFolder:
 
     def append_metrics(self, record: Record) -> None:
         """One more record."""
-        with self.metrics.open("a") as file:
+        with writing.naming(self.metrics), self.metrics.open("a") as file:
             file.write(_line(record))
 
 

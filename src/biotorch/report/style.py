@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from biotorch.writing import naming
+
 #: Dots per inch of what has pixels.
 DPI = 300
 
@@ -72,7 +74,7 @@ def legend(figure: Figure, grid: Iterable[Axes], more: Sequence[Line2D] = ()) ->
 def write(figure: Figure, path: Path) -> Path:
     """Save a figure in the format of its suffix (.png, .svg, .pdf), making its folder, and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _fonts():
+    with _fonts(), naming(path):
         figure.savefig(path)
     return path
 
