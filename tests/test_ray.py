@@ -13,6 +13,7 @@ from biotorch.experiment import BrokenPointsError, ConfigError, Display, Interru
 from biotorch.experiment.cluster import ClusterConfig, RayConfig
 from biotorch.experiment.executors import Task
 from biotorch.experiment.executors.ray_cluster import Ray
+from biotorch.extras import MissingPackageError
 
 #: Long enough to be stopped on the way, with checkpoints that only a stop writes.
 LONG = ("training.hyperparameters.epochs=25", "infrastructure.checkpoint_seconds=3600")
@@ -116,7 +117,7 @@ def test_one_process_per_point(tmp_path, infrastructure, told):
 
 def test_no_ray_here(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigError, match=r"pip install 'biotorch\[ray\]'"):
+    with pytest.raises(MissingPackageError, match=r"--executor ray needs ray: pip install 'biotorch\[ray\]'"):
         Ray(1)
 
 

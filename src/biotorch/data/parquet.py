@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import re
 from collections.abc import Iterator
@@ -17,6 +16,8 @@ from biotorch.data.errors import DataError
 from biotorch.data.folders import locate
 from biotorch.data.images import decode, resize
 from biotorch.data.pools import Images, Pool, in_memory, labels
+from biotorch.extras import require
+from biotorch.writing import disk_is_full, naming
 
 #: Names of a test table, in the order of preference.
 _TESTS = ("test", "validation", "val")
@@ -51,10 +52,13 @@ def read_hub(name: str, folder: Path, target_size: int | None) -> Pool:
     hub, cache = _extra("huggingface_hub"), folder / "huggingface"
     name, _, revision = name.partition("@")
     try:
-        snapshot = hub.snapshot_download(
-            name, repo_type="dataset", revision=revision or None, allow_patterns=["*.parquet"], cache_dir=cache
-        )
+        with naming(cache):
+            snapshot = hub.snapshot_download(
+                name, repo_type="dataset", revision=revision or None, allow_patterns=["*.parquet"], cache_dir=cache
+            )
     except (OSError, ValueError) as error:
+        if disk_is_full(error):
+            raise
         raise FileNotFoundError(
             f"the data set {name!r} is not in {cache} and could not be downloaded from the Hugging Face hub ({error}). "
             "Check the name and the network, or fetch its parquet files elsewhere and set "
@@ -171,8 +175,5 @@ def _stacked(images: list[NDArray[np.uint8]], channels: int, root: Path) -> torc
 
 
 def _extra(module: str) -> Any:
-    """A module of the optional extra. Raises ImportError with the command that installs it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"{module} is needed for this data set: pip install 'biotorch[data]'") from error
+    """A module of the optional extra. Raises MissingPackageError with the command that installs it."""
+    return require(module, "data", "this data set")

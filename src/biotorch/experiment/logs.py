@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from biotorch import writing
 from biotorch.experiment.config import Config
 from biotorch.experiment.folder import RunFolder
+from biotorch.extras import require
 from biotorch.training import Record
 
 
@@ -26,7 +27,7 @@ def open_logs(config: Config, folder: RunFolder, history: Sequence[Record]) -> l
     """The logs that a configuration asks for, brought to the state of `history`.
 
     Raises:
-        ModuleNotFoundError: wandb is asked for and not installed; the message says how to.
+        MissingPackageError: wandb is asked for and not installed; the message says how to.
     """
     logs: list[Log] = []
     if config.logging.tensorboard:
@@ -54,14 +55,16 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - slow to import, and not always wanted
 
         shutil.rmtree(folder, ignore_errors=True)
+        self.folder = folder
         self.writer: Any = SummaryWriter(str(folder))
         for record in history:
             self.write(record)
 
     def write(self, record: Record) -> None:
-        for tag, value in scalars(record):
-            self.writer.add_scalar(tag, value, record["epoch"])
-        self.writer.flush()
+        with writing.naming(self.folder):
+            for tag, value in scalars(record):
+                self.writer.add_scalar(tag, value, record["epoch"])
+            self.writer.flush()
 
     def close(self) -> None:
         self.writer.close()
@@ -71,12 +74,7 @@ class WeightsAndBiases:
     """A run per folder, continued under its own identifier; W&B ignores steps that it already has."""
 
     def __init__(self, project: str, config: Config, folder: RunFolder, history: Sequence[Record]) -> None:
-        try:
-            import wandb  # noqa: PLC0415 - an extra
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "logging.wandb needs Weights & Biases: pip install 'biotorch[wandb]', or leave the key out"
-            ) from error
+        wandb = require("wandb", "wandb", "logging.wandb")
         if not folder.wandb.is_file():
             writing.write_text(folder.wandb, uuid.uuid4().hex)
         self.run: Any = wandb.init(

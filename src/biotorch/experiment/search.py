@@ -12,6 +12,7 @@ from biotorch.experiment.config import Config
 from biotorch.experiment.reading import ConfigError, Study
 from biotorch.experiment.results import Result
 from biotorch.experiment.study import BrokenPointsError
+from biotorch.extras import require
 
 #: The paper's grid.
 RATES = (0.1, 0.01, 0.001, 0.0001)
@@ -94,14 +95,11 @@ def by_optuna(study: Study, low: float, high: float, trials: int, seed: int, run
     Raises:
         ConfigError: as `settings`, or `low` and `high` are no range.
         BrokenPointsError: as `grid`.
-        ModuleNotFoundError: optuna is not installed.
+        MissingPackageError: optuna is not installed.
     """
     if not 0 < low < high:
         raise ConfigError(f"rates: the ends of a range above 0 are needed, not {low} and {high}")
-    try:
-        import optuna  # noqa: PLC0415 - an extra
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("--trials needs optuna: pip install 'biotorch[search]'") from error
+    optuna = require("optuna", "search", "--trials")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     found = settings(study)
     samplers = {

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from biotorch.models.optional import require
+from biotorch.extras import require
 from biotorch.names import unknown
+from biotorch.writing import disk_is_full
 
 
 class HuggingFace(nn.Module):
@@ -47,7 +48,7 @@ def build(
         ValueError: nothing of that name, a network of another kind, a pretrained language model,
             arguments that the configuration does not have or refuses.
     """
-    source = _Source(require("transformers", "hf", f"hf/{name}"), name, pretrained)
+    source = _Source(require("transformers", "hf", f"architecture {'hf/' + name!r}"), name, pretrained)
     default = source.config({})
     valid = {*default.to_dict(), *default.attribute_map, "attn_implementation"}
     for argument in arguments:
@@ -104,6 +105,8 @@ class _Source(NamedTuple):
         except StrictDataclassError as error:
             raise ValueError(f"{str(self)!r} cannot be built with these arguments: {error}") from error
         except OSError as error:
+            if disk_is_full(error):
+                raise
             raise ValueError(f"{str(self)!r} cannot be read as a hub id or a local folder: {error}") from error
 
 

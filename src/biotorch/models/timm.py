@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from biotorch.models.optional import require
+from biotorch.extras import require
 from biotorch.names import unknown
 
 
@@ -24,7 +24,7 @@ def build(
         ModuleNotFoundError: timm is not installed.
         ValueError: unknown name, or arguments that the network does not take.
     """
-    timm = require("timm", "timm", f"timm/{name}")
+    timm = require("timm", "timm", f"architecture {'timm/' + name!r}")
     if not (timm.is_model(name) and ("." not in name or name in timm.list_pretrained())):
         raise unknown("architecture of timm", name, {*timm.list_models(), *timm.list_pretrained()})
     classes = {} if num_classes is None else {"num_classes": num_classes}

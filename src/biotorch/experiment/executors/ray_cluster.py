@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import logging
 import os
 import sys
@@ -22,6 +21,7 @@ from biotorch.experiment.executors.base import Ended, Executor, Failure, Task, e
 from biotorch.experiment.executors.local import cores
 from biotorch.experiment.reading import ConfigError
 from biotorch.experiment.signals import Interrupted
+from biotorch.extras import require
 
 #: Seconds that tasks may take to save and go.
 _PATIENCE = 60.0
@@ -40,16 +40,13 @@ class Ray(Executor):
         cluster: where Ray runs, and what its workers need.
 
     Raises:
-        ConfigError: Ray is not installed.
+        MissingPackageError: Ray is not installed.
     """
 
     def __init__(self, jobs: int, threads: int | None = None, cluster: ClusterConfig | None = None) -> None:
         self.jobs, self.threads, self.cluster = jobs, threads or max(1, cores() // jobs), cluster or ClusterConfig()
         os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
-        try:
-            self._ray = importlib.import_module("ray")
-        except ModuleNotFoundError as error:
-            raise ConfigError("--executor ray needs Ray: pip install 'biotorch[ray]'") from error
+        self._ray: Any = require("ray", "ray", "--executor ray")
         self._left: deque[Task] = deque()
         self._tasks: dict[Any, Task] = {}
         self._messages: list[str] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import shutil
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from biotorch.experiment.executors.slurm_jobs import Job, JobList, digest, named
 from biotorch.experiment.executors.slurm_work import Work
 from biotorch.experiment.folder import RunFolder
 from biotorch.experiment.reading import ConfigError
+from biotorch.extras import require
 
 #: Seconds between two questions to Slurm, and those after which the file of a job that has ended should be seen here.
 _ASK, _FILE_SYSTEM = 10.0, 15.0
@@ -35,7 +35,8 @@ class Slurm(Executor):
         cluster: what is asked for.
 
     Raises:
-        ConfigError: submitit is not installed, or there is no sbatch.
+        ConfigError: there is no sbatch.
+        MissingPackageError: submitit is not installed.
     """
 
     detached = True
@@ -47,10 +48,7 @@ class Slurm(Executor):
                 "--executor slurm: there is no sbatch here: run this on a login machine of a cluster, or install "
                 "Slurm's commands (Debian: apt-get install slurm-client)"
             )
-        try:
-            self._submitit = importlib.import_module("submitit")
-        except ModuleNotFoundError as error:
-            raise ConfigError("--executor slurm needs submitit: pip install 'biotorch[slurm]'") from error
+        self._submitit: Any = require("submitit", "slurm", "--executor slurm")
         self._list = JobList(self.folder / "jobs.json")
         self._tasks: dict[str, Task] = {}
         self._jobs: dict[str, Job] = {}
