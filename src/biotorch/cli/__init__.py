@@ -9,11 +9,12 @@ import typer
 import biotorch
 from biotorch.cli import attacking, listing, measuring, reporting, running, searching
 from biotorch.cli.arguments import EXIT_CODES
-from biotorch.cli.errors import plain_errors
+from biotorch.cli.errors import Commands, plain_errors
 from biotorch.experiment.importing import import_all
 
 app = typer.Typer(
     name="biotorch",
+    cls=Commands,
     help="Train networks without weight transport, and compare learning rules.",
     epilog=EXIT_CODES,
     no_args_is_help=True,

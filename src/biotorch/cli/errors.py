@@ -1,25 +1,29 @@
-"""What goes wrong, told to a user."""
+"""Errors of commands: a message and an exit code instead of a traceback."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import os
 import signal
+import sys
 import traceback
 import warnings
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperGroup
 
 from biotorch import data
 from biotorch.experiment import BrokenPointsError, Interrupted
-from biotorch.experiment.mistakes import MISTAKES
-from biotorch.training import DivergenceError
+from biotorch.experiment.mistakes import Kind, kind_of, message_of
 from biotorch.training.infrastructure import is_first_process
+from biotorch.writing import disk_is_full
 
-_DEFECT, _MISTAKE, _DIVERGED = 1, 2, 3
-_EXIT_CODES = {"defect": _DEFECT, "mistake": _MISTAKE, "diverged": _DIVERGED}
+_EXIT_CODES: dict[Kind, int] = {"defect": 1, "mistake": 2, "diverged": 3, "disk": 4}
+#: 128 + SIGPIPE, with which a shell reports programs whose reader has gone.
+_READER_GONE = 141
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
 
@@ -35,12 +39,6 @@ def plain_errors(command: _Command) -> _Command:
             warnings.showwarning = _warn_once()
             try:
                 command(*args, **kwargs)
-            except (*MISTAKES, DivergenceError) as error:
-                if debug:
-                    traceback.print_exc()
-                if is_first_process() or isinstance(error, data.DataError):  # a file that this process alone has read
-                    typer.echo(f"error: {error}", err=True)
-                raise typer.Exit(_DIVERGED if isinstance(error, DivergenceError) else _MISTAKE) from error
             except BrokenPointsError as error:
                 if debug:
                     typer.echo("\n".join(failure.traceback for failure in error.failures.values()), err=True)
@@ -51,11 +49,53 @@ def plain_errors(command: _Command) -> _Command:
                 if is_first_process():
                     typer.echo(f"\nstopped by {signal.Signals(stopped).name}: the same command continues", err=True)
                 raise typer.Exit(128 + stopped) from None
+            except Exception as error:
+                if kind_of(error) == "defect":
+                    raise
+                if debug:
+                    traceback.print_exc()
+                raise typer.Exit(_tell(error)) from error
 
     signature = inspect.signature(command, eval_str=True)
     debug = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_Debug)
     guarded.__signature__ = signature.replace(parameters=[*signature.parameters.values(), debug])  # type: ignore[attr-defined]
     return guarded  # type: ignore[return-value]
+
+
+class Commands(TyperGroup):
+    """The commands; one whose reader has gone, as in `biotorch models | head`, ends without a word."""
+
+    def main(self, *arguments: Any, **settings: Any) -> Any:
+        try:
+            return super().main(*arguments, **settings)
+        except SystemExit as end:
+            if isinstance(end.__context__, BrokenPipeError):  # typer and rich make a 1 of it
+                end.code = _READER_GONE
+            raise
+        except OSError as error:  # of `--help`, which is no command
+            if not disk_is_full(error):
+                raise
+            sys.exit(_tell(error))
+
+
+def _tell(error: Exception) -> int:
+    """Print the message of an exception, and return the exit code."""
+    if isinstance(error, OSError) and disk_is_full(error):
+        _give_up_output(error)
+    if is_first_process() or isinstance(error, data.DataError):  # a file that this process alone has read
+        typer.echo(f"error: {message_of(error)}", err=True)
+    return _EXIT_CODES[kind_of(error)]
+
+
+def _give_up_output(error: OSError) -> None:
+    """Name standard output if it is what is full, and drop what it did not take, or the interpreter writes it again."""
+    try:
+        if error.filename is None:
+            sys.stdout.write("\n")
+        sys.stdout.flush()
+    except OSError:
+        error.filename = error.filename or "standard output"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _warn_once() -> Callable[..., None]:

@@ -24,6 +24,7 @@ def schema_command() -> None:
     typer.echo(json.dumps(json_schema(), indent=1))
 
 
+@plain_errors
 def rules_command() -> None:
     """List the learning rules and their options."""
     for name in rules.available():
@@ -34,6 +35,7 @@ def rules_command() -> None:
         typer.echo(f"{'':<16} transports: {rule.transports}; options: {', '.join(rules.option_names(name))}")
 
 
+@plain_errors
 def models_command() -> None:
     """List the architectures."""
     for name in models.available():

@@ -8,14 +8,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
 
 from biotorch.experiment.config import Config
 from biotorch.experiment.keeping import Display
-from biotorch.experiment.mistakes import MISTAKES
+from biotorch.experiment.mistakes import Kind, kind_of, message_of
 from biotorch.experiment.run import run_point
 from biotorch.experiment.signals import stop_requests
-from biotorch.training import DivergenceError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +31,13 @@ class Failure:
     """Why a point has no result.
 
     Attributes:
-        kind: `mistake` of who asked for it, `diverged`, or a `defect` of biotorch or of what the user added to it.
+        kind: `mistake` of who asked for it, `diverged`, `disk` where that is full, or a `defect` of biotorch or of
+            what the user added to it.
         message: for people.
         traceback: where it happened; empty where the process died.
     """
 
-    kind: Literal["mistake", "diverged", "defect"]
+    kind: Kind
     message: str
     traceback: str = ""
 
@@ -46,11 +45,8 @@ class Failure:
     def of(error: Exception) -> Failure:
         """What an exception says."""
         told = "".join(traceback.format_exception(error))
-        if isinstance(error, DivergenceError):
-            return Failure("diverged", str(error), told)
-        if isinstance(error, MISTAKES):
-            return Failure("mistake", str(error), told)
-        return Failure("defect", f"{type(error).__name__}: {error}", told)
+        kind = kind_of(error)
+        return Failure(kind, f"{type(error).__name__}: {error}" if kind == "defect" else message_of(error), told)
 
 
 @dataclasses.dataclass(frozen=True)
