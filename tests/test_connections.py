@@ -67,12 +67,12 @@ def test_every_matrix_has_a_b_of_its_own(rule):
     assert list(found) == MATRICES
     buffers = dict(model.named_buffers())
     for name, connection in found.items():
-        assert connection.buffer is buffers[FEEDBACK[name]]
+        assert connection.feedback is buffers[FEEDBACK[name]]
         if rule != "dfa":
             assert connection.effective_feedback.shape == connection.weight.shape
-    assert len({connection.buffer.data_ptr() for connection in found.values()}) == len(MATRICES)
+    assert len({connection.feedback.data_ptr() for connection in found.values()}) == len(MATRICES)
     if rule not in ("usf", "dfa"):  # no two are one draw
-        shapes = [found[f"cell.{name}"].buffer for name in ("weight_ih", "weight_hh")]
+        shapes = [found[f"cell.{name}"].feedback for name in ("weight_ih", "weight_hh")]
         assert not torch.equal(shapes[0][:, :5], shapes[1])
 
 
@@ -80,11 +80,11 @@ def test_brsf_draws_every_matrix_again_once_per_step():
     model = mixed("brsf")
     optimizer, seen = sgd(model), []
     for draws in (1, 2, 3):
-        before = {name: each.buffer.clone() for name, each in connections(model).items()}
+        before = {name: each.feedback.clone() for name, each in connections(model).items()}
         step(model, optimizer)
-        assert {name for name, each in connections(model).items() if not torch.equal(each.buffer, before[name])} == set(
-            MATRICES
-        )
+        assert {
+            name for name, each in connections(model).items() if not torch.equal(each.feedback, before[name])
+        } == set(MATRICES)
         assert {model.attention.feedback_draws, model.cell.feedback_draws, model.head.feedback_draws} == {draws}
         seen.append(before)
     assert not any(torch.equal(seen[0][name], seen[2][name]) for name in MATRICES)
@@ -95,9 +95,9 @@ def test_brsf_draws_every_matrix_again_once_per_step():
 def test_an_optimizer_of_one_matrix_leaves_the_other_s_b_where_that_had_no_gradient():
     model = mixed("brsf")
     model.cell.weight_hh.requires_grad_(False)
-    before = {name: each.buffer.clone() for name, each in connections(model).items()}
+    before = {name: each.feedback.clone() for name, each in connections(model).items()}
     step(model, sgd(model))
-    unchanged = {name for name, each in connections(model).items() if torch.equal(each.buffer, before[name])}
+    unchanged = {name for name, each in connections(model).items() if torch.equal(each.feedback, before[name])}
     assert unchanged == {"cell.weight_hh"}
 
 
@@ -109,7 +109,7 @@ def test_constrain_weights_keeps_the_norm_of_each_matrix(rule):
     for _ in range(3):
         step(model, optimizer)
     for name, each in connections(model).items():
-        torch.testing.assert_close(each.trained.norm(), before[name].norm(), rtol=1e-5, atol=0)
+        torch.testing.assert_close(each.weight.norm(), before[name].norm(), rtol=1e-5, atol=0)
         assert not torch.allclose(each.trained, before[name], rtol=1e-4), name
 
 

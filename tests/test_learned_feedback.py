@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import warnings
 
 import pytest
 import reference_updates as reference
@@ -14,17 +13,14 @@ from torch.nn import functional as F
 
 import biotorch
 from biotorch import seeding
-from biotorch.layers import updates
 from biotorch.rules import Update
 from biotorch.testing import LAYER_NAMES, Net, assert_close, images, loss_of, net
 
 #: How each rule that learns its B does so, in `reference_updates`; a rule without an entry fails a test.
 UPDATES = {
-    "kp": reference.descent,
     "wm": reference.weight_mirror,
     "ia": reference.information_alignment,
     "sa": reference.symmetric_alignment,
-    "dkp": reference.direct_kolen_pollack,
     "sham": reference.copying,
     "brsf": reference.redrawing,
 }
@@ -99,9 +95,9 @@ def kernels(rule: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
 def test_convolutions_learn_by_the_same_equations_at_one_position(rule):
     layer, weight, feedback = kernels(rule)
     kind = layer.rule
-    layer.weight.grad = torch.zeros_like(layer.weight)
+    (layer(torch.ones(1, 4, 5, 5).double()) * 0).sum().backward()  # a gradient of zeros
     torch.optim.SGD(layer.parameters(), lr=0.1).step()
-    generator = seeding.generator(seeding.derive(layer.feedback_seeds["weight"], "feedback", 1))
+    generator = seeding.generator(seeding.derive(layer.connections[0].seed, "feedback", 1))
     noise = lambda n: torch.randn(n, 18, generator=generator).double()  # noqa: E731
     if rule == "wm":
         rates = kind.mirror_rate, kind.mirror_decay, kind.growth_limit
@@ -134,18 +130,6 @@ def test_kolen_pollack_descends_like_w():
         optimizer.step()
     torch.testing.assert_close(layer.weight.detach(), reference.descent(weight, seen, 0.1, 0.05), **EXACT)
     torch.testing.assert_close(layer.feedback, reference.descent(feedback, seen, 0.1, 0.05), **EXACT)
-
-
-def test_kolen_pollack_without_decay_warns_once():
-    model = biotorch.convert(mlp(), "kp")
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for number in range(2):
-        F.cross_entropy(model(batch()), labels()).backward()
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            optimizer.step()
-        assert len(told) == (3 if number == 0 else 0)
-        assert all("no weight decay" in str(each.message) for each in told)
 
 
 # Direct Kolen-Pollack ----------------------------------------------------------------------------
@@ -240,7 +224,7 @@ def test_a_backward_whose_step_was_never_made_leaves_no_trace():
     assert torch.equal(models[0][2].feedback, models[1][2].feedback)
 
 
-@pytest.mark.parametrize("rule", [name for name in UPDATES if name != "dkp"])
+@pytest.mark.parametrize("rule", [*UPDATES, "kp"])
 def test_layers_that_share_w_update_their_b_once(rule):
     """As one layer alone does that has this W, B and gradient."""
     first, second, alone = (nn.Linear(6, 6) for _ in range(3))
@@ -250,8 +234,11 @@ def test_layers_that_share_w_update_their_b_once(rule):
     biotorch.convert(nn.Sequential(alone), rule, seed=1)  # its name is that of the first, and so is its B
     assert torch.equal(alone.feedback, first.feedback)
     assert first.feedback is second.feedback
+    for each in (model, alone):
+        each(torch.zeros(2, 6)).sum().backward()
     for each in (first, alone):
-        each.weight.grad = torch.full((6, 6), 0.5)
+        for parameter in {each.weight, *biotorch.feedback_parameters(nn.Sequential(each))}:
+            parameter.grad = torch.full((6, 6), 0.5)
     torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.5).step()
     torch.optim.SGD(alone.parameters(), lr=0.1, weight_decay=0.5).step()
     assert torch.equal(alone.feedback, first.feedback)
@@ -333,7 +320,6 @@ def test_b_may_start_at_w():
         ("sa", {"feedback_rate": float("nan")}, "above 0"),
         ("dkp", {"feedback": "shared"}, "a B for each layer"),
         ("dkp", {"points": ["layer1"]}, "a B for each layer"),
-        ("dkp", {"feedback_rate": -1}, "feedback_rate is a number of at least 0, not -1"),
         ("wm", {"mirror_rate": "fast"}, "mirror_rate is a number above 0, not 'fast'"),
         ("sham", {"feedback_angle": 60}, "unknown option of rule 'sham' 'feedback_angle'"),
     ],
@@ -412,18 +398,9 @@ def test_shallow_by_hand_is_refused():
 # No cost where unused ----------------------------------------------------------------------------
 
 
-def test_a_rule_that_does_not_learn_is_never_visited(monkeypatch):
-    visited = []
-    monkeypatch.setattr(updates, "_concerned", lambda step: visited.append(step) or [])
-    monkeypatch.setattr(updates, "_watched", type(updates._watched)())
-    for rule in ("fa", "dfa", "sdfa", "usf", "backpropagation", "shallow"):
-        model = net(rule)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        loss_of(model(images())).backward()
-        optimizer.step()
-    assert not visited
-    model = net("sa")
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    loss_of(model(images())).backward()
-    optimizer.step()
-    assert visited
+def test_updates_of_rules_that_do_not_follow_them_are_not_looked_for():
+    for rule in RULES:
+        model, kind = net(rule), biotorch.rules.get(rule)
+        for connection in biotorch.layers.connections(model).values():
+            assert (connection.follower is not None) == kind.has_update()
+            assert (connection.learner is not None) == kind.learns

@@ -101,11 +101,6 @@ REFUSED = {
         r"has options \(q\) and is no dataclass",
     ),
     "a class variable is no option": ("class New(rules.get('fa')):\n    q: ClassVar[float] = 1.0", None, ""),
-    "a product for layerwise rules": (
-        "class New(rules.get('fa')):\n    observes_product = True",
-        TypeError,
-        "direct rule",
-    ),
     "no rule": ("class New:\n    pass", TypeError, "must derive from FeedbackRule or DirectRule"),
 }
 
@@ -146,7 +141,7 @@ def test_what_fails_within_convert_names_what_is_missing(folder):
     biotorch.rules.register("mute", transports="nothing")(Mute)
     biotorch.rules.register("learned", transports="nothing")(Learned)
     for name, told in (
-        ("mute", r"Mute says no feedback\(weight, state\)"),
+        ("mute", "'mute' has no B: it says neither initial_feedback"),
         ("learned", "initial_feedback returns None"),
     ):
         with pytest.raises(biotorch.ConversionError, match=told):

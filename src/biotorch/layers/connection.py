@@ -166,8 +166,14 @@ class Connection:
         """The same at the beginning of a forward pass, where it may be compiled.
 
         Raises:
-            RuntimeError: updates of W cannot be seen, or B does not learn.
+            RuntimeError: W is no parameter any more, its updates cannot be seen, or B does not learn.
         """
+        if training and self.is_computed and (self.learner is not None or self.owner.follower is not None):
+            raise RuntimeError(
+                f"{self.name}: its weight is computed from other tensors (by pruning or a parametrization), and B under "
+                f"{self.layer.rule.name!r} goes with a parameter: make it one again (prune.remove, "
+                "parametrize.remove_parametrizations), or take a rule whose B stays, as fa or usf"
+            )
         owner = self.owner
         compiling = torch.compiler.is_compiling()
         if owner.follower is not None and compiling:

@@ -77,6 +77,8 @@ class RuleState(nn.Module):
                 self._create_feedback(connection, n_out, (twins or {}).get(connection.parameter), dense)
             if rule.constrain_weights:
                 self.register_buffer(norm_name(connection.parameter), connection.weight.detach().norm())
+            if not connection.parts:
+                self.register_buffer(feedback_name(connection.parameter), None)
         if rule.has_update():
             self._buffers["feedback_draws"] = self._draws()
         for connection in self.connections:
@@ -116,16 +118,21 @@ class RuleState(nn.Module):
         if self.rule.trains_output_only:
             return
         effective = connection.feedback if self.rule.direct else connection.effective_feedback
-        if effective is None or effective.shape != expected:
-            found = None if effective is None else tuple(effective.shape)
-            raise ValueError(f"rule {self.rule.name!r} gives a B of shape {found}, needed here is {tuple(expected)}")
+        if effective is None:
+            raise ValueError(
+                f"rule {self.rule.name!r} has no B: it says neither initial_feedback(weight, blank, generator) nor "
+                "feedback(weight, state)"
+            )
+        if effective.shape != expected:
+            found, wanted = tuple(effective.shape), tuple(expected)
+            raise ValueError(f"rule {self.rule.name!r} gives a B of shape {found}, needed here is {wanted}")
         if not connection.parts and (self.rule.has_update() or self.rule.learns):
             raise ValueError(f"rule {self.rule.name!r} learns and has no B: initial_feedback returns None")
 
     def forget_rule(self) -> None:
         """Take out everything that belongs to a rule."""
         for connection in self.connections:
-            names = [feedback_name(connection.parameter, part) for part in connection.parts]
+            names = [feedback_name(connection.parameter, part) for part in ("", *connection.parts)]
             for name in (*names, norm_name(connection.parameter)):
                 self._parameters.pop(name, None)
                 self._buffers.pop(name, None)

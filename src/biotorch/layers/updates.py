@@ -39,8 +39,11 @@ class Watch:
         #: Steps that optimizers have made on it, and the `weight_decay` of the last.
         self.steps = 0
         self.decay: float | None = None
-        #: Whether an optimizer is known to hold it, and whether one was looked for.
-        self.held, self.searched = False, False
+        #: Whether an optimizer is known to hold it, and whether one was looked for; whether one is in its step.
+        self.held, self.searched, self.in_step = False, False, False
+        #: Whether contents have to tell changes: compiled graphs raise the version of what they may rescale.
+        self.by_contents = False
+        self._sample: Tensor | None = None
         #: Whoever wants to know of gradients, too.
         self.learner: weakref.ref[Learner] | None = None
         self._hooked = False
@@ -58,10 +61,22 @@ class Watch:
         parameter = self.parameter()
         return self.steps, 0 if parameter is None else parameter._version
 
+    def overlook(self, parameter: nn.Parameter) -> None:
+        """Take the parameter as it is for unchanged."""
+        self.version = parameter._version
+        self._sample = _sample(parameter) if self.by_contents else None
+
+    def is_changed(self, parameter: nn.Parameter) -> bool:
+        """Whether it has changed since the last gradient, as far as can be seen."""
+        if parameter._version == self.version:
+            return False
+        return self._sample is None or _differs(self._sample, parameter)
+
     def _on_gradient(self, gradient: Tensor) -> None:
         parameter, learner = self.parameter(), None if self.learner is None else self.learner()
         self.gradients += 1
-        self.version = self.version if parameter is None else parameter._version
+        if parameter is not None:
+            self.overlook(parameter)
         if learner is not None:
             learner.on_gradient()
 
@@ -114,6 +129,7 @@ class Follower:
         self._trials = set[int]()
         if not connection.is_computed:
             self._watch = watch(connection.trained)
+            self._watch.by_contents |= connection.layer.rule.constrain_weights
             self._gradients, self._steps = self._watch.gradients, self._watch.steps
 
     def settle(self, training: bool = False, followed: Sequence[Tensor] | None = None) -> Tensor | None:
@@ -124,18 +140,12 @@ class Follower:
             followed: see `Connection.follow`, whose result is returned if there was an update.
 
         Raises:
-            RuntimeError: W is computed from other tensors, or changes in a way that cannot be seen.
+            RuntimeError: W changes in a way that cannot be seen.
         """
         connection = self._connection()
-        if connection is None or _paused or self._busy:
+        if connection is None or connection.is_computed or _paused or self._busy:
             return None
         with _lock:
-            if connection.is_computed:
-                raise RuntimeError(
-                    f"{connection.name}: its weight is computed from other tensors (by pruning or a parametrization), "
-                    f"and rule {connection.layer.rule.name!r} follows the updates of a parameter: make it one again "
-                    "(prune.remove, parametrize.remove_parametrizations), or take a rule whose B stays, as fa or usf"
-                )
             if self._is_updated(connection.trained):
                 self._busy = True  # what follows looks at B, too
                 try:
@@ -155,12 +165,13 @@ class Follower:
             self.forget()  # another parameter has taken its place
         self._watch.listen()
         if self.overlook:
-            self.overlook, self._watch.version = False, parameter._version
+            self.overlook = False
+            self._watch.overlook(parameter)
         if self._watch.gradients == self._gradients:
             return False
         if self._watch.steps != self._steps:
             return True
-        if parameter._version == self._watch.version:
+        if self._watch.in_step or not self._watch.is_changed(parameter):
             return False
         if self._watch.steps == 0 and _is_held(self._watch):
             # A perturbation before the first step of an optimizer, as SAM's; or one that is not in use, after a while.
@@ -303,7 +314,7 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if _watches:
         for parameter in _parameters(optimizer):
             if (found := _watches.get(id(parameter))) is not None:
-                found.held = True
+                found.held = found.in_step = True
 
 
 @uncompiled
@@ -311,15 +322,19 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     # A fused optimizer under a gradient scaler runs its step, and this hook, even where it found infinities and
     # changed nothing. A wrapper's own hook comes beside that of the optimizer inside, and also where it has not
     # stepped that one at all: what the inner one holds is marked by the inner one.
-    found_inf = getattr(optimizer, "found_inf", None)
-    if not _watches or (found_inf is not None and bool(found_inf)):
+    if not _watches:
         return
+    found_inf = getattr(optimizer, "found_inf", None)
+    skipped = found_inf is not None and bool(found_inf)
     inside = {id(parameter) for each in _inner(optimizer) for parameter in _parameters(each)}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            if id(parameter) not in inside and (found := _watches.get(id(parameter))) is not None:
-                found.steps += 1
-                found.decay = group.get("weight_decay")
+            found = _watches.get(id(parameter))
+            if found is not None:
+                found.in_step = False
+                if not skipped and id(parameter) not in inside:
+                    found.steps += 1
+                    found.decay = group.get("weight_decay")
 
 
 register_optimizer_step_pre_hook(_before_step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from biotorch.layers import FeedbackLayer, Reader
 from biotorch.module.freezing import thaw
@@ -36,5 +37,14 @@ def revert(model: _Module) -> _Module:
             for mark in _MARKS:
                 module.__dict__.pop(mark, None)
         if isinstance(module, FeedbackLayer | Reader):
-            module.__class__ = module.torch_type  # type: ignore[assignment]
+            module.__class__ = _plain(module)  # type: ignore[assignment]
     return model
+
+
+def _plain(module: FeedbackLayer | Reader) -> type[nn.Module]:
+    """The class that it had before; of a parametrized layer torch has made a subclass, which computes the weight."""
+    kind: type[nn.Module] = type(module)
+    if not parametrize.is_parametrized(module):
+        return module.torch_type
+    own = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
+    return type(f"Parametrized{module.torch_type.__name__}", (module.torch_type,), own)
