@@ -170,7 +170,7 @@ class Connection:
         """
         if training and self.is_computed and (self.learner is not None or self.owner.follower is not None):
             raise RuntimeError(
-                f"{self.name}: its weight is computed from other tensors (by pruning or a parametrization), and the B of "
+                f"{self.name}: its weight is computed from other tensors (pruning, a parametrization), and the B of "
                 f"{self.layer.rule.name!r} goes with a parameter: make it one again (prune.remove, "
                 "parametrize.remove_parametrizations), or take a rule whose B stays, as fa or usf"
             )
