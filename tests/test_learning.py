@@ -610,3 +610,24 @@ def test_a_rule_of_one_s_own_may_learn_b_as_a_product(factorised):
     assert_identical(copy.deepcopy(other).state_dict(), model.state_dict())
     assert set(biotorch.audit(model, batch().double()).layers.values()) == {"nothing"}
     assert not any("feedback" in name for name in biotorch.revert(model).state_dict())
+
+
+@pytest.mark.parametrize(("reads", "verdict"), [(torch.sign, "signs"), (lambda w: w, "weights")])
+def test_the_audit_finds_what_a_learned_b_reads_of_w(reads, verdict):
+    """B = M f(W): the gradient of M and what reaches upstream are made of it."""
+
+    @biotorch.rules.register("reading", transports=verdict)
+    class Reading(biotorch.rules.FeedbackRule):
+        learns = True
+
+        def initial_feedback(self, weight, blank, generator):
+            return {"magnitude": torch.rand(blank.shape, generator=generator).to(blank)}
+
+        def feedback(self, weight, state):
+            return state["magnitude"] * reads(weight)
+
+    try:
+        found = biotorch.audit(biotorch.convert(mlp(), "reading"), batch())
+    finally:
+        del registry._REGISTRY["reading"]
+    assert set(found.layers.values()) == {verdict}
