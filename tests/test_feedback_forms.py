@@ -282,7 +282,7 @@ def test_a_state_a_copy_and_a_pickle_hold_the_matrix(rule):
     expected = gradients(model, images())
     for restored in (other, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert same(restored.state_dict(), model.state_dict())
-        assert restored.features[0].shared_from[0] is restored.head
+        assert restored.features[0].connections[0].holder is restored.head
         assert_close(gradients(restored, images()), expected, rtol=0, atol=0)
     clone = copy.deepcopy(model)
     clone.head.shared_feedback.zero_()

@@ -62,7 +62,13 @@ def assert_agrees(model, inputs, rule, **options):
     close = {"rtol": 1e-10, "atol": 1e-10}
     torch.testing.assert_close(output.detach(), expected.output, **close)
     assert {name for name, _ in model.named_parameters()} == set(expected.gradients)
+    for layer in model.modules():  # a B that learns by W's gradient; that of `dkp` has tests of its own
+        for connection in getattr(layer, "connections", ()):
+            for feedback in connection.learned if rule == "kp" else ():
+                assert torch.equal(feedback.grad, layer.orient(connection.trained.grad))
     for name, parameter in model.named_parameters():
+        if is_feedback(name):
+            continue
         if not parameter.requires_grad:  # of the rule `shallow`
             assert parameter.grad is None
             continue

@@ -44,8 +44,8 @@ class Connection:
         self.twin: Connection | None = None
         self.follower: Follower | None = None
         self.learner: Learner | None = None
-        self._frozen_with_weight = False
-        self._draws_version = 0
+        self._frozen_with_weight: list[str] = []
+        self._seeds_version = 0
 
     @property
     def name(self) -> str:
@@ -117,11 +117,12 @@ class Connection:
         return self.effective_feedback if isinstance(state, Mapping) else state
 
     @property
-    def feedback_shapes(self) -> list[tuple[int, ...]]:
-        """The shapes of B's tensors, without making them."""
+    def feedback_shape(self) -> tuple[int, ...] | None:
+        """The shape of B, without making it."""
         if self.columns is not None:
-            return [(len(self.layer.shared_matrix), *self.layer.projection_shape(self.parameter))]
-        return [tuple(tensor.shape) for tensor in self.tensors.values()]
+            return (len(self.layer.shared_matrix), *self.layer.projection_shape(self.parameter))
+        whole = self.tensors.get("", self.weight) if self.parts else None
+        return None if whole is None else tuple(whole.shape)
 
     @property
     def effective_feedback(self) -> Tensor | None:
@@ -138,15 +139,15 @@ class Connection:
         """Begin to look for updates, where the rule asks for it; what has happened before counts for nothing."""
         rule = self.layer.rule
         self.follower = self.learner = None
-        if self.twin is None and (rule.has_update() or rule.constrain_weights):
+        if rule.has_update() or rule.constrain_weights:
             self.follower = Follower(self)
         if self.learned:
             self.learner = Learner(self)
 
     @property
     def owner(self) -> Connection:
-        """The connection that keeps B up to date: the twin, where there is one."""
-        return self if self.twin is None else self.twin
+        """The connection that keeps B up to date: the twin, as long as it has its rule."""
+        return self.twin if self.twin is not None and self.twin in self.twin.layer.connections else self
 
     def rejoin(self) -> None:
         """Share B's tensors with the twin again: moved or cast, buffers of two layers come apart."""
@@ -200,22 +201,23 @@ class Connection:
         return [self.trained, *(self.learned[:1] if isinstance(rule, FeedbackRule) else [])]
 
     @torch.no_grad()
-    def follow(self, followed: Sequence[Tensor] | None = None) -> Tensor:
+    def follow(self, missed: int = 1, followed: Sequence[Tensor] | None = None) -> Tensor:
         """What follows an update of W: its norm, then B.
 
         Args:
+            missed: how many updates of W it follows, if several had gone unseen.
             followed: B's tensors in a compiled graph, which then rescales W by itself.
 
         Returns:
             By what W is rescaled, a scalar.
         """
         # Within a forward pass, or at a checkpoint: the same bits.
+        self.updates += missed
         with torch.autocast(self.trained.device.type, enabled=False):
             return self._follow(followed)
 
     def _follow(self, followed: Sequence[Tensor] | None) -> Tensor:
         layer, rule = self.layer, self.layer.rule
-        self.updates += 1
         whole = getattr(self.trained, "full_tensor", None)  # of a sharded W
         weight: Tensor = self.trained if whole is None else whole()
         factor = weight.new_ones(())
@@ -228,7 +230,7 @@ class Connection:
                 for tensor in self.rescaled:
                     tensor.mul_(factor)
         if rule.has_update():
-            seed = seeding.derive(self._seed_of_all(), "feedback", self.updates)
+            seed = seeding.derive(self._common_seed(), "feedback", self.updates)
             tensors = self.followed if followed is None else followed
             rule.after_update(
                 Update(
@@ -242,24 +244,26 @@ class Connection:
             )
         return factor
 
-    def _seed_of_all(self) -> int:
-        """The seed; where a process was seeded apart, that of the first, which DDP broadcasts with the buffers."""
-        draws = self.layer._buffers["feedback_draws"]
-        assert draws is not None
-        if draws._version != self._draws_version:  # else the device would have to be waited for
-            self.seed, self._draws_version = int(draws[list(self.layer.connections).index(self)]), draws._version
+    def _common_seed(self) -> int:
+        """The seed of the first process, where the processes were seeded apart: DDP broadcasts its digits."""
+        digits = self.layer.feedback_seeds
+        if digits._version != self._seeds_version and not digits.is_meta:  # else the device would have to be waited for
+            self._seeds_version = digits._version
+            own = digits[list(self.layer.connections).index(self)]
+            self.seed = sum(int(digit) << (7 * place) for place, digit in enumerate(own.tolist()))
         return self.seed
 
     def freeze_with_weight(self) -> None:
         """Freeze a B that learns where W is frozen, and only as long as that is so."""
-        wanted = not self.trained.requires_grad
-        for tensor in self.learned:
-            if wanted and tensor.requires_grad:
+        if self.trained.requires_grad:
+            for part in self._frozen_with_weight:
+                self.tensors[part].requires_grad_(True)
+            self._frozen_with_weight = []
+            return
+        for part, tensor in self.tensors.items():
+            if tensor.requires_grad:
                 tensor.requires_grad_(False)
-                self._frozen_with_weight = True
-            elif not wanted and self._frozen_with_weight:
-                tensor.requires_grad_(True)
-        self._frozen_with_weight &= wanted
+                self._frozen_with_weight.append(part)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "follower": None, "learner": None}  # a copy begins anew
@@ -268,6 +272,11 @@ class Connection:
 def as_state(tensors: Mapping[str, Tensor]) -> Any:
     """What rules take for the state of B: a tensor, tensors by name, or None."""
     return tensors.get("", tensors or None)
+
+
+def seed_digits(seed: int) -> list[int]:
+    """A seed below 2^63 in ten digits of seven bits, which are exact in every floating type."""
+    return [(seed >> (7 * place)) & 127 for place in range(10)]
 
 
 def feedback_name(parameter: str, part: str = "") -> str:
@@ -320,4 +329,5 @@ def updated(model: nn.Module) -> None:
         if connection.follower is not None:
             if connection.layer.rule.constrain_weights and connection.is_sharded:
                 raise RuntimeError(f"{name}: constrain_weights cannot rescale a sharded weight (FSDP2): use DDP")
-            connection.follower.told = True
+            if connection.owner is connection:
+                connection.follower.told = True

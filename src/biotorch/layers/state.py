@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from biotorch import seeding
 from biotorch.broadcast import Slice
-from biotorch.layers.connection import Connection, feedback_name, is_feedback, norm_name
+from biotorch.layers.connection import Connection, feedback_name, is_feedback, norm_name, seed_digits
 from biotorch.rules import Rule, initial
 
 
@@ -22,6 +22,8 @@ class RuleState(nn.Module):
     rule: Rule
     #: Each weight matrix with its B.
     connections: Sequence[Connection] = ()
+    #: Under rules that draw B again: the seeds in digits, (connections, 10), which any type holds and DDP broadcasts.
+    feedback_seeds: Tensor
     #: The layer's dotted name at conversion, for error messages.
     label: str = ""
     #: Whether the layer is the first of a block at whose input a direct rule's error arrives: it has one B, for that.
@@ -80,7 +82,8 @@ class RuleState(nn.Module):
             if not connection.parts:
                 self.register_buffer(feedback_name(connection.parameter), None)
         if rule.has_update():
-            self._buffers["feedback_draws"] = self._draws()
+            digits = torch.tensor([seed_digits(connection.seed) for connection in self.connections])
+            self.register_buffer("feedback_seeds", digits.to(self.connections[0].trained), persistent=False)
         for connection in self.connections:
             connection.keep_up()
 
@@ -117,17 +120,17 @@ class RuleState(nn.Module):
         """A rule of the user's own may return anything: tell it here, not deep in the first backward."""
         if self.rule.trains_output_only:
             return
+        rule = f"{connection.name}: rule {self.rule.name!r}"
         effective = connection.feedback if self.rule.direct else connection.effective_feedback
         if effective is None:
             raise ValueError(
-                f"rule {self.rule.name!r} has no B: it says neither initial_feedback(weight, blank, generator) nor "
+                f"{rule} has no B: it says neither initial_feedback(weight, blank, generator) nor "
                 "feedback(weight, state)"
             )
         if effective.shape != expected:
-            found, wanted = tuple(effective.shape), tuple(expected)
-            raise ValueError(f"rule {self.rule.name!r} gives a B of shape {found}, needed here is {wanted}")
+            raise ValueError(f"{rule} gives a B of shape {tuple(effective.shape)}, needed is {tuple(expected)}")
         if not connection.parts and (self.rule.has_update() or self.rule.learns):
-            raise ValueError(f"rule {self.rule.name!r} learns and has no B: initial_feedback returns None")
+            raise ValueError(f"{rule} learns and has no B: initial_feedback returns None")
 
     def forget_rule(self) -> None:
         """Take out everything that belongs to a rule."""
@@ -136,8 +139,9 @@ class RuleState(nn.Module):
             for name in (*names, norm_name(connection.parameter)):
                 self._parameters.pop(name, None)
                 self._buffers.pop(name, None)
-        for name in ("shared_feedback", "feedback_draws"):
+        for name in ("shared_feedback", "feedback_seeds"):
             self._buffers.pop(name, None)
+            self._non_persistent_buffers_set.discard(name)
         for name in ("rule", "connections", "at_point"):
             self.__dict__.pop(name, None)
 
@@ -212,9 +216,12 @@ class RuleState(nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         self.settle()
-        if (draws := self._buffers.get("feedback_draws")) is not None:
-            draws.copy_(self._draws())
         super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.rule.has_update():
+            # The next draw is determined by seed and number: with both, a resumed run draws the same.
+            seeds, numbers = zip(*((each.owner.seed, each.owner.updates) for each in self.connections), strict=True)
+            told = numbers[: 1 if len(set(numbers)) == 1 else None]
+            destination[prefix + "feedback_draws"] = torch.tensor([*seeds, *told])
 
     def _load_from_state_dict(
         self,
@@ -227,9 +234,6 @@ class RuleState(nn.Module):
         error_msgs: list[str],
     ) -> None:
         self._overlook()
-        draws, key = state_dict.get(prefix + "feedback_draws"), prefix + "feedback_draws"
-        if draws is not None and len(draws) == len(self.connections) + 1:  # one number for all, as it was once
-            state_dict[key] = torch.cat([draws, draws[-1:].expand(len(self.connections) - 1)])
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -243,21 +247,27 @@ class RuleState(nn.Module):
                     "and output size that the state was saved with."
                 )
         # Before B was a parameter it had an optimizer of its own here, whose momenta nobody needs any more.
-        old = [f"{prefix}{feedback_name(each.parameter)}_state_" for each in self.connections if self.rule.learns]
-        old += [prefix + "feedback_draws"] if self.rule.learns else []
-        unexpected_keys[:] = [key for key in unexpected_keys if not key.startswith(tuple(old))]
-        if (own_draws := self._buffers.get("feedback_draws")) is not None:
-            count, numbers = len(self.connections), own_draws.tolist()
+        key, gone = prefix + "feedback_draws", [f"{prefix}{feedback_name(each)}_state_" for each in self.weight_names]
+        known = self.rule.learns or self.rule.has_update()
+        unexpected_keys[:] = [
+            each for each in unexpected_keys if not known or not (each == key or each.startswith(tuple(gone)))
+        ]
+        if self.rule.has_update() and key in state_dict:
+            self._load_draws(state_dict[key].tolist())
+        elif self.rule.has_update() and strict:
+            missing_keys.append(key)
+
+    def _load_draws(self, draws: list[int]) -> None:
+        count = len(self.connections)
+        numbers = draws[count:] * (count if len(draws) == count + 1 else 1)
+        with torch.no_grad():
             for index, connection in enumerate(self.connections):
-                connection.seed, connection.updates = numbers[index], numbers[count + index]
+                connection.seed, connection.updates = draws[index], numbers[index]
+                digits = seed_digits(connection.seed)
+                self.feedback_seeds[index].copy_(torch.tensor(digits))
 
     @property
     def feedback_draws(self) -> int:
         """How many updates of W the rule has answered since the conversion."""
         self.settle()
         return max(connection.owner.updates for connection in self.connections)
-
-    def _draws(self) -> Tensor:
-        """Seed and number of updates of every connection: the next draw is determined by them, and a resumed run's."""
-        owners = [connection.owner for connection in self.connections]
-        return torch.tensor([*(each.seed for each in owners), *(each.updates for each in owners)])

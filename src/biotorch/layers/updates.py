@@ -1,9 +1,9 @@
 """What follows an update of W, and whether B learns: a user's plain `loss.backward(); optimizer.step()` is enough.
 
 An update is a change of W after a backward pass that gave it a gradient. Nothing is done when it happens: optimizers
-only leave a mark, which is settled at the next use of B. Where an optimizer that holds W has stepped, its steps count
-and nothing else does (neither a perturbation by SAM nor the trial points of a line search); elsewhere the change itself
-counts, as the version counter of the parameter shows it.
+only leave a mark, which is settled at the next use of B. Where a living optimizer holds W its steps count and nothing
+else does (neither a perturbation by SAM nor the trial points of a line search); elsewhere the change itself counts, as
+the version counter of the parameter shows it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,12 @@ from biotorch.autograd import uncompiled
 if TYPE_CHECKING:
     from biotorch.layers.connection import Connection
 
-#: Training forwards with a gradient and without a visible update after which contents are compared.
+#: Forward passes with a gradient and without a visible change after which contents are compared.
 _PATIENCE = 8
+#: Changes without a step after which an optimizer that holds W passes for one that is not in use.
+_TRIALS = 4
+#: Updates of W after which B has to have had one, although an optimizer holds it.
+_RARELY = 50
 
 
 class Watch:
@@ -39,21 +43,41 @@ class Watch:
         #: Steps that optimizers have made on it, and the `weight_decay` of the last.
         self.steps = 0
         self.decay: float | None = None
-        #: Whether an optimizer is known to hold it, and whether one was looked for; whether one is in its step.
-        self.held, self.searched, self.in_step = False, False, False
+        #: The living optimizers that are known to hold it; whether all were looked for; whether one is in its step.
+        self.holders = weakref.WeakSet[Optimizer]()
+        self.searched = self.in_step = self.had_gradient = False
         #: Whether contents have to tell changes: compiled graphs raise the version of what they may rescale.
         self.by_contents = False
         self._sample: Tensor | None = None
-        #: Whoever wants to know of gradients, too.
-        self.learner: weakref.ref[Learner] | None = None
-        self._hooked = False
+        self.learners = weakref.WeakSet[Learner]()
+        self._listens = False
 
     def listen(self) -> None:
         """Count gradients, from when on there are any: a frozen parameter has none."""
         parameter = self.parameter()
-        if not self._hooked and parameter is not None and parameter.requires_grad and parameter.is_leaf:
-            self._hooked = True
-            parameter.register_hook(self._on_gradient)  # type: ignore[no-untyped-call]
+        if not self._listens and parameter is not None and parameter.requires_grad and parameter.is_leaf:
+            self._listens, me = True, weakref.ref(self)
+            handle = parameter.register_hook(lambda gradient: _count(me))  # type: ignore[no-untyped-call]
+            weakref.finalize(self, handle.remove)
+
+    def begin_step(self, optimizer: Optimizer) -> None:
+        """An optimizer that holds it is going to step."""
+        parameter = self.parameter()
+        self.holders.add(optimizer)
+        self.in_step, self.had_gradient = True, parameter is not None and parameter.grad is not None
+
+    def end_step(self, counts: bool, decay: float | None) -> None:
+        """It has stepped; without a gradient that changes nothing."""
+        parameter = self.parameter()
+        self.in_step = False
+        if counts and (self.had_gradient or (parameter is not None and parameter.grad is not None)):
+            self.steps += 1
+            self.decay = decay
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a living optimizer holds it, as far as is known."""
+        return len(self.holders) > 0
 
     @property
     def changes(self) -> tuple[int, int]:
@@ -72,12 +96,15 @@ class Watch:
             return False
         return self._sample is None or _differs(self._sample, parameter)
 
-    def _on_gradient(self, gradient: Tensor) -> None:
-        parameter, learner = self.parameter(), None if self.learner is None else self.learner()
-        self.gradients += 1
-        if parameter is not None:
-            self.overlook(parameter)
-        if learner is not None:
+
+def _count(watch: weakref.ref[Watch]) -> None:
+    """Hook of a gradient. It keeps no watch alive, and goes with it."""
+    found = watch()
+    parameter = None if found is None else found.parameter()
+    if found is not None and parameter is not None:
+        found.gradients += 1
+        found.overlook(parameter)
+        for learner in list(found.learners):
             learner.on_gradient()
 
 
@@ -115,73 +142,81 @@ class Follower:
     def __init__(self, connection: Connection) -> None:
         self._connection = weakref.ref(connection)
         #: An update that `biotorch.updated` tells of; a change that is none.
-        self.told, self.overlook = False, False
+        self.told = self.overlook = False
         self._busy = False
+        #: Gradients and steps that are settled, by parameter: another one may take its place for a while.
+        self._settled: dict[Watch, tuple[int, int]] = {}
+        #: Gradients after which W had changed without a step of the optimizer that holds it.
+        self._trials: set[int] = set()
+        self._silent = 0
         self.key = id(self)
         _followers[self.key] = self
-        self.forget()
-
-    def forget(self) -> None:
-        """What has happened to W until now is settled, or is no update."""
-        connection = self._connection()
-        assert connection is not None
-        self.told, self._silent = False, 0
-        self._trials = set[int]()
         if not connection.is_computed:
-            self._watch = watch(connection.trained)
-            self._watch.by_contents |= connection.layer.rule.constrain_weights
-            self._gradients, self._steps = self._watch.gradients, self._watch.steps
+            self._attend(connection.trained)
 
     def settle(self, training: bool = False, followed: Sequence[Tensor] | None = None) -> Tensor | None:
         """Do what follows an update, if there was one since the last call.
 
         Args:
-            training: a training forward begins: also make sure that no update goes unseen.
+            training: a forward pass begins that may train: also make sure that no update goes unseen.
             followed: see `Connection.follow`, whose result is returned if there was an update.
 
         Raises:
             RuntimeError: W changes in a way that cannot be seen.
         """
         connection = self._connection()
-        if connection is None or connection.is_computed or _paused or self._busy:
+        if connection is None or connection.is_computed or _paused:
             return None
         with _lock:
-            if self._is_updated(connection.trained):
-                self._busy = True  # what follows looks at B, too
+            if self._busy:
+                return None  # what follows looks at B, too
+            found, parameter = self._attend(connection.trained), connection.trained
+            missed = self._missed(found, parameter)
+            if missed:
+                self._busy = True
                 try:
-                    factor = connection.follow(followed)
+                    return connection.follow(missed, followed)
                 finally:
-                    self._busy = False
-                self.forget()
-                return factor
+                    self._busy = self.told = False
+                    self._settled[found] = found.gradients, found.steps
+                    self._trials, self._silent = set(), 0
             if training:
-                self._require_visible(connection)
+                self._require_visible(connection, found)
             return None
 
-    def _is_updated(self, parameter: nn.Parameter) -> bool:
-        if self.told:
-            return True
-        if self._watch.parameter() is not parameter:
-            self.forget()  # another parameter has taken its place
-        self._watch.listen()
+    def _attend(self, parameter: nn.Parameter) -> Watch:
+        """The watch of the parameter that is W now."""
+        found = watch(parameter)
+        if found not in self._settled:
+            self._settled = {each: seen for each, seen in self._settled.items() if each.parameter() is not None}
+            self._settled[found] = found.gradients, found.steps
+            connection = self._connection()
+            found.by_contents |= connection is not None and connection.layer.rule.constrain_weights
         if self.overlook:
             self.overlook = False
-            self._watch.overlook(parameter)
-        if self._watch.gradients == self._gradients:
-            return False
-        if self._watch.steps != self._steps:
-            return True
-        if self._watch.in_step or not self._watch.is_changed(parameter):
-            return False
-        if self._watch.steps == 0 and _is_held(self._watch):
-            # A perturbation before the first step of an optimizer, as SAM's; or one that is not in use, after a while.
-            self._trials.add(self._watch.gradients)
-            self._watch.held = len(self._trials) < 3
-        return not self._watch.held
+            found.overlook(parameter)
+        return found
 
-    def _require_visible(self, connection: Connection) -> None:
+    def _missed(self, found: Watch, parameter: nn.Parameter) -> int:
+        """How many updates have not been settled."""
+        gradients, steps = self._settled[found]
+        if self.told or (found.gradients != gradients and found.steps != steps):
+            return 1
+        if found.gradients == gradients or found.in_step or not found.is_changed(parameter):
+            return 0
+        if not found.is_held and not found.searched:
+            _find_optimizers()
+        if not found.is_held:
+            return 1
+        self._trials.add(found.gradients)  # perturbations, as SAM's; many without a step are updates by somebody else
+        if len(self._trials) <= _TRIALS:
+            return 0
+        found.holders.clear()
+        return len(self._trials)
+
+    def _require_visible(self, connection: Connection, found: Watch) -> None:
         """Compare contents now and then, while gradients come and no change is seen."""
-        if self._watch.gradients == self._gradients or connection.trained._version != self._watch.version:
+        if found.gradients == self._settled[found][0] or connection.trained._version != found.version:
             return
         self._silent += 1
         if self._silent == 1:
@@ -192,7 +227,8 @@ class Follower:
                 raise RuntimeError(
                     f"{connection.name}: its weight changes in a way that cannot be seen (through .data, a flat "
                     f"buffer, a sharded parameter), and rule {connection.layer.rule.name!r} has to follow: call "
-                    "biotorch.updated(model) once after every optimizer step"
+                    "biotorch.updated(model) once after every optimizer step. constrain_weights cannot follow a "
+                    "sharded weight at all: use DDP"
                 )
 
 
@@ -201,20 +237,18 @@ class Learner:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = weakref.ref(connection)
-        self._weight: Watch | None = None
-        self._feedback: list[Watch] = []
-        self._seen: list[tuple[int, int]] = []
+        self._watches: list[Watch] = []
         self._advised = False
         self.look()
 
     def on_gradient(self) -> None:
         """In compiled graphs there is no look at the forward: look at the second gradient without one."""
         self._unlooked += 1
-        if self._unlooked > 1:
+        if self._unlooked >= len(self._watches):
             self.look()
 
     def look(self) -> None:
-        """Compare what has changed since the last call, at the beginning of a training forward.
+        """Compare what has changed since the last call, at the beginning of a forward pass that may train.
 
         Raises:
             RuntimeError: W was updated twice, and B, which had gradients, was not.
@@ -223,45 +257,46 @@ class Learner:
         if connection is None or connection.is_computed or _paused:
             return
         connection.freeze_with_weight()
-        trained, learned = connection.trained, connection.learned
-        parameters = [trained, *learned]
-        if self._weight is None or any(
-            each.parameter() is not parameter
-            for each, parameter in zip([self._weight, *self._feedback], parameters, strict=True)
-        ):
-            self._weight, *self._feedback = map(watch, parameters)
-            self._seen, self._gradients, self._idle = [], 0, 0
-        for each in self._feedback:
-            each.learner = weakref.ref(self)
-            each.listen()
+        watches = [watch(parameter) for parameter in (connection.trained, *connection.learned)]
+        if watches != self._watches:
+            self._watches, self._seen, self._gradients = watches, [each.changes for each in watches], 0
+            self._idle = self._silent = 0
+            for each in watches[1:]:
+                each.learners.add(self)
         self._unlooked = 0
-        seen, self._seen = self._seen, [each.changes for each in (self._weight, *self._feedback)]
-        gradients, self._gradients = self._gradients, sum(each.gradients for each in self._feedback)
-        if gradients == self._gradients or not seen or self._seen == seen:
+        seen, self._seen = self._seen, [each.changes for each in watches]
+        gradients, self._gradients = self._gradients, sum(each.gradients for each in watches[1:])
+        if gradients == self._gradients:
             return
-        if not self._advised and self._weight.steps > 0:  # whoever updates by hand knows what it does
+        changed = [now != before for now, before in zip(self._seen, seen, strict=True)]
+        if changed[0] and watches[0].steps > 0 and not self._advised:  # whoever updates by hand knows what it does
             self._advised = True
-            connection.layer.rule.check_decay(connection.name, self._weight.decay)
-        if self._seen[1:] != seen[1:]:
-            self._idle = 0
+            connection.layer.rule.check_decay(connection.name, watches[0].decay)
+        if any(changed):
+            self._silent, self._idle = 0, self._idle + 1 if changed[0] and not all(changed) else 0
         else:
-            self._idle += 1
-            self._require_learning(connection, parameters)
+            self._silent += 1  # perhaps through .data
+        if 1 in (self._silent, self._idle):
+            self._samples = [_sample(each) for each in (connection.trained, *connection.learned)]
+        elif self._idle > 1 or self._silent == _PATIENCE:
+            self._require_learning(connection)
+            self._silent = 0
 
-    def _require_learning(self, connection: Connection, parameters: list[nn.Parameter]) -> None:
-        if self._idle == 1:
-            self._samples = [_sample(each) for each in parameters]
+    def _require_learning(self, connection: Connection) -> None:
+        parameters = [connection.trained, *connection.learned]
+        moved = [_differs(sample, each) for sample, each in zip(self._samples, parameters, strict=True)]
+        stuck = [each for each, its in zip(self._watches[1:], moved[1:], strict=True) if not its]
+        if not moved[0] or (self._silent and len(stuck) < len(moved) - 1):
             return
-        weight, *feedback = (_differs(sample, each) for sample, each in zip(self._samples, parameters, strict=True))
-        if weight and not any(feedback):
+        if not all(each.is_held for each in stuck):
             _find_optimizers()
-            if not any(each.held for each in self._feedback):  # held: its optimizer steps more rarely
-                raise RuntimeError(
-                    f"{connection.name}: W learns and its B does not: rule {connection.layer.rule.name!r} gives B "
-                    "gradients, and no optimizer holds it. Build the optimizer after `convert`, of all parameters, or "
-                    "give it a group for biotorch.feedback_parameters(model). A B that is to stay is frozen: "
-                    "requires_grad_(False)"
-                )
+        if not all(each.is_held for each in stuck) or (stuck and self._idle > _RARELY):  # held: stepped more rarely
+            raise RuntimeError(
+                f"{connection.name}: W learns and its B does not: rule {connection.layer.rule.name!r} gives B "
+                "gradients, and no optimizer steps on it. Build the optimizer after `convert`, of all parameters, or "
+                "give it a group for biotorch.feedback_parameters(model). A B that is to stay is frozen: "
+                "requires_grad_(False)"
+            )
 
 
 def _sample(tensor: Tensor) -> Tensor:
@@ -271,26 +306,17 @@ def _sample(tensor: Tensor) -> Tensor:
 
 
 def _differs(sample: Tensor, tensor: Tensor) -> bool:
-    now = _sample(tensor)
-    return not torch.equal(sample.nan_to_num(), now.nan_to_num())
-
-
-def _is_held(watch: Watch) -> bool:
-    """Whether an optimizer holds a parameter that none has stepped on yet."""
-    if not watch.held and not watch.searched:
-        _find_optimizers()
-    return watch.held
+    return not torch.equal(sample.nan_to_num(), _sample(tensor).nan_to_num())
 
 
 def _find_optimizers() -> None:
-    """Mark what the living optimizers hold; torch keeps no list of them, and some step for the first time after SAM."""
+    """Note what the living optimizers hold; torch keeps no list of them, and some step for the first time after SAM."""
     for each in gc.get_objects():
         if issubclass(type(each), Optimizer):
-            for held in map(_watches.get, map(id, _parameters(each))):
-                if held is not None:
-                    held.held = True
-    for each in list(_watches.values()):
-        each.searched = True
+            for found in filter(None, map(_watches.get, map(id, _parameters(each)))):
+                found.holders.add(each)
+    for found in list(_watches.values()):
+        found.searched = True
 
 
 def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
@@ -302,19 +328,15 @@ def _inner(optimizer: Optimizer) -> Iterator[Optimizer]:
     """The optimizers that a wrapper (accumulation, Lookahead, SAM) keeps."""
     for value in vars(optimizer).values():
         values = list(value.values()) if isinstance(value, Mapping) else value
-        yield from (
-            part
-            for part in (values if isinstance(values, list | tuple | set) else [values])
-            if isinstance(part, Optimizer)
-        )
+        parts = values if isinstance(values, list | tuple | set) else [values]
+        yield from (part for part in parts if isinstance(part, Optimizer))
 
 
 @uncompiled
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if _watches:
-        for parameter in _parameters(optimizer):
-            if (found := _watches.get(id(parameter))) is not None:
-                found.held = found.in_step = True
+        for found in filter(None, map(_watches.get, map(id, _parameters(optimizer)))):
+            found.begin_step(optimizer)
 
 
 @uncompiled
@@ -328,13 +350,9 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     skipped = found_inf is not None and bool(found_inf)
     inside = {id(parameter) for each in _inner(optimizer) for parameter in _parameters(each)}
     for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            found = _watches.get(id(parameter))
-            if found is not None:
-                found.in_step = False
-                if not skipped and id(parameter) not in inside:
-                    found.steps += 1
-                    found.decay = group.get("weight_decay")
+        for key in map(id, group["params"]):
+            if (found := _watches.get(key)) is not None:
+                found.end_step(not skipped and key not in inside, group.get("weight_decay"))
 
 
 register_optimizer_step_pre_hook(_before_step)

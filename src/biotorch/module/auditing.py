@@ -161,7 +161,7 @@ class _Experiment:
             readers = {module for name in names for module in self._named(name).modules()}
             layers = [module for module in readers if isinstance(module, FeedbackLayer)]
             key = _input_of(names[0])
-            silent = not any(each.feedback_shapes for layer in layers for each in layer.connections)
+            silent = not any(each.feedback_shape for layer in layers for each in layer.connections)
             if silent or key not in baseline:
                 continue
             with silenced(layers):

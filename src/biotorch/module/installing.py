@@ -77,7 +77,7 @@ def _warn_of_sharing(model: nn.Module) -> None:
     """Say what it means where a W that B learns beside is the weight of another kind of module, too."""
     found = connections(model)
     learned = {id(each.trained): name for name, each in found.items() if each.learned and not each.layer.rule.direct}
-    layers = [module for module in model.modules() if isinstance(module, FeedbackLayer)]
+    layers = [module for module in model.modules() if isinstance(module, FeedbackLayer) and module.rule.learns]
     own = {part for layer in layers for part in (layer, *(layer.get_submodule(name) for name in layer.owned))}
     for name, module in model.named_modules():
         for parameter in module._parameters.values():

@@ -70,7 +70,7 @@ def find_outputs(
     if output_dim is not None and outputs and output_dim != start:
         problems.append(f"output_dim={output_dim}, but the output ({', '.join(names)}) has {start}")
     for name, layer in kept_direct.items():
-        ((rows, *_), *_) = layer.connections[0].feedback_shapes or [(start,)]
+        (rows, *_) = layer.connections[0].feedback_shape or (start,)
         if outputs and rows != start:
             problems.append(
                 f"{name} keeps a B for {rows} outputs, but the output ({', '.join(names)}) has {start}: "

@@ -90,7 +90,7 @@ def summary(model: nn.Module) -> Summary:
             shared = module._buffers.get("shared_feedback")
             tensors = [shared, *(tensor for each in module.connections for tensor in each.tensors.values())]
             held.update((id(tensor), tensor) for tensor in tensors if tensor is not None)
-            shapes = [shape for each in module.connections for shape in each.feedback_shapes]
+            shapes = [shape for each in module.connections if (shape := each.feedback_shape) is not None]
         elif entry.kind == "convertible":
             rule, note = "backpropagation", "plain PyTorch, not converted"
         owners = [module, *owned_modules(module)]
