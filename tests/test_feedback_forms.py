@@ -226,7 +226,7 @@ def test_the_matrix_has_variance_one(rule, init):
 def test_gradients_are_those_of_a_network_with_these_kernels(rule):
     shared, own = attentive(rule, feedback="shared"), attentive(rule)
     for name, connection in connections(own).items():
-        connection.buffer.copy_(connections(shared)[name].feedback)
+        connection.feedback.copy_(connections(shared)[name].feedback)
     found, x = [], images().double()
     for model in (shared, own):
         inputs = x.clone().requires_grad_()
@@ -246,7 +246,7 @@ def test_clipping_and_cuts_work_on_slices_too(rule):
     biotorch.convert(models[0], rule, feedback="shared", **options)
     biotorch.convert(models[1], rule, **options)
     for name, connection in connections(models[1]).items():
-        connection.buffer.copy_(connections(models[0])[name].feedback)
+        connection.feedback.copy_(connections(models[0])[name].feedback)
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     for model in models:
         (1e3 * model(x)).sum().backward()

@@ -163,7 +163,7 @@ class FeedbackLayer(RuleState):
     def carry(self, parameter: str, x: Tensor, bias: Tensor | None, operation: Operation) -> Tensor:
         """`operation` on `x` with a weight of the layer; in the backward the rule decides the gradient of `x`."""
         connection = self.connection(parameter)
-        connection.begin(training=True)
+        connection.begin(self.training)
         walks_the_graph = self.rule.direct or self.output is not None
         carry = self._carry_uncompiled if walks_the_graph else self._carry
         return carry(self.oriented(parameter), connection, x, bias, operation)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,6 @@ class Connection:
     which it learns by a gradient, else a buffer.
 
     Attributes:
-        layer: the layer.
         parameter: name of W within it: `weight`, `in_proj_weight`, `out_proj.weight` ...
         seed: of the randomness of B, together with `updates`.
         updates: how many updates of W have been settled since the conversion.
@@ -35,7 +36,8 @@ class Connection:
     """
 
     def __init__(self, layer: RuleState, parameter: str, seed: int) -> None:
-        self.layer, self.parameter = layer, parameter
+        self._layer: weakref.ref[RuleState] | None = weakref.ref(layer)
+        self.parameter = parameter
         self.seed = seed if parameter == "weight" else seeding.derive(seed, parameter)
         self.updates = 0
         self.parts: tuple[str, ...] = ()
@@ -45,7 +47,24 @@ class Connection:
         self.follower: Follower | None = None
         self.learner: Learner | None = None
         self._frozen_with_weight: list[str] = []
-        self._seeds_version = 0
+        self._known_version = -1
+
+    @property
+    def layer(self) -> RuleState:
+        """The layer, which keeps its connections alive, and not they it."""
+        found = None if self._layer is None else self._layer()
+        if found is None:
+            raise ReferenceError(f"the layer of this connection ({self.parameter}) is gone")
+        return found
+
+    def is_bound(self, layer: RuleState | None = None) -> bool:
+        """Whether it belongs to a living layer, and to this one."""
+        found = None if self._layer is None else self._layer()
+        return found is not None and (layer is None or layer is found)
+
+    def bind(self, layer: RuleState) -> None:
+        """Make it a connection of `layer`, a copy of the one that it belonged to."""
+        self._layer = weakref.ref(layer)
 
     @property
     def name(self) -> str:
@@ -104,7 +123,9 @@ class Connection:
         return as_state(self._tensors_in(layer))
 
     def _tensors_in(self, layer: nn.Module) -> dict[str, Tensor]:
-        return {part: getattr(layer, feedback_name(self.parameter, part)) for part in self.parts}
+        names = {part: feedback_name(self.parameter, part) for part in self.parts}
+        own: dict[str, Any] = {**layer._buffers, **layer._parameters}  # as they are; a replica has attributes
+        return {part: own[name] if name in own else getattr(layer, name) for part, name in names.items()}
 
     @property
     def feedback(self) -> Tensor | None:
@@ -147,21 +168,24 @@ class Connection:
     @property
     def owner(self) -> Connection:
         """The connection that keeps B up to date: the twin, as long as it has its rule."""
-        return self.twin if self.twin is not None and self.twin in self.twin.layer.connections else self
+        twin = self.twin
+        return twin if twin is not None and twin.is_bound() and twin in twin.layer.connections else self
 
     def rejoin(self) -> None:
         """Share B's tensors with the twin again: moved or cast, buffers of two layers come apart."""
-        if self.twin is not None:
-            for part, own in self.tensors.items():
-                shared = self.twin.tensors[part]
-                if (own.device, own.dtype) == (shared.device, shared.dtype) and not isinstance(own, nn.Parameter):
-                    self.layer._buffers[feedback_name(self.parameter, part)] = shared
+        if self.owner is self or self.learned:
+            return
+        for part, own in self.tensors.items():
+            shared = self.owner.tensors[part]
+            if own is not shared and (own.device, own.dtype) == (shared.device, shared.dtype):
+                self.layer._buffers[feedback_name(self.parameter, part)] = shared
 
-    def settle(self) -> None:
-        """Bring B, and the norm of W, up to date with the updates of W."""
+    def settle(self, at_once: bool = False) -> None:
+        """Bring B, and the norm of W, up to date with the updates of W; see `Follower.settle`."""
         follower = self.owner.follower
         if follower is not None and not torch.compiler.is_compiling():  # there, `begin` has done it
-            follower.settle()
+            follower.settle(at_once=at_once)
+            self.rejoin()
 
     def begin(self, training: bool) -> None:
         """The same at the beginning of a forward pass, where it may be compiled.
@@ -175,8 +199,11 @@ class Connection:
                 f"{self.layer.rule.name!r} goes with a parameter: make it one again (prune.remove, "
                 "parametrize.remove_parametrizations), or take a rule whose B stays, as fa or usf"
             )
-        owner = self.owner
-        compiling = torch.compiler.is_compiling()
+        owner, compiling = self.owner, torch.compiler.is_compiling()
+        if self.learner is not None and training and not compiling:
+            self.learner.look()
+        if torch.compiler.is_exporting():  # what is exported updates nothing
+            return
         if owner.follower is not None and compiling:
             with torch.no_grad():
                 factor = torch.ones((), device=owner.trained.device, dtype=owner.trained.dtype)
@@ -186,8 +213,7 @@ class Connection:
                         tensor.mul_(factor)
         elif owner.follower is not None:
             owner.follower.settle(training)
-        if self.learner is not None and training and not compiling:
-            self.learner.look()
+            self.rejoin()
 
     @property
     def followed(self) -> list[Tensor]:
@@ -227,56 +253,77 @@ class Connection:
             if followed is not None:
                 weight = weight * factor
             else:
-                for tensor in self.rescaled:
-                    tensor.mul_(factor)
-        if rule.has_update():
-            seed = seeding.derive(self._common_seed(), "feedback", self.updates)
+                with contextlib.nullcontext() if self.learner is None else self.learner.rescaling():
+                    for tensor in self.rescaled:
+                        tensor.mul_(factor)
+        if rule.has_update() and self._meet_others() < self.updates:
             tensors = self.followed if followed is None else followed
-            rule.after_update(
-                Update(
-                    layer.orient(weight),
-                    as_state(dict(zip(self.parts, tensors, strict=True))),
-                    lambda: seeding.generator(seed, weight.device),
-                    layer=layer.label,
-                    number=self.updates,
-                    groups=getattr(layer, "groups", 1),
-                )
-            )
+            known = dict(zip(self.parts, tensors, strict=True))
+            rule.after_update(self.update(layer.orient(weight), known, self.updates))
+            self.tell_others()
         return factor
 
-    def _common_seed(self) -> int:
-        """The seed of the first process, where the processes were seeded apart: DDP broadcasts its digits."""
-        digits = self.layer.feedback_seeds
-        if digits._version != self._seeds_version and not digits.is_meta:  # else the device would have to be waited for
-            self._seeds_version = digits._version
-            own = digits[list(self.layer.connections).index(self)]
-            self.seed = sum(int(digit) << (7 * place) for place, digit in enumerate(own.tolist()))
-        return self.seed
+    def update(
+        self, weight: Tensor, tensors: Mapping[str, Tensor], number: int, forward: Tensor | None = None
+    ) -> Update:
+        """What the rule sees of an update that has made `weight` of W; `forward` answers to activity in its place."""
+        layer, seed = self.layer, seeding.derive(self.seed, "feedback", number)
+        return Update(
+            weight,
+            as_state(tensors),
+            lambda: seeding.generator(seed, weight.device),
+            layer=layer.label,
+            number=number,
+            groups=getattr(layer, "groups", 1),
+            forward=forward,
+        )
+
+    # DDP broadcasts buffers at every forward pass, from a process that may have been seeded apart, and may have settled
+    # an update already that this one has not: seed and number of B travel beside it.
+
+    def _meet_others(self) -> int:
+        """Take the seed of B as it is, which may be another process's, and return how many updates B has had."""
+        digits = self.layer.feedback_numbers
+        if digits._version == self._known_version or digits.is_meta:  # else the device would have to be waited for
+            return self.updates - 1
+        own = [int(digit) for digit in digits[self._index].tolist()]
+        self.seed, number = (sum(digit << (7 * i) for i, digit in enumerate(part)) for part in (own[:10], own[10:]))
+        return number
+
+    def tell_others(self) -> None:
+        """Write down seed and number of B, in digits of seven bits, which are exact in every floating type."""
+        own = [(self.seed >> (7 * i)) & 127 for i in range(10)] + [(self.updates >> (7 * i)) & 127 for i in range(5)]
+        digits = self.layer.feedback_numbers
+        digits[self._index].copy_(torch.tensor(own))
+        self._known_version = digits._version
+
+    @property
+    def _index(self) -> int:
+        return list(self.layer.connections).index(self)
 
     def freeze_with_weight(self) -> None:
         """Freeze a B that learns where W is frozen, and only as long as that is so."""
-        if self.trained.requires_grad:
+        self.thaw_with_weight()
+        if not self.trained.requires_grad:
+            for part, tensor in self.tensors.items():
+                if tensor.requires_grad:
+                    tensor.requires_grad_(False)
+                    self._frozen_with_weight.append(part)
+
+    def thaw_with_weight(self) -> None:
+        """Take back what `freeze_with_weight` did, where W is not frozen any more."""
+        if self._frozen_with_weight and self.trained.requires_grad:
             for part in self._frozen_with_weight:
                 self.tensors[part].requires_grad_(True)
             self._frozen_with_weight = []
-            return
-        for part, tensor in self.tensors.items():
-            if tensor.requires_grad:
-                tensor.requires_grad_(False)
-                self._frozen_with_weight.append(part)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "follower": None, "learner": None}  # a copy begins anew
+        return {**self.__dict__, "_layer": None, "follower": None, "learner": None}  # a copy's layer binds it anew
 
 
 def as_state(tensors: Mapping[str, Tensor]) -> Any:
     """What rules take for the state of B: a tensor, tensors by name, or None."""
     return tensors.get("", tensors or None)
-
-
-def seed_digits(seed: int) -> list[int]:
-    """A seed below 2^63 in ten digits of seven bits, which are exact in every floating type."""
-    return [(seed >> (7 * place)) & 127 for place in range(10)]
 
 
 def feedback_name(parameter: str, part: str = "") -> str:

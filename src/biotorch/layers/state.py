@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from biotorch import seeding
 from biotorch.broadcast import Slice
-from biotorch.layers.connection import Connection, feedback_name, is_feedback, norm_name, seed_digits
+from biotorch.layers.connection import Connection, feedback_name, is_feedback, norm_name
 from biotorch.rules import Rule, initial
 
 
@@ -22,8 +23,8 @@ class RuleState(nn.Module):
     rule: Rule
     #: Each weight matrix with its B.
     connections: Sequence[Connection] = ()
-    #: Under rules that draw B again: the seeds in digits, (connections, 10), which any type holds and DDP broadcasts.
-    feedback_seeds: Tensor
+    #: Under rules that change B after updates: seed and number of B, (connections, 15), see `Connection.tell_others`.
+    feedback_numbers: Tensor
     #: The layer's dotted name at conversion, for error messages.
     label: str = ""
     #: Whether the layer is the first of a block at whose input a direct rule's error arrives: it has one B, for that.
@@ -82,8 +83,10 @@ class RuleState(nn.Module):
             if not connection.parts:
                 self.register_buffer(feedback_name(connection.parameter), None)
         if rule.has_update():
-            digits = torch.tensor([seed_digits(connection.seed) for connection in self.connections])
-            self.register_buffer("feedback_seeds", digits.to(self.connections[0].trained), persistent=False)
+            digits = self.connections[0].trained.new_zeros(len(self.connections), 15).detach()
+            self.register_buffer("feedback_numbers", digits, persistent=False)
+            for connection in self.connections:
+                connection.tell_others()
         for connection in self.connections:
             connection.keep_up()
 
@@ -107,13 +110,13 @@ class RuleState(nn.Module):
             generator = seeding.generator(seeding.derive(connection.seed, "feedback", 0))
             found = rule.initial_feedback(weight, blank.detach(), generator)
             tensors = {} if found is None else dict(found) if isinstance(found, Mapping) else {"": found}
-        connection.parts = tuple(tensors)
         for part, tensor in tensors.items():
             name = feedback_name(connection.parameter, part)
             if rule.learns:
                 self.register_parameter(name, nn.Parameter(tensor) if twin is None else tensor)  # type: ignore[arg-type]
             else:
                 self.register_buffer(name, tensor)
+        connection.parts = tuple(tensors)
         self._check_feedback(connection, blank.shape)
 
     def _check_feedback(self, connection: Connection, expected: torch.Size) -> None:
@@ -128,7 +131,7 @@ class RuleState(nn.Module):
                 "feedback(weight, state)"
             )
         if effective.shape != expected:
-            raise ValueError(f"{rule} gives a B of shape {tuple(effective.shape)}, needed is {tuple(expected)}")
+            raise ValueError(f"{rule} gives a B of shape {tuple(effective.shape)}, needed here is {tuple(expected)}")
         if not connection.parts and (self.rule.has_update() or self.rule.learns):
             raise ValueError(f"{rule} learns and has no B: initial_feedback returns None")
 
@@ -139,7 +142,7 @@ class RuleState(nn.Module):
             for name in (*names, norm_name(connection.parameter)):
                 self._parameters.pop(name, None)
                 self._buffers.pop(name, None)
-        for name in ("shared_feedback", "feedback_seeds"):
+        for name in ("shared_feedback", "feedback_numbers"):
             self._buffers.pop(name, None)
             self._non_persistent_buffers_set.discard(name)
         for name in ("rule", "connections", "at_point"):
@@ -169,10 +172,10 @@ class RuleState(nn.Module):
         """B as the backward pass uses it, in the shape of W; None under a direct rule."""
         return self.connections[0].effective_feedback
 
-    def settle(self) -> None:
-        """Bring W and B up to date with the updates of W."""
+    def settle(self, at_once: bool = False) -> None:
+        """Bring W and B up to date with the updates of W; see `Follower.settle`."""
         for connection in self.connections:
-            connection.settle()
+            connection.settle(at_once)
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
@@ -186,11 +189,17 @@ class RuleState(nn.Module):
     # Saving --------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        self.settle()
+        self.settle(at_once=True)
         return self.__dict__.copy()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if "rule" in state and "connections" not in state:
+            raise RuntimeError("the network was pickled by an earlier version of biotorch: load its state_dict instead")
+        if any(connection.is_bound() for connection in self.connections):  # of a shallow copy
+            self.connections = [copy.copy(connection) for connection in self.connections]
+        for connection in self.connections:
+            connection.bind(self)
         for connection in self.connections:
             connection.keep_up()
 
@@ -209,13 +218,13 @@ class RuleState(nn.Module):
 
     def _overlook(self) -> None:
         """Settle what was to be settled: the change of W that comes is no update."""
-        self.settle()
+        self.settle(at_once=True)
         for connection in self.connections:
             if connection.follower is not None:
                 connection.follower.overlook = True
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        self.settle()
+        self.settle(at_once=True)
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.rule.has_update():
             # The next draw is determined by seed and number: with both, a resumed run draws the same.
@@ -263,8 +272,7 @@ class RuleState(nn.Module):
         with torch.no_grad():
             for index, connection in enumerate(self.connections):
                 connection.seed, connection.updates = draws[index], numbers[index]
-                digits = seed_digits(connection.seed)
-                self.feedback_seeds[index].copy_(torch.tensor(digits))
+                connection.tell_others()
 
     @property
     def feedback_draws(self) -> int:

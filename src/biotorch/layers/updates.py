@@ -9,6 +9,7 @@ the version counter of the parameter shows it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import threading
 import weakref
@@ -27,10 +28,8 @@ if TYPE_CHECKING:
 
 #: Forward passes with a gradient and without a visible change after which contents are compared.
 _PATIENCE = 8
-#: Changes without a step after which an optimizer that holds W passes for one that is not in use.
-_TRIALS = 4
-#: Updates of W after which B has to have had one, although an optimizer holds it.
-_RARELY = 50
+#: Changes of W in a row, without a step, that an optimizer which holds W may make (as SAM): then others make them.
+_TRIALS = 2
 
 
 class Watch:
@@ -40,44 +39,59 @@ class Watch:
         self.parameter = weakref.ref(parameter)
         #: Gradients that backward passes have handed it, and its version when the last one came.
         self.gradients, self.version = 0, parameter._version
-        #: Steps that optimizers have made on it, and the `weight_decay` of the last.
-        self.steps = 0
+        #: Steps that optimizers have made on it; the `weight_decay` of the last, and the version that it left.
+        self.steps, self.stepped_version = 0, -1
         self.decay: float | None = None
-        #: The living optimizers that are known to hold it; whether all were looked for; whether one is in its step.
-        self.holders = weakref.WeakSet[Optimizer]()
-        self.searched = self.in_step = self.had_gradient = False
+        #: The optimizers that are known to hold it, by id; whether all were looked for; whether one is in its step.
+        self._holders: dict[int, weakref.ref[Optimizer]] = {}
+        self.searched = self.in_step = self._had_gradient = False
+        self._begun_version = -1
         #: Whether contents have to tell changes: compiled graphs raise the version of what they may rescale.
         self.by_contents = False
         self._sample: Tensor | None = None
-        self.learners = weakref.WeakSet[Learner]()
+        self.learners: weakref.WeakSet[Learner] = weakref.WeakSet()
         self._listens = False
 
     def listen(self) -> None:
         """Count gradients, from when on there are any: a frozen parameter has none."""
         parameter = self.parameter()
         if not self._listens and parameter is not None and parameter.requires_grad and parameter.is_leaf:
-            self._listens, me = True, weakref.ref(self)
-            handle = parameter.register_hook(lambda gradient: _count(me))  # type: ignore[no-untyped-call]
+            self._listens, hook = True, functools.partial(_count, weakref.ref(self))
+            vars(hook)["__torch_unserializable__"] = True  # a copy in another process has its own
+            handle = parameter.register_hook(hook)  # type: ignore[no-untyped-call]
             weakref.finalize(self, handle.remove)
 
-    def begin_step(self, optimizer: Optimizer) -> None:
-        """An optimizer that holds it is going to step."""
-        parameter = self.parameter()
-        self.holders.add(optimizer)
-        self.in_step, self.had_gradient = True, parameter is not None and parameter.grad is not None
+    def hold(self, optimizer: Optimizer) -> None:
+        """Note that an optimizer holds it."""
+        self._holders[id(optimizer)] = weakref.ref(optimizer)
 
-    def end_step(self, counts: bool, decay: float | None) -> None:
-        """It has stepped; without a gradient that changes nothing."""
-        parameter = self.parameter()
-        self.in_step = False
-        if counts and (self.had_gradient or (parameter is not None and parameter.grad is not None)):
-            self.steps += 1
-            self.decay = decay
+    def release(self) -> None:
+        """Forget who holds it: the optimizers are not in use."""
+        self._holders.clear()
 
     @property
     def is_held(self) -> bool:
         """Whether a living optimizer holds it, as far as is known."""
-        return len(self.holders) > 0
+        return any(holder() is not None for holder in self._holders.values())
+
+    def begin_step(self, optimizer: Optimizer) -> None:
+        """An optimizer that holds it is going to step."""
+        parameter = self.parameter()
+        self.hold(optimizer)
+        if parameter is not None:
+            self.in_step, self._begun_version = True, parameter._version
+            self._had_gradient = parameter.grad is not None
+
+    def end_step(self, counts: bool, decay: float | None) -> None:
+        """It has stepped: that counts if it had a gradient, or has changed."""
+        parameter, self.in_step = self.parameter(), False
+        if parameter is None:
+            return
+        self.stepped_version = parameter._version
+        moved = self._had_gradient or parameter.grad is not None or parameter._version != self._begun_version
+        if counts and moved:
+            self.steps += 1
+            self.decay = decay
 
     @property
     def changes(self) -> tuple[int, int]:
@@ -97,11 +111,12 @@ class Watch:
         return self._sample is None or _differs(self._sample, parameter)
 
 
-def _count(watch: weakref.ref[Watch]) -> None:
+@uncompiled
+def _count(watch: weakref.ref[Watch], gradient: Tensor) -> None:
     """Hook of a gradient. It keeps no watch alive, and goes with it."""
     found = watch()
     parameter = None if found is None else found.parameter()
-    if found is not None and parameter is not None:
+    if found is not None and parameter is not None and not _paused:
         found.gradients += 1
         found.overlook(parameter)
         for learner in list(found.learners):
@@ -149,16 +164,22 @@ class Follower:
         #: Gradients after which W had changed without a step of the optimizer that holds it.
         self._trials: set[int] = set()
         self._silent = 0
-        self.key = id(self)
-        _followers[self.key] = self
+        _followers[id(self)] = self
+        #: Finds it from a compiled graph; a number would be part of the graph, which layers of one kind share.
+        self.key = torch.tensor(id(self))
         if not connection.is_computed:
             self._attend(connection.trained)
 
-    def settle(self, training: bool = False, followed: Sequence[Tensor] | None = None) -> Tensor | None:
+    @uncompiled
+    def settle(
+        self, training: bool = False, followed: Sequence[Tensor] | None = None, at_once: bool = False
+    ) -> Tensor | None:
         """Do what follows an update, if there was one since the last call.
 
         Args:
             training: a forward pass begins that may train: also make sure that no update goes unseen.
+            at_once: also where W has been written since the step, as by an average that is swapped in for evaluation;
+                else that waits for a training forward pass.
             followed: see `Connection.follow`, whose result is returned if there was an update.
 
         Raises:
@@ -172,7 +193,8 @@ class Follower:
                 return None  # what follows looks at B, too
             found, parameter = self._attend(connection.trained), connection.trained
             missed = self._missed(found, parameter)
-            if missed:
+            swapped = found.steps != self._settled[found][1] and parameter._version != found.stepped_version
+            if missed and (training or at_once or self.told or not swapped):
                 self._busy = True
                 try:
                     return connection.follow(missed, followed)
@@ -189,11 +211,12 @@ class Follower:
         found = watch(parameter)
         if found not in self._settled:
             self._settled = {each: seen for each, seen in self._settled.items() if each.parameter() is not None}
-            self._settled[found] = found.gradients, found.steps
+            # A copy made between backward pass and step comes with a gradient.
+            self._settled[found] = found.gradients - (parameter.grad is not None), found.steps
             connection = self._connection()
             found.by_contents |= connection is not None and connection.layer.rule.constrain_weights
         if self.overlook:
-            self.overlook = False
+            self.overlook, self._silent = False, 0
             found.overlook(parameter)
         return found
 
@@ -211,12 +234,14 @@ class Follower:
         self._trials.add(found.gradients)  # perturbations, as SAM's; many without a step are updates by somebody else
         if len(self._trials) <= _TRIALS:
             return 0
-        found.holders.clear()
+        found.release()
         return len(self._trials)
 
     def _require_visible(self, connection: Connection, found: Watch) -> None:
         """Compare contents now and then, while gradients come and no change is seen."""
         if found.gradients == self._settled[found][0] or connection.trained._version != found.version:
+            return
+        if found.is_held or found.in_step:  # whoever holds it says when it steps
             return
         self._silent += 1
         if self._silent == 1:
@@ -238,8 +263,22 @@ class Learner:
     def __init__(self, connection: Connection) -> None:
         self._connection = weakref.ref(connection)
         self._watches: list[Watch] = []
+        self._samples: list[Tensor] = []
+        #: Places in `_watches` of what has learned since the last look.
+        self._learned: set[int] = set()
         self._advised = False
         self.look()
+
+    @contextlib.contextmanager
+    def rescaling(self) -> Iterator[None]:
+        """Inside, B is rescaled with W: that is no learning, and what it has learned before is not forgotten."""
+        self._learned |= {i for i, each in enumerate(self._watches) if each.changes != self._seen[i]} - {0}
+        yield
+        for i, each in enumerate(self._watches[1:], 1):
+            self._seen[i] = each.changes
+            parameter = each.parameter()
+            if i < len(self._samples) and parameter is not None:
+                self._samples[i] = _sample(parameter)
 
     def on_gradient(self) -> None:
         """In compiled graphs there is no look at the forward: look at the second gradient without one."""
@@ -247,8 +286,9 @@ class Learner:
         if self._unlooked >= len(self._watches):
             self.look()
 
+    @uncompiled
     def look(self) -> None:
-        """Compare what has changed since the last call, at the beginning of a forward pass that may train.
+        """Compare what has changed since the last call, at the beginning of a training forward pass.
 
         Raises:
             RuntimeError: W was updated twice, and B, which had gradients, was not.
@@ -256,8 +296,9 @@ class Learner:
         connection = self._connection()
         if connection is None or connection.is_computed or _paused:
             return
-        connection.freeze_with_weight()
-        watches = [watch(parameter) for parameter in (connection.trained, *connection.learned)]
+        connection.thaw_with_weight()
+        parameters = [connection.trained, *(each for each in connection.learned if each.requires_grad)]
+        watches = [watch(parameter) for parameter in parameters]
         if watches != self._watches:
             self._watches, self._seen, self._gradients = watches, [each.changes for each in watches], 0
             self._idle = self._silent = 0
@@ -268,7 +309,8 @@ class Learner:
         gradients, self._gradients = self._gradients, sum(each.gradients for each in watches[1:])
         if gradients == self._gradients:
             return
-        changed = [now != before for now, before in zip(self._seen, seen, strict=True)]
+        learned, self._learned = self._learned, set()
+        changed = [now != seen[i] or i in learned for i, now in enumerate(self._seen)]
         if changed[0] and watches[0].steps > 0 and not self._advised:  # whoever updates by hand knows what it does
             self._advised = True
             connection.layer.rule.check_decay(connection.name, watches[0].decay)
@@ -277,20 +319,19 @@ class Learner:
         else:
             self._silent += 1  # perhaps through .data
         if 1 in (self._silent, self._idle):
-            self._samples = [_sample(each) for each in (connection.trained, *connection.learned)]
+            self._samples = [_sample(each) for each in parameters]
         elif self._idle > 1 or self._silent == _PATIENCE:
-            self._require_learning(connection)
+            self._require_learning(connection, parameters)
             self._silent = 0
 
-    def _require_learning(self, connection: Connection) -> None:
-        parameters = [connection.trained, *connection.learned]
+    def _require_learning(self, connection: Connection, parameters: list[nn.Parameter]) -> None:
         moved = [_differs(sample, each) for sample, each in zip(self._samples, parameters, strict=True)]
         stuck = [each for each, its in zip(self._watches[1:], moved[1:], strict=True) if not its]
         if not moved[0] or (self._silent and len(stuck) < len(moved) - 1):
             return
         if not all(each.is_held for each in stuck):
             _find_optimizers()
-        if not all(each.is_held for each in stuck) or (stuck and self._idle > _RARELY):  # held: stepped more rarely
+        if not all(each.is_held for each in stuck):  # held: stepped more rarely
             raise RuntimeError(
                 f"{connection.name}: W learns and its B does not: rule {connection.layer.rule.name!r} gives B "
                 "gradients, and no optimizer steps on it. Build the optimizer after `convert`, of all parameters, or "
@@ -300,9 +341,14 @@ class Learner:
 
 
 def _sample(tensor: Tensor) -> Tensor:
-    """Some thousand elements, evenly spread."""
+    """A copy, of large tensors some thousand elements of all rows and columns alike."""
     flat = tensor.detach().reshape(-1)
-    return flat[:: max(1, flat.numel() // 4096)].clone()
+    return flat.clone() if flat.numel() <= 4096 else flat[_places(flat.numel(), flat.device)]
+
+
+@functools.lru_cache(maxsize=64)
+def _places(n: int, device: torch.device) -> Tensor:
+    return torch.randint(n, (4096,), generator=torch.Generator().manual_seed(n)).to(device)
 
 
 def _differs(sample: Tensor, tensor: Tensor) -> bool:
@@ -314,7 +360,7 @@ def _find_optimizers() -> None:
     for each in gc.get_objects():
         if issubclass(type(each), Optimizer):
             for found in filter(None, map(_watches.get, map(id, _parameters(each)))):
-                found.holders.add(each)
+                found.hold(each)
     for found in list(_watches.values()):
         found.searched = True
 
@@ -360,18 +406,18 @@ register_optimizer_step_post_hook(_after_step)
 
 
 @torch.library.custom_op("biotorch::settle", mutates_args=("followed", "factor"))
-def settle_compiled(followed: Sequence[Tensor], factor: Tensor, weight: Tensor, key: int, training: bool) -> None:
+def settle_compiled(followed: Sequence[Tensor], factor: Tensor, weight: Tensor, key: Tensor, training: bool) -> None:
     """`Follower.settle` as an operator, which compiled graphs call and do not look into.
 
     It rescales no W, but says by what in `factor`: in a compiled graph the W of a convolution may be a copy, laid out
     for the processor.
     """
-    follower = _followers.get(key)
+    follower = _followers.get(int(key))
     found = None if follower is None else follower.settle(training, followed)
     if found is not None:
         factor.copy_(found)
 
 
 @settle_compiled.register_fake
-def _(followed: Sequence[Tensor], factor: Tensor, weight: Tensor, key: int, training: bool) -> None:
+def _(followed: Sequence[Tensor], factor: Tensor, weight: Tensor, key: Tensor, training: bool) -> None:
     return None

@@ -7,10 +7,9 @@ from torch import Tensor
 
 from biotorch import seeding
 from biotorch.layers import Connection, FeedbackLayer
-from biotorch.layers.connection import as_state
 from biotorch.module.noise import draw
 from biotorch.module.verdicts import LEAK
-from biotorch.rules import Transports, Update
+from biotorch.rules import Transports
 
 #: Updates to look at: a rule may do something at the first, or at every so many: all to 16, and 1000, divide the last.
 _NUMBERS = (1, 2, 720_720_000)
@@ -32,7 +31,7 @@ def _copied(connection: Connection, seed: int) -> Transports:
 
     def at(number: int) -> Transports:
         first, second, signed = (
-            _learned(connection, weight, number, seed) for weight in (noise.first, noise.second, noise.signed)
+            _learned(connection, weight, number) for weight in (noise.first, noise.second, noise.signed)
         )
         if _equal(first, second):
             return "nothing"
@@ -41,16 +40,10 @@ def _copied(connection: Connection, seed: int) -> Transports:
     return max(map(at, _NUMBERS), key=LEAK.__getitem__)
 
 
-def _learned(connection: Connection, weight: Tensor, number: int, seed: int) -> list[Tensor]:
+def _learned(connection: Connection, weight: Tensor, number: int) -> list[Tensor]:
     """B after an update in which the rule sees `weight` for W."""
     tensors = {part: tensor.detach().clone() for part, tensor in connection.tensors.items()}
-    update = Update(
-        weight,
-        as_state(tensors),
-        lambda: seeding.generator(seed, weight.device),
-        number=number,
-        forward=connection.weight.detach(),
-    )
+    update = connection.update(weight, tensors, number, forward=connection.weight.detach())
     with torch.no_grad():
         connection.layer.rule.after_update(update)
     return list(tensors.values())
