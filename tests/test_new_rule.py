@@ -141,7 +141,7 @@ def test_what_fails_within_convert_names_what_is_missing(folder):
     biotorch.rules.register("mute", transports="nothing")(Mute)
     biotorch.rules.register("learned", transports="nothing")(Learned)
     for name, told in (
-        ("mute", "'mute' has no B: it says neither initial_feedback"),
+        ("mute", r"Mute says no feedback\(weight, state\)"),
         ("learned", "initial_feedback returns None"),
     ):
         with pytest.raises(biotorch.ConversionError, match=told):

@@ -99,7 +99,7 @@ class Connection:
     @property
     def weight(self) -> Tensor:
         """W as (out, in, ...), a view where the layer keeps it otherwise."""
-        self.settle()
+        self.settle(at_once=True)
         return self.layer.oriented(self.parameter)
 
     @property
@@ -115,7 +115,7 @@ class Connection:
     @property
     def state(self) -> Any:
         """What the rule keeps of B: a tensor, tensors by name, or None."""
-        self.settle()
+        self.settle(at_once=True)
         return self.state_in(self.layer)
 
     def state_in(self, layer: nn.Module) -> Any:

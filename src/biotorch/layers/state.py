@@ -125,13 +125,9 @@ class RuleState(nn.Module):
             return
         rule = f"{connection.name}: rule {self.rule.name!r}"
         effective = connection.feedback if self.rule.direct else connection.effective_feedback
-        if effective is None:
-            raise ValueError(
-                f"{rule} has no B: it says neither initial_feedback(weight, blank, generator) nor "
-                "feedback(weight, state)"
-            )
-        if effective.shape != expected:
-            raise ValueError(f"{rule} gives a B of shape {tuple(effective.shape)}, needed here is {tuple(expected)}")
+        if effective is None or effective.shape != expected:
+            found = None if effective is None else tuple(effective.shape)
+            raise ValueError(f"{rule} gives a B of shape {found}, needed here is {tuple(expected)}")
         if not connection.parts and (self.rule.has_update() or self.rule.learns):
             raise ValueError(f"{rule} learns and has no B: initial_feedback returns None")
 

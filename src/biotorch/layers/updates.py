@@ -241,14 +241,15 @@ class Follower:
         """Compare contents now and then, while gradients come and no change is seen."""
         if found.gradients == self._settled[found][0] or connection.trained._version != found.version:
             return
-        if found.is_held or found.in_step:  # whoever holds it says when it steps
-            return
         self._silent += 1
         if self._silent == 1:
             self._sample = _sample(connection.trained)
         elif self._silent == _PATIENCE:
             self._silent = 0
-            if _differs(self._sample, connection.trained):
+            if not found.is_held:
+                _find_optimizers()
+            # Whoever holds it tells when it steps.
+            if not found.is_held and not found.in_step and _differs(self._sample, connection.trained):
                 raise RuntimeError(
                     f"{connection.name}: its weight changes in a way that cannot be seen (through .data, a flat "
                     f"buffer, a sharded parameter), and rule {connection.layer.rule.name!r} has to follow: call "
@@ -283,7 +284,8 @@ class Learner:
     def on_gradient(self) -> None:
         """In compiled graphs there is no look at the forward: look at the second gradient without one."""
         self._unlooked += 1
-        if self._unlooked >= len(self._watches):
+        connection = self._connection()
+        if self._unlooked >= len(self._watches) and connection is not None and connection.layer.training:
             self.look()
 
     @uncompiled

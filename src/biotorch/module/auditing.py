@@ -55,7 +55,7 @@ class _Experiment:
         self.model = model
         self.seed = seed
         for connection in connections(model).values():
-            connection.settle()
+            connection.settle(at_once=True)
         self.args, self.kwargs = nested.arguments(inputs)
         entries = survey(model)
         generator = seeding.generator(seed)

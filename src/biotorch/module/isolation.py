@@ -20,7 +20,7 @@ def isolated(model: nn.Module) -> Iterator[None]:
     a row start from the same random state: they draw the same dropout masks.
     """
     for connection in connections(model).values():
-        connection.settle()
+        connection.settle(at_once=True)
     tensors = [*model.parameters(), *model.buffers()]
     devices = sorted({tensor.get_device() for tensor in tensors if tensor.is_cuda})
     before = [

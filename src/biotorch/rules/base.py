@@ -113,6 +113,8 @@ class FeedbackRule(Rule):
 
         Evaluated in the backward pass; where there are several tensors, in the forward pass, with `weight` detached.
         """
+        if state is None:
+            raise NotImplementedError(f"{type(self).__name__} says no feedback(weight, state), and has no B")
         return state  # type: ignore[no-any-return]
 
 
