@@ -75,6 +75,19 @@ def by_frozen(rule: str, rank: int) -> dict:
     return train(wrapped, model, optimizer, rank).state_dict()
 
 
+def by_looking(rule: str, rank: int) -> dict:
+    """DDP broadcasts B at every forward pass: what the first process alone has looked at is not done twice."""
+    model = network(rule)
+    wrapped, optimizer = DistributedDataParallel(model), torch.optim.AdamW(model.parameters(), **SETTINGS)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        cross_entropy(wrapped(batch(8).double()[rank::2] + step), labels(8)[rank::2]).backward()
+        optimizer.step()
+        if rank == 0:
+            biotorch.metrics.norm_ratios(model)
+    return model.state_dict()
+
+
 def refused(rule: str, **options) -> str:
     model = network(rule, **options)
     fully_shard(model)
@@ -92,6 +105,8 @@ def main(path: str) -> None:
     found = {}
     for rule in ("kp", "dkp", "brsf", "wm"):
         found[rule] = {"alone": alone(rule), "ZeRO": by_zero(rule, rank), "FSDP2": by_shards(rule, rank)}
+    for rule in ("sa", "wm"):
+        found.setdefault(rule, {"alone": alone(rule)})["looked at"] = by_looking(rule, rank)
     for rule in ("kp", "dkp"):
         found[rule]["frozen"] = by_frozen(rule, rank)
     found["unseen"], found["constrained"] = refused("brsf"), refused("fa", constrain_weights=True)

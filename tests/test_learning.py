@@ -1,6 +1,7 @@
 """B that learns is an ordinary parameter: the user's optimizer, whichever it is, does with it what it does with W."""
 
 import copy
+import gc
 import inspect
 import io
 import warnings
@@ -384,6 +385,24 @@ def test_groups_that_leave_b_out_are_told(rule, compiled):
     optimizer = torch.optim.Adam(own, lr=0.01, fused=True)  # which no version counter shows
     with pytest.raises(RuntimeError, match="requires_grad_"):
         steps(run, optimizer, 4)
+
+
+def test_b_that_is_rescaled_with_w_has_not_learned():
+    model = kp(constrain_weights=True)
+    own = [parameter for name, parameter in model.named_parameters() if "feedback" not in name]
+    with pytest.raises(RuntimeError, match="W learns and its B does not"):
+        steps(model.float(), torch.optim.SGD(own, lr=0.1), 4)
+
+
+def test_b_that_a_dead_optimizer_held_is_told():
+    model = biotorch.convert(mlp(), "kp")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+    steps(model, optimizer, 2)
+    del optimizer
+    gc.collect()
+    own = [parameter for name, parameter in model.named_parameters() if "feedback" not in name]
+    with pytest.raises(RuntimeError, match="W learns and its B does not"):
+        steps(model, torch.optim.SGD(own, lr=0.1), 4)
 
 
 def frozen_b(model):

@@ -13,6 +13,7 @@ from rule_names import TRAINING
 from torch import nn
 
 import biotorch
+from biotorch.layers import is_feedback
 
 pytestmark = pytest.mark.usefixtures("targets")
 

@@ -30,6 +30,12 @@ def test_two_processes_have_w_and_b_of_one(found, rule, how):
         assert_close(each[rule][how], each[rule]["alone"], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("rule", ["sa", "wm"])
+def test_what_one_process_alone_looks_at_changes_nothing(found, rule):
+    for each in found:
+        assert_close(each[rule]["looked at"], each[rule]["alone"], rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("rule", ["kp", "dkp"])
 def test_ddp_waits_for_no_b_of_a_frozen_w(found, rule):
     torch.manual_seed(0)

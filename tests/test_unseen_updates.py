@@ -1,6 +1,9 @@
 """An update is a change of W, whoever made it: the same B after n of them, and what is none changes nothing."""
 
 import copy
+import gc
+import pickle
+import weakref
 
 import pytest
 import torch
@@ -351,3 +354,167 @@ def test_an_update_of_one_network_is_none_of_another(rule):
     assert (numbers(first), numbers(second)) == ({0}, {0})  # settled at the next use
     first(batch().double())
     assert (numbers(first), numbers(second)) == ({1}, {0})
+
+
+# Whose steps count -------------------------------------------------------------------------------
+
+
+@following
+def test_an_optimizer_that_is_gone_holds_nothing(rule):
+    model = network(rule)
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    for number in range(2):
+        model.zero_grad()
+        backward(model, number)
+        optimizer.step()
+    del optimizer
+    gc.collect()
+    for number in range(3):
+        model.zero_grad()
+        backward(model, number)
+        by_hand(model)()
+    assert model[2].feedback_draws == 5
+
+
+@following
+def test_an_optimizer_that_is_not_in_use_is_found_out(rule):
+    model = network(rule)
+    unused = torch.optim.SGD(model.parameters(), lr=RATE)
+    seen = []
+    for number in range(6):
+        model.zero_grad()
+        backward(model, number)
+        by_hand(model)()
+        seen.append(model[2].feedback_draws)
+    assert seen == [0, 0, 3, 4, 5, 6]
+    assert unused.param_groups
+
+
+@following
+def test_steps_by_gradients_that_are_handed_over_count_and_empty_ones_do_not(rule):
+    class Handed(torch.optim.Optimizer):
+        def __init__(self, parameters):
+            super().__init__(parameters, {})
+
+        @torch.no_grad()
+        def step(self, gradients):
+            for parameter, gradient in zip(self.param_groups[0]["params"], gradients, strict=True):
+                parameter.sub_(RATE * gradient)
+
+    model = network(rule)
+    parameters = list(model.parameters())
+    optimizer, other = Handed(parameters), torch.optim.SGD(parameters, lr=RATE)
+    for number in range(3):
+        loss = F.cross_entropy(model(batch().double() + number), labels())
+        optimizer.step(torch.autograd.grad(loss, parameters))
+    assert model[2].feedback_draws == 3
+    backward(model, 0)
+    model.zero_grad()
+    other.step()
+    assert model[2].feedback_draws == 3
+
+
+@pytest.mark.parametrize("rule", ["sa", "wm", "ia"])
+def test_an_average_that_is_swapped_in_for_evaluation_is_not_followed(rule):
+    model, plain = network(rule), network(rule)
+    optimizers = [torch.optim.SGD(each.parameters(), lr=RATE) for each in (model, plain)]
+    average = [parameter.detach() * 3 for parameter in model.parameters()]
+    for number in range(3):
+        for each, optimizer in zip((model, plain), optimizers, strict=True):
+            optimizer.zero_grad()
+            backward(each, number)
+            optimizer.step()
+        with torch.no_grad():
+            before = [parameter.clone() for parameter in model.parameters()]
+            for values in (average, before):
+                for parameter, value in zip(model.parameters(), values, strict=True):
+                    parameter.copy_(value)
+                model.eval()(batch().double())
+            model.train()
+    assert_identical(model.state_dict(), plain.state_dict())
+
+
+# Large layers, compiled parts, exports, copies of parts ------------------------------------------
+
+
+def test_contents_of_large_layers_are_compared_everywhere():
+    """Of pictures with a border every fourth column may learn nothing."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = biotorch.convert(nn.Sequential(nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 2)), "brsf", seed=1)
+    images = torch.zeros(8, 28, 28)
+    images[:, 4:24, 4:24] = 1
+
+    def train() -> None:
+        for _ in range(10):
+            model.zero_grad()
+            model(images.flatten(1)).square().sum().backward()
+            for parameter in model.parameters():
+                parameter.data.sub_(1e-4 * parameter.grad)
+
+    with pytest.raises(RuntimeError, match="cannot be seen"):
+        train()
+
+
+def test_layers_of_one_kind_share_their_compiled_graph():
+    model = biotorch.convert(nn.Sequential(*(nn.Linear(8, 8) for _ in range(12))), "brsf")
+    for layer in model:
+        layer.compile(backend="aot_eager", fullgraph=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    for _ in range(2):
+        model(torch.ones(2, 8)).sum().backward()
+        optimizer.step()
+    assert {layer.feedback_draws for layer in model} == {2}
+
+
+def test_an_exported_network_needs_no_operator_of_ours():
+    model = biotorch.convert(mlp(), "fa", constrain_weights=True).eval()
+    with torch.no_grad():
+        exported = torch.export.export(model, (batch(),))
+    assert "biotorch" not in str(exported.graph)
+
+
+@pytest.mark.parametrize("rule", ["fa", "kp", "brsf"])
+def test_a_part_of_tied_layers_can_be_copied_alone(rule):
+    first, second = nn.Linear(6, 6), nn.Linear(6, 6)
+    second.weight = first.weight
+    model = biotorch.convert(nn.Sequential(first, nn.Tanh(), second), rule)
+    for part in (model[2], model[:1], nn.ModuleList([model[2], model[0]])):
+        for again in (copy.deepcopy(part), pickle.loads(pickle.dumps(part))):
+            assert_identical(again.state_dict(), part.state_dict())
+    alone = copy.deepcopy(model[2])
+    optimizer = torch.optim.SGD(alone.parameters(), lr=0.1, weight_decay=0.1)
+    before = alone.feedback.clone()
+    alone(torch.ones(1, 6)).sum().backward()
+    optimizer.step()
+    assert torch.equal(alone.feedback, before) == (rule == "fa")
+    shallow = copy.copy(model[0])
+    assert shallow.connections[0].layer is shallow
+    assert model[0].connections[0].layer is model[0]
+
+
+@pytest.mark.parametrize("rule", ["brsf", "sa"])
+def test_tied_layers_that_are_moved_apart_share_b_again(rule):
+    first, second = nn.Linear(6, 6), nn.Linear(6, 6)
+    second.weight = first.weight
+    model = biotorch.convert(nn.Sequential(first, nn.Tanh(), second), rule)
+    second.double()
+    first.double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.ones(1, 6).double()).sum().backward()
+    optimizer.step()
+    assert torch.equal(first.feedback, second.feedback)
+
+
+@pytest.mark.parametrize("rule", ["fa", "kp", "brsf"])
+def test_a_network_goes_with_its_last_reference_and_leaves_nothing_on_its_weights(rule):
+    model = network(rule)
+    backward(model, 0)
+    layer, weight = weakref.ref(model[0]), model[0].weight
+    gc.disable()
+    try:
+        del model
+        assert layer() is None
+    finally:
+        gc.enable()
+    assert not weight._backward_hooks

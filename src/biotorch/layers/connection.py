@@ -318,7 +318,9 @@ class Connection:
             self._frozen_with_weight = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_layer": None, "follower": None, "learner": None}  # a copy's layer binds it anew
+        # A copy's layer binds it anew; it may come without the layer of its twin.
+        own = {"seed": self.owner.seed, "updates": self.owner.updates}
+        return {**self.__dict__, **own, "_layer": None, "follower": None, "learner": None}
 
 
 def as_state(tensors: Mapping[str, Tensor]) -> Any:
