@@ -192,7 +192,7 @@ class Feedback(torch.autograd.Function):
         clip: bool,
         output: Output | None,
     ) -> Tensor:
-        """`state` is the rule's B (None if it has none), whose gradient is that of W where it wants one.
+        """`state` is the rule's B, None if it has none; one that requires a gradient gets a copy of W's.
 
         `output`, set on output layers, broadcasts dy.
         """
@@ -215,11 +215,11 @@ class Feedback(torch.autograd.Function):
         dx, dw, db = ctx.operation.backward(dy, x, carrier.to(dy.dtype), mask)
         if dx is not None and ctx.clip:
             dx = dx.clamp(-1, 1)
-        db_state = None
+        d_state = None
         if dw is not None and ctx.needs_input_grad[3]:
             # Where both are of one type a copy: no change in place of one gradient may reach the other.
-            db_state = dw.clone() if dw.dtype == state.dtype else dw
-        return dx, dw, db, db_state, None, None, None, None
+            d_state = dw.clone() if dw.dtype == state.dtype else dw
+        return dx, dw, db, d_state, None, None, None, None
 
 
 class Direct(torch.autograd.Function):

@@ -55,7 +55,7 @@ _current: contextvars.ContextVar[Targets] = contextvars.ContextVar("biotorch_tar
 
 
 def current() -> Targets:
-    """Those of the `with` block around this forward pass; empty outside of one."""
+    """Targets of the enclosing `with` block; empty outside of one."""
     return _current.get()
 
 

@@ -50,8 +50,8 @@ class RuleConfig(Section):
 
     type: str
     options: dict[str, Any] = Field(default_factory=dict)
-    """Those of the rule. Where its B is a parameter (kp, dkp), also feedback_rate and feedback_decay: learning rate and
-    weight decay of B, by default those of W. The rate keeps its ratio to training.optimizer.lr."""
+    """Options of the rule. Where its B is a parameter (kp, dkp), also feedback_rate and feedback_decay: learning
+    rate and weight decay of B, by default those of W. The rate keeps its ratio to training.optimizer.lr."""
 
     @field_validator("type")
     @classmethod

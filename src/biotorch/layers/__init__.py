@@ -6,7 +6,7 @@
 from biotorch.layers.attention import MultiheadAttention
 from biotorch.layers.base import FeedbackLayer
 from biotorch.layers.cells import GRUCell, LSTMCell, RNNCell
-from biotorch.layers.connection import Connection, connections, is_feedback, updated
+from biotorch.layers.connection import Connection
 from biotorch.layers.convolution import (
     Conv1d,
     Conv2d,
@@ -15,10 +15,11 @@ from biotorch.layers.convolution import (
     ConvTranspose2d,
     ConvTranspose3d,
 )
-from biotorch.layers.gradients import clip_grad_norm_, feedback_parameters
 from biotorch.layers.linear import Bilinear, Linear, Product
+from biotorch.layers.networks import clip_grad_norm_, connections, feedback_parameters, updated
 from biotorch.layers.readers import Reader, reading_type
 from biotorch.layers.registry import LAYER_TYPES, as_feedback, feedback_type, register_layer
+from biotorch.layers.tensors import is_feedback
 
 from biotorch.layers import (  # isort: skip - made of the layers above
     backpropagation,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,8 +11,10 @@ from torch import Tensor, nn
 
 from biotorch import seeding
 from biotorch.broadcast import Slice
-from biotorch.layers.updates import Follower, Learner, settle_compiled
-from biotorch.rules import FeedbackRule, Update
+from biotorch.layers.learning import Learner
+from biotorch.layers.tensors import as_state, feedback_name
+from biotorch.layers.updates import Follower, followed_tensors, rescaled_tensors, settle_compiled
+from biotorch.rules import FeedbackRule
 
 if TYPE_CHECKING:
     from biotorch.layers.state import RuleState
@@ -47,7 +48,7 @@ class Connection:
         self.follower: Follower | None = None
         self.learner: Learner | None = None
         self._frozen_with_weight: list[str] = []
-        self._known_version = -1
+        self.known_version = -1
 
     @property
     def layer(self) -> RuleState:
@@ -71,6 +72,11 @@ class Connection:
         """The layer's name for messages, with that of W where the layer has several."""
         label = self.layer.label or type(self.layer).__name__
         return label if self.parameter == "weight" else f"{label}.{self.parameter}"
+
+    @property
+    def index(self) -> int:
+        """Its place among the connections of the layer."""
+        return list(self.layer.connections).index(self)
 
     # W and B ---------------------------------------------------------------------------------------
 
@@ -207,99 +213,13 @@ class Connection:
         if owner.follower is not None and compiling:
             with torch.no_grad():
                 factor = torch.ones((), device=owner.trained.device, dtype=owner.trained.dtype)
-                settle_compiled(owner.followed, factor, owner.trained, owner.follower.key, training)
+                settle_compiled(followed_tensors(owner), factor, owner.trained, owner.follower.key, training)
                 if owner.layer.rule.constrain_weights:
-                    for tensor in owner.rescaled:
+                    for tensor in rescaled_tensors(owner):
                         tensor.mul_(factor)
         elif owner.follower is not None:
             owner.follower.settle(training)
             self.rejoin()
-
-    @property
-    def followed(self) -> list[Tensor]:
-        """The tensors of B that the rule changes after an update."""
-        return list(self.tensors.values()) if self.layer.rule.has_update() else []
-
-    @property
-    def rescaled(self) -> list[Tensor]:
-        """The tensors that `constrain_weights` rescales: W, and a B that takes W's steps (a factor of it is enough)."""
-        rule = self.layer.rule
-        return [self.trained, *(self.learned[:1] if isinstance(rule, FeedbackRule) else [])]
-
-    @torch.no_grad()
-    def follow(self, missed: int = 1, followed: Sequence[Tensor] | None = None) -> Tensor:
-        """What follows an update of W: its norm, then B.
-
-        Args:
-            missed: how many updates of W it follows, if several had gone unseen.
-            followed: B's tensors in a compiled graph, which then rescales W by itself.
-
-        Returns:
-            By what W is rescaled, a scalar.
-        """
-        # Within a forward pass, or at a checkpoint: the same bits.
-        self.updates += missed
-        with torch.autocast(self.trained.device.type, enabled=False):
-            return self._follow(followed)
-
-    def _follow(self, followed: Sequence[Tensor] | None) -> Tensor:
-        layer, rule = self.layer, self.layer.rule
-        whole = getattr(self.trained, "full_tensor", None)  # of a sharded W
-        weight: Tensor = self.trained if whole is None else whole()
-        factor = weight.new_ones(())
-        if rule.constrain_weights:
-            norm, wanted = weight.norm(), getattr(layer, norm_name(self.parameter))
-            factor = torch.where(norm > 0, wanted / norm, factor)
-            if followed is not None:
-                weight = weight * factor
-            else:
-                with contextlib.nullcontext() if self.learner is None else self.learner.rescaling():
-                    for tensor in self.rescaled:
-                        tensor.mul_(factor)
-        if rule.has_update() and self._meet_others() < self.updates:
-            tensors = self.followed if followed is None else followed
-            known = dict(zip(self.parts, tensors, strict=True))
-            rule.after_update(self.update(layer.orient(weight), known, self.updates))
-            self.tell_others()
-        return factor
-
-    def update(
-        self, weight: Tensor, tensors: Mapping[str, Tensor], number: int, forward: Tensor | None = None
-    ) -> Update:
-        """What the rule sees of an update that has made `weight` of W; `forward` answers to activity in its place."""
-        layer, seed = self.layer, seeding.derive(self.seed, "feedback", number)
-        return Update(
-            weight,
-            as_state(tensors),
-            lambda: seeding.generator(seed, weight.device),
-            layer=layer.label,
-            number=number,
-            groups=getattr(layer, "groups", 1),
-            forward=forward,
-        )
-
-    # DDP broadcasts buffers at every forward pass, from a process that may have been seeded apart, and may have settled
-    # an update already that this one has not: seed and number of B travel beside it.
-
-    def _meet_others(self) -> int:
-        """Take the seed of B as it is, which may be another process's, and return how many updates B has had."""
-        digits = self.layer.feedback_numbers
-        if digits._version == self._known_version or digits.is_meta:  # else the device would have to be waited for
-            return self.updates - 1
-        own = [int(digit) for digit in digits[self._index].tolist()]
-        self.seed, number = (sum(digit << (7 * i) for i, digit in enumerate(part)) for part in (own[:10], own[10:]))
-        return number
-
-    def tell_others(self) -> None:
-        """Write down seed and number of B, in digits of seven bits, which are exact in every floating type."""
-        own = [(self.seed >> (7 * i)) & 127 for i in range(10)] + [(self.updates >> (7 * i)) & 127 for i in range(5)]
-        digits = self.layer.feedback_numbers
-        digits[self._index].copy_(torch.tensor(own))
-        self._known_version = digits._version
-
-    @property
-    def _index(self) -> int:
-        return list(self.layer.connections).index(self)
 
     def freeze_with_weight(self) -> None:
         """Freeze a B that learns where W is frozen, and only as long as that is so."""
@@ -321,62 +241,3 @@ class Connection:
         # A copy's layer binds it anew; it may come without the layer of its twin.
         own = {"seed": self.owner.seed, "updates": self.owner.updates}
         return {**self.__dict__, **own, "_layer": None, "follower": None, "learner": None}
-
-
-def as_state(tensors: Mapping[str, Tensor]) -> Any:
-    """What rules take for the state of B: a tensor, tensors by name, or None."""
-    return tensors.get("", tensors or None)
-
-
-def feedback_name(parameter: str, part: str = "") -> str:
-    """Where a layer keeps the B of a parameter: `feedback` of `weight`, `in_proj_feedback` of `in_proj_weight`."""
-    return _named_after(parameter, f"feedback_{part}" if part else "feedback")
-
-
-def norm_name(parameter: str) -> str:
-    """Where it keeps the norm that W started with, for `constrain_weights`."""
-    return _named_after(parameter, "initial_norm")
-
-
-def _named_after(parameter: str, what: str) -> str:
-    name = parameter.replace(".", "_")
-    return name.replace("weight", what) if "weight" in name else f"{name}_{what}"
-
-
-def is_feedback(name: str) -> bool:
-    """Whether an entry of a state_dict belongs to a layer's feedback, rather than to the network."""
-    last = name.rpartition(".")[2]
-    return any(f"_{own}_" in f"_{last}_" for own in ("feedback", "initial_norm"))
-
-
-def connections(model: nn.Module) -> dict[str, Connection]:
-    """Every connection of the feedback layers of `model`, by the layer's dotted name.
-
-    Where a layer has several, the parameter's name is added.
-    """
-    found = {}
-    for name, layer in model.named_modules():
-        own: Sequence[Connection] = getattr(layer, "connections", ())
-        for connection in own:
-            parts = [name, connection.parameter] if len(own) > 1 else [name]
-            found[".".join(filter(None, parts))] = connection
-    return found
-
-
-def updated(model: nn.Module) -> None:
-    """Tell the layers of `model` of an update of their weights that they cannot see.
-
-    Updates are seen by themselves, whatever optimizer makes them; not those that are written through `.data` by hand,
-    into flat buffers (DeepSpeed) or into sharded parameters (FSDP2). Call it once after each such step. What
-    follows the update (a redraw of `brsf`, a mirror phase of `wm`, the norm under `constrain_weights`) is then done
-    at the next use of B.
-
-    Raises:
-        RuntimeError: `constrain_weights` of a sharded W, of which no process can write the whole.
-    """
-    for name, connection in connections(model).items():
-        if connection.follower is not None:
-            if connection.layer.rule.constrain_weights and connection.is_sharded:
-                raise RuntimeError(f"{name}: constrain_weights cannot rescale a sharded weight (FSDP2): use DDP")
-            if connection.owner is connection:
-                connection.follower.told = True

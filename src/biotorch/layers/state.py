@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from biotorch import seeding
 from biotorch.broadcast import Slice
-from biotorch.layers.connection import Connection, feedback_name, is_feedback, norm_name
+from biotorch.layers.connection import Connection
+from biotorch.layers.tensors import feedback_name, is_feedback, norm_name
+from biotorch.layers.updates import tell_others
 from biotorch.rules import Rule, initial
 
 
@@ -23,7 +25,7 @@ class RuleState(nn.Module):
     rule: Rule
     #: Each weight matrix with its B.
     connections: Sequence[Connection] = ()
-    #: Under rules that change B after updates: seed and number of B, (connections, 15), see `Connection.tell_others`.
+    #: Under rules that change B after updates: seed and number of B, (connections, 15), see `updates.tell_others`.
     feedback_numbers: Tensor
     #: The layer's dotted name at conversion, for error messages.
     label: str = ""
@@ -86,7 +88,7 @@ class RuleState(nn.Module):
             digits = self.connections[0].trained.new_zeros(len(self.connections), 15).detach()
             self.register_buffer("feedback_numbers", digits, persistent=False)
             for connection in self.connections:
-                connection.tell_others()
+                tell_others(connection)
         for connection in self.connections:
             connection.keep_up()
 
@@ -268,7 +270,7 @@ class RuleState(nn.Module):
         with torch.no_grad():
             for index, connection in enumerate(self.connections):
                 connection.seed, connection.updates = draws[index], numbers[index]
-                connection.tell_others()
+                tell_others(connection)
 
     @property
     def feedback_draws(self) -> int:

@@ -9,146 +9,28 @@ the version counter of the parameter shows it.
 from __future__ import annotations
 
 import contextlib
-import functools
-import gc
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from biotorch import seeding
 from biotorch.autograd import uncompiled
+from biotorch.layers.tensors import as_state, norm_name
+from biotorch.layers.watching import PATIENCE, Watch, differs, find_optimizers, is_paused, sample, watch
+from biotorch.rules import FeedbackRule, Update
 
 if TYPE_CHECKING:
     from biotorch.layers.connection import Connection
 
-#: Forward passes with a gradient and without a visible change after which contents are compared.
-_PATIENCE = 8
 #: Changes of W in a row, without a step, that an optimizer which holds W may make (as SAM): then others make them.
 _TRIALS = 2
-
-
-class Watch:
-    """What has happened to a parameter: gradients that reached it, steps of the optimizers that hold it."""
-
-    def __init__(self, parameter: nn.Parameter) -> None:
-        self.parameter = weakref.ref(parameter)
-        #: Gradients that backward passes have handed it, and its version when the last one came.
-        self.gradients, self.version = 0, parameter._version
-        #: Steps that optimizers have made on it; the `weight_decay` of the last, and the version that it left.
-        self.steps, self.stepped_version = 0, -1
-        self.decay: float | None = None
-        #: The optimizers that are known to hold it, by id; whether all were looked for; whether one is in its step.
-        self._holders: dict[int, weakref.ref[Optimizer]] = {}
-        self.searched = self.in_step = self._had_gradient = False
-        self._begun_version = -1
-        #: Whether contents have to tell changes: compiled graphs raise the version of what they may rescale.
-        self.by_contents = False
-        self._sample: Tensor | None = None
-        self.learners: weakref.WeakSet[Learner] = weakref.WeakSet()
-        self._listens = False
-
-    def listen(self) -> None:
-        """Count gradients, from when on there are any: a frozen parameter has none."""
-        parameter = self.parameter()
-        if not self._listens and parameter is not None and parameter.requires_grad and parameter.is_leaf:
-            self._listens, hook = True, functools.partial(_count, weakref.ref(self))
-            vars(hook)["__torch_unserializable__"] = True  # a copy in another process has its own
-            handle = parameter.register_hook(hook)  # type: ignore[no-untyped-call]
-            weakref.finalize(self, handle.remove)
-
-    def hold(self, optimizer: Optimizer) -> None:
-        """Note that an optimizer holds it."""
-        self._holders[id(optimizer)] = weakref.ref(optimizer)
-
-    def release(self) -> None:
-        """Forget who holds it: the optimizers are not in use."""
-        self._holders.clear()
-
-    @property
-    def is_held(self) -> bool:
-        """Whether a living optimizer holds it, as far as is known."""
-        return any(holder() is not None for holder in self._holders.values())
-
-    def begin_step(self, optimizer: Optimizer) -> None:
-        """An optimizer that holds it is going to step."""
-        parameter = self.parameter()
-        self.hold(optimizer)
-        if parameter is not None:
-            self.in_step, self._begun_version = True, parameter._version
-            self._had_gradient = parameter.grad is not None
-
-    def end_step(self, counts: bool, decay: float | None) -> None:
-        """It has stepped: that counts if it had a gradient, or has changed."""
-        parameter, self.in_step = self.parameter(), False
-        if parameter is None:
-            return
-        self.stepped_version = parameter._version
-        moved = self._had_gradient or parameter.grad is not None or parameter._version != self._begun_version
-        if counts and moved:
-            self.steps += 1
-            self.decay = decay
-
-    @property
-    def changes(self) -> tuple[int, int]:
-        """Becomes another with every change that can be seen."""
-        parameter = self.parameter()
-        return self.steps, 0 if parameter is None else parameter._version
-
-    def overlook(self, parameter: nn.Parameter) -> None:
-        """Take the parameter as it is for unchanged."""
-        self.version = parameter._version
-        self._sample = _sample(parameter) if self.by_contents else None
-
-    def is_changed(self, parameter: nn.Parameter) -> bool:
-        """Whether it has changed since the last gradient, as far as can be seen."""
-        if parameter._version == self.version:
-            return False
-        return self._sample is None or _differs(self._sample, parameter)
-
-
-@uncompiled
-def _count(watch: weakref.ref[Watch], gradient: Tensor) -> None:
-    """Hook of a gradient. It keeps no watch alive, and goes with it."""
-    found = watch()
-    parameter = None if found is None else found.parameter()
-    if found is not None and parameter is not None and not _paused:
-        found.gradients += 1
-        found.overlook(parameter)
-        for learner in list(found.learners):
-            learner.on_gradient()
-
-
-#: The watched parameters by id, for the hooks of optimizers.
-_watches: weakref.WeakValueDictionary[int, Watch] = weakref.WeakValueDictionary()
 #: By key, for the operator that stands for `settle` in compiled graphs.
 _followers: weakref.WeakValueDictionary[int, Follower] = weakref.WeakValueDictionary()
 _lock = threading.RLock()
-_paused = False
-
-
-@contextlib.contextmanager
-def paused() -> Iterator[None]:
-    """Inside, weights may be overwritten for an experiment: that is no update, and nobody looks for one."""
-    global _paused  # noqa: PLW0603
-    before, _paused = _paused, True
-    try:
-        yield
-    finally:
-        _paused = before
-
-
-def watch(parameter: nn.Parameter) -> Watch:
-    """The watch of a parameter, which lives as long as somebody holds it."""
-    found = _watches.get(id(parameter))
-    if found is None or found.parameter() is not parameter:
-        found = _watches[id(parameter)] = Watch(parameter)
-    found.listen()
-    return found
 
 
 class Follower:
@@ -180,13 +62,13 @@ class Follower:
             training: a forward pass begins that may train: also make sure that no update goes unseen.
             at_once: also where W has been written since the step, as by an average that is swapped in for evaluation;
                 else that waits for a training forward pass.
-            followed: see `Connection.follow`, whose result is returned if there was an update.
+            followed: see `follow`, whose result is returned if there was an update.
 
         Raises:
             RuntimeError: W changes in a way that cannot be seen.
         """
         connection = self._connection()
-        if connection is None or connection.is_computed or _paused:
+        if connection is None or connection.is_computed or is_paused():
             return None
         with _lock:
             if self._busy:
@@ -197,7 +79,7 @@ class Follower:
             if missed and (training or at_once or self.told or not swapped):
                 self._busy = True
                 try:
-                    return connection.follow(missed, followed)
+                    return follow(connection, missed, followed)
                 finally:
                     self._busy = self.told = False
                     self._settled[found] = found.gradients, found.steps
@@ -228,7 +110,7 @@ class Follower:
         if found.gradients == gradients or found.in_step or not found.is_changed(parameter):
             return 0
         if not found.is_held and not found.searched:
-            _find_optimizers()
+            find_optimizers()
         if not found.is_held:
             return 1
         self._trials.add(found.gradients)  # perturbations, as SAM's; many without a step are updates by somebody else
@@ -243,13 +125,13 @@ class Follower:
             return
         self._silent += 1
         if self._silent == 1:
-            self._sample = _sample(connection.trained)
-        elif self._silent == _PATIENCE:
+            self._sample = sample(connection.trained)
+        elif self._silent == PATIENCE:
             self._silent = 0
             if not found.is_held:
-                _find_optimizers()
+                find_optimizers()
             # Whoever holds it tells when it steps.
-            if not found.is_held and not found.in_step and _differs(self._sample, connection.trained):
+            if not found.is_held and not found.in_step and differs(self._sample, connection.trained):
                 raise RuntimeError(
                     f"{connection.name}: its weight changes in a way that cannot be seen (through .data, a flat "
                     f"buffer, a sharded parameter), and rule {connection.layer.rule.name!r} has to follow: call "
@@ -258,153 +140,93 @@ class Follower:
                 )
 
 
-class Learner:
-    """Makes sure that a B which gets gradients learns: that whoever steps on W steps on B, too."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = weakref.ref(connection)
-        self._watches: list[Watch] = []
-        self._samples: list[Tensor] = []
-        #: Places in `_watches` of what has learned since the last look.
-        self._learned: set[int] = set()
-        self._advised = False
-        self.look()
-
-    @contextlib.contextmanager
-    def rescaling(self) -> Iterator[None]:
-        """Inside, B is rescaled with W: that is no learning, and what it has learned before is not forgotten."""
-        self._learned |= {i for i, each in enumerate(self._watches) if each.changes != self._seen[i]} - {0}
-        yield
-        for i, each in enumerate(self._watches[1:], 1):
-            self._seen[i] = each.changes
-            parameter = each.parameter()
-            if i < len(self._samples) and parameter is not None:
-                self._samples[i] = _sample(parameter)
-
-    def on_gradient(self) -> None:
-        """In compiled graphs there is no look at the forward: look at the second gradient without one."""
-        self._unlooked += 1
-        connection = self._connection()
-        if self._unlooked >= len(self._watches) and connection is not None and connection.layer.training:
-            self.look()
-
-    @uncompiled
-    def look(self) -> None:
-        """Compare what has changed since the last call, at the beginning of a training forward pass.
-
-        Raises:
-            RuntimeError: W was updated twice, and B, which had gradients, was not.
-        """
-        connection = self._connection()
-        if connection is None or connection.is_computed or _paused:
-            return
-        connection.thaw_with_weight()
-        parameters = [connection.trained, *(each for each in connection.learned if each.requires_grad)]
-        watches = [watch(parameter) for parameter in parameters]
-        if watches != self._watches:
-            self._watches, self._seen, self._gradients = watches, [each.changes for each in watches], 0
-            self._idle = self._silent = 0
-            for each in watches[1:]:
-                each.learners.add(self)
-        self._unlooked = 0
-        seen, self._seen = self._seen, [each.changes for each in watches]
-        gradients, self._gradients = self._gradients, sum(each.gradients for each in watches[1:])
-        if gradients == self._gradients:
-            return
-        learned, self._learned = self._learned, set()
-        changed = [now != seen[i] or i in learned for i, now in enumerate(self._seen)]
-        if changed[0] and watches[0].steps > 0 and not self._advised:  # whoever updates by hand knows what it does
-            self._advised = True
-            connection.layer.rule.check_decay(connection.name, watches[0].decay)
-        if any(changed):
-            self._silent, self._idle = 0, self._idle + 1 if changed[0] and not all(changed) else 0
-        else:
-            self._silent += 1  # perhaps through .data
-        if 1 in (self._silent, self._idle):
-            self._samples = [_sample(each) for each in parameters]
-        elif self._idle > 1 or self._silent == _PATIENCE:
-            self._require_learning(connection, parameters)
-            self._silent = 0
-
-    def _require_learning(self, connection: Connection, parameters: list[nn.Parameter]) -> None:
-        moved = [_differs(sample, each) for sample, each in zip(self._samples, parameters, strict=True)]
-        stuck = [each for each, its in zip(self._watches[1:], moved[1:], strict=True) if not its]
-        if not moved[0] or (self._silent and len(stuck) < len(moved) - 1):
-            return
-        if not all(each.is_held for each in stuck):
-            _find_optimizers()
-        if not all(each.is_held for each in stuck):  # held: stepped more rarely
-            raise RuntimeError(
-                f"{connection.name}: W learns and its B does not: rule {connection.layer.rule.name!r} gives B "
-                "gradients, and no optimizer steps on it. Build the optimizer after `convert`, of all parameters, or "
-                "give it a group for biotorch.feedback_parameters(model). A B that is to stay is frozen: "
-                "requires_grad_(False)"
-            )
+def followed_tensors(connection: Connection) -> list[Tensor]:
+    """The tensors of B that the rule changes after an update."""
+    return list(connection.tensors.values()) if connection.layer.rule.has_update() else []
 
 
-def _sample(tensor: Tensor) -> Tensor:
-    """A copy, of large tensors some thousand elements of all rows and columns alike."""
-    flat = tensor.detach().reshape(-1)
-    return flat.clone() if flat.numel() <= 4096 else flat[_places(flat.numel(), flat.device)]
+def rescaled_tensors(connection: Connection) -> list[Tensor]:
+    """The tensors that `constrain_weights` rescales: W, and a B that takes W's steps (a factor of it is enough)."""
+    learned = connection.learned[:1] if isinstance(connection.layer.rule, FeedbackRule) else []
+    return [connection.trained, *learned]
 
 
-@functools.lru_cache(maxsize=64)
-def _places(n: int, device: torch.device) -> Tensor:
-    return torch.randint(n, (4096,), generator=torch.Generator().manual_seed(n)).to(device)
+@torch.no_grad()
+def follow(connection: Connection, missed: int, followed: Sequence[Tensor] | None) -> Tensor:
+    """Do what follows an update of W: to its norm, then to B.
+
+    Args:
+        connection: that of W.
+        missed: how many updates of W it follows, if several had gone unseen.
+        followed: B's tensors in a compiled graph, which then rescales W by itself; None: the connection's own.
+
+    Returns:
+        By what W is rescaled, a scalar.
+    """
+    layer, rule = connection.layer, connection.layer.rule
+    connection.updates += missed
+    # Within a forward pass, or at a checkpoint: the same bits.
+    with torch.autocast(connection.trained.device.type, enabled=False):
+        whole = getattr(connection.trained, "full_tensor", None)  # of a sharded W
+        weight: Tensor = connection.trained if whole is None else whole()
+        factor = weight.new_ones(())
+        if rule.constrain_weights:
+            norm, wanted = weight.norm(), getattr(layer, norm_name(connection.parameter))
+            factor = torch.where(norm > 0, wanted / norm, factor)
+            if followed is not None:
+                weight = weight * factor
+            else:
+                with contextlib.nullcontext() if connection.learner is None else connection.learner.rescaling():
+                    for tensor in rescaled_tensors(connection):
+                        tensor.mul_(factor)
+        if rule.has_update() and _meet_others(connection) < connection.updates:
+            tensors = followed_tensors(connection) if followed is None else followed
+            known = dict(zip(connection.parts, tensors, strict=True))
+            rule.after_update(update_of(connection, layer.orient(weight), known, connection.updates))
+            tell_others(connection)
+    return factor
 
 
-def _differs(sample: Tensor, tensor: Tensor) -> bool:
-    return not torch.equal(sample.nan_to_num(), _sample(tensor).nan_to_num())
+def update_of(
+    connection: Connection,
+    weight: Tensor,
+    tensors: Mapping[str, Tensor],
+    number: int,
+    forward: Tensor | None = None,
+) -> Update:
+    """What the rule sees of an update that has made `weight` of W; `forward` answers to activity in its place."""
+    layer, seed = connection.layer, seeding.derive(connection.seed, "feedback", number)
+    return Update(
+        weight,
+        as_state(tensors),
+        lambda: seeding.generator(seed, weight.device),
+        layer=layer.label,
+        number=number,
+        groups=getattr(layer, "groups", 1),
+        forward=forward,
+    )
 
 
-def _find_optimizers() -> None:
-    """Note what the living optimizers hold; torch keeps no list of them, and some step for the first time after SAM."""
-    for each in gc.get_objects():
-        if issubclass(type(each), Optimizer):
-            for found in filter(None, map(_watches.get, map(id, _parameters(each)))):
-                found.hold(each)
-    for found in list(_watches.values()):
-        found.searched = True
+# DDP broadcasts buffers at every forward pass, from a process that may have been seeded apart, and may have settled an
+# update already that this one has not: seed and number of B travel beside it.
 
 
-def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
-    for group in getattr(optimizer, "param_groups", ()):
-        yield from group["params"]
+def _meet_others(connection: Connection) -> int:
+    """Take the seed of B as it is, which may be another process's, and return how many updates B has had."""
+    digits = connection.layer.feedback_numbers
+    if digits._version == connection.known_version or digits.is_meta:  # else the device would have to be waited for
+        return connection.updates - 1
+    own = [int(digit) for digit in digits[connection.index].tolist()]
+    connection.seed, number = (sum(digit << (7 * i) for i, digit in enumerate(part)) for part in (own[:10], own[10:]))
+    return number
 
 
-def _inner(optimizer: Optimizer) -> Iterator[Optimizer]:
-    """The optimizers that a wrapper (accumulation, Lookahead, SAM) keeps."""
-    for value in vars(optimizer).values():
-        values = list(value.values()) if isinstance(value, Mapping) else value
-        parts = values if isinstance(values, list | tuple | set) else [values]
-        yield from (part for part in parts if isinstance(part, Optimizer))
-
-
-@uncompiled
-def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    if _watches:
-        for found in filter(None, map(_watches.get, map(id, _parameters(optimizer)))):
-            found.begin_step(optimizer)
-
-
-@uncompiled
-def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    # A fused optimizer under a gradient scaler runs its step, and this hook, even where it found infinities and
-    # changed nothing. A wrapper's own hook comes beside that of the optimizer inside, and also where it has not
-    # stepped that one at all: what the inner one holds is marked by the inner one.
-    if not _watches:
-        return
-    found_inf = getattr(optimizer, "found_inf", None)
-    skipped = found_inf is not None and bool(found_inf)
-    inside = {id(parameter) for each in _inner(optimizer) for parameter in _parameters(each)}
-    for group in optimizer.param_groups:
-        for key in map(id, group["params"]):
-            if (found := _watches.get(key)) is not None:
-                found.end_step(not skipped and key not in inside, group.get("weight_decay"))
-
-
-register_optimizer_step_pre_hook(_before_step)
-register_optimizer_step_post_hook(_after_step)
+def tell_others(connection: Connection) -> None:
+    """Write down seed and number of B, in digits of seven bits, which are exact in every floating type."""
+    parts = (connection.seed, 10), (connection.updates, 5)
+    digits = connection.layer.feedback_numbers
+    digits[connection.index].copy_(torch.tensor([(part >> (7 * i)) & 127 for part, size in parts for i in range(size)]))
+    connection.known_version = digits._version
 
 
 @torch.library.custom_op("biotorch::settle", mutates_args=("followed", "factor"))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from biotorch.layers import connections
-from biotorch.layers.updates import paused
+from biotorch.layers.watching import paused
 
 
 @contextlib.contextmanager

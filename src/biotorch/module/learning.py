@@ -7,6 +7,7 @@ from torch import Tensor
 
 from biotorch import seeding
 from biotorch.layers import Connection, FeedbackLayer
+from biotorch.layers.updates import update_of
 from biotorch.module.noise import draw
 from biotorch.module.verdicts import LEAK
 from biotorch.rules import Transports
@@ -43,7 +44,7 @@ def _copied(connection: Connection, seed: int) -> Transports:
 def _learned(connection: Connection, weight: Tensor, number: int) -> list[Tensor]:
     """B after an update in which the rule sees `weight` for W."""
     tensors = {part: tensor.detach().clone() for part, tensor in connection.tensors.items()}
-    update = connection.update(weight, tensors, number, forward=connection.weight.detach())
+    update = update_of(connection, weight, tensors, number, forward=connection.weight.detach())
     with torch.no_grad():
         connection.layer.rule.after_update(update)
     return list(tensors.values())

@@ -15,8 +15,8 @@ from biotorch.rules.update import Update
 class BatchwiseRandomSign(FixedRandomSign):
     """B = |R| sign(W), R drawn again after each update (Liao et al. 2016; Moskovitz et al. 2018; paper, section 2.1).
 
-    The redraw follows the optimizer's step, not the forward pass: evaluation, gradient accumulation
-    and several forwards before one backward leave R as it is.
+    R is drawn once after each update of W, at the next use of B: evaluation, gradient accumulation and several forwards
+    before one backward leave it as it is.
 
     Raises:
         ValueError: `feedback_init="weight"`, which names no distribution to draw from again.

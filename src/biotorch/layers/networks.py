@@ -1,14 +1,47 @@
-"""Gradients of networks whose B learns: which parameters are B, and clipping by the norm of the others."""
+"""All connections of a network: their list, updates that they are told of, the B that learn, clipping without those."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from biotorch.layers.connection import connections
+from biotorch.layers.connection import Connection
+
+
+def connections(model: nn.Module) -> dict[str, Connection]:
+    """Every connection of the feedback layers of `model`, by the layer's dotted name.
+
+    Where a layer has several, the parameter's name is added.
+    """
+    found = {}
+    for name, layer in model.named_modules():
+        own: Sequence[Connection] = getattr(layer, "connections", ())
+        for connection in own:
+            parts = [name, connection.parameter] if len(own) > 1 else [name]
+            found[".".join(filter(None, parts))] = connection
+    return found
+
+
+def updated(model: nn.Module) -> None:
+    """Tell the layers of `model` of an update of their weights that they cannot see.
+
+    Updates are seen by themselves, whatever optimizer makes them; not those that are written through `.data` by hand,
+    into flat buffers (DeepSpeed) or into sharded parameters (FSDP2). Call it once after each such step. What
+    follows the update (a redraw of `brsf`, a mirror phase of `wm`, the norm under `constrain_weights`) is then done
+    at the next use of B.
+
+    Raises:
+        RuntimeError: `constrain_weights` of a sharded W, of which no process can write the whole.
+    """
+    for name, connection in connections(model).items():
+        if connection.follower is not None:
+            if connection.layer.rule.constrain_weights and connection.is_sharded:
+                raise RuntimeError(f"{name}: constrain_weights cannot rescale a sharded weight (FSDP2): use DDP")
+            if connection.owner is connection:
+                connection.follower.told = True
 
 
 def feedback_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
