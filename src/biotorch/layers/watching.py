@@ -10,7 +10,7 @@ import functools
 import gc
 import weakref
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,15 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from biotorch.autograd import uncompiled
 
-if TYPE_CHECKING:
-    from biotorch.layers.learning import Learner
-
 
 #: Forward passes with a gradient and without a visible change after which contents are compared.
 PATIENCE = 8
+
+
+class Listener(Protocol):
+    """Whoever wants to know of the gradients of a parameter."""
+
+    def on_gradient(self) -> None: ...
 
 
 class Watch:
@@ -44,7 +47,7 @@ class Watch:
         #: Whether contents have to tell changes: compiled graphs raise the version of what they may rescale.
         self.by_contents = False
         self._sample: Tensor | None = None
-        self.learners: weakref.WeakSet[Learner] = weakref.WeakSet()
+        self.learners: weakref.WeakSet[Listener] = weakref.WeakSet()
         self._listens = False
 
     def listen(self) -> None:
