@@ -19,7 +19,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from biotorch.autograd import uncompiled
 
-
 #: Forward passes with a gradient and without a visible change after which contents are compared.
 PATIENCE = 8
 
