@@ -58,10 +58,9 @@ class Connection:
             raise ReferenceError(f"the layer of this connection ({self.parameter}) is gone")
         return found
 
-    def is_bound(self, layer: RuleState | None = None) -> bool:
-        """Whether it belongs to a living layer, and to this one."""
-        found = None if self._layer is None else self._layer()
-        return found is not None and (layer is None or layer is found)
+    def is_bound(self) -> bool:
+        """Whether it belongs to a living layer."""
+        return self._layer is not None and self._layer() is not None
 
     def bind(self, layer: RuleState) -> None:
         """Make it a connection of `layer`, a copy of the one that it belonged to."""
@@ -125,7 +124,7 @@ class Connection:
         return self.state_in(self.layer)
 
     def state_in(self, layer: nn.Module) -> Any:
-        """The same of a replica of the layer, which has tensors of its own, and as it is."""
+        """State of B without settling, of the layer itself or of a replica, which has tensors of its own."""
         return as_state(self._tensors_in(layer))
 
     def _tensors_in(self, layer: nn.Module) -> dict[str, Tensor]:
@@ -194,7 +193,7 @@ class Connection:
             self.rejoin()
 
     def begin(self, training: bool) -> None:
-        """The same at the beginning of a forward pass, where it may be compiled.
+        """Settle, and check that updates are seen and B learns, at the beginning of a forward pass, compiled or not.
 
         Raises:
             RuntimeError: W is no parameter any more, its updates cannot be seen, or B does not learn.
@@ -208,9 +207,9 @@ class Connection:
         owner, compiling = self.owner, torch.compiler.is_compiling()
         if self.learner is not None and training and not compiling:
             self.learner.look()
-        if torch.compiler.is_exporting():  # what is exported updates nothing
-            return
         if owner.follower is not None and compiling:
+            if torch.compiler.is_exporting():  # what is exported updates nothing
+                return
             with torch.no_grad():
                 factor = torch.ones((), device=owner.trained.device, dtype=owner.trained.dtype)
                 settle_compiled(followed_tensors(owner), factor, owner.trained, owner.follower.key, training)

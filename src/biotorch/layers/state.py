@@ -178,7 +178,7 @@ class RuleState(nn.Module):
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Parameter]]:
-        """As torch's. Whoever wraps the layer (DDP) waits for no gradient of a B whose W is frozen."""
+        """Parameters as in torch, after B of a frozen W is frozen: whoever wraps the layer (DDP) would wait for it."""
         for connection in self.connections:
             if connection.learned and not connection.is_computed:
                 connection.freeze_with_weight()
@@ -260,17 +260,22 @@ class RuleState(nn.Module):
             each for each in unexpected_keys if not known or not (each == key or each.startswith(tuple(gone)))
         ]
         if self.rule.has_update() and key in state_dict:
-            self._load_draws(state_dict[key].tolist())
+            draws, count = state_dict[key].tolist(), len(self.connections)
+            if len(draws) in (count + 1, 2 * count):
+                self._load_draws(draws)
+            else:
+                error_msgs.append(
+                    f"{key}: saved of a layer with another number of weight matrices, this one has {count}"
+                )
         elif self.rule.has_update() and strict:
             missing_keys.append(key)
 
     def _load_draws(self, draws: list[int]) -> None:
         count = len(self.connections)
         numbers = draws[count:] * (count if len(draws) == count + 1 else 1)
-        with torch.no_grad():
-            for index, connection in enumerate(self.connections):
-                connection.seed, connection.updates = draws[index], numbers[index]
-                tell_others(connection)
+        for connection, seed, number in zip(self.connections, draws, numbers, strict=False):
+            connection.seed, connection.updates = seed, number
+            tell_others(connection)
 
     @property
     def feedback_draws(self) -> int:
