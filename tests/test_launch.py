@@ -1,5 +1,6 @@
 """Processes that were started, and processes that were asked for."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,9 @@ from biotorch.cli import running, searching
 from biotorch.experiment import ConfigError, estimating, run
 from biotorch.experiment.estimating import best_jobs
 from biotorch.experiment.executors import Local
-from biotorch.experiment.launching import one_of_several
 from biotorch.frozen import SectionError
 from biotorch.training import InfrastructureConfig, infrastructure, launch
+from biotorch.training.infrastructure import one_of_several, one_process
 
 
 @pytest.fixture
@@ -45,6 +46,15 @@ def test_a_list_of_devices_has_to_be_as_long_as_the_processes_are_many(torchrun,
     monkeypatch.setattr(infrastructure.torch.cuda, "is_available", lambda: True)
     with pytest.raises(SectionError, match="gpus: 3 devices are listed, but 2 processes"):
         launch(InfrastructureConfig(gpus=[0, 1, 2]))
+
+
+def test_where_slurm_is_installed_nothing_advises_to_start_by_srun(tmp_path, monkeypatch, recwarn):
+    (tmp_path / "srun").touch(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert not one_of_several()
+    launch(InfrastructureConfig())
+    one_process()
+    assert [str(each.message) for each in recwarn] == []
 
 
 def test_slurm_is_recognised(monkeypatch):

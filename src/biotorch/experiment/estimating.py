@@ -17,10 +17,10 @@ from biotorch import models
 from biotorch.experiment.config import Config
 from biotorch.experiment.executors.local import cores
 from biotorch.experiment.keeping import Display
-from biotorch.experiment.launching import one_of_several
 from biotorch.experiment.run import run_point
 from biotorch.experiment.signals import Interrupted, StopRequest
 from biotorch.training import Record, Trainer
+from biotorch.training.infrastructure import one_of_several
 
 #: Parameters up to which this many CPU threads are the fastest for a network: the first by benchmarks/jobs.py on two
 #: cores, the second not measured.

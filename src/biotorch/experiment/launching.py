@@ -1,12 +1,8 @@
-"""The processes of a run: whether others were started beside this one, and joining them."""
+"""Starting, or joining, the processes of a run that a configuration describes."""
 
 from __future__ import annotations
 
-import os
-
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from biotorch.experiment.config import Config
 from biotorch.experiment.reading import ConfigError
@@ -20,10 +16,3 @@ def launched(config: Config) -> Fabric:
         return launch(config.infrastructure)
     except SectionError as error:
         raise ConfigError(f"infrastructure: {error}") from error
-
-
-def one_of_several() -> bool:
-    """Whether torchrun or Slurm has started this process as one of the several of a run."""
-    if TorchElasticEnvironment.detect():
-        return int(os.environ["WORLD_SIZE"]) > 1
-    return SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) > 1

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from biotorch.data import DataError, Split
 from biotorch.models.outputs import main_output
+from biotorch.training.infrastructure import one_process
 
 
 def loss_size(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor], float]:
@@ -106,7 +107,7 @@ def evaluate(
         DataError: no example can be read.
         TypeError: the network returns no outputs that `main_output` knows.
     """
-    fabric = fabric or Fabric(accelerator="cpu", devices=1)
+    fabric = fabric or one_process()
     whole = torch.split(torch.arange(len(split)), batch_size)
     parts, common = whole[fabric.global_rank :: fabric.world_size], len(whole) // fabric.world_size
     tally, size = Tally(top_k, split.per_token, fabric.device), loss_size(loss)

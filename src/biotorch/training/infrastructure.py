@@ -7,6 +7,8 @@ import gc
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -81,13 +83,6 @@ def launch(config: InfrastructureConfig) -> Fabric:
     Warns:
         UserWarning: there is no CUDA device for `gpus`, or no fp16 on the CPU.
     """
-    with warnings.catch_warnings():
-        # Fabric advises whoever is on a machine of a Slurm cluster to start everything by srun.
-        warnings.filterwarnings("ignore", message=".*`srun` command is available")
-        return _launch(config)
-
-
-def _launch(config: InfrastructureConfig) -> Fabric:
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # what it tells is in the results
     # cuBLAS is deterministic with this setting alone, which it reads at its first use.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -99,14 +94,15 @@ def _launch(config: InfrastructureConfig) -> Fabric:
         precision = "bf16-mixed"
     processes = config.num_nodes * (devices if isinstance(devices, int) else len(devices))
     try:
-        fabric = Fabric(
-            accelerator=accelerator,
-            devices=devices,
-            num_nodes=config.num_nodes,
-            strategy=SummingDDP() if processes > 1 or config.strategy == "ddp" else "auto",
-            precision=precision,
-        )
-        fabric.launch()
+        with _no_advice_of_srun():
+            fabric = Fabric(
+                accelerator=accelerator,
+                devices=devices,
+                num_nodes=config.num_nodes,
+                strategy=SummingDDP() if processes > 1 or config.strategy == "ddp" else "auto",
+                precision=precision,
+            )
+            fabric.launch()
     except (ValueError, RuntimeError) as error:  # what torchrun or Slurm started does not fit
         raise SectionError({"": str(error)}) from error
     if distributed.is_initialized():
@@ -122,6 +118,32 @@ def _leave() -> None:
         gc.collect()  # the threads live as long as a DDP wrapper, which is part of a reference cycle
 
 
+def one_process() -> Fabric:
+    """The Fabric of a process that works alone, on the CPU."""
+    with _no_advice_of_srun():
+        return Fabric(accelerator="cpu", devices=1)
+
+
+def one_of_several() -> bool:
+    """Whether torchrun or Slurm has started this process as one of the several of a run."""
+    if TorchElasticEnvironment.detect():
+        return int(os.environ["WORLD_SIZE"]) > 1
+    return _under_srun() and int(os.environ["SLURM_NTASKS"]) > 1
+
+
+def _under_srun() -> bool:
+    with _no_advice_of_srun():
+        return SLURMEnvironment.detect()
+
+
+@contextmanager
+def _no_advice_of_srun() -> Iterator[None]:
+    """Lightning advises to start by srun, wherever Slurm is installed and whatever asks it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*`srun` command is available")
+        yield
+
+
 def is_first_process() -> bool:
     """Whether this process is the one that writes and prints; known from the environment before `launch`, too."""
     return getattr(rank_zero_only, "rank", 0) == 0
@@ -134,7 +156,7 @@ def _processes_started(nodes: int) -> int | None:
     """
     if TorchElasticEnvironment.detect():
         here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
-    elif SLURMEnvironment.detect():
+    elif _under_srun():
         everywhere = int(os.environ.get("SLURM_NTASKS", "1"))
         here = int(os.environ.get("SLURM_NTASKS_PER_NODE") or everywhere // int(os.environ.get("SLURM_NNODES", "1")))
     elif nodes > 1:

@@ -26,7 +26,7 @@ from biotorch.training import noise, order, random_state
 from biotorch.training.adversarial import Adversary
 from biotorch.training.divergence import diverged, diverged_after, require_finite
 from biotorch.training.evaluation import Tally, evaluate, loss_size
-from biotorch.training.infrastructure import any_process, gather, share_statistics
+from biotorch.training.infrastructure import any_process, gather, one_process, share_statistics
 from biotorch.training.observer import Observer, Record, Stopped
 from biotorch.training.optimizers import FeedbackGroup
 from biotorch.training.outputs import training_loss
@@ -72,7 +72,7 @@ class Trainer:
     ) -> None:
         self.model, self.data, self.config, self.loss, self.seed = model, data, config, loss, seed
         self.feedback = feedback
-        self.fabric = fabric or Fabric(accelerator="cpu", devices=1)
+        self.fabric = fabric or one_process()
         self.observer = observer or Observer()
         self.evaluation_batch_size = evaluation_batch_size
         self.device, self.size = self.fabric.device, loss_size(loss)
