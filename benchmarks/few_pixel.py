@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from biotorch import models
-from biotorch.robustness.few_pixel import FewPixel
+from biotorch.robustness.attacks.few_pixel import FewPixel
 
 Attack = Callable[[Tensor, Tensor], Tensor]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from biotorch import teaching
+from biotorch.kernel import teaching
 
 torch.set_num_threads(1)
 settings.register_profile(

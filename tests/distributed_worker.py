@@ -13,8 +13,8 @@ import runs
 import torch
 from networks import RULES
 
+from biotorch._files import state_hash
 from biotorch.experiment import Display, run
-from biotorch.hashing import state_hash
 
 RANK = int(os.environ["RANK"])
 FOLDER = Path(sys.argv[1])

@@ -21,8 +21,8 @@ import torchvision
 from torch import Tensor, nn
 
 import biotorch
+from biotorch.conversion import nested
 from biotorch.layers import FeedbackLayer
-from biotorch.module import nested
 
 RULES = ("fa", "usf", "dfa")
 

@@ -25,16 +25,16 @@ from torch.nn import functional as F
 
 import biotorch
 from biotorch import data
+from biotorch._sections import Epsilon, Section
 from biotorch.data import DataError
 from biotorch.data.images import Normalisation
 from biotorch.data.splits import MemorySplit
-from biotorch.epsilons import Epsilon
+from biotorch.errors import SectionError
 from biotorch.experiment import ConfigError, Display, Interrupted, read, run
-from biotorch.frozen import Section, SectionError
 from biotorch.robustness import PGD, Normalised
 from biotorch.training import AdversarialConfig, InfrastructureConfig, Observer, Trainer, TrainingConfig, launch
 from biotorch.training.adversarial import Adversary
-from biotorch.training.infrastructure import state_hash
+from biotorch.training.distributed import state_hash
 
 STRONG = {"epsilon": 0.1, "steps": 3}
 #: So small that no value changes by it; but every pass of the attack is made.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from biotorch.broadcast import aligned
+from biotorch.kernel.broadcast import aligned
 
 
 def error(*positions: int) -> Tensor:

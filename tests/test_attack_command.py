@@ -8,7 +8,7 @@ import pytest
 import torch
 from commands import SHORT, into, invoke, mistake
 
-from biotorch.experiment.attacking import find_twin, runs_in
+from biotorch.experiment.measure import find_twin, runs_in
 from biotorch.experiment.reading import read
 
 CONFIG = "configs/quickstart.yaml"

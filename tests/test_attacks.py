@@ -14,7 +14,7 @@ from torch import nn
 
 from biotorch import convert
 from biotorch.robustness import FGSM, PGD, TPGD, AutoAttack, AutoPGD, RandomSigns, Square
-from biotorch.robustness.registry import ATTACKS
+from biotorch.robustness.plan import ATTACKS
 
 #: As few steps as possible.
 FAST = {

@@ -10,9 +10,9 @@ from torch import nn
 
 from biotorch import convert
 from biotorch.robustness import EOTPGD, FGSM, PGD, BoundsError, Normalised, RandomSigns
-from biotorch.robustness.attack import Attack
-from biotorch.robustness.losses import cross_entropy, dlr, margin
-from biotorch.robustness.norms import project, random_point, size, steepest
+from biotorch.robustness.attacks.attempt import cross_entropy, dlr, margin
+from biotorch.robustness.attacks.base import Attack
+from biotorch.robustness.attacks.norms import project, random_point, size, steepest
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 import torchattacks
 from torch import nn
 
-from biotorch import data, seeding
+from biotorch import _seeding, data
 from biotorch.data import DataConfig
 from biotorch.robustness import EOTPGD, FGSM, PGD, TPGD, Normalised
 
@@ -54,7 +54,7 @@ PAIRS = {
 def their_examples(attack, images, labels):
     """With the random start that ours draws for its first batch."""
     with torch.random.fork_rng():
-        torch.manual_seed(seeding.derive(0, "attack", 0))
+        torch.manual_seed(_seeding.derive(0, "attack", 0))
         return attack(images, labels)
 
 

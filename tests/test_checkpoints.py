@@ -12,7 +12,7 @@ from networks import same, state
 from torch import nn
 
 import biotorch
-from biotorch import data, writing
+from biotorch import _files, data
 from biotorch.experiment import CheckpointError, checkpoints, run
 from biotorch.training import evaluate
 
@@ -58,7 +58,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     with pytest.raises(OSError, match="no space"):
-        writing.write(path, half, keep_previous=True)
+        _files.write(path, half, keep_previous=True)
     assert torch.equal(checkpoints.load(path)["a"], torch.zeros(3))
     for broken in ("fsync", "replace"):
         with monkeypatch.context() as patch:
@@ -79,7 +79,7 @@ def test_the_previous_checkpoint_stays_until_the_next_is_whole(tmp_path, monkeyp
     fsync = os.fsync
 
     def watched(descriptor):
-        seen.append([checkpoints.load(each)["n"] for each in (path, writing.previous(path)) if each.exists()])
+        seen.append([checkpoints.load(each)["n"] for each in (path, _files.previous(path)) if each.exists()])
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", watched)

@@ -16,14 +16,13 @@ import torch
 from commands import SHORT, into, invoke, mistake
 from matplotlib.figure import Figure
 
-from biotorch import data, models, writing
-from biotorch.cli import listing
-from biotorch.data import vision
+from biotorch import _files, data, models
+from biotorch._names import require
+from biotorch.cli import inspect
+from biotorch.data import arrays
+from biotorch.errors import Failure, kind_of
 from biotorch.experiment import ConfigError, checkpoints
-from biotorch.experiment.building import build_model
-from biotorch.experiment.executors import Failure
-from biotorch.experiment.mistakes import kind_of
-from biotorch.extras import require
+from biotorch.experiment.network import build_model
 from biotorch.report import style
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
@@ -106,7 +105,7 @@ def test_every_writer_names_the_file_that_does_not_fit(tmp_path):
 
     def write():
         (tmp_path / f".table.md.{os.getpid()}.unfinished").symlink_to(FULL)
-        writing.write_text(tmp_path / "table.md", "|")
+        _files.write_text(tmp_path / "table.md", "|")
 
     def draw():
         (tmp_path / "figure.png").symlink_to(FULL)
@@ -123,7 +122,7 @@ def test_a_download_onto_a_full_disk_is_no_missing_data_set(tmp_path, monkeypatc
     def refuse(*given, **options):
         raise OSError(*FULL_DISK.args)
 
-    monkeypatch.setattr(vision.MNIST, "download", refuse)
+    monkeypatch.setattr(arrays.MNIST, "download", refuse)
     with pytest.raises(OSError, match="No space left") as caught:
         data.load(data.DataConfig(dataset="mnist", dataset_path=tmp_path), seed=0)
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path))
@@ -159,7 +158,7 @@ def test_a_file_of_the_users_that_the_system_refuses_is_a_mistake(tmp_path):
         (OSError(errno.EROFS, "Read-only file system", "/somewhere/x"), "mistake"),
         (OSError(errno.EDQUOT, "Disk quota exceeded", "/somewhere/x"), "disk"),
         (FULL_DISK, "disk"),
-        (FileNotFoundError(errno.ENOENT, "No such file", listing.__file__), "defect"),
+        (FileNotFoundError(errno.ENOENT, "No such file", inspect.__file__), "defect"),
         (PermissionError(errno.EPERM, "Operation not permitted"), "defect"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), "defect"),
         (OSError(errno.EBADF, "Bad file descriptor"), "defect"),
@@ -178,7 +177,7 @@ def test_a_broken_import_of_our_own_is_a_defect(monkeypatch, kind):
     def schema():
         raise kind("No module named 'biotorch.layer'")
 
-    monkeypatch.setattr(listing, "json_schema", schema)
+    monkeypatch.setattr(inspect, "json_schema", schema)
     result = invoke("schema")
     assert result.exit_code == 1
     assert isinstance(result.exception, kind)

@@ -9,7 +9,7 @@ import pytest
 from runs import finish, quick
 
 from biotorch.experiment import run
-from biotorch.experiment.collecting import collect
+from biotorch.results.collecting import collect
 
 
 @pytest.fixture(scope="module")

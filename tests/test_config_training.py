@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import lr_scheduler
 
+from biotorch.errors import SectionError
 from biotorch.experiment import read
-from biotorch.frozen import SectionError
 from biotorch.training.losses import loss_names
 from biotorch.training.optimizers import FeedbackGroup, OptimizerConfig, optimizer_names
 from biotorch.training.schedules import scheduler_names

@@ -11,7 +11,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from biotorch import data, seeding
+from biotorch import _seeding, data
 
 needs_data = pytest.mark.skipif(
     not os.environ.get("BIOTORCH_DATA"), reason="BIOTORCH_DATA names no folder with MNIST and Fashion-MNIST"
@@ -85,7 +85,7 @@ def test_validation_on_the_test_set_trains_on_everything_else():
 
 def test_the_record_says_in_json_what_the_figures_were_measured_on():
     loaded = data.load(data.DataConfig(dataset="digits", validation_size=100, augment={"crop": 2}), seed=7)
-    order = torch.randperm(1437, generator=seeding.generator(seeding.derive(7, "validation split")))
+    order = torch.randperm(1437, generator=_seeding.generator(_seeding.derive(7, "validation split")))
     held_out = np.sort(order[:100].numpy()).astype("<i8")
     assert json.loads(json.dumps(loaded.record)) == {
         "dataset": "digits",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from biotorch import data, seeding
+from biotorch import _seeding, data
 from biotorch.data.images import Normalisation
 from biotorch.data.splits import MemorySplit
 
@@ -33,7 +33,7 @@ def untouched_randomness():
 
 def coloured(count=24, height=6, width=5, augmentation=None):
     """A split of random images, so that no two windows of them are alike."""
-    pixels = torch.randint(256, (count, height, width, 3), dtype=torch.uint8, generator=seeding.generator(1))
+    pixels = torch.randint(256, (count, height, width, 3), dtype=torch.uint8, generator=_seeding.generator(1))
     normalisation = Normalisation((0.5, 0.4, 0.3), (0.2, 0.3, 0.1))
     return MemorySplit.of(pixels, torch.arange(count) % 10, normalisation, augmentation)
 

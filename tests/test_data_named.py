@@ -13,8 +13,7 @@ import torch
 import torchvision
 from test_data import needs_data
 
-from biotorch import data
-from biotorch.data import cache
+from biotorch import _files, data
 
 TRAIN, TEST = 30, 10
 
@@ -111,7 +110,7 @@ def test_files_appear_only_when_all_are_there(tmp_path):
             (partial / name).write_text(name)
             assert files(tmp_path) <= {".set.lock", ".set.partial/a", ".set.partial/b"}
 
-    cache.complete(tmp_path, "set", ["a", "b"], download)
+    _files.complete(tmp_path, "set", ["a", "b"], download)
     assert files(tmp_path) - {".set.lock"} == {"a", "b"}
 
 
@@ -133,7 +132,7 @@ def test_a_folder_that_has_the_files_is_only_read(tmp_path, monkeypatch, packed)
         raise AssertionError("the folder would be written to")
 
     write_mnist(tmp_path, packed)
-    monkeypatch.setattr(cache, "FileLock", refuse)
+    monkeypatch.setattr(_files, "FileLock", refuse)
     monkeypatch.setattr(torchvision.datasets.mnist, "download_and_extract_archive", refuse)
     before = files(tmp_path)
     for folder in (tmp_path / "MNIST" / "raw", tmp_path / "MNIST", tmp_path):

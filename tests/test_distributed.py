@@ -16,8 +16,8 @@ import torch
 from networks import RULES
 
 import biotorch
+from biotorch.errors import kind_of
 from biotorch.experiment import RunFolder, read, run
-from biotorch.experiment.mistakes import kind_of
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
 CASES = """

@@ -9,7 +9,7 @@ from networks import TRAINING
 
 import biotorch
 from biotorch.experiment import CheckpointError, Display, run
-from biotorch.experiment.evaluation import evaluate_run
+from biotorch.experiment.measure import evaluate_run
 from biotorch.training import DivergenceError
 
 CURES = ("training.optimizer.lr", "training.warmup_epochs", "training.clip_gradient_norm", "gradient_clip")

@@ -10,7 +10,7 @@ from torch import nn
 
 from biotorch import convert
 from biotorch.robustness import FewPixel
-from biotorch.robustness.few_pixel import _others
+from biotorch.robustness.attacks.few_pixel import _others
 
 
 def conv(classes=4, channels=3, dtype=torch.float32):

@@ -6,7 +6,7 @@ import pytest
 
 from biotorch.report import draw_all
 from biotorch.report.angles import draw_angles, draw_depth, draw_layers
-from biotorch.report.curves import draw_cost, draw_learning
+from biotorch.report.figures import draw_cost, draw_learning
 from biotorch.report.style import STYLE
 
 LAYERS = [f"features.{number}" for number in range(5)]

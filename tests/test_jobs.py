@@ -13,10 +13,11 @@ import pytest
 from commands import invoke
 from runs import quick, quick_file
 
+from biotorch.errors import Failure
 from biotorch.experiment import BrokenPointsError, read, run
 from biotorch.experiment import estimating as estimation
 from biotorch.experiment.estimating import best_jobs, estimates
-from biotorch.experiment.executors import Failure, Local, Task
+from biotorch.experiment.executors import Local, Task
 
 RULES = "sweep={model.mode.type: [fa, dfa, usf]}"
 #: The second point diverges.

@@ -10,13 +10,13 @@ from commands import invoke, mistake
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from runs import quick, quick_file
 
-from biotorch.cli import running, searching
+from biotorch import cli
+from biotorch.errors import SectionError
 from biotorch.experiment import ConfigError, estimating, run
 from biotorch.experiment.estimating import best_jobs
 from biotorch.experiment.executors import Local
-from biotorch.frozen import SectionError
-from biotorch.training import InfrastructureConfig, infrastructure, launch
-from biotorch.training.infrastructure import one_of_several, one_process
+from biotorch.training import InfrastructureConfig, distributed, launch
+from biotorch.training.distributed import one_of_several, one_process
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_another_number_of_machines_than_was_started_is_told(torchrun, here, eve
 
 def test_a_list_of_devices_has_to_be_as_long_as_the_processes_are_many(torchrun, monkeypatch):
     torchrun(2, 2)
-    monkeypatch.setattr(infrastructure.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(distributed.torch.cuda, "is_available", lambda: True)
     with pytest.raises(SectionError, match="gpus: 3 devices are listed, but 2 processes"):
         launch(InfrastructureConfig(gpus=[0, 1, 2]))
 
@@ -60,10 +60,10 @@ def test_where_slurm_is_installed_nothing_advises_to_start_by_srun(tmp_path, mon
 def test_slurm_is_recognised(monkeypatch):
     for name, value in {"SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "2"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(infrastructure.SLURMEnvironment, "detect", staticmethod(lambda: True))
-    assert infrastructure._processes_started(nodes=2) == 2
+    monkeypatch.setattr(distributed.SLURMEnvironment, "detect", staticmethod(lambda: True))
+    assert distributed._processes_started(nodes=2) == 2
     with pytest.raises(SectionError, match="1 x 2 processes are asked for, but torchrun or Slurm has started 4"):
-        infrastructure._processes_started(nodes=1)
+        distributed._processes_started(nodes=1)
 
 
 @pytest.fixture
@@ -112,8 +112,7 @@ def test_commands_in_processes_of_slurm_take_one_point_after_another(slurm, comm
         executors.append((*given, *options.values())[-1])
         raise ConfigError("seen")
 
-    monkeypatch.setattr(running, "run", stop)
-    monkeypatch.setattr(searching, "run", stop)
+    monkeypatch.setattr(cli.run, "run", stop)
     assert "seen" in mistake(invoke(command, quick_file(tmp_path), "sweep={model.mode.type: [fa, dfa]}"))
     assert executors == [None]
 
@@ -125,7 +124,7 @@ def test_half_precision_on_a_cpu_is_told_and_recorded_as_what_it_is():
 
 
 def test_a_missing_device_is_told():
-    if infrastructure.torch.cuda.is_available():
+    if distributed.torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
     with pytest.warns(UserWarning, match=r"gpus is 0, but there is no CUDA device"):
         assert launch(InfrastructureConfig(gpus=0)).device.type == "cpu"

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import biotorch
-from biotorch import seeding
+from biotorch import _seeding
 from biotorch.rules import Update
 from biotorch.testing import LAYER_NAMES, Net, assert_close, images, loss_of, net
 
@@ -97,7 +97,7 @@ def test_convolutions_learn_by_the_same_equations_at_one_position(rule):
     kind = layer.rule
     (layer(torch.ones(1, 4, 5, 5).double()) * 0).sum().backward()  # a gradient of zeros
     torch.optim.SGD(layer.parameters(), lr=0.1).step()
-    generator = seeding.generator(seeding.derive(layer.connections[0].seed, "feedback", 1))
+    generator = _seeding.generator(_seeding.derive(layer.connections[0].seed, "feedback", 1))
     noise = lambda n: torch.randn(n, 18, generator=generator).double()  # noqa: E731
     if rule == "wm":
         rates = kind.mirror_rate, kind.mirror_decay, kind.growth_limit

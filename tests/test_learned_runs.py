@@ -11,14 +11,14 @@ import torch
 from rule_names import RULES
 
 import biotorch
-from biotorch import teaching
+from biotorch.errors import SectionError
 from biotorch.experiment import ConfigError, Interrupted, load, run
-from biotorch.experiment.building import build_model
-from biotorch.experiment.keeping import Display
-from biotorch.frozen import SectionError
+from biotorch.experiment.display import Display
+from biotorch.experiment.network import build_model
+from biotorch.kernel import teaching
 from biotorch.training import ResumeError
-from biotorch.training.noise import NoiseConfig, batches
-from biotorch.training.teacher import Teacher
+from biotorch.training.losses import Teacher
+from biotorch.training.pretraining import NoiseConfig, batches
 
 #: Rules whose B changes, by a step of the optimizer or after one.
 LEARNING = [name for name in RULES if biotorch.rules.get(name).learns or biotorch.rules.get(name).has_update()]

@@ -13,9 +13,9 @@ from pyautoattack import checks
 from pyautoattack.autopgd_base import APGDAttack
 from torch import nn
 
-from biotorch import convert, seeding
+from biotorch import _seeding, convert
 from biotorch.robustness import PGD, AutoAttack, AutoPGD, Square
-from biotorch.robustness.auto_attack import _possible
+from biotorch.robustness.attacks.auto_attack import _possible
 
 ATTACKS = {
     "square": lambda model, *a, **k: Square(model, *a, queries=12, **k),
@@ -299,7 +299,7 @@ def test_the_ensemble_is_that_of_the_library(trained):
     model, images, labels = trained
     images, labels = images[:80], labels[:80]
     for norm, name, epsilon in (("linf", "Linf", 0.05), ("l2", "L2", 0.35)):
-        generator = seeding.generator(seeding.derive(0, "attack", 0))
+        generator = _seeding.generator(_seeding.derive(0, "attack", 0))
         seed = int(torch.randint(2**31, (), generator=generator))
         library = pyautoattack.AutoAttack(model.eval(), eps=epsilon, norm=name, seed=seed, device="cpu")
         library.apgd_targeted.n_target_classes = library.fab.n_target_classes = 3

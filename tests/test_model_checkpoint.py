@@ -10,7 +10,7 @@ from networks import state
 import biotorch
 from biotorch import models, rules
 from biotorch.experiment import CheckpointError, ConfigError, OtherRunError, read, run
-from biotorch.experiment.building import build_model
+from biotorch.experiment.network import build_model
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,9 @@ import pytest
 from torch import nn
 
 import biotorch
+from biotorch.errors import OwnModuleError
 from biotorch.experiment import ConfigError, read
-from biotorch.experiment.importing import OwnModuleError, import_all
+from biotorch.experiment.importing import import_all
 from biotorch.rules import registry
 
 TEXT = (Path(__file__).parents[1] / "docs" / "new-rule.md").read_text()

@@ -14,9 +14,9 @@ from commands import invoke, mistake
 from runs import ALL_METRICS, quick
 
 from biotorch.experiment import run
-from biotorch.experiment.collecting import Collection, Run, collect
 from biotorch.experiment.results import load_results
 from biotorch.report.page import write_page
+from biotorch.results.collecting import Collection, Run, collect
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from playwright.sync_api import sync_playwright
 from runs import ALL_METRICS, quick
 
 from biotorch.experiment import run
-from biotorch.experiment.collecting import collect
 from biotorch.report.page import write_page
+from biotorch.results.collecting import collect
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import runs
 
+from biotorch.errors import MissingPackageError
 from biotorch.experiment import BrokenPointsError, ConfigError, Display, Interrupted, RunFolder, run
 from biotorch.experiment.cluster import ClusterConfig, RayConfig
 from biotorch.experiment.executors import Task
-from biotorch.experiment.executors.ray_cluster import Ray
-from biotorch.extras import MissingPackageError
+from biotorch.experiment.executors.ray import Ray
 
 #: Long enough to be stopped on the way, with checkpoints that only a stop writes.
 LONG = ("training.hyperparameters.epochs=25", "infrastructure.checkpoint_seconds=3600")

@@ -7,8 +7,8 @@ from networks import RULES, batch, gradients, labels, mlp, same, state
 from torch import nn
 
 import biotorch
+from biotorch.conversion import forms
 from biotorch.layers import FeedbackLayer
-from biotorch.module import shortcuts
 
 pytestmark = pytest.mark.usefixtures("targets")
 
@@ -54,7 +54,7 @@ def test_a_second_conversion_of_a_hidden_layer_finds_the_output_layer():
 
 
 def cuts(model: nn.Module) -> int:
-    return sum(isinstance(h, shortcuts.CutShortcut) for m in model.modules() for h in m._forward_pre_hooks.values())
+    return sum(isinstance(h, forms.CutShortcut) for m in model.modules() for h in m._forward_pre_hooks.values())
 
 
 def test_cutting_installs_one_hook_per_block_and_converting_again_removes_it():

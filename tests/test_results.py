@@ -16,11 +16,10 @@ import scipy.stats
 from runs import quick
 
 import biotorch
+from biotorch._tables import Table
 from biotorch.experiment import run
 from biotorch.report import table
-from biotorch.report.groups import by_configuration, label
-from biotorch.report.published import published_error
-from biotorch.tables import Table
+from biotorch.results.groups import by_configuration, label, published_error
 
 ROOT = Path(__file__).parents[1]
 SWEEP = "sweep={model.mode.type: [backpropagation, fa], experiment.seed: [0, 1, 2]}"
@@ -209,7 +208,7 @@ def test_the_published_figures_are_those_of_the_papers_text():
     if not paper.is_file():
         pytest.skip("the paper's text is not here")
     text = paper.read_text()
-    from biotorch.report.published import _ERRORS  # noqa: PLC0415
+    from biotorch.results.groups import _ERRORS  # noqa: PLC0415
 
     for errors in _ERRORS.values():
         for error in errors:

@@ -12,7 +12,7 @@ from biotorch.report import black_box_figure, example_sheet, white_box_figure
 from biotorch.report.examples import draw_examples
 from biotorch.report.robustness import draw_black_box, draw_white_box
 from biotorch.report.style import STYLE, style
-from biotorch.robustness.significance import interval
+from biotorch.robustness.measurement import interval
 
 CLEAN = 80.0
 

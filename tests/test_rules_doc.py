@@ -11,9 +11,9 @@ from rule_names import RULES
 
 from biotorch import rules
 from biotorch.experiment import read
-from biotorch.experiment.collecting import collect
 from biotorch.experiment.results import Result
-from biotorch.report.groups import by_configuration, label, mean_angle
+from biotorch.results.collecting import collect
+from biotorch.results.groups import by_configuration, label, mean_angle
 from biotorch.rules.registry import group_options
 
 ROOT = Path(__file__).parents[1]

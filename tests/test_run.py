@@ -74,10 +74,10 @@ def test_the_table_of_results_is_plain_numbers(finished, result):
 
 def test_the_hash_is_that_of_the_last_state(finished, result):
     state = biotorch.load(finished, "latest").state_dict()
-    assert biotorch.training.infrastructure.state_hash(state) == result["state_hash"]
+    assert biotorch.training.distributed.state_hash(state) == result["state_hash"]
     for name in state:
         bent = {**state, name: state[name] + 1}
-        assert biotorch.training.infrastructure.state_hash(bent) != result["state_hash"]
+        assert biotorch.training.distributed.state_hash(bent) != result["state_hash"]
 
 
 def test_validation_on_the_test_set_is_said(tmp_path):

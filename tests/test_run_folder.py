@@ -10,8 +10,8 @@ import runs
 import torch
 import yaml
 
+from biotorch.errors import kind_of
 from biotorch.experiment import ConfigError, DamagedResultError, Display, LockedError, OtherRunError, load_results, run
-from biotorch.experiment.mistakes import kind_of
 
 SHORT = "data.validation_size=1200"
 

@@ -11,7 +11,7 @@ from rule_names import LAYERWISE, RULES, TRAINING
 
 import biotorch
 from biotorch.experiment import run
-from biotorch.experiment.evaluation import evaluate_run
+from biotorch.experiment.measure import evaluate_run
 
 LAYERS = ["features.0", "features.3", "features.6", "classifier.1", "classifier.3"]
 OPTIONS = {"weight_alignment": "angles", "weight_ratio": "norm_ratios", "gradient_alignment": "gradient_angles"}

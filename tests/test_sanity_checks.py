@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 import biotorch
 from biotorch import data
-from biotorch.robustness import PGD, Attack, Study, checks, registry, significance, study
-from biotorch.robustness.norms import steepest
+from biotorch.robustness import PGD, Attack, Study, checks, measurement, plan, study
+from biotorch.robustness.attacks.norms import steepest
 
 #: Images of the digits that are attacked.
 N = 150
@@ -171,7 +171,7 @@ def nets(plain, convolution, aligned, unaligned):
 
 @pytest.fixture
 def differences(monkeypatch):
-    monkeypatch.setitem(registry.ATTACKS, "differences", Differences)
+    monkeypatch.setitem(plan.ATTACKS, "differences", Differences)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,7 +315,7 @@ def test_all_are_silent_on_a_plain_network(nets, run):
     strongest_stands_in_the_sentence(found)
 
 
-@pytest.mark.skipif("square" not in registry.ATTACKS, reason="Square is not written yet")
+@pytest.mark.skipif("square" not in plan.ATTACKS, reason="Square is not written yet")
 def test_square_beats_a_gradient_that_is_hidden_and_one_that_is_random(nets, run):
     square = [*ATTACKS, {"type": "square", "queries": 200}]
     hidden = run(Wrapped(nets.plain, rounded), square)
@@ -438,5 +438,5 @@ def test_fewer_than_ten_images_are_noise():
     for broken, more_than_noise in ((0, False), (9, False), (10, True), (50, True)):
         weaker = survives.clone()
         weaker[:broken] = False
-        assert significance.beats(weaker, survives) == more_than_noise
-        assert not significance.beats(survives, weaker)
+        assert measurement.beats(weaker, survives) == more_than_noise
+        assert not measurement.beats(survives, weaker)

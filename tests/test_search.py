@@ -9,8 +9,8 @@ import yaml
 from commands import invoke, mistake
 from runs import quick, quick_file
 
+from biotorch.errors import BrokenPointsError
 from biotorch.experiment import ConfigError, Failure, read, run, search
-from biotorch.experiment.study import BrokenPointsError
 
 RULES = "sweep={model.mode.type: [fa, usf], training.optimizer.lr: [0.5, 0.01], experiment.seed: [4, 5]}"
 

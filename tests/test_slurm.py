@@ -15,7 +15,7 @@ import runs
 
 from biotorch.experiment import BrokenPointsError, ConfigError, Display, Interrupted, run
 from biotorch.experiment.cluster import ClusterConfig
-from biotorch.experiment.executors import Task, slurm, slurm_states
+from biotorch.experiment.executors import Task, slurm, slurm_job
 from biotorch.experiment.executors.slurm import Slurm
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
@@ -207,20 +207,20 @@ def test_states_come_from_squeue_and_then_from_sacct(commands):
         squeue="echo '12_0|RUNNING|None'; echo '12_1|PENDING|PartitionTimeLimit'; echo '12_2|PENDING|Resources'",
         sacct="echo '12_3|CANCELLED by 1000'; echo '12_0|PENDING'",
     )
-    states = slurm_states.ask({"12_0", "12_1", "12_2", "12_3", "13"})
+    states = slurm_job.ask({"12_0", "12_1", "12_2", "12_3", "13"})
     assert states is not None
     names = {job: state.name for job, state in states.items()}
     assert names == {"12_0": "RUNNING", "12_1": "PENDING", "12_2": "PENDING", "12_3": "CANCELLED"}
     assert [job for job, state in states.items() if state.stuck] == ["12_1"]
-    assert slurm_states.dead("CANCELLED")
-    assert not slurm_states.dead("RUNNING")
+    assert slurm_job.dead("CANCELLED")
+    assert not slurm_job.dead("RUNNING")
 
 
 def test_a_controller_that_does_not_answer_is_no_death(commands):
     commands(squeue="echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
-    assert slurm_states.ask({"12"}) is None
+    assert slurm_job.ask({"12"}) is None
     commands(squeue="echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", sacct="exit 1")
-    assert slurm_states.ask({"12"}) == {}
+    assert slurm_job.ask({"12"}) == {}
 
 
 @pytest.mark.parametrize(

@@ -12,17 +12,13 @@ import torch
 from torch import nn
 
 import biotorch
-from biotorch.robustness import FGSM, Attack, Display, Normalised, RandomSigns, registry, significance, study
-from biotorch.robustness.measurement import Measurement
-from biotorch.robustness.plan import plan, two_gradients
+from biotorch.robustness import FGSM, Attack, Display, Normalised, RandomSigns, study
+from biotorch.robustness.measurement import Measurement, chance, interval
+from biotorch.robustness.plan import ATTACKS, plan, two_gradients
 
 N = 40
 FAST = ("random_signs", "fgsm", {"type": "pgd", "steps": 4})
 EPSILONS = (0.02, 0.05, 0.1)
-
-needs_square = pytest.mark.skipif("square" not in registry.ATTACKS, reason="Square is not written yet")
-needs_pixels = pytest.mark.skipif("few_pixel" not in registry.ATTACKS, reason="few-pixel is not written yet")
-needs_autoattack = pytest.mark.skipif("auto_attack" not in registry.ATTACKS, reason="AutoAttack is not written yet")
 
 
 class Counting(Display):
@@ -35,7 +31,7 @@ class Counting(Display):
     def planned(self, attacks, seconds):
         self.left, self.seconds = list(attacks), seconds
 
-    def start(self, attack, images):
+    def attack(self, attack, images):
         if len(self.started) == self.interrupt_at:
             raise KeyboardInterrupt
         self.started.append((attack, images))
@@ -43,7 +39,7 @@ class Counting(Display):
     def batch(self, done):
         self.batches.append(done)
 
-    def finished(self, measurement):
+    def measured(self, measurement):
         self.done.append(measurement)
 
 
@@ -262,7 +258,7 @@ def test_the_worst_case_is_that_of_every_image_up_to_each_epsilon(converted, dat
             if each.epsilon <= epsilon and each.name != "transfer_to":
                 withstands &= bits(each)
         assert left == pytest.approx(100 * float(withstands.double().mean()))
-        assert bounds == significance.interval(int(withstands.sum()), N)
+        assert bounds == interval(int(withstands.sum()), N)
     lefts = [left for left, _ in found.worst_case.values()]
     assert lefts == sorted(lefts, reverse=True)
 
@@ -331,7 +327,6 @@ def test_an_attack_that_is_named_twice_is_planned_once(converted):
     assert plan(converted, ["fgsm", "fgsm"], [0.1, 0.1]) == plan(converted, ["fgsm"], [0.1])
 
 
-@needs_square
 def test_quick():
     planned = plan(network())
     epsilons = (2 / 255, 8 / 255, 0.1)
@@ -342,8 +337,6 @@ def test_quick():
     assert all(each.build(network(), 0, 1).settings["steps"] == 40 for each in planned if each.name == "pgd")
 
 
-@needs_square
-@needs_pixels
 def test_paper():
     planned = plan(network(), preset="paper")
     tenths = [step / 100 for step in range(11)]
@@ -384,19 +377,17 @@ def test_presets_with_stand_ins(monkeypatch):
     class Pixels(Standing):
         fixed = {"epsilon": "it counts pixels"}  # noqa: RUF012
 
-    monkeypatch.setitem(registry.ATTACKS, "square", Standing)
-    monkeypatch.setitem(registry.ATTACKS, "few_pixel", Pixels)
+    monkeypatch.setitem(ATTACKS, "square", Standing)
+    monkeypatch.setitem(ATTACKS, "few_pixel", Pixels)
     test_quick()
     test_paper()
 
 
-@needs_autoattack
 def test_autoattack(converted):
     found = [each for each in plan(converted, ["pgd"], [0.1], autoattack=True) if each.name == "auto_attack"]
     assert [(each.gradient, each.epsilon) for each in found] == [("true", 0.1)]
 
 
-@needs_square
 def test_budgets_of_square():
     planned = plan(network(), ["pgd"], [0.1], square_queries=[50, 200])
     assert [each.settings["queries"] for each in planned if each.name == "square"] == [50, 200]
@@ -516,14 +507,14 @@ def test_bad_images(data, change, message):
     [(0, 10, 0, 27.75), (5, 10, 23.66, 76.34), (10, 10, 72.25, 100), (1, 2, 9.45, 90.55), (500, 1000, 46.91, 53.09)],
 )
 def test_wilson(successes, n, low, high):
-    assert significance.interval(successes, n) == pytest.approx((low, high), abs=0.006)
+    assert interval(successes, n) == pytest.approx((low, high), abs=0.006)
 
 
 @pytest.mark.parametrize(("wins", "losses"), [(0, 0), (1, 0), (0, 5), (10, 0), (9, 1), (14, 2), (60, 40), (600, 400)])
 def test_sign_test(wins, losses):
     n = wins + losses
     exact = sum(math.comb(n, k) for k in range(wins, n + 1)) / 2**n
-    assert significance.chance(wins, losses) == pytest.approx(exact, rel=1e-9)
+    assert chance(wins, losses) == pytest.approx(exact, rel=1e-9)
 
 
 def test_the_report(converted, data):

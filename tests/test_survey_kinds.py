@@ -52,7 +52,7 @@ class Mixing(nn.Module):
         return self.table @ x
 
 
-def row(model: nn.Module, name: str) -> biotorch.module.report.Row:
+def row(model: nn.Module, name: str) -> biotorch.conversion.summary.Row:
     return next(each for each in biotorch.summary(model).rows if each.name == name)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from biotorch import data
 from biotorch.data import sources
-from biotorch.frozen import SectionError
+from biotorch.errors import SectionError
 
 
 def load(path, seed=0, **config):

@@ -15,7 +15,7 @@ from torch import nn
 import biotorch
 from biotorch import data
 from biotorch.experiment import CheckpointError, ConfigError, Display, Interrupted, run
-from biotorch.experiment.evaluation import evaluate_run
+from biotorch.experiment.measure import evaluate_run
 from biotorch.report import table
 from biotorch.training import LossConfig, Trainer, TrainingConfig, evaluate
 

@@ -11,9 +11,9 @@ from torch import nn
 
 import biotorch
 from biotorch.experiment import ConfigError, Display, Interrupted, run
-from biotorch.experiment.freezing import train_only
+from biotorch.experiment.network import train_only
 from biotorch.report import table
-from biotorch.report.groups import by_configuration, label
+from biotorch.results.groups import by_configuration, label
 
 #: Whatever may change a weight without a gradient.
 DECAYED = (
@@ -86,7 +86,7 @@ def test_what_is_not_trained_stays_to_the_bit(rule, tmp_path, monkeypatch):
     options = f"model.mode={{type: {rule}, options: {{constrain_weights: true}}}}"
     overrides = (*runs.EVERYTHING_MATTERS, *DECAYED, options, "model.train_only=['7', '4.bias']")
     result = runs.finish(tmp_path, *overrides)
-    start = biotorch.experiment.building.build_model(runs.quick(tmp_path, *overrides).config, 10, (1, 8, 8))
+    start = biotorch.experiment.network.build_model(runs.quick(tmp_path, *overrides).config, 10, (1, 8, 8))
     before, after = dict(start.named_parameters()), runs.weights(tmp_path / "quick" / "latest_model.pth")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     learned = {"7.feedback"} if biotorch.rules.get(rule).learns else set()

@@ -12,7 +12,7 @@ from torch import nn
 from torchvision.models import WeightsEnum, get_model, get_model_weights, regnet
 
 from biotorch import models
-from biotorch.models import vision
+from biotorch.models import zoos
 
 #: With a head that is linear, a convolution, behind an activation, behind attention.
 WEIGHTED = ("resnet18", "squeezenet1_1", "mobilenet_v3_small", pytest.param("vit_b_16", marks=pytest.mark.slow))
@@ -129,7 +129,7 @@ def shapes(model: nn.Module) -> dict[str, torch.Size]:
     return {name: parameter.shape for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize("name", vision.names())
+@pytest.mark.parametrize("name", zoos.torchvision_names())
 def test_every_pretrained_network_gets_a_head_of_its_kind(name, meta):
     plain, model = models.build(name, pretrained=True), models.build(name, 7, pretrained=True)
     before, after = shapes(plain), shapes(model)
@@ -145,7 +145,7 @@ def test_every_pretrained_network_gets_a_head_of_its_kind(name, meta):
 
 
 @pytest.mark.parametrize("method", ["fa", "dfa"])
-@pytest.mark.parametrize("name", vision.names())
+@pytest.mark.parametrize("name", zoos.torchvision_names())
 @pytest.mark.slow
 def test_every_network_builds_under_a_rule(name, method, meta):
     model = constructor(name, method)(num_classes=7)

@@ -10,22 +10,12 @@ import torch
 from torch import nn
 
 from biotorch import layers, metrics, models, module, rules
-from biotorch.layers import clip_grad_norm_, feedback_parameters, register_layer, updated
+from biotorch.auditing import Audit, AuditError, audit
+from biotorch.conversion import ConversionError, ConversionWarning, Summary, convert, revert, summary
+from biotorch.kernel.teaching import targets
+from biotorch.layers import clip_grad_norm_, feedback_parameters, register_layer, true_gradients, updated
 from biotorch.manhattan import batch_manhattan
-from biotorch.module import (
-    Audit,
-    AuditError,
-    BioModule,
-    ConversionError,
-    ConversionWarning,
-    Summary,
-    audit,
-    convert,
-    revert,
-    summary,
-    true_gradients,
-)
-from biotorch.teaching import targets
+from biotorch.module import BioModule
 
 __version__ = "0.1.0.dev0"
 

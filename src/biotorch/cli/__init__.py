@@ -7,9 +7,8 @@ from typing import Annotated
 import typer
 
 import biotorch
-from biotorch.cli import attacking, listing, measuring, reporting, running, searching
-from biotorch.cli.arguments import EXIT_CODES
-from biotorch.cli.errors import Commands, plain_errors
+from biotorch.cli import inspect, report, run
+from biotorch.cli.errors import EXIT_CODES, Commands, plain_errors
 from biotorch.experiment.importing import import_all
 
 app = typer.Typer(
@@ -47,12 +46,12 @@ def _options(
     import_all(imports or [])
 
 
-app.command("run", epilog=EXIT_CODES)(running.run_command)
-app.command("search", epilog=EXIT_CODES)(searching.search_command)
-app.command("evaluate")(measuring.evaluate_command)
-app.command("attack", epilog=EXIT_CODES)(attacking.attack_command)
-app.command("report")(reporting.report_command)
-app.command("audit")(measuring.audit_command)
-app.command("schema")(listing.schema_command)
-app.command("rules")(listing.rules_command)
-app.command("models")(listing.models_command)
+app.command("run", epilog=EXIT_CODES)(run.run_command)
+app.command("search", epilog=EXIT_CODES)(run.search_command)
+app.command("evaluate")(inspect.evaluate_command)
+app.command("attack", epilog=EXIT_CODES)(inspect.attack_command)
+app.command("report")(report.report_command)
+app.command("audit")(inspect.audit_command)
+app.command("schema")(inspect.schema_command)
+app.command("rules")(inspect.rules_command)
+app.command("models")(inspect.models_command)

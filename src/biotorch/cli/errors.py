@@ -1,4 +1,4 @@
-"""Errors of commands: a message and an exit code instead of a traceback."""
+"""Errors of commands: a message and an exit code instead of a traceback; arguments that commands share."""
 
 from __future__ import annotations
 
@@ -10,16 +10,26 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperGroup
 
 from biotorch import data
+from biotorch.errors import Kind, disk_is_full, kind_of, message_of
 from biotorch.experiment import BrokenPointsError, Interrupted
-from biotorch.experiment.mistakes import Kind, kind_of, message_of
-from biotorch.training.infrastructure import is_first_process
-from biotorch.writing import disk_is_full
+from biotorch.training.distributed import is_first_process
+
+EXIT_CODES = """Exit codes: 0 done; 1 a defect of biotorch (please report it); 2 a mistake in what was asked for;
+3 the training diverged; 4 the disk is full; 130 and 143 stopped by Ctrl-C and SIGTERM, with a checkpoint: the same
+command continues; 141 the reader of its output has gone."""
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Changes to it: key.path=value, for example data.dataset=mnist.")
+]
+ConfigFile = Annotated[Path, typer.Argument(help="A YAML configuration, such as configs/quickstart.yaml.")]
+
 
 _EXIT_CODES: dict[Kind, int] = {"defect": 1, "mistake": 2, "diverged": 3, "disk": 4}
 #: 128 + SIGPIPE, with which a shell reports programs whose reader has gone.

@@ -1,10 +1,10 @@
 """Data sets, their splits, and batches of them."""
 
-from biotorch.data.augmentation import Augmentation
 from biotorch.data.config import DataConfig
-from biotorch.data.errors import DataError
+from biotorch.data.images import Augmentation
 from biotorch.data.loading import Dataset, load
 from biotorch.data.sources import available
 from biotorch.data.splits import Split
+from biotorch.errors import DataError
 
 __all__ = ["Augmentation", "DataConfig", "DataError", "Dataset", "Split", "available", "load"]

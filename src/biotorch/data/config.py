@@ -9,9 +9,10 @@ from typing import Literal
 import platformdirs
 from pydantic import Field, field_validator, model_validator
 
+from biotorch._sections import Section
 from biotorch.data import sources
-from biotorch.data.augmentation import Augmentation
-from biotorch.frozen import Section, SectionError
+from biotorch.data.images import Augmentation
+from biotorch.errors import SectionError
 
 
 class DataConfig(Section):

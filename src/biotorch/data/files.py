@@ -17,11 +17,10 @@ from torch import Tensor
 from torch.utils import data
 from torchvision.transforms import v2
 
-from biotorch import seeding
-from biotorch.data.errors import DataError
+from biotorch import _seeding
 from biotorch.data.images import Normalisation, decode
-from biotorch.data.pools import Paths
-from biotorch.data.splits import Split
+from biotorch.data.splits import Paths, Split
+from biotorch.errors import DataError
 
 #: Test images are resized to this multiple of the crop, as ImageNet's 224 out of 256.
 _MARGIN = 256 / 224
@@ -62,7 +61,7 @@ class FileSplit(Split):
             worker_init_fn=_leave_signals_to_the_parent,
             pin_memory=self.device.type == "cuda",
             # Without one of its own, the loader draws the seeds of its workers from the global generator.
-            generator=seeding.generator(0),
+            generator=_seeding.generator(0),
         )
         for batch in loader:
             if batch.failures and not self.skip_corrupt:
@@ -120,7 +119,7 @@ class _Files(data.Dataset[tuple[int, "Tensor | _Failure"]]):
             return index, _pixels(self.view(image))
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed: that seeds the devices too, which the fork does not restore.
-            torch.default_generator.manual_seed(seeding.derive(self.augmentation, index))
+            torch.default_generator.manual_seed(_seeding.derive(self.augmentation, index))
             return index, _pixels(self.view(image))
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension, make_dataset
 
-from biotorch.data.errors import DataError
 from biotorch.data.images import Normalisation
-from biotorch.data.pools import Paths, Pool, fifth
+from biotorch.data.splits import Paths, Pool, fifth
+from biotorch.errors import DataError
 
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 #: Classes that are listed where two parts do not have the same.

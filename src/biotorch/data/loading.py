@@ -9,15 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from biotorch import seeding
+from biotorch import _seeding
 from biotorch.data import sources
 from biotorch.data.config import DataConfig
-from biotorch.data.errors import DataError
 from biotorch.data.files import FileSplit
 from biotorch.data.images import Normalisation
-from biotorch.data.pools import Images, Paths, Pool
-from biotorch.data.splits import MemorySplit, Split
+from biotorch.data.splits import Images, MemorySplit, Paths, Pool, Split
 from biotorch.data.text import Text, regions
+from biotorch.errors import DataError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +74,7 @@ def _images(pool: Pool, config: DataConfig, seed: int) -> Dataset:
         kept, held_out, validation = pool.train, None, test
     else:
         count = len(pool.train.labels)
-        order = torch.randperm(count, generator=seeding.generator(seeding.derive(seed, "validation split")))
+        order = torch.randperm(count, generator=_seeding.generator(_seeding.derive(seed, "validation split")))
         held_out, rest = torch.tensor_split(order, [_validation_size(config, count)])
         kept, validation = pool.train[rest], _split(pool.train[held_out], pool.normalisation, config)
     train = _split(kept, pool.normalisation, config, train=True)

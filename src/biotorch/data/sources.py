@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torchvision.datasets import CIFAR10, CIFAR100, MNIST, FashionMNIST
 
-from biotorch.data import folders, npz, parquet, text, vision
+from biotorch._names import unknown
+from biotorch.data import arrays, folders, tables, text
 from biotorch.data.images import Normalisation
-from biotorch.data.pools import Images, Pool, fifth, in_memory
+from biotorch.data.splits import Images, Pool, fifth, in_memory
 from biotorch.data.text import Text
-from biotorch.names import unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,21 +74,21 @@ def _read(
 
 def _digits(name: str, folder: Path, target_size: int | None) -> Pool:
     """1,797 digits of 8x8 pixels (UCI, Alpaydin & Kaynak 1998), embedded; every fifth is for the test."""
-    with resources.as_file(resources.files("biotorch.data") / "digits.npz") as path, np.load(path) as arrays:
-        pixels = torch.from_numpy(arrays["images"].astype(np.float32) * (255 / 16)).round().to(torch.uint8)
-        digits = Images(pixels.unsqueeze(-1), torch.from_numpy(arrays["labels"].astype(np.int64)))
+    with resources.as_file(resources.files("biotorch.data") / "digits.npz") as path, np.load(path) as archive:
+        pixels = torch.from_numpy(archive["images"].astype(np.float32) * (255 / 16)).round().to(torch.uint8)
+        digits = Images(pixels.unsqueeze(-1), torch.from_numpy(archive["labels"].astype(np.int64)))
     train, test = (digits[index] for index in fifth(len(digits.labels)))
     return in_memory(train, test, target_size, name, Normalisation((0.305,), (0.376,)))
 
 
 def _mnist(kind: type[MNIST], mean: float, std: float) -> Source:
-    read = partial(vision.read_mnist, kind=kind, normalisation=Normalisation((mean,), (std,)))
-    return Source(read, partial(vision.watched_mnist, kind=kind), validation_size=5000)
+    read = partial(arrays.read_mnist, kind=kind, normalisation=Normalisation((mean,), (std,)))
+    return Source(read, partial(arrays.watched_mnist, kind=kind), validation_size=5000)
 
 
 def _cifar(kind: type[CIFAR10], mean: tuple[float, ...], std: tuple[float, ...], augmented: bool = False) -> Source:
-    read = partial(vision.read_cifar, kind=kind, normalisation=Normalisation(mean, std))
-    return Source(read, partial(vision.watched_cifar, kind=kind), augmented=augmented, validation_size=5000)
+    read = partial(arrays.read_cifar, kind=kind, normalisation=Normalisation(mean, std))
+    return Source(read, partial(arrays.watched_cifar, kind=kind), augmented=augmented, validation_size=5000)
 
 
 _CIFAR10 = _cifar(CIFAR10, (0.4914, 0.4821, 0.4465), (0.2470, 0.2435, 0.2616))
@@ -108,9 +108,9 @@ _NAMED: dict[str, Source] = {
 
 _PREFIXES: dict[str, Source] = {
     "folder": Source(folders.read_folder, folders.watched_folder, in_files=True, augmented=True),
-    "parquet": Source(parquet.read_parquet, parquet.watched_parquet),
-    "hf": Source(parquet.read_hub),
+    "parquet": Source(tables.read_parquet, tables.watched_parquet),
+    "hf": Source(tables.read_hub),
     "text": Source(text.read_text, text.watched_text, is_text=True),
 }
 
-_NPZ = Source(npz.read_npz, npz.watched_npz)
+_NPZ = Source(arrays.read_npz, arrays.watched_npz)

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from biotorch.data.errors import DataError
 from biotorch.data.folders import locate
 from biotorch.data.splits import Split
+from biotorch.errors import DataError
 
 #: One part in so many of the characters is for the test, and unless told otherwise one for validation.
 _PARTS = 20

@@ -1,17 +1,23 @@
 """From a configuration file to results on disk."""
 
-from biotorch.experiment.building import load
-from biotorch.experiment.checkpoints import CheckpointError
-from biotorch.experiment.claiming import OtherRunError
+from biotorch.errors import (
+    BrokenPointsError,
+    CheckpointError,
+    ConfigError,
+    DamagedResultError,
+    Failure,
+    Interrupted,
+    LockedError,
+    OtherRunError,
+)
 from biotorch.experiment.config import Config
-from biotorch.experiment.executors import Failure
-from biotorch.experiment.folder import LockedError, RunFolder
-from biotorch.experiment.keeping import Display
-from biotorch.experiment.reading import ConfigError, Study, read
-from biotorch.experiment.results import DamagedResultError, load_results
+from biotorch.experiment.display import Display
+from biotorch.experiment.folder import RunFolder
+from biotorch.experiment.network import load
+from biotorch.experiment.reading import Study, read
+from biotorch.experiment.results import load_results
 from biotorch.experiment.run import run_point
-from biotorch.experiment.signals import Interrupted
-from biotorch.experiment.study import BrokenPointsError, run
+from biotorch.experiment.study import run
 
 __all__ = [
     "BrokenPointsError",

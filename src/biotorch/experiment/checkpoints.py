@@ -12,14 +12,11 @@ from typing import IO, Any
 
 import torch
 
-from biotorch.writing import previous, write
+from biotorch._files import previous, write
+from biotorch.errors import CheckpointError
 
 #: Of what a run saves; 2 has the shape of the examples, and figures per token.
 FORMAT = 2
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be used; the message says why and what to do."""
 
 
 def save(path: Path, content: dict[str, Any], keep_previous: bool = False) -> None:

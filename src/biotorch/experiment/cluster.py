@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from biotorch.frozen import Section, SectionError
+from biotorch._sections import Section
+from biotorch.errors import SectionError
 
 #: Options of sbatch that follow from something else: what to set instead.
 _DECIDED = {

@@ -10,11 +10,12 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from biotorch import models, rules
+from biotorch._names import unknown
+from biotorch._sections import Section
 from biotorch.data import DataConfig
+from biotorch.errors import SectionError
 from biotorch.experiment.cluster import ClusterConfig
 from biotorch.experiment.importing import check_name
-from biotorch.frozen import Section, SectionError
-from biotorch.names import unknown
 from biotorch.robustness.config import AttacksConfig
 from biotorch.rules.registry import group_options
 from biotorch.training import InfrastructureConfig, LossConfig, TrainingConfig

@@ -14,13 +14,14 @@ from pathlib import Path
 import torch
 
 from biotorch import models
+from biotorch.errors import Interrupted
 from biotorch.experiment.config import Config
+from biotorch.experiment.display import Display
 from biotorch.experiment.executors.local import cores
-from biotorch.experiment.keeping import Display
 from biotorch.experiment.run import run_point
-from biotorch.experiment.signals import Interrupted, StopRequest
+from biotorch.experiment.signals import StopRequest
 from biotorch.training import Record, Trainer
-from biotorch.training.infrastructure import one_of_several
+from biotorch.training.distributed import one_of_several
 
 #: Parameters up to which this many CPU threads are the fastest for a network: the first by benchmarks/jobs.py on two
 #: cores, the second not measured.

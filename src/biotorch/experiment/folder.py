@@ -12,14 +12,11 @@ import yaml
 from filelock import FileLock, Timeout
 
 import biotorch
-from biotorch import writing
+from biotorch import _files
+from biotorch.errors import LockedError
 from biotorch.experiment import checkpoints, documents
 from biotorch.experiment.results import plain
 from biotorch.training import Record
-
-
-class LockedError(RuntimeError):
-    """Another process works on this run."""
 
 
 class RunFolder:
@@ -52,7 +49,7 @@ class RunFolder:
             raise LockedError(
                 f"another process is working on {self.path}: wait for it, or choose another experiment.name"
             ) from error
-        writing.remove_unfinished(self.path)
+        _files.remove_unfinished(self.path)
 
     def release(self) -> None:
         """Give the folder back."""
@@ -67,7 +64,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Forget a run: remove what an earlier one has written, its results first."""
-        mine = (self.results, self.table, self.latest, writing.previous(self.latest), self.best)
+        mine = (self.results, self.table, self.latest, _files.previous(self.latest), self.best)
         for path in (*mine, self.best_accuracy, self.metrics, self.wandb, self.config):
             path.unlink(missing_ok=True)
         for folder in (self.logs, self.path / "wandb"):
@@ -78,7 +75,7 @@ class RunFolder:
     def write_config(self, config: dict[str, Any]) -> None:
         """The resolved configuration; run again, it gives the same run."""
         head = f"# Resolved by biotorch {biotorch.__version__}; `biotorch run` on this file repeats the run.\n"
-        writing.write_text(self.config, head + documents.dump(config))
+        _files.write_text(self.config, head + documents.dump(config))
 
     def read_config(self) -> dict[str, Any] | None:
         """The resolved configuration of an earlier start, or None.
@@ -98,11 +95,11 @@ class RunFolder:
 
     def write_metrics(self, history: Sequence[Record]) -> None:
         """Make metrics.jsonl hold exactly these records."""
-        writing.write_text(self.metrics, "".join(map(_line, history)))
+        _files.write_text(self.metrics, "".join(map(_line, history)))
 
     def append_metrics(self, record: Record) -> None:
         """One more record."""
-        with writing.naming(self.metrics), self.metrics.open("a") as file:
+        with _files.naming(self.metrics), self.metrics.open("a") as file:
             file.write(_line(record))
 
 

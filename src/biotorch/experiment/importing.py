@@ -9,9 +9,7 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
-
-class OwnModuleError(ValueError):
-    """A module of the user's own is not there, or fails."""
+from biotorch.errors import OwnModuleError
 
 
 def check_name(name: str) -> None:

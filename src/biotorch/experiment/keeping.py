@@ -1,43 +1,103 @@
-"""What a training leaves on disk while it runs, and what it shows."""
+"""What a training leaves on disk while it runs: checkpoints, metrics, and copies for TensorBoard and W&B."""
 
 from __future__ import annotations
 
+import shutil
 import time
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
+from biotorch import _files
+from biotorch._names import require
 from biotorch.experiment import checkpoints
 from biotorch.experiment.config import Config
+from biotorch.experiment.display import Display
 from biotorch.experiment.folder import RunFolder
-from biotorch.experiment.logs import Log, open_logs
-from biotorch.experiment.results import Result
 from biotorch.experiment.signals import StopRequest
 from biotorch.training import DivergenceError, Observer, Record, Trainer
 
 
-class Display:
-    """Shows a study; this one shows nothing."""
+class Log(Protocol):
+    """Something that takes one record per epoch."""
 
-    def start(self, name: str, config: Config) -> None:
-        """The point `name` begins, or continues."""
+    def write(self, record: Record) -> None: ...
 
-    def noise(self, done: int, updates: int) -> None:
-        """So many of the updates on noise before epoch one are done."""
+    def close(self) -> None: ...
 
-    def update(self, trainer: Trainer) -> None:
-        """The weights were updated once more."""
 
-    def epoch(self, record: Record, name: str | None = None) -> None:
-        """An epoch of the point `name` has been measured; None: of the one that began last."""
+def open_logs(config: Config, folder: RunFolder, history: Sequence[Record]) -> list[Log]:
+    """The logs that a configuration asks for, brought to the state of `history`.
 
-    def finished(self, name: str, result: Result) -> None:
-        """The point `name` is finished, now or in an earlier command."""
+    Raises:
+        MissingPackageError: wandb is asked for and not installed; the message says how to.
+    """
+    logs: list[Log] = []
+    if config.logging.tensorboard:
+        logs.append(TensorBoard(folder.logs, history))
+    if config.logging.wandb is not None:
+        logs.append(WeightsAndBiases(config.logging.wandb, config, folder, history))
+    return logs
 
-    def failed(self, name: str, message: str) -> None:
-        """The point `name` broke."""
 
-    def warn(self, message: str) -> None:
-        """Another process has warned."""
+def scalars(record: Record) -> Iterator[tuple[str, float]]:
+    """Tag and value of every figure of a record, grouped as `error/validation`, `angles/conv1`."""
+    for key, value in record.items():
+        if key in ("train", "validation"):
+            yield from ((f"{name}/{key}", figure) for name, figure in value.items())
+        elif isinstance(value, dict):
+            yield from ((f"{key}/{layer}", figure) for layer, figure in value.items())
+        elif key != "epoch":
+            yield f"training/{key}", value
+
+
+class TensorBoard:
+    """One run with grouped tags, written anew from `history`: neither gaps nor doubles after a resume."""
+
+    def __init__(self, folder: Path, history: Sequence[Record]) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - slow to import, and not always wanted
+
+        shutil.rmtree(folder, ignore_errors=True)
+        self.folder = folder
+        self.writer: Any = SummaryWriter(str(folder))
+        for record in history:
+            self.write(record)
+
+    def write(self, record: Record) -> None:
+        with _files.naming(self.folder):
+            for tag, value in scalars(record):
+                self.writer.add_scalar(tag, value, record["epoch"])
+            self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WeightsAndBiases:
+    """A run per folder, continued under its own identifier; W&B ignores steps that it already has."""
+
+    def __init__(self, project: str, config: Config, folder: RunFolder, history: Sequence[Record]) -> None:
+        wandb = require("wandb", "wandb", "logging.wandb")
+        if not folder.wandb.is_file():
+            _files.write_text(folder.wandb, uuid.uuid4().hex)
+        self.run: Any = wandb.init(
+            project=project,
+            name=str(folder.path),
+            id=folder.wandb.read_text(),
+            resume="allow",
+            dir=str(folder.path),
+            config=config.model_dump(mode="json"),
+        )
+        for record in history:
+            self.write(record)
+
+    def write(self, record: Record) -> None:
+        self.run.log(dict(scalars(record)), step=record["epoch"])
+
+    def close(self) -> None:
+        self.run.finish()
 
 
 class Keeper(Observer):

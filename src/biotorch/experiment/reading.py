@@ -11,22 +11,18 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from biotorch._names import nearest
+from biotorch.errors import ConfigError, OwnModuleError, SectionError
 from biotorch.experiment import sweep
 from biotorch.experiment.config import Config
 from biotorch.experiment.documents import Loader
-from biotorch.experiment.importing import OwnModuleError, import_all
-from biotorch.frozen import SectionError
-from biotorch.names import nearest
+from biotorch.experiment.importing import import_all
 
 #: A key path; the place in a file, or the override, where it was set.
 _Location = tuple[str, ...]
 _Places = dict[_Location, str]
 
 _NO_CHANGE = sweep.Point({}, {})
-
-
-class ConfigError(ValueError):
-    """A configuration is wrong; the message lists every problem with its place and key path."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,14 +16,11 @@ import torchvision
 from lightning_fabric import Fabric
 
 import biotorch
-from biotorch import writing
+from biotorch import _files
+from biotorch.errors import DamagedResultError
 
 #: One finished run: config, data, validation, test, history, state_hash, seconds, environment.
 Result = dict[str, Any]
-
-
-class DamagedResultError(ValueError):
-    """A results file cannot be read."""
 
 
 def save(path: Path, result: Result) -> Result:
@@ -32,8 +29,8 @@ def save(path: Path, result: Result) -> Result:
     The results come last and whole: a folder that has them is a finished run.
     """
     result = plain(result)
-    writing.write_text(path.with_suffix(".csv"), _csv(result))
-    writing.write_text(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
+    _files.write_text(path.with_suffix(".csv"), _csv(result))
+    _files.write_text(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
     return result
 
 

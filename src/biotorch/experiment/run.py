@@ -1,4 +1,4 @@
-"""The whole flow of one run: config -> data -> model under a rule -> training with metrics -> test -> results."""
+"""One run: config -> data -> model under a rule -> training with metrics -> test -> results on disk."""
 
 from __future__ import annotations
 
@@ -13,23 +13,31 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from biotorch import data, seeding, writing
+from biotorch import _files, _seeding, data
+from biotorch._files import state_hash
+from biotorch.errors import ConfigError, Interrupted, SectionError
 from biotorch.experiment import checkpoints, results
-from biotorch.experiment.building import build_model, check_input, checkpoint_digest, feedback_groups
-from biotorch.experiment.claiming import claim
 from biotorch.experiment.config import Config
+from biotorch.experiment.display import Display
 from biotorch.experiment.folder import RunFolder
+from biotorch.experiment.identity import claim
 from biotorch.experiment.importing import import_all
-from biotorch.experiment.keeping import Display, Keeper
-from biotorch.experiment.launching import launched
-from biotorch.experiment.reading import ConfigError
+from biotorch.experiment.keeping import Keeper
+from biotorch.experiment.network import build_model, check_input, checkpoint_digest, feedback_groups
 from biotorch.experiment.results import Result
-from biotorch.experiment.signals import Interrupted, StopRequest
-from biotorch.frozen import SectionError
-from biotorch.hashing import state_hash
-from biotorch.training import Stopped, Trainer, evaluate
-from biotorch.training.infrastructure import gather, require_equal_feedback
-from biotorch.training.random_state import repeatable
+from biotorch.experiment.signals import StopRequest
+from biotorch.training import Stopped, Trainer, evaluate, launch
+from biotorch.training.distributed import gather, require_equal_feedback
+from biotorch.training.randomness import repeatable
+
+
+def launched(config: Config) -> Fabric:
+    """Start, or join, the processes. Raises ConfigError where `infrastructure` does not fit what was started."""
+    try:
+        return launch(config.infrastructure)
+    except SectionError as error:
+        raise ConfigError(f"infrastructure: {error}") from error
+
 
 _T = TypeVar("_T")
 
@@ -63,7 +71,7 @@ def run_point(
             check_input(model, dataset.train, config)
             _on_first(fabric, lambda: folder.begin(config.model_dump(mode="json"), overwrite))
             if fabric.world_size > 1:  # dropout is each process's own
-                torch.manual_seed(seeding.derive(experiment.seed, "rank", fabric.global_rank))
+                torch.manual_seed(_seeding.derive(experiment.seed, "rank", fabric.global_rank))
             result = _train_and_test(config, model, dataset, fabric, folder, display or Display(), request)
         return _on_first(fabric, lambda: _finish(folder, result))
 
@@ -161,8 +169,8 @@ def _train(
 
 def _finish(folder: RunFolder, result: Result) -> Result:
     if result["validation"] is not None:
-        writing.write_text(folder.best_accuracy, f"{100 - result['validation']['error']}\n")
-    writing.previous(folder.latest).unlink(missing_ok=True)
+        _files.write_text(folder.best_accuracy, f"{100 - result['validation']['error']}\n")
+    _files.previous(folder.latest).unlink(missing_ok=True)
     return results.save(folder.results, result)
 
 

@@ -7,12 +7,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from biotorch import seeding
+from biotorch import _seeding
+from biotorch._names import require
+from biotorch.errors import BrokenPointsError, ConfigError
 from biotorch.experiment.config import Config
-from biotorch.experiment.reading import ConfigError, Study
+from biotorch.experiment.reading import Study
 from biotorch.experiment.results import Result
-from biotorch.experiment.study import BrokenPointsError
-from biotorch.extras import require
 
 #: The paper's grid.
 RATES = (0.1, 0.01, 0.001, 0.0001)
@@ -103,7 +103,9 @@ def by_optuna(study: Study, low: float, high: float, trials: int, seed: int, run
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     found = settings(study)
     samplers = {
-        each.name: optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seeding.derive(seed, each.name) % 2**32))
+        each.name: optuna.create_study(
+            sampler=optuna.samplers.TPESampler(seed=_seeding.derive(seed, each.name) % 2**32)
+        )
         for each in found
     }
     for each in found:

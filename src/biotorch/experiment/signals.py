@@ -9,16 +9,10 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
+from biotorch.errors import Interrupted
+
 #: Seconds within which a second signal is the first, sent twice.
 _REPEATED = 1.0
-
-
-class Interrupted(KeyboardInterrupt):
-    """A run was stopped by a signal; its last checkpoint is on disk."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
 
 
 class StopRequest:

@@ -10,38 +10,21 @@ from pathlib import Path
 
 import torch.distributed
 
-from biotorch import writing
-from biotorch.experiment.claiming import finished
+from biotorch import _files
+from biotorch.errors import BrokenPointsError, DamagedResultError, Failure, Interrupted
 from biotorch.experiment.config import Config
-from biotorch.experiment.executors.base import Executor, Failure, Task
+from biotorch.experiment.display import Display
+from biotorch.experiment.executors.base import Executor, Task
 from biotorch.experiment.folder import RunFolder
-from biotorch.experiment.keeping import Display
+from biotorch.experiment.identity import finished
 from biotorch.experiment.reading import Study
-from biotorch.experiment.results import DamagedResultError, Result, load_results
+from biotorch.experiment.results import Result, load_results
 from biotorch.experiment.run import run_point
-from biotorch.experiment.signals import Interrupted, StopRequest, stop_requests
+from biotorch.experiment.signals import StopRequest, stop_requests
 from biotorch.training import Record
 
 #: Seconds between two looks at what the processes of an executor have written.
 _LOOK = 0.5
-
-
-class BrokenPointsError(RuntimeError):
-    """Some points of a study have no result; the others are finished.
-
-    Attributes:
-        results: by name, of the points that are finished.
-        failures: by name, of those that are not.
-    """
-
-    def __init__(self, results: dict[str, Result], failures: dict[str, Failure], study: Study) -> None:
-        self.results, self.failures = results, failures
-        alike: dict[str, list[str]] = {}
-        for name, failure in failures.items():
-            alike.setdefault(failure.message, []).append(name)
-        told = [f"{', '.join(names)}: {message}" for message, names in alike.items()]
-        count = f"{len(failures)} of {len(study.points)} points have no result"
-        super().__init__("\n  ".join([f"{count}; {study.folder} has an error.txt for each:", *told]))
 
 
 def run(
@@ -74,7 +57,9 @@ def run(
                 _side_by_side(study, left, overwrite, display, request, executor, done, failures)
     in_order = {name: done[name] for name in study.points if name in done}
     if failures:
-        raise BrokenPointsError(in_order, {name: failures[name] for name in study.points if name in failures}, study)
+        raise BrokenPointsError(
+            in_order, {name: failures[name] for name in study.points if name in failures}, study.folder
+        )
     return in_order
 
 
@@ -182,5 +167,5 @@ def _records(path: Path) -> list[Record]:
 def _keep(failure: Failure, path: Path) -> Failure:
     """Write it into the folder of its point."""
     with contextlib.suppress(OSError):  # a full disk may be what it tells of: it is printed, too
-        writing.write_text(RunFolder(path).error, failure.traceback or f"{failure.message}\n")
+        _files.write_text(RunFolder(path).error, failure.traceback or f"{failure.message}\n")
     return failure

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from biotorch.frozen import SectionError
+from biotorch.errors import SectionError
 
 #: Values by dotted key path.
 Changes = dict[str, Any]

@@ -5,7 +5,6 @@
 
 from biotorch.layers.attention import MultiheadAttention
 from biotorch.layers.base import FeedbackLayer
-from biotorch.layers.cells import GRUCell, LSTMCell, RNNCell
 from biotorch.layers.connection import Connection
 from biotorch.layers.convolution import (
     Conv1d,
@@ -16,9 +15,9 @@ from biotorch.layers.convolution import (
     ConvTranspose3d,
 )
 from biotorch.layers.linear import Bilinear, Linear, Product
-from biotorch.layers.networks import clip_grad_norm_, connections, feedback_parameters, updated
-from biotorch.layers.readers import Reader, reading_type
-from biotorch.layers.registry import LAYER_TYPES, as_feedback, feedback_type, register_layer
+from biotorch.layers.networks import clip_grad_norm_, connections, feedback_parameters, true_gradients, updated
+from biotorch.layers.recurrent import GRUCell, LSTMCell, RNNCell
+from biotorch.layers.registry import LAYER_TYPES, Reader, as_feedback, feedback_type, reading_type, register_layer
 from biotorch.layers.tensors import is_feedback
 
 from biotorch.layers import (  # isort: skip - made of the layers above
@@ -76,6 +75,7 @@ __all__ = [
     "sa",
     "sdfa",
     "sham",
+    "true_gradients",
     "updated",
     "usf",
     "wm",

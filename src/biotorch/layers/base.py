@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from biotorch import seeding
-from biotorch.autograd import Direct, Feedback, Operation, Receiver, uncompiled
-from biotorch.broadcast import Output
+from biotorch import _seeding
+from biotorch.kernel.broadcast import Output
+from biotorch.kernel.functions import Direct, Feedback, Operation, Receiver, uncompiled
 from biotorch.layers.connection import Connection
 from biotorch.layers.state import RuleState
 from biotorch.rules import DirectRule, FeedbackRule, Rule, from_layer_config, initial
@@ -72,7 +72,7 @@ class FeedbackLayer(RuleState):
             raise ValueError(f"{type(self).__name__} has no feedback version like this: {obstacle}")
         if rule.needs_network:
             raise ValueError(f"{rule.needs_network} concerns a whole network: use biotorch.convert")
-        seed = seeding.global_position()
+        seed = _seeding.global_position()
         self.initialise_weights(rule, seed)
         if rule.direct and output_dim is None:
             raise ValueError(
@@ -123,7 +123,7 @@ class FeedbackLayer(RuleState):
 
     def initialise_weights(self, rule: Rule, seed: int) -> None:
         """Draw W and b by the rule's `init`, from `seed` alone."""
-        generator = seeding.generator(seeding.derive(seed, "weight"))
+        generator = _seeding.generator(_seeding.derive(seed, "weight"))
         weights = [self.oriented(name) for name in self.weight_names]
         for weight in weights:
             initial.draw(weight, rule.init, generator)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from biotorch import seeding
-from biotorch.broadcast import Slice
+from biotorch import _seeding
+from biotorch.kernel.broadcast import Slice
 from biotorch.layers.learning import Learner
 from biotorch.layers.tensors import as_state, feedback_name
 from biotorch.layers.updates import Follower, followed_tensors, rescaled_tensors, settle_compiled
@@ -39,7 +39,7 @@ class Connection:
     def __init__(self, layer: RuleState, parameter: str, seed: int) -> None:
         self._layer: weakref.ref[RuleState] | None = weakref.ref(layer)
         self.parameter = parameter
-        self.seed = seed if parameter == "weight" else seeding.derive(seed, parameter)
+        self.seed = seed if parameter == "weight" else _seeding.derive(seed, parameter)
         self.updates = 0
         self.parts: tuple[str, ...] = ()
         self.columns: Slice | None = None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from biotorch.autograd import Gradients, Operation
+from biotorch.kernel.functions import Gradients, Operation
 from biotorch.layers.base import FeedbackLayer
 from biotorch.layers.registry import register_layer
 from biotorch.rules import DirectRule

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from biotorch.autograd import uncompiled
+from biotorch.kernel.functions import uncompiled
 from biotorch.layers.watching import PATIENCE, Watch, differs, find_optimizers, is_paused, sample, watch
 
 if TYPE_CHECKING:

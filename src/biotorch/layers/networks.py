@@ -1,14 +1,17 @@
-"""All connections of a network: their list, updates that they are told of, the B that learn, clipping without those."""
+"""Operations on all connections of a network: list, clip, isolate, tell of updates, true gradients."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from biotorch.layers.base import FeedbackLayer
 from biotorch.layers.connection import Connection
+from biotorch.layers.watching import paused
 
 
 def connections(model: nn.Module) -> dict[str, Connection]:
@@ -86,3 +89,50 @@ def clip_grad_norm_(
         norm: Tensor = get_total_norm(own, norm_type, error_if_nonfinite)
         clip_grads_with_norm_(found, max_norm, norm)
     return norm
+
+
+@contextlib.contextmanager
+def isolated(model: nn.Module) -> Iterator[None]:
+    """On leaving, buffers (batch-norm statistics) and the global random state are as they were.
+
+    What follows earlier updates of weights is done before; whatever happens to them inside is no update. Two blocks in
+    a row start from the same random state: they draw the same dropout masks.
+    """
+    for connection in connections(model).values():
+        connection.settle(at_once=True)
+    tensors = [*model.parameters(), *model.buffers()]
+    devices = sorted({tensor.get_device() for tensor in tensors if tensor.is_cuda})
+    before = [
+        (module._buffers, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    with torch.random.fork_rng(devices=devices), paused():
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for owner, name, buffer, value in before:
+                    owner[name] = buffer  # a forward may have put another tensor in its place
+                    if not torch.equal(buffer, value):
+                        buffer.copy_(value)
+
+
+@contextlib.contextmanager
+def true_gradients(model: nn.Module) -> Iterator[None]:
+    """Inside, every forward of `model` is plain PyTorch: its gradients are those of the network itself.
+
+    Decided in the forward pass; the backward may run later, on any thread. For attacks, gradient
+    alignment and second derivatives. May be nested. It switches the model, not the thread: another
+    thread's forward of the same model is affected too.
+    """
+    layers = [module for module in model.modules() if isinstance(module, FeedbackLayer)]
+    before = [layer.true_gradients for layer in layers]
+    for layer in layers:
+        layer.true_gradients = True
+    try:
+        yield
+    finally:
+        for layer, value in zip(layers, before, strict=True):
+            layer.true_gradients = value

@@ -9,8 +9,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from biotorch import seeding
-from biotorch.broadcast import Slice
+from biotorch import _seeding
+from biotorch.kernel.broadcast import Slice
 from biotorch.layers.connection import Connection
 from biotorch.layers.tensors import feedback_name, is_feedback, norm_name
 from biotorch.layers.updates import tell_others
@@ -109,7 +109,7 @@ class RuleState(nn.Module):
         if twin is not None:
             connection.twin, tensors = twin.owner, twin.tensors
         else:
-            generator = seeding.generator(seeding.derive(connection.seed, "feedback", 0))
+            generator = _seeding.generator(_seeding.derive(connection.seed, "feedback", 0))
             found = rule.initial_feedback(weight, blank.detach(), generator)
             tensors = {} if found is None else dict(found) if isinstance(found, Mapping) else {"": found}
         for part, tensor in tensors.items():

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from biotorch import seeding
-from biotorch.autograd import uncompiled
+from biotorch import _seeding
+from biotorch.kernel.functions import uncompiled
 from biotorch.layers.tensors import as_state, norm_name
 from biotorch.layers.watching import PATIENCE, Watch, differs, find_optimizers, is_paused, sample, watch
 from biotorch.rules import FeedbackRule, Update
@@ -195,11 +195,11 @@ def update_of(
     forward: Tensor | None = None,
 ) -> Update:
     """What the rule sees of an update that has made `weight` of W; `forward` answers to activity in its place."""
-    layer, seed = connection.layer, seeding.derive(connection.seed, "feedback", number)
+    layer, seed = connection.layer, _seeding.derive(connection.seed, "feedback", number)
     return Update(
         weight,
         as_state(tensors),
-        lambda: seeding.generator(seed, weight.device),
+        lambda: _seeding.generator(seed, weight.device),
         layer=layer.label,
         number=number,
         groups=getattr(layer, "groups", 1),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from biotorch.autograd import uncompiled
+from biotorch.kernel.functions import uncompiled
 
 #: Forward passes with a gradient and without a visible change after which contents are compared.
 PATIENCE = 8

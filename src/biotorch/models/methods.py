@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from biotorch._names import unknown
+from biotorch.conversion import convert
 from biotorch.models.registry import available, build
-from biotorch.module import convert
-from biotorch.names import unknown
 from biotorch.rules import from_layer_config
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from biotorch.names import unknown
+from biotorch._names import unknown
 
 #: Elementwise activations that need no argument, by lower-case name.
 ACTIVATIONS: dict[str, type[nn.Module]] = {

@@ -8,12 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from biotorch.models import huggingface, timm, vision
+from biotorch._names import unknown
+from biotorch.models import zoos
 from biotorch.models.char_transformer import char_transformer, char_transformer_for
-from biotorch.models.cifar_resnet import RESNETS
-from biotorch.models.lenet import le_net_cifar, le_net_mnist
+from biotorch.models.convolutional import RESNETS, le_net_cifar, le_net_mnist
 from biotorch.models.mlp import mlp, mlp_for
-from biotorch.names import unknown
 
 #: The package's own architectures.
 OWN: dict[str, Callable[..., nn.Module]] = {
@@ -36,7 +35,7 @@ _ZOOS = ("timm", "hf")
 
 def available() -> list[str]:
     """The names of the package's own and of torchvision's architectures; `timm/...` and `hf/...` exist beside them."""
-    return sorted({*OWN, *vision.names()})
+    return sorted({*OWN, *zoos.torchvision_names()})
 
 
 def check_name(name: str) -> None:
@@ -84,10 +83,10 @@ def build(
             raise ValueError(f"no pretrained weights are published for {name!r}")
         return _build_own(name, num_classes, input_shape, arguments)
     if zoo == "timm":
-        return timm.build(rest, num_classes, pretrained, input_shape, arguments)
+        return zoos.build_timm(rest, num_classes, pretrained, input_shape, arguments)
     if zoo == "hf":
-        return huggingface.build(rest, num_classes, pretrained, input_shape, arguments)
-    return vision.build(name, num_classes, pretrained, progress, input_shape, arguments)
+        return zoos.build_huggingface(rest, num_classes, pretrained, input_shape, arguments)
+    return zoos.build_torchvision(name, num_classes, pretrained, progress, input_shape, arguments)
 
 
 def _build_own(

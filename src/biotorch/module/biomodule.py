@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from biotorch.module.conversion import convert
+from biotorch.conversion.convert import convert
 from biotorch.rules import from_layer_config
 
 

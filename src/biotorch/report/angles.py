@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from biotorch.experiment.results import Result
-from biotorch.report.groups import method
 from biotorch.report.series import Curve, Series, legend_note, over_epochs, panels
 from biotorch.report.style import caption, frame, legend, new_figure, write
+from biotorch.results.groups import method
 from biotorch.training import Record
 
 #: Keys of a record, with what they are.

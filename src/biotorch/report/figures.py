@@ -1,15 +1,111 @@
-"""Every still figure that some results have something to show for."""
+"""Learning curves, and every still figure that some results have something to show for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from biotorch.experiment.results import Result
 from biotorch.report.angles import draw_angles, draw_depth, draw_layers
-from biotorch.report.curves import draw_cost, draw_learning
-from biotorch.report.groups import method
-from biotorch.report.style import write_all
+from biotorch.report.series import Curve, Series, legend_note, over_epochs, panels
+from biotorch.report.style import caption, frame, legend, new_figure, write_all
+from biotorch.results.groups import method
+from biotorch.training import Record
+
+
+def draw_learning(results: Sequence[Result]) -> Figure | None:
+    """Error on the training set (thin) and on the validation set over epochs, a panel for each network and optimizer.
+
+    None if nothing was trained.
+    """
+    shown = _trained(results)
+    if not shown:
+        return None
+    figure, grid = _panels(shown)
+    for axes, (_, curves) in zip(grid, shown.items(), strict=True):
+        for curve in curves:
+            validation, train = over_epochs(curve.runs, _error("validation")), over_epochs(curve.runs, _error("train"))
+            if validation is not None:
+                curve.draw(axes, validation)
+            if train is not None:
+                axes.plot(train.x, train.mean, color=curve.color, linewidth=0.7, linestyle=curve.line, label="_train")
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    thin = Line2D([], [], color="0.3", linewidth=0.7, label="training set")
+    _finish(figure, grid, shown, [thin], "")
+    return figure
+
+
+def draw_cost(results: Sequence[Result]) -> Figure | None:
+    """Error on the validation set against the seconds of training that it took, a panel for each network and optimizer.
+
+    Seconds are those of the epochs themselves, without validation and metrics, on the machine that trained: compare
+    them within one study alone. None if nothing was trained.
+    """
+    shown = _trained(results)
+    if not shown:
+        return None
+    figure, grid = _panels(shown)
+    for axes, (_, curves) in zip(grid, shown.items(), strict=True):
+        for curve in curves:
+            error, seconds = over_epochs(curve.runs, _error("validation")), _seconds(curve)
+            if error is not None:
+                x = [seconds[int(epoch)] for epoch in error.x]
+                curve.draw(axes, Series(x, error.mean, error.spread))
+        axes.set_xlabel("seconds of training")
+    machines = sorted({f"{run['environment']['device']}, {run['environment']['threads']} threads" for run in results})
+    _finish(figure, grid, shown, [], f"; times on {' and '.join(machines)}")
+    return figure
+
+
+def _trained(results: Sequence[Result]) -> dict[str, list[Curve]]:
+    trained = [result for result in results if len(result["history"]) > 1]
+    return panels(trained) if trained else {}
+
+
+def _error(split: str) -> Callable[[Record], float | None]:
+    def error(record: Record) -> float | None:
+        found: float | None = (record.get(split) or {}).get("error")
+        return found
+
+    return error
+
+
+def _seconds(curve: Curve) -> list[float]:
+    """Seconds of training up to the end of each epoch, mean over the runs."""
+    epochs = range(min(len(run["history"]) for run in curve.runs))
+    sums = [sum(run["history"][epoch].get("seconds") or 0.0 for run in curve.runs) for epoch in epochs]
+    return list(itertools.accumulate(each / len(curve.runs) for each in sums))
+
+
+def _panels(shown: dict[str, list[Curve]]) -> tuple[Figure, list[Axes]]:
+    columns = min(3, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = new_figure(2.0 + 3.6 * columns, 0.6 + 3.2 * rows)
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in grid[len(shown) :]:
+        axes.set_visible(False)
+    for axes, title in zip(grid, shown, strict=False):
+        axes.set_title(title, fontsize="medium")
+        axes.set_ylabel("error (%)")
+        frame(axes)
+    return figure, grid[: len(shown)]
+
+
+def _finish(
+    figure: Figure, grid: Sequence[Axes], shown: dict[str, list[Curve]], more: Sequence[Line2D], note: str
+) -> None:
+    for axes in grid:
+        axes.set_ylim(bottom=0)
+    legend(figure, grid, more)
+    seeds = legend_note([curve for curves in shown.values() for curve in curves])
+    caption(figure, f"validation set: {seeds}{note}")
 
 
 def draw_all(results: Sequence[Result], folder: Path, formats: Sequence[str] = ("png",)) -> list[Path]:

@@ -11,8 +11,8 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from biotorch.experiment.results import Result
-from biotorch.report.groups import at, by_configuration, label, method, without_copies
 from biotorch.report.style import LINES, style
+from biotorch.results.groups import at, by_configuration, label, method, without_copies
 from biotorch.training import Record
 
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from biotorch.writing import naming
+from biotorch._files import naming
 
 #: Dots per inch of what has pixels.
 DPI = 300

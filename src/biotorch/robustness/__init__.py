@@ -1,20 +1,16 @@
 """Adversarial robustness: attacks, and studies of them that do not fool their user."""
 
-from biotorch.robustness.attack import Attack, BoundsError, Outcome
-from biotorch.robustness.auto_attack import AutoAttack
-from biotorch.robustness.auto_pgd import AutoPGD
-from biotorch.robustness.eotpgd import EOTPGD
-from biotorch.robustness.few_pixel import FewPixel
-from biotorch.robustness.fgsm import FGSM
-from biotorch.robustness.findings import Study
-from biotorch.robustness.noise import RandomSigns
-from biotorch.robustness.normalised import Normalised
-from biotorch.robustness.pgd import PGD
-from biotorch.robustness.running import Display
-from biotorch.robustness.square import Square
+from biotorch.errors import BoundsError
+from biotorch.robustness.attacks.attempt import Normalised
+from biotorch.robustness.attacks.auto_attack import AutoAttack, AutoPGD
+from biotorch.robustness.attacks.base import Attack, Outcome
+from biotorch.robustness.attacks.blind import RandomSigns, Transfer
+from biotorch.robustness.attacks.few_pixel import FewPixel
+from biotorch.robustness.attacks.gradient import EOTPGD, FGSM, PGD, TPGD
+from biotorch.robustness.attacks.library import Square
+from biotorch.robustness.runner import Display
 from biotorch.robustness.study import study
-from biotorch.robustness.tpgd import TPGD
-from biotorch.robustness.transfer import Transfer
+from biotorch.robustness.verdict import Study
 
 __all__ = [
     "EOTPGD",

@@ -14,10 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from biotorch.robustness.measurement import Measurement
-from biotorch.robustness.pgd import PGD
-from biotorch.robustness.registry import ATTACKS
-from biotorch.robustness.significance import beats, interval
+from biotorch.robustness.attacks.gradient import PGD
+from biotorch.robustness.measurement import Measurement, beats, interval
+from biotorch.robustness.plan import ATTACKS
 
 #: What a check speaks of: the attack along the true gradient or the network itself, whose failure leaves a study
 #: without a result; the feedback gradient, whose failure means that it masks; or neither, and it is for the reader.

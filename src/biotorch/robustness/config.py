@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import Field, model_validator
 from torch import nn
 
-from biotorch.epsilons import Epsilon
-from biotorch.frozen import Section, SectionError
-from biotorch.robustness.norms import Norm
+from biotorch._sections import Epsilon, Section
+from biotorch.errors import SectionError
+from biotorch.robustness.attacks.norms import Norm
 from biotorch.robustness.plan import Preset, plan
 
 

@@ -1,4 +1,4 @@
-"""One attack at one epsilon: what is to be run, and what came out."""
+"""One attack at one epsilon: the plan, the outcome, and how sure a figure is."""
 
 from __future__ import annotations
 
@@ -11,9 +11,42 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from biotorch.robustness.attack import Attack, Outcome
-from biotorch.robustness.attempt import Gradient
-from biotorch.robustness.significance import interval
+from biotorch.robustness.attacks.attempt import Gradient
+from biotorch.robustness.attacks.base import Attack, Outcome
+
+#: Of the normal distribution, for 95 %.
+_QUANTILE = 1.959964
+
+#: How unlikely a difference has to be by chance to be called more than noise. A study makes tens of comparisons.
+NOISE = 0.001
+
+
+def interval(successes: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson 1927), in percent."""
+    z2, share = _QUANTILE**2, successes / n
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = _QUANTILE / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
+
+
+def chance(wins: int, losses: int) -> float:
+    """The probability of at least `wins` heads in `wins + losses` tosses of a coin: a one-sided sign test."""
+    n = wins + losses
+    logarithms = (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(wins, n + 1))
+    return min(1.0, sum(math.exp(value - n * math.log(2)) for value in logarithms))
+
+
+def beats(attack: Tensor, other: Tensor) -> bool:
+    """Whether an attack breaks more images than another by more than noise.
+
+    The paired sign test (McNemar 1947), at `NOISE`: only images on which the two differ count.
+
+    Args:
+        attack, other: (n,) bool, whether each image withstands.
+    """
+    wins, losses = int((other & ~attack).sum()), int((attack & ~other).sum())
+    return wins > losses and chance(wins, losses) < NOISE
+
 
 #: Of the JSON of a measurement.
 FORMAT = 1

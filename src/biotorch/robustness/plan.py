@@ -1,4 +1,4 @@
-"""Which attacks a study runs, at which epsilons."""
+"""Attacks by name, and which of them a study runs, at which epsilons."""
 
 from __future__ import annotations
 
@@ -8,15 +8,37 @@ from typing import Any, Literal
 
 from torch import nn
 
+from biotorch import _names
 from biotorch.layers import FeedbackLayer
-from biotorch.robustness import registry
-from biotorch.robustness.attack import Attack, arguments
-from biotorch.robustness.attempt import Gradient
+from biotorch.robustness.attacks.attempt import Gradient
+from biotorch.robustness.attacks.auto_attack import AutoAttack, AutoPGD
+from biotorch.robustness.attacks.base import Attack, arguments
+from biotorch.robustness.attacks.blind import RandomSigns, Transfer
+from biotorch.robustness.attacks.few_pixel import FewPixel
+from biotorch.robustness.attacks.gradient import EOTPGD, FGSM, PGD, TPGD, WhiteBox
+from biotorch.robustness.attacks.library import Square
+from biotorch.robustness.attacks.norms import Norm
 from biotorch.robustness.measurement import Planned
-from biotorch.robustness.norms import Norm
-from biotorch.robustness.pgd import PGD
-from biotorch.robustness.transfer import Transfer
-from biotorch.robustness.white_box import WhiteBox
+
+ATTACKS: dict[str, type[Attack]] = {
+    "fgsm": FGSM,
+    "pgd": PGD,
+    "eot_pgd": EOTPGD,
+    "tpgd": TPGD,
+    "few_pixel": FewPixel,
+    "square": Square,
+    "auto_pgd": AutoPGD,
+    "auto_attack": AutoAttack,
+    "random_signs": RandomSigns,
+}
+
+
+def find(name: str) -> type[Attack]:
+    """The attack of a name. Raises ValueError, with the nearest name, where there is none."""
+    if name not in ATTACKS:
+        raise _names.unknown("attack", name, ATTACKS)
+    return ATTACKS[name]
+
 
 Preset = Literal["quick", "paper"]
 
@@ -153,16 +175,16 @@ def _entries(wanted: Wanted, epsilons: Sequence[float], norm: Norm, model: nn.Mo
 
 def _read(wanted: Wanted) -> tuple[str, type[Attack], dict[str, Any]]:
     if isinstance(wanted, str):
-        return wanted, registry.find(wanted), {}
+        return wanted, find(wanted), {}
     if isinstance(wanted, type) and issubclass(wanted, Attack):
-        names = [name for name, kind in registry.ATTACKS.items() if kind is wanted]
+        names = [name for name, kind in ATTACKS.items() if kind is wanted]
         return (names or [wanted.__name__])[0], wanted, {}
     if not isinstance(wanted, Mapping) or not isinstance(wanted.get("type"), str):
         raise ValueError(f"attacks: a name, a class or {{type: name, ...}} is needed, not {wanted!r}")
     settings = {key: value for key, value in wanted.items() if key != "type"}
     if settings.get("gradient") is True:  # as YAML reads an unquoted `true`
         settings["gradient"] = "true"
-    kind = registry.find(wanted["type"])
+    kind = find(wanted["type"])
     refused = settings.keys() - (set(arguments(kind)) - {"epsilon", "seed", "batch_size"})
     if refused:
         raise ValueError(

@@ -9,15 +9,13 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from biotorch.robustness.attack import require_images
+from biotorch.robustness.attacks.base import require_images
+from biotorch.robustness.attacks.norms import Norm
 from biotorch.robustness.checks import Evidence, rising, run_checks
-from biotorch.robustness.findings import Study
 from biotorch.robustness.measurement import Planned
-from biotorch.robustness.norms import Norm
 from biotorch.robustness.plan import Preset, Wanted, for_checks, longer_than, plan, reference_of
-from biotorch.robustness.running import Display, Runner
-from biotorch.robustness.store import Store
-from biotorch.robustness.verdict import judge, strongest
+from biotorch.robustness.runner import Display, Runner, Store
+from biotorch.robustness.verdict import Study, judge, strongest
 
 
 def study(

@@ -1,14 +1,17 @@
-"""The verdict of a study: one word, by rule."""
+"""Findings of a study: its verdict by rule, its checks, its table."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
+from biotorch._tables import Table
 from biotorch.robustness.checks import Check, Evidence, worst
-from biotorch.robustness.significance import interval
+from biotorch.robustness.measurement import Measurement, interval
 
 Word = Literal["inconclusive", "masked", "not robust", "robust"]
 
@@ -57,3 +60,115 @@ def strongest(evidence: Evidence, epsilon: float) -> tuple[float, tuple[float, f
         withstands &= torch.cat([attacked, torch.ones(len(withstands) - len(attacked), dtype=torch.bool)])
     kept, n = int(withstands.sum()), len(withstands)
     return 100 * kept / n, interval(kept, n)
+
+
+_NAMES = {"transfer": "transfer from the twin", "transfer_to": "transfer to the twin (its accuracy)"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What a study found; `str(study)` is its report.
+
+    Attributes:
+        verdict: `inconclusive`, `masked`, `not robust` or `robust`, see `biotorch.robustness.verdict.judge`.
+        sentence: why, with the accuracy under the strongest attack.
+        judged_at: the epsilon of the verdict: the middle one of the study, zero left out.
+        checks: every sanity check that had something to judge by.
+        measurements: every attack at every epsilon.
+        clean_accuracy: in percent.
+        worst_case: accuracy (%) by epsilon where every image meets the worst of all attacks, with its 95 % interval.
+        cosine: mean cosine between the true gradient of the cross-entropy with respect to the image and the one that
+            is fed back, over the images that are classified correctly; 1 of a network with one gradient alone, and NaN
+            where no image is (null in JSON).
+        seconds: that the attacks took.
+    """
+
+    verdict: Word
+    sentence: str
+    judged_at: float
+    checks: list[Check]
+    measurements: list[Measurement]
+    clean_accuracy: float
+    worst_case: dict[float, tuple[float, tuple[float, float]]]
+    cosine: float
+    seconds: float
+
+    @property
+    def fired(self) -> list[Check]:
+        """The checks that fired."""
+        return [check for check in self.checks if check.fired]
+
+    @property
+    def table(self) -> Table:
+        """A row per attack and gradient, a column per epsilon: accuracy (%) with its 95 % interval."""
+        shown = [each for each in self.measurements if each.purpose == "figure"]
+        columns = sorted({_column(each) for each in shown})
+        rows: dict[tuple[str, str, str], dict[tuple[bool, float], str]] = {}
+        for each in shown:
+            row = rows.setdefault((_described(each), each.gradient or "-", f"{each.n:,}"), {})
+            row[_column(each)] = f"{each.robust_accuracy:.1f} {_bounds(each.interval)}"
+        rows["strongest, image by image", "-", f"{max(each.n for each in shown):,}"] = {
+            (False, each): f"{left:.1f} {_bounds(bounds)}" for each, (left, bounds) in self.worst_case.items()
+        }
+        pixels = [f"{round(each)} pixels" for counts, each in columns if counts]
+        return Table(
+            title=f"{self.verdict}: accuracy (%) under attack",
+            header=[
+                "attack",
+                "gradient",
+                "images",
+                *(f"ε = {each:.3g}" for counts, each in columns if not counts),
+                *pixels,
+            ],
+            rows=[[*head, *(cells.get(each, "-") for each in columns)] for head, cells in rows.items()],
+            notes=[
+                f"{self.clean_accuracy:.1f} % right without an attack; brackets: 95 % interval (Wilson).",
+                f"Mean cosine between true and feedback gradient: {self.cosine:.3f}.",
+                *(["The strongest attack is that within ε: few-pixel has no ε."] if pixels else []),
+            ],
+        )
+
+    def __str__(self) -> str:
+        fired = [f"- {check.name}: {check.sentence}." for check in self.fired]
+        silent = [f"- {check.name}: {check.sentence}." for check in self.checks if not check.fired]
+        return "\n".join(
+            [
+                f"Verdict: {self.verdict}. {self.sentence}",
+                *(["", "Checks that fired:", *fired] if fired else ["", "No check fired."]),
+                "",
+                self.table.markdown(),
+                "Checks that did not fire:",
+                *silent,
+            ]
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for strict JSON."""
+        return {
+            "verdict": self.verdict,
+            "sentence": self.sentence,
+            "judged_at": self.judged_at,
+            "clean_accuracy": self.clean_accuracy,
+            "worst_case": [
+                {"epsilon": epsilon, "robust_accuracy": left, "interval": list(bounds)}
+                for epsilon, (left, bounds) in self.worst_case.items()
+            ],
+            "cosine": None if math.isnan(self.cosine) else self.cosine,
+            "checks": [dataclasses.asdict(check) for check in self.checks],
+            "measurements": [each.to_json() for each in self.measurements],
+            "seconds": self.seconds,
+        }
+
+
+def _column(each: Measurement) -> tuple[bool, float]:
+    """Whether it counts pixels, and how many; else its epsilon."""
+    return each.name == "few_pixel", each.epsilon
+
+
+def _described(each: Measurement) -> str:
+    name = _NAMES.get(each.name, each.name)
+    return each.label.replace(each.name, name, 1)
+
+
+def _bounds(interval: tuple[float, float]) -> str:
+    return f"[{interval[0]:.1f}, {interval[1]:.1f}]"

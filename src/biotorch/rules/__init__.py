@@ -17,9 +17,8 @@ from biotorch.rules import (
     usf,
     wm,
 )
-from biotorch.rules.base import DirectRule, FeedbackRule, Rule, Transports
+from biotorch.rules.base import DirectRule, FeedbackRule, Rule, Transports, Update
 from biotorch.rules.registry import available, from_layer_config, get, is_known, make, option_names, register
-from biotorch.rules.update import Update
 
 __all__ = [
     "DirectRule",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from biotorch.rules import initial
+from biotorch.rules.base import Update
 from biotorch.rules.frsf import FixedRandomSign
 from biotorch.rules.registry import register
-from biotorch.rules.update import Update
 
 
 @register("brsf", transports="signs")

@@ -6,9 +6,9 @@ import dataclasses
 
 from torch import Tensor
 
+from biotorch.kernel.teaching import Targets
 from biotorch.rules.dfa import DirectFeedbackAlignment
 from biotorch.rules.registry import register
-from biotorch.teaching import Targets
 
 
 @register("drtp", transports="nothing")

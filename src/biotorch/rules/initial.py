@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from biotorch.names import unknown
+from biotorch._names import unknown
 
 Init = Literal["xavier", "kaiming", "normal"]
 FeedbackInit = Literal["xavier", "kaiming", "normal", "weight"]

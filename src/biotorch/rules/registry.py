@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
-from biotorch.names import unknown
+from biotorch._names import unknown
 from biotorch.rules import initial
 from biotorch.rules.base import DirectRule, FeedbackRule, Rule, Transports
 

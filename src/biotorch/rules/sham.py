@@ -6,9 +6,8 @@ import dataclasses
 
 from torch import Generator, Tensor
 
-from biotorch.rules.base import FeedbackRule
+from biotorch.rules.base import FeedbackRule, Update
 from biotorch.rules.registry import register
-from biotorch.rules.update import Update
 
 
 @register("sham", transports="weights")

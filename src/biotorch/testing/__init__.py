@@ -15,6 +15,11 @@ from collections.abc import Callable
 from typing import Any
 
 from biotorch.testing.checks import (
+    LAYER_NAMES,
+    Net,
+    assert_all_learn,
+    assert_close,
+    assert_identical,
     check_adding_up,
     check_compiling,
     check_copies,
@@ -27,20 +32,13 @@ from biotorch.testing.checks import (
     check_transport,
     check_true_gradients,
     check_zoo,
-)
-from biotorch.testing.processes import check_processes
-from biotorch.testing.subjects import (
-    LAYER_NAMES,
-    Net,
-    assert_all_learn,
-    assert_close,
-    assert_identical,
     collect,
     gradients,
     images,
     loss_of,
     net,
 )
+from biotorch.testing.processes import check_processes
 
 __all__ = [
     "CHECKS",

@@ -1,4 +1,4 @@
-"""The checks of one process."""
+"""The checks of one process, and the network and images that they train."""
 
 from __future__ import annotations
 
@@ -9,27 +9,113 @@ import warnings
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import VisionTransformer
 
-from biotorch import models, rules, teaching
-from biotorch.module import audit, convert, revert, true_gradients
-from biotorch.module.verdicts import LEAK
-from biotorch.testing.subjects import (
-    Net,
-    assert_all_learn,
-    assert_close,
-    assert_identical,
-    collect,
-    gradients,
-    images,
-    loss_of,
-    net,
-    optimizer_of,
-    told_gradients,
-    train,
-)
+from biotorch import models, rules
+from biotorch.auditing import audit
+from biotorch.auditing.verdicts import LEAK
+from biotorch.conversion import convert, revert
+from biotorch.kernel import teaching
+from biotorch.layers import true_gradients
+
+
+class Net(nn.Module):
+    """Images (N, 2, 8, 8) -> 3 logits, as features and a head that users may call separately."""
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(2, 4, 3, padding=1),
+            nn.ReLU(inplace),
+            nn.Conv2d(4, 6, 3, stride=2, groups=2),
+            nn.ReLU(inplace),
+            nn.Flatten(),
+            nn.Linear(54, 10),
+            nn.ReLU(inplace),
+        )
+        self.head = nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))  # type: ignore[no-any-return]
+
+
+LAYER_NAMES = ["features.0", "features.2", "features.5", "head"]
+
+
+def net(rule: str, inplace: bool = False, **options: Any) -> Net:
+    """The same W on every call, under `rule`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        model = Net(inplace)
+    return convert(model, rule, seed=3, **options)
+
+
+def images(n: int = 5, seed: int = 0) -> Tensor:
+    """Noise (n, 2, 8, 8), a function of the seed."""
+    return torch.randn(n, 2, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def loss_of(output: Tensor) -> Tensor:
+    """A sum over examples, not a mean: gradients of two batches add up."""
+    weights = torch.linspace(-1, 1, output.shape[-1], dtype=output.dtype)
+    return (output.square() * 0.5 + output * weights).sum()
+
+
+def collect(model: nn.Module) -> dict[str, Tensor]:
+    """The gradients by parameter name, and clears them."""
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Of one ordinary step of every parameter: the yardstick of most checks."""
+    model.zero_grad()
+    loss_of(model(x)).backward()  # type: ignore[no-untyped-call]
+    return collect(model)
+
+
+def assert_all_learn(found: dict[str, Tensor], model: nn.Module) -> None:
+    """Every trainable parameter has a gradient, and it is not zero."""
+    assert set(found) == {name for name, p in model.named_parameters() if p.requires_grad}, "gradients are missing"
+    for name, gradient in found.items():
+        assert gradient.isfinite().all(), f"{name}: not finite"
+        assert gradient.abs().sum() > 0, f"{name}: its gradient is zero"
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], **tolerance: Any) -> None:
+    """The same names, and values that agree within the tolerance of `torch.testing.assert_close`."""
+    assert found.keys() == expected.keys(), f"{sorted(found.keys() ^ expected.keys())} are in one alone"
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, **tolerance, msg=lambda m, n=name: f"{n}: {m}")  # type: ignore[misc]
+
+
+def assert_identical(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """The same names and bits."""
+    assert_close(found, expected, rtol=0, atol=0)
+
+
+def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
+    """With momentum and decay, which some rules learn by."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.SGD(trained, lr=0.002, momentum=0.9, weight_decay=0.01)
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, seeds: range) -> None:
+    """One update per seed, targets given."""
+    with teaching.given(teaching.RandomTargets(scale=1.0)):
+        for seed in seeds:
+            optimizer.zero_grad()
+            loss_of(model(images(seed=seed))).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+
+def told_gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Those of `gradients`, targets given."""
+    with teaching.given(teaching.RandomTargets(scale=1.0)):
+        return gradients(model, x)
 
 
 def check_outputs(rule: str, **options: Any) -> None:

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from biotorch import rules, teaching
-from biotorch.testing.subjects import assert_close, assert_identical, images, loss_of, net, optimizer_of
+from biotorch import rules
+from biotorch.kernel import teaching
+from biotorch.testing.checks import assert_close, assert_identical, images, loss_of, net, optimizer_of
 
 #: Name and options of rules to train under, and the modules that register them.
 Job = dict[str, Any]

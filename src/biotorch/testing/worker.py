@@ -12,8 +12,8 @@ import torch
 from torch import distributed, nn
 
 from biotorch.layers import is_feedback
+from biotorch.testing.checks import net
 from biotorch.testing.processes import Job, steps
-from biotorch.testing.subjects import net
 
 
 def main(folder: Path, rank: int) -> None:

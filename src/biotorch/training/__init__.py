@@ -1,16 +1,14 @@
 """Training: one loop; devices, optimizers, schedulers and losses by name."""
 
+from biotorch.errors import DivergenceError, ResumeError
 from biotorch.training.adversarial import AdversarialConfig
-from biotorch.training.divergence import DivergenceError
+from biotorch.training.distributed import InfrastructureConfig, launch
 from biotorch.training.evaluation import evaluate
 from biotorch.training.fitting import fit
-from biotorch.training.infrastructure import InfrastructureConfig, launch
 from biotorch.training.loop import Trainer
-from biotorch.training.losses import LossConfig
+from biotorch.training.losses import LossConfig, training_loss
 from biotorch.training.observer import Observer, Record, Stopped
 from biotorch.training.optimizers import OptimizerConfig
-from biotorch.training.outputs import training_loss
-from biotorch.training.random_state import ResumeError
 from biotorch.training.schedules import SchedulerConfig
 from biotorch.training.settings import Hyperparameters, MetricsConfig, TrainingConfig
 

@@ -9,13 +9,13 @@ from lightning_fabric import Fabric
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 from torch import Tensor, nn
 
-from biotorch import seeding
+from biotorch import _seeding
+from biotorch._sections import Epsilon, Section
 from biotorch.data import DataError, Dataset
-from biotorch.epsilons import Epsilon
-from biotorch.frozen import Section, SectionError
+from biotorch.errors import SectionError
 from biotorch.robustness import PGD, Normalised
-from biotorch.robustness.attempt import Gradient
-from biotorch.robustness.norms import Norm
+from biotorch.robustness.attacks.attempt import Gradient
+from biotorch.robustness.attacks.norms import Norm
 
 #: How far rounding may take a pixel out of [0, 1] when its normalisation is undone.
 _ROUNDING = 1e-4
@@ -96,7 +96,7 @@ class Adversary:
         Raises:
             DataError: the images do not lie in [0, 1] without their normalisation.
         """
-        seed = seeding.derive(self.seed, "adversarial", *place, self.fabric.global_rank)
+        seed = _seeding.derive(self.seed, "adversarial", *place, self.fabric.global_rank)
         attack = PGD(self.network, batch_size=len(inputs), seed=seed, **self.settings)
         images = self._pixels(inputs)
         with self.fabric.autocast():

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from biotorch.frozen import SectionError
-from biotorch.names import unknown
+from biotorch._names import unknown
+from biotorch.errors import SectionError
 
 _FINITE = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
 

@@ -6,14 +6,12 @@ from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
 
+from biotorch.errors import DivergenceError
+
 _CURE = (
     "Lower training.optimizer.lr, add training.warmup_epochs or training.clip_gradient_norm, "
     "or set model.mode.options.gradient_clip"
 )
-
-
-class DivergenceError(FloatingPointError):
-    """Loss or weights are no longer finite; the message says where, and what to do."""
 
 
 def diverged(

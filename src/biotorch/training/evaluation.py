@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from biotorch.data import DataError, Split
 from biotorch.models.outputs import main_output
-from biotorch.training.infrastructure import one_process
+from biotorch.training.distributed import one_process
 
 
 def loss_size(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor], float]:

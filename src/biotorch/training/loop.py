@@ -17,23 +17,21 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from biotorch import metrics, seeding
+from biotorch import _seeding, metrics
 from biotorch.data import Dataset
-from biotorch.frozen import SectionError
+from biotorch.errors import ResumeError, SectionError
 from biotorch.layers import clip_grad_norm_, feedback_parameters
 from biotorch.models.outputs import main_output
-from biotorch.training import noise, order, random_state
+from biotorch.training import pretraining, randomness
 from biotorch.training.adversarial import Adversary
+from biotorch.training.distributed import any_process, gather, one_process, share_statistics
 from biotorch.training.divergence import diverged, diverged_after, require_finite
 from biotorch.training.evaluation import Tally, evaluate, loss_size
-from biotorch.training.infrastructure import any_process, gather, one_process, share_statistics
+from biotorch.training.losses import Teacher, training_loss
 from biotorch.training.observer import Observer, Record, Stopped
 from biotorch.training.optimizers import FeedbackGroup
-from biotorch.training.outputs import training_loss
-from biotorch.training.random_state import ResumeError
 from biotorch.training.schedules import Schedule
 from biotorch.training.settings import TrainingConfig
-from biotorch.training.teacher import Teacher
 
 
 class Trainer:
@@ -125,7 +123,7 @@ class Trainer:
             Stopped: the observer asked for it.
         """
         if not self.met_noise:
-            noise.pretrain(self)
+            pretraining.pretrain(self)
             self.met_noise = True
         while self.epoch <= self.config.hyperparameters.epochs and not self._early_stop():
             self._train()
@@ -237,11 +235,11 @@ class Trainer:
         """Indices of the examples of each update of an epoch; epoch 0 has none."""
         if epoch == 0:
             return []
-        seed = seeding.derive(self.seed, "data order", epoch)
+        seed = _seeding.derive(self.seed, "data order", epoch)
         world, share = self.fabric.world_size, self._smallest_share
         smallest = share * world if share > 1 else 1
         size, accumulate = self.config.hyperparameters.batch_size, self.config.hyperparameters.accumulate
-        return order.updates(len(self.data.train), size, accumulate, smallest, seed)
+        return randomness.updates(len(self.data.train), size, accumulate, smallest, seed)
 
     @property
     def _smallest_share(self) -> int:
@@ -256,8 +254,8 @@ class Trainer:
         read) goes through the motions with an example that counts nothing: the others wait for its gradients.
         """
         size, rank, world = self.config.hyperparameters.batch_size, self.fabric.global_rank, self.fabric.world_size
-        parts, counts = order.shares(updates, size, rank, world)
-        augmentation = seeding.derive(self.seed, "augmentation", self.epoch)
+        parts, counts = randomness.shares(updates, size, rank, world)
+        augmentation = _seeding.derive(self.seed, "augmentation", self.epoch)
         for (inputs, labels), count in zip(self.data.train.batches(parts, augmentation), counts, strict=True):
             if len(labels):
                 yield inputs, labels, count > 0
@@ -294,7 +292,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
-            "random": random_state.snapshot(self.fabric),
+            "random": randomness.snapshot(self.fabric),
             "met_noise": self.met_noise,
             "epoch": self.epoch,
             "step": self.step,
@@ -312,7 +310,7 @@ class Trainer:
             ResumeError: it was taken with another number of processes, or before B was a parameter.
         """
         self._require_feedback(state)
-        random_state.restore(state["random"], self.fabric)
+        randomness.restore(state["random"], self.fabric)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

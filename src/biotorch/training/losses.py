@@ -1,17 +1,24 @@
-"""Loss functions of `torch.nn`, by name, for classification."""
+"""Loss functions of `torch.nn` by name, the loss of a network's outputs, and targets for rules that take them."""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from lightning_fabric import Fabric
 from pydantic import ConfigDict, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from biotorch.frozen import Section, SectionError
+from biotorch._sections import Section
+from biotorch.errors import SectionError
+from biotorch.kernel import teaching
+from biotorch.layers import FeedbackLayer
+from biotorch.models.outputs import entries, main_output
+from biotorch.rules import DirectRule
 from biotorch.training.arguments import attempt, checked, class_named
 
 #: The target of each loss, made of labels (n,) for outputs (n, C).
@@ -121,3 +128,45 @@ def _loss_class(name: str) -> Any:
     losses = {key: kind for key, kind in vars(nn).items() if inspect.isclass(kind) and key.endswith("Loss")}
     excuses = {key: "it is no loss of outputs and class labels" for key in losses if key not in _TARGETS}
     return class_named("loss", "name", name, losses, excuses)
+
+
+#: What the loss of an auxiliary head counts beside that of the main one (Szegedy et al. 2015, section 5).
+AUXILIARY_WEIGHT = 0.3
+
+
+def training_loss(loss: Callable[[Tensor, Tensor], Tensor], outputs: Any, labels: Tensor) -> Tensor:
+    """The loss that is trained on: that of the main output, and `AUXILIARY_WEIGHT` times that of each auxiliary head.
+
+    Auxiliary heads are the entries `aux_logits`, `aux_logits1` ... beside `logits`.
+
+    Raises:
+        TypeError: as `main_output`.
+    """
+    total = loss(main_output(outputs), labels)
+    for name, value in entries(outputs).items():
+        if name.startswith("aux_logits") and value is not None:
+            total = total + AUXILIARY_WEIGHT * loss(value, labels)
+    return total
+
+
+class Teacher:
+    """Gives a network its targets, where one of its rules sends anything but the error.
+
+    A target or a sign has no size of its own (`drtp`, `sdfa`): it gets the factors by which the training multiplies
+    its loss.
+    """
+
+    def __init__(self, model: nn.Module, fabric: Fabric) -> None:
+        self.fabric = fabric
+        self._wanted = any(
+            isinstance(each.rule, DirectRule) and each.rule.has_signal()
+            for each in model.modules()
+            if isinstance(each, FeedbackLayer)
+        )
+
+    def tells(self, labels: Tensor, scale: float) -> contextlib.AbstractContextManager[None]:
+        """Around a forward pass in which each label counts `scale` in the loss, before a loss scaler multiplies it."""
+        if not self._wanted:
+            return contextlib.nullcontext()
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        return teaching.targets(labels, scale, loss_scale=1.0 if scaler is None else scaler.get_scale())

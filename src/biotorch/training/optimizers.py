@@ -10,7 +10,8 @@ import torch
 from pydantic import ConfigDict, Field, model_validator
 from torch import nn
 
-from biotorch.frozen import Section, SectionError
+from biotorch._sections import Section
+from biotorch.errors import SectionError
 from biotorch.manhattan import batch_manhattan
 from biotorch.training.arguments import attempt, checked, class_named, classes, parameters, require
 

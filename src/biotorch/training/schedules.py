@@ -12,7 +12,8 @@ from pydantic import ConfigDict, model_validator
 from torch import nn
 from torch.optim import lr_scheduler
 
-from biotorch.frozen import Section, SectionError
+from biotorch._sections import Section
+from biotorch.errors import SectionError
 from biotorch.training.arguments import attempt, checked, class_named, classes, require
 
 

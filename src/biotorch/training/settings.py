@@ -8,10 +8,11 @@ import torch
 from pydantic import AliasChoices, ConfigDict, Field, model_validator
 from torch import nn
 
-from biotorch.frozen import Section, SectionError
+from biotorch._sections import Section
+from biotorch.errors import SectionError
 from biotorch.training.adversarial import AdversarialConfig
-from biotorch.training.noise import NoiseConfig
 from biotorch.training.optimizers import OptimizerConfig
+from biotorch.training.pretraining import NoiseConfig
 from biotorch.training.schedules import Schedule, SchedulerConfig
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from biotorch.errors import Failure
 from biotorch.experiment.config import Config
-from biotorch.experiment.keeping import Display
-from biotorch.experiment.mistakes import Kind, kind_of, message_of
+from biotorch.experiment.display import Display
 from biotorch.experiment.run import run_point
 from biotorch.experiment.signals import stop_requests
 
@@ -24,29 +23,6 @@ class Task:
     config: Config
     path: Path
     overwrite: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Failure:
-    """Why a point has no result.
-
-    Attributes:
-        kind: `mistake` of who asked for it, `diverged`, `disk` where that is full, or a `defect` of biotorch or of
-            what the user added to it.
-        message: for people.
-        traceback: where it happened; empty where the process died.
-    """
-
-    kind: Kind
-    message: str
-    traceback: str = ""
-
-    @staticmethod
-    def of(error: Exception) -> Failure:
-        """What an exception says."""
-        told = "".join(traceback.format_exception(error))
-        kind = kind_of(error)
-        return Failure(kind, f"{type(error).__name__}: {error}" if kind == "defect" else message_of(error), told)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,10 +17,9 @@ from typing import Any
 
 import torch
 
-from biotorch.experiment.executors.base import Ended, Executor, Failure, Task, execute
-from biotorch.experiment.reading import ConfigError
-from biotorch.experiment.signals import Interrupted
-from biotorch.training.infrastructure import one_of_several
+from biotorch.errors import ConfigError, Failure, Interrupted
+from biotorch.experiment.executors.base import Ended, Executor, Task, execute
+from biotorch.training.distributed import one_of_several
 
 #: Seconds that a process may take to save and go, before it is killed.
 _PATIENCE = 60.0

@@ -10,14 +10,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from biotorch._names import require
+from biotorch.errors import ConfigError, Failure
 from biotorch.experiment.cluster import ClusterConfig
-from biotorch.experiment.executors import slurm_states
-from biotorch.experiment.executors.base import Ended, Executor, Failure, Task
-from biotorch.experiment.executors.slurm_jobs import Job, JobList, digest, named
-from biotorch.experiment.executors.slurm_work import Work
+from biotorch.experiment.executors import slurm_job
+from biotorch.experiment.executors.base import Ended, Executor, Task
+from biotorch.experiment.executors.slurm_job import Job, JobList, Work, digest, named
 from biotorch.experiment.folder import RunFolder
-from biotorch.experiment.reading import ConfigError
-from biotorch.extras import require
 
 #: Seconds between two questions to Slurm, and those after which the file of a job that has ended should be seen here.
 _ASK, _FILE_SYSTEM = 10.0, 15.0
@@ -77,7 +76,7 @@ class Slurm(Executor):
         """The jobs of an earlier command that are still there."""
         earlier = self._list.read()
         known = {job.number for job in earlier.values()}
-        states = slurm_states.ask(known)
+        states = slurm_job.ask(known)
         if states is None:
             raise ConfigError(
                 f"--executor slurm: squeue does not answer, and {self._list.path} has jobs: try again later"
@@ -86,11 +85,11 @@ class Slurm(Executor):
             job = earlier.get(task.name)
             if job is None:
                 continue
-            job.state = states.get(job.number, slurm_states.State.UNKNOWN).name
+            job.state = states.get(job.number, slurm_job.State.UNKNOWN).name
             ended, failure = job.outcome(self.folder)
             if failure is not None:
                 self._messages.append(f"{task.name}: submitted again; job {job.number} broke: {failure.message}")
-            if ended or slurm_states.dead(job.state):
+            if ended or slurm_job.dead(job.state):
                 continue
             if task.overwrite or job.config != digest(task.config):
                 wanted = "--overwrite" if task.overwrite else "another configuration"
@@ -189,14 +188,14 @@ class Slurm(Executor):
     def _ask(self) -> None:
         """Ask Slurm for the state of the jobs; where it does not answer, what was known stays."""
         self._asked = time.monotonic()
-        states = slurm_states.ask({job.number for job in self._jobs.values()})
+        states = slurm_job.ask({job.number for job in self._jobs.values()})
         if states is None:
             self._tell("squeue does not answer: asking again")
             return
         for name, job in self._jobs.items():
-            state = states.get(job.number, slurm_states.State.UNKNOWN)
+            state = states.get(job.number, slurm_job.State.UNKNOWN)
             job.state = state.name
-            if not slurm_states.dead(state.name):
+            if not slurm_job.dead(state.name):
                 job.dead_since = None
             elif job.dead_since is None:
                 job.dead_since = time.monotonic()

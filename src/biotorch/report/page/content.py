@@ -10,13 +10,12 @@ from typing import Any
 
 import yaml
 
-from biotorch import results as frames
-from biotorch.experiment.collecting import Collection, Run
+from biotorch._tables import Table
 from biotorch.experiment.results import Result
-from biotorch.report.groups import at, by_configuration, label, method, without_copies
-from biotorch.report.robustness_table import robustness_table
-from biotorch.report.table import table
-from biotorch.tables import Table
+from biotorch.report.table import robustness_table, table
+from biotorch.results import frames
+from biotorch.results.collecting import Collection, Run
+from biotorch.results.groups import at, by_configuration, label, method, without_copies
 
 #: What runs can be chosen by, with where it stands in their configuration.
 FACETS = {

@@ -7,11 +7,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from biotorch.experiment.collecting import Collection
 from biotorch.experiment.results import Result
 from biotorch.report.page.content import facets_of
-from biotorch.report.robustness import BLACK_BOX, WHITE_BOX
-from biotorch.report.robustness_curves import (
+from biotorch.report.robustness import (
+    BLACK_BOX,
+    WHITE_BOX,
     Measurement,
     Network,
     curve_of,
@@ -21,6 +21,7 @@ from biotorch.report.robustness_curves import (
     words_of,
 )
 from biotorch.report.series import Curve, panels
+from biotorch.results.collecting import Collection
 
 #: What of the page's 8 MB is left for figures by plotly.js and the tables of a hundred runs.
 BUDGET = 2_000_000

@@ -11,10 +11,10 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 import biotorch
-from biotorch import writing
-from biotorch.experiment.collecting import Collection
+from biotorch import _files
 from biotorch.report.page.content import content
 from biotorch.report.page.figures import figures
+from biotorch.results.collecting import Collection
 
 _HERE = Path(__file__).parent
 
@@ -27,7 +27,7 @@ def write_page(collection: Collection, path: Path, title: str | None = None) -> 
     what is unfinished or cannot be read. Tables need no JavaScript, and nothing is fetched from anywhere.
 
     Args:
-        collection: what `biotorch.experiment.collecting.collect` has found.
+        collection: what `biotorch.results.collecting.collect` has found.
         path: of the file, which is replaced whole or not at all; its folder is made where it is missing.
         title: default: the names of the experiments.
 
@@ -49,7 +49,7 @@ def write_page(collection: Collection, path: Path, title: str | None = None) -> 
         data=Markup(_json(drawn)),
         **content(collection),
     )
-    writing.write_text(path, page)
+    _files.write_text(path, page)
     return path
 
 

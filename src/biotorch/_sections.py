@@ -1,0 +1,70 @@
+"""The base of every configuration section, and radii of perturbations as the field writes them: `8/255`."""
+
+from __future__ import annotations
+
+import re
+import typing
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+from biotorch.errors import SectionError
+
+_NUMBER = r"[0-9]+(?:\.[0-9]+)?"
+_FRACTION = rf"\s*({_NUMBER})\s*/\s*({_NUMBER})\s*"
+
+
+def _read(value: object) -> object:
+    """The number that `a/b` stands for; what is no text is left to pydantic, which would read true as 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"{str(value).lower()} is no number")
+    if not isinstance(value, str):
+        return value
+    parts = re.fullmatch(_FRACTION, value)
+    if parts is None:
+        raise ValueError(f"a number or a fraction such as 8/255 is needed, not the text {value!r}")
+    above, below = map(float, parts.groups())
+    if not below:
+        raise ValueError(f"{value!r} divides by zero")
+    return above / below
+
+
+_SCHEMA = {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": f"^{_FRACTION}$"}]}
+
+#: A finite float from 0 on, read from a number or from a fraction of two, as a text: `"8/255"`.
+Epsilon = Annotated[float, BeforeValidator(_read), Field(ge=0, allow_inf_nan=False), WithJsonSchema(_SCHEMA)]
+
+
+class Section(BaseModel):
+    """Frozen, closed and literal: an unknown key is an error, and so is `"3"` or `true` where a number belongs.
+
+    A type with a reader of its own (a BeforeValidator, as `Epsilon` has) decides what it takes. The docstring under
+    a field is its description in the JSON schema.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _literal(cls, values: Any) -> Any:
+        """pydantic reads true as 1, "3" as 3 and "no" as false, which in a configuration are mistakes."""
+        if not isinstance(values, Mapping):
+            return values
+        problems = {}
+        for name, field in cls.model_fields.items():
+            if any(isinstance(each, BeforeValidator) for each in field.metadata):
+                continue
+            value, kinds = values.get(name), {field.annotation, *typing.get_args(field.annotation)}
+            takes_numbers, takes_switches = bool(kinds & {int, float}), bool in kinds
+            if isinstance(value, bool) and takes_numbers and not takes_switches:
+                problems[name] = f"{str(value).lower()} is no number"
+            elif isinstance(value, str) and takes_numbers and str not in kinds:
+                problems[name] = f"a number is needed, not the text {value!r}"
+            elif takes_switches and isinstance(value, str | int | float) and not isinstance(value, bool):
+                problems[name] = f"true or false, not {value!r}"
+        if problems:
+            raise SectionError(problems)
+        return values

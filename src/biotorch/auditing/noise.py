@@ -1,0 +1,112 @@
+"""Interventions of the audit: noise in place of weights, zeros in place of feedback, and rules that learn."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from biotorch import _seeding
+from biotorch.auditing.verdicts import LEAK
+from biotorch.layers import Connection, FeedbackLayer
+from biotorch.layers.updates import update_of
+from biotorch.rules import Transports
+
+
+class Noise(NamedTuple):
+    """What a weight matrix is overwritten with. Signs are random where the weight is zero."""
+
+    weight: Tensor
+    first: Tensor
+    #: Independent of `first`.
+    second: Tensor
+    #: The magnitudes of `second` with the signs of `first`.
+    signed: Tensor
+
+
+def draw(weight: Tensor, generator: torch.Generator) -> Noise:
+    """Noise of the norm of `weight`; of unit variance where that is zero."""
+    norm = weight.detach().norm()
+
+    def one() -> Tensor:
+        noise = torch.randn(weight.shape, generator=generator).to(weight)
+        noise[noise == 0] = 1  # among millions there is one: it would have no sign
+        return noise * (norm / noise.norm()) if norm > 0 else noise
+
+    first, second = one(), one()
+    return Noise(weight, first, second, second.abs() * first.sign())
+
+
+@contextlib.contextmanager
+def overwritten(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Through `.data`, so that autograd does not notice."""
+    pairs = list(pairs)
+    saved = [tensor.detach().clone() for tensor, _ in pairs]
+    try:
+        for tensor, value in pairs:
+            tensor.data.copy_(value)
+        yield
+    finally:
+        for (tensor, _), value in zip(pairs, saved, strict=True):
+            tensor.data.copy_(value)
+
+
+@contextlib.contextmanager
+def silenced(layers: Iterable[FeedbackLayer]) -> Iterator[None]:
+    """The feedback of `layers` is zero; that of others stays, also where all share one matrix."""
+    silent = [each for layer in layers for each in layer.connections]
+    tensors = {id(tensor): tensor for each in silent for tensor in each.tensors.values()}
+    columns = [each.columns for each in silent]
+    try:
+        for each in silent:
+            each.columns = None if each.columns is None else each.columns._replace(scale=0.0)
+        with overwritten((tensor, torch.zeros_like(tensor)) for tensor in tensors.values()):
+            yield
+    finally:
+        for each, own in zip(silent, columns, strict=True):
+            each.columns = own
+
+
+#: Updates to look at: a rule may do something at the first, or at every so many: all to 16, and 1000, divide the last.
+_NUMBERS = (1, 2, 720_720_000)
+
+
+def learned_from_weights(layer: FeedbackLayer, seed: int) -> Transports:
+    """Run the rule's `after_update` on copies of B, with noise in the place of W, and compare what B becomes.
+
+    The connection's answer to activity (`Update.respond`) stays as it is: a rule that learns from that alone transports
+    nothing.
+    """
+    if not layer.rule.has_update():
+        return "nothing"
+    return max((_copied(connection, seed) for connection in layer.connections), key=LEAK.__getitem__)
+
+
+def _copied(connection: Connection, seed: int) -> Transports:
+    noise = draw(connection.weight, _seeding.generator(seed))
+
+    def at(number: int) -> Transports:
+        first, second, signed = (
+            _learned(connection, weight, number) for weight in (noise.first, noise.second, noise.signed)
+        )
+        if _equal(first, second):
+            return "nothing"
+        return "signs" if _equal(first, signed) else "weights"
+
+    return max(map(at, _NUMBERS), key=LEAK.__getitem__)
+
+
+def _learned(connection: Connection, weight: Tensor, number: int) -> list[Tensor]:
+    """B after an update in which the rule sees `weight` for W."""
+    tensors = {part: tensor.detach().clone() for part, tensor in connection.tensors.items()}
+    update = update_of(connection, weight, tensors, number, forward=connection.weight.detach())
+    with torch.no_grad():
+        connection.layer.rule.after_update(update)
+    return list(tensors.values())
+
+
+def _equal(first: list[Tensor], second: list[Tensor]) -> bool:
+    return all(map(torch.equal, first, second))

@@ -1,0 +1,170 @@
+"""Commands that look: `rules`, `models`, `schema`, and `evaluate`, `audit`, `attack` of finished networks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+import biotorch
+from biotorch import _files, data, models, rules
+from biotorch._tables import print_table
+from biotorch.cli.errors import ConfigFile, Overrides, plain_errors
+from biotorch.experiment import read
+from biotorch.experiment.display import Progress
+from biotorch.experiment.documents import json_schema
+from biotorch.experiment.identity import resolved
+from biotorch.experiment.measure import attack_run, evaluate_run, runs_in
+from biotorch.experiment.network import build_model, check_input
+from biotorch.experiment.reading import parse_override
+from biotorch.report import black_box_figure, example_sheet, white_box_figure
+from biotorch.report.table import robustness_table
+from biotorch.training.distributed import is_first_process
+
+
+@plain_errors
+def schema_command() -> None:
+    """Print the JSON schema of configurations, for editors.
+
+    Write it to a file and point an editor at it with a configuration's first line:
+
+    \b
+    biotorch schema > biotorch.schema.json
+    # yaml-language-server: $schema=biotorch.schema.json
+    """
+    typer.echo(json.dumps(json_schema(), indent=1))
+
+
+@plain_errors
+def rules_command() -> None:
+    """List the learning rules and their options."""
+    for name in rules.available():
+        rule = rules.get(name)
+        summary = (rule.__doc__ or "").strip().splitlines()[0]
+        status = " (experimental)" if rule.experimental else ""
+        typer.echo(f"{name:<16} {summary}{status}")
+        typer.echo(f"{'':<16} transports: {rule.transports}; options: {', '.join(rules.option_names(name))}")
+
+
+@plain_errors
+def models_command() -> None:
+    """List the architectures."""
+    for name in models.available():
+        typer.echo(name)
+
+
+class _Split(StrEnum):
+    test = "test"
+    validation = "validation"
+
+
+class _Which(StrEnum):
+    best = "best"
+    latest = "latest"
+
+
+@plain_errors
+def evaluate_command(
+    run: Annotated[Path, typer.Argument(help="The folder of a run, or one of its .pth files.")],
+    overrides: Overrides = None,
+    split: Annotated[_Split, typer.Option(help="Which part of the data.")] = _Split.test,
+    which: Annotated[_Which, typer.Option(help="The best model on validation, or the latest.")] = _Which.best,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure the network of a run again, on its own data or on other (data.dataset=...)."""
+    changes = [parse_override(override) for override in overrides or []]
+    result = evaluate_run(run, split.value, which.value, changes)
+    if not is_first_process():
+        return
+    if as_json:
+        typer.echo(json.dumps(result, indent=1))
+        return
+    for name, value in result.items():
+        if isinstance(value, float):
+            typer.echo(f"{name:<12} {value:.4f}")
+        elif not isinstance(value, dict):
+            typer.echo(f"{name:<12} {value}")
+
+
+@plain_errors
+def audit_command(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Prove by experiment what the backward pass of a configuration's network transports."""
+    for name, described in read(config, overrides or []).points.items():
+        point = resolved(described, earlier=None)
+        dataset = data.load(point.data, point.experiment.seed)
+        model = build_model(point, dataset.num_classes, dataset.input_shape)
+        check_input(model, dataset.train, point)
+        inputs, _ = next(iter(dataset.train.batches([torch.arange(min(8, len(dataset.train)))])))
+        audit = biotorch.audit(model, inputs)
+        typer.echo(f"{name or point.experiment.name}\n{audit}")
+
+
+class _Preset(StrEnum):
+    quick = "quick"
+    paper = "paper"
+
+
+@plain_errors
+def attack_command(
+    run: Annotated[Path, typer.Argument(help="The folder of a run, or of a sweep: all of its finished points.")],
+    overrides: Overrides = None,
+    images: Annotated[int | None, typer.Option(help="The first so many of the test set.")] = None,
+    autoattack: Annotated[bool, typer.Option("--autoattack", help="Run AutoAttack (standard), too.")] = False,
+    preset: Annotated[_Preset | None, typer.Option(help="The settings of the attacks.")] = None,
+    twin: Annotated[Path | None, typer.Option(help="A run for transfer attacks; default: by backpropagation.")] = None,
+) -> None:
+    """Study how robust trained networks are, under the true gradient and under the one that they learn with.
+
+    What is measured already is not measured again: an interrupted study goes on with the same command. The
+    settings are those of the section `attacks` of the run's configuration, and can be changed here.
+
+    \b
+    biotorch attack runs/robustness
+    biotorch attack runs/robustness/rule=fa --autoattack --images 1000 attacks.epsilons='[8/255]'
+    """
+    flags = {"images": images, "preset": preset and preset.value, "twin": twin and str(twin)}
+    flags |= {"autoattack": True} if autoattack else {}
+    changes = [parse_override(override) for override in overrides or []]
+    changes += [(f"attacks.{name}", value) for name, value in flags.items() if value is not None]
+    attack(run, changes, Console(quiet=not is_first_process()))
+
+
+def attack(folder: Path, changes: Sequence[tuple[str, Any]], console: Console) -> None:
+    """Study the runs in a folder; print and write what was found."""
+    found = []
+    with Progress(console) as progress:
+        for path in runs_in(folder):
+            console.print(f"{path}", highlight=False, soft_wrap=True)
+            written, examples = attack_run(path, changes, progress)
+            found.append(written)
+            sheet = example_sheet(
+                examples.images,
+                examples.adversarial,
+                examples.labels,
+                examples.before,
+                examples.after,
+                None,
+                path / "attacks" / "examples.png",
+                f"epsilon {examples.epsilon:.3g}, PGD along the true gradient",
+            )
+            console.print(
+                f"  verdict {examples.study.verdict}. {examples.study.sentence}", highlight=False, soft_wrap=True
+            )
+            for check in examples.study.fired:
+                console.print(f"  check   {check.name}: {check.sentence}", highlight=False, soft_wrap=True)
+            console.print(f"  report  {path / 'attacks' / 'study.md'}", soft_wrap=True)
+            console.print(f"  sheet   {sheet}", soft_wrap=True)
+    rows = robustness_table(found)
+    print_table(rows, console)
+    _files.write_text(folder / "robustness.md", rows.markdown())
+    console.print(f"table   {folder / 'robustness.md'}", soft_wrap=True)
+    for name, draw in (("white_box", white_box_figure), ("black_box", black_box_figure)):
+        figure = draw(found, folder / f"{name}.png")
+        if figure is not None:
+            console.print(f"figure  {figure}", soft_wrap=True)

@@ -1,0 +1,224 @@
+"""`biotorch run` and `biotorch search`: a study, wherever it runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+import yaml
+from rich.console import Console
+
+from biotorch import _files
+from biotorch._tables import Table, print_table
+from biotorch.cli.errors import ConfigFile, Overrides, plain_errors
+from biotorch.cli.inspect import attack
+from biotorch.experiment import BrokenPointsError, Config, ConfigError, RunFolder, Study, read, run, search
+from biotorch.experiment.display import Progress, duration
+from biotorch.experiment.estimating import best_jobs, estimates
+from biotorch.experiment.executors import Executor, Local, Ray, Slurm
+from biotorch.experiment.results import Result
+from biotorch.report import angle_figure, table
+from biotorch.report.page import write_page
+from biotorch.results.collecting import collect
+from biotorch.training.distributed import is_first_process
+
+#: In the folder of the study.
+_PAGE = "page.html"
+
+
+class _Executor(StrEnum):
+    local = "local"
+    slurm = "slurm"
+    ray = "ray"
+
+
+@plain_errors
+def run_command(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Run anew what is finished or begun.")] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Points at once; default: by cores and the size of the networks, with Slurm all.",
+            show_default=False,
+        ),
+    ] = None,
+    executor: Annotated[_Executor, typer.Option(help="Where points run.")] = _Executor.local,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the points and estimate their time; write nothing.")
+    ] = False,
+) -> None:
+    """Run one experiment, or every point of its sweep; print the table and write figure and page.
+
+    Finished points are not run again, and an interrupted one continues from its last checkpoint to the same
+    result as if it had never been interrupted: repeat the command. A point that breaks does not stop the others.
+
+    \b
+    biotorch run configs/quickstart.yaml
+    biotorch run configs/quickstart.yaml data.dataset=mnist model.mode.type=dfa experiment.name=dfa
+    biotorch run configs/paper/table1.yaml sweep.experiment.seed='[0, 1]' --jobs 4
+    biotorch run configs/paper/table2.yaml --executor slurm cluster.partition=gpu infrastructure.gpus=0
+    torchrun --nproc-per-node 2 -m biotorch.cli run configs/quickstart.yaml
+    """
+    study = read(config, overrides or [])
+    console = Console(quiet=not is_first_process())
+    left = {
+        name: point
+        for name, point in study.points.items()
+        if overwrite or not RunFolder(study.folder / name).results.is_file()
+    }
+    if jobs is None:
+        jobs = max(1, len(left)) if executor is _Executor.slurm else best_jobs(left)
+    if dry_run:
+        _list(study, left, jobs, console)
+        return
+    try:
+        with Progress(console, len(study.points)) as progress:
+            finished = run(study, overwrite, progress, _executor(executor, jobs, left, study))
+    except BrokenPointsError as error:
+        if error.results:
+            _show(study, list(error.results.values()), console)
+        raise
+    if is_first_process():
+        _show(study, list(finished.values()), console)
+        if study.config.attacks is not None:
+            attack(study.folder, [], console)
+            write_page(collect(study.folder), study.folder / _PAGE)
+
+
+def _executor(kind: _Executor, jobs: int, left: Mapping[str, Config], study: Study) -> Executor | None:
+    """None: one point after another, in this process."""
+    if kind is _Executor.local:
+        return Local(jobs) if jobs > 1 and len(left) > 1 else None
+    cluster = study.config.cluster
+    if kind is _Executor.slurm:
+        return Slurm(study.folder, jobs, cluster)
+    threads = study.config.infrastructure.threads
+    return Ray(jobs, threads, cluster)
+
+
+def _list(study: Study, left: Mapping[str, Config], jobs: int, console: Console) -> None:
+    """The points that are to be run, with the time that each would take alone."""
+    rows, total = [], 0.0
+    times = dict(estimates(left))
+    for name, point in study.points.items():
+        estimate = times.get(name)
+        total += estimate.seconds if estimate else 0.0
+        state = (
+            "finished"
+            if estimate is None
+            else ("to continue" if RunFolder(study.folder / name).latest.is_file() else "to run")
+        )
+        rows.append([name or point.experiment.name, state, duration(estimate.seconds) if estimate else ""])
+    shared = f"{duration(total)} one after another" + (
+        f", about {duration(total / jobs)} with {jobs} at once" if jobs > 1 else ""
+    )
+    notes = [
+        f"{len(left)} of {len(study.points)} points to run: {shared}. Measured at the first point of each network,",
+        "from the start; nothing was written.",
+    ]
+    print_table(Table(str(study.folder), ["point", "", "time alone"], rows, notes), console)
+
+
+def _show(study: Study, finished: Sequence[Result], console: Console) -> None:
+    """The table, the figure and the page of what is finished."""
+    rows = table(finished)
+    print_table(rows, console)
+    _files.write_text(study.folder / "table.md", rows.markdown())
+    console.print(f"table   {study.folder / 'table.md'}", soft_wrap=True)
+    (study.folder / "angles.png").unlink(missing_ok=True)
+    if any({"angles", "gradient_angles"} & record.keys() for result in finished for record in result["history"]):
+        console.print(f"figure  {angle_figure(finished, study.folder / 'angles.png')}", soft_wrap=True)
+    console.print(f"page    {write_page(collect(study.folder), study.folder / _PAGE)}", soft_wrap=True)
+    console.print(f"results {study.folder}", soft_wrap=True)
+
+
+@plain_errors
+def search_command(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    rates: Annotated[str, typer.Option(help="Rates to try; with --trials, the ends of a range.")] = ",".join(
+        f"{rate:g}" for rate in search.RATES
+    ),
+    trials: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rates that optuna chooses, for each setting; default: --rates.", show_default=False),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at once; default: as for `biotorch run`.", show_default=False)
+    ] = None,
+) -> None:
+    """Find the learning rate of each rule by the validation error; the test set is not looked at.
+
+    Points of the sweep that differ by their seed alone share a rate, which is looked for with the first seed. What
+    is found is printed as a part of the configuration. A search that was stopped goes on with the same command.
+
+    \b
+    biotorch search configs/paper/table1.yaml training.hyperparameters.epochs=10
+    biotorch search configs/quickstart.yaml --rates 0.3,0.1,0.03,0.01
+    biotorch search configs/quickstart.yaml --rates 0.0001,0.3 --trials 20
+    """
+    study, numbers, console = read(config, overrides or []), _numbers(rates), Console()
+
+    def run_all(points: Study) -> dict[str, Result]:
+        count = jobs or best_jobs(points.points)
+        with Progress(console, len(points.points)) as progress:
+            return run(points, display=progress, executor=Local(count) if count > 1 else None)
+
+    if trials is None:
+        found = search.grid(study, numbers, run_all)
+    else:
+        seed = study.config.experiment.seed
+        found = search.by_optuna(study, min(numbers), max(numbers), trials, seed, run_all)
+    rows = _table(found, study)
+    refinements = yaml.safe_dump({"when": list(search.as_refinements(found))}, sort_keys=False, default_flow_style=None)
+    _files.write_text(study.folder / "search" / "rates.md", rows.markdown())
+    _files.write_text(study.folder / "search" / "rates.yaml", refinements)
+    print_table(rows, console)
+    console.print("for the section `sweep` of the configuration:\n", highlight=False)
+    console.print(refinements, highlight=False, markup=False, soft_wrap=True)
+    for path in ("rates.md", "rates.yaml"):
+        console.print(f"written {study.folder / 'search' / path}", soft_wrap=True)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(
+            f"--rates: numbers with commas between them are needed, such as 0.1,0.01, not {text!r}"
+        ) from error
+
+
+def _table(found: Sequence[search.Setting], study: Study) -> Table:
+    rates = sorted({rate for setting in found for rate in setting.errors}, reverse=True)
+    rows = [
+        [
+            setting.name or study.config.experiment.name,
+            *(_cell(setting, rate) for rate in rates),
+            "-" if setting.best is None else f"{setting.best:g}",
+        ]
+        for setting in found
+    ]
+    edges = [setting.name for setting in found if setting.at_the_edge]
+    notes = ["Validation error (%) of the best epoch, one seed."]
+    if edges:
+        notes.append(f"At the end of what was tried, where a better rate may lie beyond: {'; '.join(edges)}.")
+    return Table(
+        f"{study.config.experiment.name}: learning rates",
+        ["setting", *(f"{rate:g}" for rate in rates), "best"],
+        rows,
+        notes,
+    )
+
+
+def _cell(setting: search.Setting, rate: float) -> str:
+    error = setting.errors.get(rate)
+    if error is None:
+        return ""
+    return "diverged" if math.isinf(error) else f"{error:.2f}"

@@ -1,0 +1,231 @@
+"""`convert`: put a network under a learning rule, in place."""
+
+from __future__ import annotations
+
+import fnmatch
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from torch import nn
+
+from biotorch._names import unknown
+from biotorch.conversion.forms import dense_sizes, with_points
+from biotorch.conversion.install import install
+from biotorch.conversion.outputs import auxiliary_heads, find_outputs
+from biotorch.conversion.survey import Entry, Planned, survey
+from biotorch.errors import ConversionError, ConversionWarning
+from biotorch.layers import LAYER_TYPES
+from biotorch.rules import DirectRule, Rule, make, option_names
+from biotorch.rules.registry import require_no_group_option
+
+#: A rule by name or as an object; None leaves the layer as it is.
+RuleLike: TypeAlias = str | Rule | None
+#: One for every layer, patterns of layer names (first match wins), or a function (name, layer) -> rule.
+Choice: TypeAlias = str | Rule | Mapping[str, RuleLike] | Callable[[str, nn.Module], RuleLike]
+
+
+def first_match(name: str, patterns: Iterable[str]) -> str | None:
+    """The first pattern that matches a layer's name, which decides on its rule; None if none does."""
+    return next((pattern for pattern in patterns if fnmatch.fnmatchcase(name, pattern)), None)
+
+
+class Chooser:
+    """Answers `rule_for(name, layer)`; collects what is wrong with the question instead of raising."""
+
+    def __init__(self, choice: Choice, options: dict[str, Any]) -> None:
+        if isinstance(choice, type) or not (isinstance(choice, str | Rule | Mapping) or callable(choice)):
+            raise TypeError(
+                "a rule is a name, a Rule, a mapping of layer patterns to rules, or a function "
+                f"(name, layer) -> rule, not {choice!r}"
+            )
+        self.choice = choice
+        self.options = options
+        self.problems: list[str] = []
+        self._made: dict[str, Rule] = {}
+        self._named: dict[str, None] = {}
+        self._used_patterns: set[str] = set()
+        #: Layers that no pattern of a mapping matches: forgotten, where None is a decision.
+        self.unmatched: set[str] = set()
+
+    def rule_for(self, name: str, layer: nn.Module) -> Rule | None:
+        """The layer's rule, or None if it is to be left."""
+        try:
+            return self._resolve(self._pick(name, layer))
+        except ValueError as error:
+            if str(error) not in self.problems:
+                self.problems.append(str(error))
+            return None
+
+    def finish(self, layer_names: list[str]) -> None:
+        """Add the problems only seen at the end: patterns and options that met nothing."""
+        if isinstance(self.choice, Mapping):
+            for pattern in self.choice:
+                if pattern not in self._used_patterns and pattern != "*":  # the rest may be empty
+                    met = any(fnmatch.fnmatchcase(name, pattern) for name in layer_names)
+                    why = (
+                        "an earlier pattern takes all its layers"
+                        if met
+                        else str(unknown("layer pattern", pattern, layer_names))
+                    )
+                    self.problems.append(why if not met else f"pattern {pattern!r}: {why}")
+        if self._named:
+            accepted = sorted({option for name in self._named for option in option_names(name)})
+            for option in self.options:
+                if option not in accepted:
+                    self.problems.append(self._refusal(option, accepted))
+
+    def _refusal(self, option: str, accepted: list[str]) -> str:
+        try:
+            for name in self._named:
+                require_no_group_option(name, option)
+        except ValueError as error:
+            return str(error)
+        return str(unknown(f"option of {', '.join(self._named)}", option, accepted))
+
+    def _pick(self, name: str, layer: nn.Module) -> RuleLike:
+        if isinstance(self.choice, str | Rule):
+            return self.choice
+        if isinstance(self.choice, Mapping):
+            pattern = first_match(name, self.choice)
+            if pattern is None:
+                self.unmatched.add(name)
+                return None
+            self._used_patterns.add(pattern)
+            return self.choice[pattern]
+        return self.choice(name, layer)
+
+    def _resolve(self, rule: RuleLike) -> Rule | None:
+        if isinstance(rule, Rule):
+            if self.options:
+                raise ValueError(
+                    f"options {', '.join(self.options)} beside a finished {rule.name!r} rule: give them to the rule"
+                )
+            return rule
+        if rule is None:
+            return None
+        if not isinstance(rule, str):
+            raise ValueError(f"a rule is a name, a Rule or None, not {rule!r}")
+        if rule not in self._made:
+            known_options = option_names(rule)  # raises for an unknown rule
+            self._named.setdefault(rule)
+            # One call may mix rules: each takes the options it knows; `finish` reports the others.
+            known = {key: value for key, value in self.options.items() if key in known_options}
+            self._made[rule] = make(rule, **known)
+        return self._made[rule]
+
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def convert(
+    model: _Module,
+    rule: Choice,
+    *,
+    copy_weights: bool = True,
+    output: str | Sequence[str] | None = None,
+    output_dim: int | None = None,
+    strict: bool = False,
+    seed: int | None = None,
+    inputs: Any = None,
+    **options: Any,
+) -> _Module:
+    """Put `model` under a learning rule, in place, and return it.
+
+    Each layer keeps its identity: the class of the object changes to the feedback version of exactly
+    its torch type (it stays an instance of that), so parents, shared layers, tied weights, hooks,
+    optimizers, device, dtype, memory format and flags are untouched. Layers with the same W get the
+    same B. Converting again replaces the rule. The global random state is neither read nor advanced.
+
+    Args:
+        model: any module, also a single layer.
+        rule: a rule's name, a `Rule`, a mapping of layer-name patterns to rules (first match wins:
+            `{"fc": "backpropagation", "*": "fa"}`), or a function (name, layer) -> rule. None as a
+            layer's rule leaves it as it is.
+        copy_weights: keep W and b; if False, draw them again by the rule's `init`.
+        output: name of the output layer, whose error a direct rule broadcasts, or names of all of them
+            where there are several heads. Default: the last feedback layer of `named_modules`.
+        output_dim: size of the output, only to be checked against the model.
+        strict: raise where a layer would be left on backpropagation, instead of warning.
+        seed: of B (and of W with `copy_weights=False`), together with the layer's name: two networks
+            of one architecture and seed get the same B, and so do equal parts of one network that are converted
+            one by one: convert the whole, or give each its own. Default: `torch.initial_seed()`.
+        inputs: an example batch (a tensor, a tuple of arguments or a mapping of keyword arguments): the input
+            size that `feedback="dense"` makes B for. The model is run on it once, in eval mode.
+        **options: options of the rule; with several rules each takes those it knows.
+
+    Raises:
+        ConversionError: listing all problems: nothing to convert, unknown rules, options, patterns or
+            output layers, an output that cannot be inferred, an `output_dim` the model contradicts.
+        TypeError: `model` is not a module, or `rule` nothing of the above.
+
+    Warns:
+        ConversionWarning: layers stay on backpropagation, or there was no shortcut to cut.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"convert takes a torch.nn.Module, got {type(model).__name__}")
+    chooser = Chooser(rule, dict(options))
+    entries = survey(model)
+    candidates = [entry for entry in entries if entry.kind in ("feedback", "convertible")]
+    chosen = [(entry, chooser.rule_for(entry.name, entry.module)) for entry in candidates]
+    planned = [Planned(entry.name, entry.module, rule) for entry, rule in chosen if rule is not None]
+    chooser.finish([entry.name for entry in candidates])
+
+    problems = list(chooser.problems)
+    if not candidates:
+        problems.append(_nothing_to_convert(entries))
+    elif not planned and not problems:
+        problems.append("no layer was given a rule: the network would be unchanged")
+    left = _left(entries, chooser.unmatched) if any(p.rule.name != "backpropagation" for p in planned) else []
+    if strict and left:
+        problems.append(_left_on_backprop(left))
+    problems += _unmatched_patterns(model, planned)
+    planned = with_points(model, planned)
+    outputs = find_outputs(entries, planned, output, auxiliary_heads(model), output_dim, problems)
+    if problems:
+        raise ConversionError(_joined(problems))
+    dense = dense_sizes(model, planned, inputs)
+    if left:
+        warnings.warn(_left_on_backprop(left), ConversionWarning, stacklevel=2)
+    install(model, planned, outputs, copy_weights, torch.initial_seed() if seed is None else seed, dense)
+    return model
+
+
+def _left(entries: list[Entry], unmatched: set[str]) -> list[Entry]:
+    """The layers that will transport their weights although nobody decided so."""
+    forgotten = "no pattern matches it; give it None, or 'backpropagation', to leave it knowingly"
+    return [
+        entry if entry.kind == "left" else entry._replace(reason=forgotten)
+        for entry in entries
+        if entry.kind == "left" or (entry.kind == "convertible" and entry.name in unmatched)
+    ]
+
+
+def _unmatched_patterns(model: nn.Module, planned: list[Planned]) -> list[str]:
+    names = [name for name, _ in model.named_modules() if name]
+    direct = {item.rule for item in planned if isinstance(item.rule, DirectRule)}
+    given = {("block pattern", pattern) for rule in direct for pattern in rule.blocks}
+    given |= {("feedback point", pattern) for rule in direct for pattern in rule.points}
+    return [str(unknown(what, p, names)) for what, p in sorted(given) if not fnmatch.filter(names, p)]
+
+
+def _nothing_to_convert(entries: list[Entry]) -> str:
+    types = ", ".join(layer_type.__name__ for layer_type in LAYER_TYPES)
+    left = "".join(f"\n    {_describe(entry)}" for entry in entries if entry.kind == "left")
+    return f"no layer to convert: none is exactly one of {types}{left}"
+
+
+def _left_on_backprop(left: list[Entry]) -> str:
+    lines = "".join(f"\n    {_describe(entry)}" for entry in left)
+    return f"{len(left)} layer(s) stay on backpropagation:{lines}"
+
+
+def _describe(entry: Entry) -> str:
+    return f"{entry.name or '(root)'} ({type(entry.module).__name__}): {entry.reason}"
+
+
+def _joined(problems: list[str]) -> str:
+    if len(problems) == 1:
+        return problems[0]
+    return f"{len(problems)} problems:" + "".join(f"\n  - {problem}" for problem in problems)

@@ -1,0 +1,254 @@
+"""Forms of direct feedback: strict (shortcuts are cut), dense, shared, and at the input of blocks."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from biotorch import _seeding
+from biotorch.conversion import nested
+from biotorch.conversion.survey import Planned
+from biotorch.errors import ConversionError
+from biotorch.kernel.functions import Cut, uncompiled
+from biotorch.layers import FeedbackLayer, as_feedback, connections, feedback_type
+from biotorch.layers.networks import isolated
+from biotorch.rules import DirectRule, Rule, initial, make
+
+#: Residual blocks of the common families, by qualified class name (nothing is imported to compare).
+_BLOCKS = {
+    "biotorch.models.convolutional.BasicBlock",
+    "timm.models.convnext.ConvNeXtBlock",
+    "timm.models.resnet.BasicBlock",
+    "timm.models.resnet.Bottleneck",
+    "timm.models.swin_transformer.SwinTransformerBlock",
+    "timm.models.vision_transformer.Block",
+    "torch.nn.modules.transformer.TransformerDecoderLayer",
+    "torch.nn.modules.transformer.TransformerEncoderLayer",
+    "torchvision.models.convnext.CNBlock",
+    "torchvision.models.efficientnet.FusedMBConv",
+    "torchvision.models.efficientnet.MBConv",
+    "torchvision.models.mnasnet._InvertedResidual",
+    "torchvision.models.mobilenetv2.InvertedResidual",
+    "torchvision.models.mobilenetv3.InvertedResidual",
+    "torchvision.models.regnet.ResBottleneckBlock",
+    "torchvision.models.resnet.BasicBlock",
+    "torchvision.models.resnet.Bottleneck",
+    "torchvision.models.swin_transformer.SwinTransformerBlock",
+    "torchvision.models.swin_transformer.SwinTransformerBlockV2",
+    "torchvision.models.vision_transformer.EncoderBlock",
+    "transformers.models.bert.modeling_bert.BertLayer",
+    "transformers.models.convnext.modeling_convnext.ConvNextLayer",
+    "transformers.models.distilbert.modeling_distilbert.TransformerBlock",
+    "transformers.models.gpt2.modeling_gpt2.GPT2Block",
+    "transformers.models.t5.modeling_t5.T5Block",
+    "transformers.models.vit.modeling_vit.ViTLayer",
+}
+
+
+def residual_blocks(model: nn.Module, patterns: Sequence[str] = ()) -> dict[str, nn.Module]:
+    """The residual blocks of `model` by name: those of known families, and those `patterns` name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if _is_known_block(module) or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    }
+
+
+def possible_blocks(model: nn.Module, patterns: Sequence[str] = ()) -> dict[str, nn.Module]:
+    """The residual blocks, and whatever else is called like one and has several layers inside.
+
+    For the audit, which measures whether anything goes past them: the more it looks at, the better.
+    """
+    candidates = {
+        name: module
+        for name, module in model.named_modules()
+        if type(module).__name__.endswith(("Block", "Layer", "Bottleneck", "Residual"))
+        and sum(1 for _ in module.children()) > 1
+    }
+    return {**residual_blocks(model, patterns), **candidates}
+
+
+def outermost(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Module]:
+    """The modules by name that match one of `patterns` and lie in no other that does."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if name and not inside and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+            found[name] = module
+    return found
+
+
+def _is_known_block(module: nn.Module) -> bool:
+    if f"{type(module).__module__}.{type(module).__qualname__}" not in _BLOCKS:
+        return False
+    # MobileNets, EfficientNets and MnasNets use one class with and without a shortcut.
+    switches = ("use_res_connect", "apply_residual")
+    return all(getattr(module, switch, True) for switch in switches)
+
+
+def leaking_shortcuts(model: nn.Module) -> list[str]:
+    """Names of the residual blocks whose identity path carries gradient past a direct rule's feedback.
+
+    A projection shortcut ends in a feedback layer of its own and does not. Read off the structure;
+    `biotorch.audit` measures it.
+    """
+    return [
+        name
+        for name, block in residual_blocks(model).items()
+        if not any(isinstance(hook, CutShortcut) for hook in block._forward_pre_hooks.values())
+        and any(isinstance(m, FeedbackLayer) and m.rule.direct for m in block.modules())
+        and not _projects(block)
+    ]
+
+
+def _projects(block: nn.Module) -> bool:
+    shortcut = getattr(block, "downsample", None) or getattr(block, "proj", None)
+    return shortcut is not None and any(isinstance(m, FeedbackLayer) for m in shortcut.modules())
+
+
+class CutShortcut:
+    """Forward pre-hook of a residual block: only the broadcast error leaves the block upstream.
+
+    The error is projected by the feedback of the block's first direct layer, in the shape of the
+    block's input: what that layer would hand to it if it read it directly.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path  # within the block, so that a copy or replica of the block finds its own layer
+
+    def __call__(
+        self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        layer = block.get_submodule(self.path)
+        assert isinstance(layer, FeedbackLayer)
+        if layer.plain:
+            return None
+        if args and isinstance(args[0], Tensor):
+            return (_cut(args[0], layer), *args[1:]), kwargs
+        name = next((name for name, value in kwargs.items() if isinstance(value, Tensor)), None)
+        if args or name is None:
+            raise RuntimeError(
+                f"{layer.label}: its block ({type(block).__name__}) is cut off from gradients, which needs the tensor "
+                "that the block takes as its first argument"
+            )
+        return args, {**kwargs, name: _cut(kwargs[name], layer)}
+
+
+@uncompiled
+def _cut(x: Tensor, layer: FeedbackLayer) -> Tensor:
+    first, operation = layer.connections[0], layer.entry(x)
+    cut: Tensor = Cut.apply(x, layer.projector(first, x).detach(), operation, layer.receiver(first))
+    return cut
+
+
+def remove_cuts(model: nn.Module) -> None:
+    """Take out the hooks of an earlier conversion."""
+    for module in model.modules():
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if isinstance(hook, CutShortcut):
+                del module._forward_pre_hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+def install_cuts(model: nn.Module) -> int:
+    """Cut the blocks whose first direct layer asks for it; returns the number of residual blocks among them."""
+    layers = [module for module in model.modules() if isinstance(module, FeedbackLayer)]
+    rules = {layer.rule for layer in layers if isinstance(layer.rule, DirectRule)}
+    named = sorted({pattern for rule in rules if rule.shortcuts == "cut" for pattern in rule.blocks})
+    residual = residual_blocks(model, named)
+    points = outermost(model, sorted({pattern for rule in rules for pattern in rule.points}))
+    cuts = 0
+    for name, block in {**residual, **points}.items():
+        direct = ((path, m) for path, m in block.named_modules() if isinstance(m, FeedbackLayer) and m.rule.direct)
+        path, first = next(direct, ("", None))
+        if first is None or not isinstance(first.rule, DirectRule):
+            continue
+        if name in points or first.rule.shortcuts == "cut":
+            block.register_forward_pre_hook(CutShortcut(path), with_kwargs=True)
+            cuts += name in residual
+    return cuts
+
+
+def with_points(model: nn.Module, planned: list[Planned]) -> list[Planned]:
+    """Where a rule has feedback points: the first layer of each block holds its B, the others get backpropagation."""
+    first: set[str] = set()
+    inside: set[str] = set()
+    for rule in {item.rule for item in planned if isinstance(item.rule, DirectRule) and item.rule.points}:
+        for block in outermost(model, rule.points):
+            names = [item.name for item in planned if item.rule == rule and f"{item.name}.".startswith(f"{block}.")]
+            first.update(names[:1])
+            inside.update(names[1:])
+    marked = [item._replace(at_point=item.name in first) for item in planned]
+    return [item._replace(rule=_backpropagation_like(item.rule)) if item.name in inside else item for item in marked]
+
+
+def _backpropagation_like(rule: Rule) -> Rule:
+    return make(
+        "backpropagation", init=rule.init, gradient_clip=rule.gradient_clip, constrain_weights=rule.constrain_weights
+    )
+
+
+def dense_sizes(model: nn.Module, planned: list[Planned], inputs: Any) -> dict[str, tuple[int, ...]]:
+    """Rows of a dense B by layer name, read off a forward on `inputs`."""
+    dense = {item.name: item.layer for item in planned if item.form == "dense" and _has_dense_size(item.layer)}
+    if not dense:
+        return {}
+    if inputs is None:
+        raise ConversionError(
+            "feedback='dense' makes B for one size of the convolutions' inputs: give an example batch, "
+            "biotorch.convert(model, ..., inputs=batch)"
+        )
+    sizes: dict[str, tuple[int, ...]] = {}
+
+    def note(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        with as_feedback(layer) as converted:
+            sizes[name] = converted.dense_size(args[0] if args else next(iter(kwargs.values()))) or ()
+
+    handles = [
+        layer.register_forward_pre_hook(
+            lambda layer, args, kwargs, name=name: note(name, layer, args, kwargs), with_kwargs=True
+        )
+        for name, layer in dense.items()
+    ]
+    args, kwargs = nested.arguments(inputs)
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with torch.no_grad(), isolated(model):
+            model.eval()(*args, **kwargs)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ConversionError(f"feedback='dense': the model does not take inputs=...: {error}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes.items():
+            module.training = training
+    if missing := [name for name in dense if name not in sizes]:
+        raise ConversionError(f"feedback='dense': the forward of {', '.join(missing)} did not run on inputs")
+    return sizes
+
+
+def _has_dense_size(layer: nn.Module) -> bool:
+    kind = feedback_type(type(layer))
+    return kind is not None and kind.dense_size is not FeedbackLayer.dense_size
+
+
+def hold_shared_feedback(
+    model: nn.Module, planned: list[Planned], holder: FeedbackLayer | None, n_out: int, seed: int
+) -> None:
+    """Create the matrix of which the layers under a shared feedback have slices, as a buffer of `holder`."""
+    found = list(connections(model).values())
+    for layer in model.modules():  # the matrix of an earlier conversion, if nobody has a slice of it any more
+        if "shared_feedback" in layer._buffers and not any(each.holder is layer for each in found):
+            del layer.shared_feedback
+    sharing = [each for each in found if each.holder is holder and each.columns is not None]
+    if holder is None or not any(item.form == "shared" for item in planned):
+        return
+    rule = sharing[0].layer.rule
+    width = max(each.columns.size for each in sharing if each.columns is not None)
+    matrix = holder.connections[0].weight.new_empty((n_out, width))
+    initial.draw_unit(matrix, rule.feedback_distribution, _seeding.generator(_seeding.derive(seed, "shared feedback")))
+    holder.register_buffer("shared_feedback", matrix)

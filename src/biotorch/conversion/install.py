@@ -1,0 +1,174 @@
+"""Carrying a conversion out."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Container, Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from biotorch import _seeding
+from biotorch.conversion.forms import hold_shared_feedback, install_cuts, remove_cuts
+from biotorch.conversion.survey import Planned
+from biotorch.errors import ConversionError, ConversionWarning
+from biotorch.kernel.broadcast import Output
+from biotorch.layers import Connection, FeedbackLayer, connections, feedback_type, reading_type
+from biotorch.rules import DirectRule
+
+#: Where a module keeps the names of its parameters that were frozen.
+_FROZEN = "biotorch_frozen"
+
+
+def freeze_hidden(model: nn.Module, outputs: Container[int]) -> None:
+    """Where a rule asks for it: no gradient but for `outputs` (ids) and for the layers of other rules."""
+    layers = [module for module in model.modules() if isinstance(module, FeedbackLayer)]
+    if not any(layer.rule.trains_output_only for layer in layers):
+        return
+    trained = {
+        id(parameter)
+        for layer in layers
+        if id(layer) in outputs or not layer.rule.trains_output_only
+        for parameter in layer.parameters()
+    }
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.requires_grad and id(parameter) not in trained:
+                parameter.requires_grad_(False)
+                parameter.grad = None
+                module.__dict__.setdefault(_FROZEN, []).append(name)
+
+
+def thaw(model: nn.Module) -> None:
+    """Take back what `freeze_hidden` did."""
+    for module in model.modules():
+        for name in module.__dict__.pop(_FROZEN, []):
+            module.get_parameter(name).requires_grad_(True)
+
+
+def install(
+    model: nn.Module,
+    planned: list[Planned],
+    outputs: dict[int, Output],
+    copy_weights: bool,
+    seed: int,
+    dense: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Carry the plan out; where a rule or layer of the user's own fails, the network is as it was.
+
+    Args:
+        outputs: the output layers by id.
+        dense: rows of a dense B by layer name.
+
+    Raises:
+        ConversionError: what failed.
+    """
+    with _all_or_nothing(planned):
+        converted = [(_converted(item), item.rule, _seeding.derive(seed, item.name)) for item in planned]
+        if not copy_weights:
+            drawn: set[int] = set()  # tied weights are drawn once, before any B is made of them
+            for layer, rule, own_seed in converted:
+                weights = {id(layer.get_parameter(name)) for name in layer.weight_names}
+                if not weights <= drawn:
+                    drawn |= weights
+                    layer.initialise_weights(rule, own_seed)
+        n_out = max((output.stop for output in outputs.values()), default=None)
+        holder = next((m for m in model.modules() if id(m) in outputs and isinstance(m, FeedbackLayer)), None)
+        first_with: dict[tuple[Any, ...], Connection] = {}  # connections that share W share B
+        for (layer, rule, own_seed), item in zip(converted, planned, strict=True):
+            row = dense.get(item.name)
+            # A convolution and a transposed one may share W, but not a direct rule's B: it has another shape.
+            keys = {
+                name: (
+                    id(layer.get_parameter(name)),
+                    rule,
+                    (row or layer.projection_shape(name)) if rule.direct else None,
+                )
+                for name in layer.weight_names
+            }
+            twins = {name: first_with[key] for name, key in keys.items() if key in first_with}
+            layer.set_rule(
+                rule, own_seed, n_out, twins, row, holder if item.form == "shared" else None, at_point=item.at_point
+            )
+            for name, key in keys.items():
+                first_with.setdefault(key, layer.connection(name))
+        hold_shared_feedback(model, planned, holder, n_out or 0, seed)
+        _mark_time_major(model)
+        _connect(model, outputs)
+    thaw(model)
+    freeze_hidden(model, outputs)
+    _warn_of_sharing(model)
+
+
+def _warn_of_sharing(model: nn.Module) -> None:
+    """Say what it means where a W that B learns beside is the weight of another kind of module, too."""
+    found = connections(model)
+    learned = {id(each.trained): name for name, each in found.items() if each.learned and not each.layer.rule.direct}
+    layers = [module for module in model.modules() if isinstance(module, FeedbackLayer) and module.rule.learns]
+    own = {part for layer in layers for part in (layer, *(layer.get_submodule(name) for name in layer.owned))}
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            if module not in own and id(parameter) in learned:
+                warnings.warn(
+                    f"{learned[id(parameter)]} shares its W with {name} ({type(module).__name__}): what W learns there "
+                    "does not reach B, so that W - B does not vanish",
+                    ConversionWarning,
+                    stacklevel=4,
+                )
+
+
+@contextlib.contextmanager
+def _all_or_nothing(planned: list[Planned]) -> Iterator[None]:
+    """Where the block fails, the layers are as they were."""
+    tensors = ("_parameters", "_buffers")
+    before = [
+        (item.layer, type(item.layer), {**vars(item.layer), **{name: dict(vars(item.layer)[name]) for name in tensors}})
+        for item in planned
+    ]
+    try:
+        yield
+    except Exception as error:
+        for layer, kind, attributes in before:
+            layer.__class__ = kind
+            layer.__dict__.clear()
+            layer.__dict__.update(attributes)
+        raise ConversionError(f"a rule or a registered layer failed: {error}") from error
+
+
+def _converted(item: Planned) -> FeedbackLayer:
+    layer = item.layer
+    layer.__class__ = feedback_type(type(layer)) or type(layer)
+    assert isinstance(layer, FeedbackLayer)
+    layer.label = item.name
+    return layer
+
+
+def _connect(model: nn.Module, outputs: dict[int, Output]) -> None:
+    """Mark the output layers, cut what the rules of all layers ask for, and route modules that read weights."""
+    remove_cuts(model)
+    layers = [module for module in model.modules() if isinstance(module, FeedbackLayer)]
+    broadcasts = any(layer.rule.direct for layer in layers)
+    for layer in layers:
+        layer.output = outputs.get(id(layer)) if broadcasts else None
+    for module in model.modules():
+        reader = reading_type(type(module))
+        if reader is not None and any(isinstance(each, FeedbackLayer) for each in module.modules()):
+            module.__class__ = reader
+    cuts = install_cuts(model)
+    if not cuts and any(isinstance(layer.rule, DirectRule) and layer.rule.shortcuts == "cut" for layer in layers):
+        warnings.warn(
+            "shortcuts='cut' found no residual block to cut: if there are any, name them with "
+            "blocks=['pattern', ...]; biotorch.audit shows whether gradient passes the feedback",
+            ConversionWarning,
+            stacklevel=4,
+        )
+
+
+def _mark_time_major(model: nn.Module) -> None:
+    """Tell the layers of time-major transformers (`batch_first=False`) where their batch is."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
+            for layer in (module.linear1, module.linear2):
+                if isinstance(layer, FeedbackLayer) and not module.self_attn.batch_first:
+                    layer.batch_dim = 1

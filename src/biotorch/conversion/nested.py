@@ -1,0 +1,53 @@
+"""Tensors inside what a module takes and returns: tuples, lists, mappings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from biotorch.errors import AuditError
+
+
+def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments from a tensor, a tuple or a mapping."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs), {}) if isinstance(inputs, tuple | list) else ((inputs,), {})
+
+
+def differentiable(values: Any, targets: dict[str, Any], path: str) -> Any:
+    """A copy of the arguments whose floating point tensors take part in the experiment."""
+    if isinstance(values, dict):
+        return {key: differentiable(value, targets, f"{path}.{key}") for key, value in values.items()}
+    if isinstance(values, tuple | list):
+        return tuple(differentiable(value, targets, f"{path}.{i}") for i, value in enumerate(values))
+    if isinstance(values, Tensor) and values.is_floating_point():
+        targets[path] = values.detach().clone().requires_grad_()
+        return targets[path]
+    return values
+
+
+def tensors(output: Any) -> list[Tensor]:
+    """The floating point tensors in a module's output, in order."""
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() else []
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    elif dataclasses.is_dataclass(output):
+        output = list(vars(output).values())
+    if isinstance(output, tuple | list):
+        return [tensor for part in output for tensor in tensors(part)]
+    return []
+
+
+def functional(output: Any, generator: torch.Generator) -> Tensor:
+    """A random linear functional of what the model returns: its gradient is a random error vector."""
+    found = [tensor for tensor in tensors(output) if tensor.requires_grad]
+    if not found:
+        raise AuditError("no output requires a gradient: is everything frozen?")
+    noises = (torch.randn(tensor.shape, generator=generator).to(tensor) for tensor in found)
+    return torch.stack([(tensor * noise).sum() for tensor, noise in zip(found, noises, strict=True)]).sum()

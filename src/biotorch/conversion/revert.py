@@ -1,0 +1,50 @@
+"""`revert`: from a network under a rule back to an ordinary one."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from biotorch.conversion.forms import remove_cuts
+from biotorch.conversion.install import thaw
+from biotorch.layers import FeedbackLayer, Reader
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+#: What conversion leaves on a layer beside its rule.
+_MARKS = ("output", "label", "batch_dim", "true_gradients")
+
+
+def revert(model: _Module) -> _Module:
+    """Make `model` an ordinary network again, in place, with the weights it has, and return it.
+
+    Outputs stay the same to the bit; gradients are those of backpropagation. Nothing of biotorch is left
+    in it: classes, state_dict and pickles are torch's own. A network of plain layers is left as it is. For a
+    copy, revert `copy.deepcopy(model)`.
+
+    Raises:
+        TypeError: `model` is not a module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"revert takes a torch.nn.Module, got {type(model).__name__}")
+    remove_cuts(model)
+    thaw(model)
+    for module in model.modules():
+        if isinstance(module, FeedbackLayer):
+            module.forget_rule()
+            for mark in _MARKS:
+                module.__dict__.pop(mark, None)
+        if isinstance(module, FeedbackLayer | Reader):
+            module.__class__ = _plain(module)  # type: ignore[assignment]
+    return model
+
+
+def _plain(module: FeedbackLayer | Reader) -> type[nn.Module]:
+    """The class that it had before; of a parametrized layer torch has made a subclass, which computes the weight."""
+    kind: type[nn.Module] = type(module)
+    if not parametrize.is_parametrized(module):
+        return module.torch_type
+    own = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
+    return type(f"Parametrized{module.torch_type.__name__}", (module.torch_type,), own)

@@ -1,0 +1,160 @@
+"""What each module with parameters is to a learning rule, and the plan of a conversion."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils import parametrize
+
+from biotorch.layers import LAYER_TYPES, FeedbackLayer, feedback_type, is_feedback
+from biotorch.rules import DirectRule, Rule
+
+
+class Planned(NamedTuple):
+    name: str
+    layer: nn.Module
+    rule: Rule
+    #: Whether the layer is the first of a block that is a feedback point.
+    at_point: bool = False
+
+    @property
+    def form(self) -> str | None:
+        """Under a direct rule, the form of B: kernel, dense or shared."""
+        return self.rule.feedback if isinstance(self.rule, DirectRule) else None
+
+
+#: feedback: under a rule; convertible: could be; left: transports its weights, if anything flows
+#: upstream of it; local: its gradients need no weights of another unit.
+Kind = Literal["feedback", "convertible", "left", "local"]
+
+_LOOKUPS = (nn.Embedding, nn.EmbeddingBag)
+_LOCAL = (*_LOOKUPS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _NormBase)
+
+_REASONS: dict[type[nn.Module], str] = {
+    nn.MultiheadAttention: "a subclass of MultiheadAttention may compute something else",
+    nn.RNNBase: "a recurrent layer is one fused call over all time steps: write it with the cells to convert it",
+}
+
+#: Names of parameters that are added to activations: learned positions, tokens, attention biases.
+_ADDED = re.compile(r"(^|_)(pos|position|positions|token|tokens|cls|bias|query_pos)(_|$)|pos_?emb")
+
+
+class Entry(NamedTuple):
+    """One module that owns parameters. `reason` says why it is left, or what makes it local."""
+
+    name: str
+    module: nn.Module
+    kind: Kind
+    reason: str
+
+
+def survey(model: nn.Module) -> list[Entry]:
+    """Every module of `model` that owns parameters, each object once, in the order of `named_modules`."""
+    entries = []
+    owned: set[nn.Module] = set()
+    for name, module in model.named_modules():
+        if module in owned:
+            continue  # reported with the layer that reads it
+        if isinstance(module, parametrize.ParametrizationList) or _inside_parametrization(name):
+            continue  # reported with the layer whose weight it computes
+        if module._parameters or parametrize.is_parametrized(module):
+            kind, reason = _classify(module)
+            if kind in ("feedback", "convertible"):
+                owned.update(owned_modules(module))
+            entries.append(Entry(name, module, kind, reason))
+    return entries
+
+
+def weight_matrices(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The module's own parameters that mix units: more than a vector, by attribute name.
+
+    A vector (batch-norm scale, layer scale, class token) acts on each unit alone.
+    """
+    owners = [module, *owned_modules(module)]
+    if parametrize.is_parametrized(module):
+        owners += list(module.parametrizations.modules())  # type: ignore[union-attr]
+    named = {
+        f"{number}.{name}" if number else name: p
+        for number, owner in enumerate(owners)
+        for name, p in owner._parameters.items()
+        if p is not None and not nn.parameter.is_lazy(p)
+    }
+    if isinstance(module, FeedbackLayer):  # a B that learns is a parameter, too, and no weight
+        named = {name: p for name, p in named.items() if not is_feedback(name)}
+    if isinstance(module, (FeedbackLayer, *LAYER_TYPES)) or feedback_type(type(module)) is not None:
+        return {name: p for name, p in named.items() if p.dim() > 1}  # (1, n) is a matrix here
+    return {name: p for name, p in named.items() if p.dim() > 1 and p.numel() > max(p.shape)}
+
+
+def is_known_local(module: nn.Module) -> bool:
+    """Whether a module is local by its type, rather than as far as its parameters' names and shapes tell."""
+    return isinstance(module, _LOCAL)
+
+
+def owned_modules(module: nn.Module) -> list[nn.Module]:
+    """Submodules that a layer reads itself, as attention its output projection."""
+    kind = feedback_type(type(module))
+    if kind is None or kind.obstacle(module) or _obstacle(module) or _obstacle_inside(module, kind.owned):
+        return []
+    return [module.get_submodule(name) for name in kind.owned]
+
+
+def _inside_parametrization(name: str) -> bool:
+    return "parametrizations" in name.split(".")
+
+
+def _classify(module: nn.Module) -> tuple[Kind, str]:
+    if isinstance(module, FeedbackLayer):
+        return "feedback", ""
+    if (kind := feedback_type(type(module))) is not None:
+        obstacle = _obstacle(module) or kind.obstacle(module) or _obstacle_inside(module, kind.owned)
+        return ("left", obstacle) if obstacle else ("convertible", "")
+    if isinstance(module, _LOCAL):
+        return "local", f"{'lookup' if isinstance(module, _LOOKUPS) else 'normalisation'}, local"
+    if parametrize.is_parametrized(module):
+        return "left", "its weight is parametrized: remove the parametrization to convert it"
+    if any(nn.parameter.is_lazy(p) for p in module._parameters.values() if p is not None):
+        return "left", "its shape is not known yet: run a batch first"
+    matrices = weight_matrices(module)
+    if not matrices:
+        return "local", "holds vectors only"
+    for known, reason in _REASONS.items():
+        if isinstance(module, known):
+            return "left", reason
+    return _classify_by_parameters(module, matrices)
+
+
+def _classify_by_parameters(module: nn.Module, matrices: dict[str, nn.Parameter]) -> tuple[Kind, str]:
+    """A module of a type that nobody registered."""
+    for torch_type in LAYER_TYPES:
+        if isinstance(module, torch_type):
+            name = f"{type(module).__module__}.{type(module).__qualname__}"
+            return "left", f"a subclass of {torch_type.__name__} ({name}) may compute something else"
+    if all(_ADDED.search(name) or len(p) == 1 for name, p in matrices.items()):
+        return "local", f"{', '.join(matrices)}: added to activations, as name or shape tells; biotorch.audit tests it"
+    if next(module.children(), None) is not None:
+        return "left", "parameters used by a composite module's own code; biotorch.audit shows what they do"
+    return "left", f"no feedback version of {type(module).__name__}"
+
+
+def _obstacle_inside(module: nn.Module, owned: Sequence[str]) -> str:
+    """The same for the submodules that the layer reads itself."""
+    for name in owned:
+        inner = module.get_submodule(name)
+        why = "it is parametrized" if parametrize.is_parametrized(inner) else _obstacle(inner)
+        if why:
+            return f"{name}: {why}"
+    return ""
+
+
+def _obstacle(module: nn.Module) -> str:
+    """Why a layer of exactly a convertible type cannot be converted; empty if it can."""
+    if "forward" in module.__dict__:
+        return "its forward is replaced on the instance"
+    if any(isinstance(value, Tensor) and "weight" in name for name, value in module.__dict__.items()):
+        return "its weight is computed by a hook (weight_norm, spectral_norm)"
+    return ""

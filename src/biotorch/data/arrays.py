@@ -1,0 +1,177 @@
+"""Sets held in arrays: torchvision's MNIST, Fashion-MNIST and CIFAR, and .npz files."""
+
+from __future__ import annotations
+
+import gzip
+import http.client
+import zipfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.datasets import CIFAR10, MNIST
+from torchvision.datasets.utils import check_integrity
+
+from biotorch import _files
+from biotorch.data.folders import locate
+from biotorch.data.images import Normalisation
+from biotorch.data.splits import Images, Pool, in_memory, labels
+from biotorch.errors import DataError, disk_is_full
+
+_NAMES = ("x_train", "y_train", "x_test", "y_test")
+_IMAGES = "uint8 images (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels"
+
+
+def read_npz(path: str, folder: Path, target_size: int | None) -> Pool:
+    """Arrays `x_train`, `y_train`, `x_test`, `y_test`; raises DataError that says which of them is not as needed."""
+    file = locate(path, folder)
+    x_train, y_train, x_test, y_test = _arrays(file)
+    train, test = _part(x_train, y_train, "train", file), _part(x_test, y_test, "test", file)
+    return in_memory(train, test, target_size, str(file))
+
+
+def watched_npz(path: str, folder: Path) -> list[Path]:
+    """The file."""
+    return [locate(path, folder)]
+
+
+def _arrays(file: Path) -> list[NDArray[np.generic]]:
+    if not zipfile.is_zipfile(file):
+        raise DataError(f"{file} is not a whole .npz file, as numpy.savez(file, x_train=..., ...) writes it.")
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            found = stored.files
+            arrays = {name: stored[name] for name in _NAMES if name in found}
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+    if missing := [name for name in _NAMES if name not in arrays]:
+        raise DataError(f"{file} lacks {', '.join(missing)}; needed: {', '.join(_NAMES)}; found: {', '.join(found)}.")
+    return [arrays[name] for name in _NAMES]
+
+
+def _part(images: NDArray[np.generic], targets: NDArray[np.generic], part: str, file: Path) -> Images:
+    pixels = _pixels(images, f"x_{part} in {file}")
+    target = labels(targets, f"y_{part} in {file}")
+    if len(pixels) != len(target):
+        raise DataError(f"{file}: x_{part} has {len(pixels)} images, but y_{part} has {len(target)} labels.")
+    return Images(pixels, target)
+
+
+def _pixels(found: NDArray[np.generic], name: str) -> Tensor:
+    """Images in any of the layouts as (N, H, W, C)."""
+    if found.dtype != np.uint8:
+        cure = " Multiply pixels in [0, 1] by 255 and cast them to uint8." if found.dtype.kind == "f" else ""
+        raise DataError(f"{name} must be {_IMAGES}; found {found.dtype} of shape {found.shape}.{cure}")
+    images = torch.from_numpy(found)
+    if images.dim() == 3:
+        return images.unsqueeze(-1)
+    if images.dim() == 4 and images.shape[-1] in (1, 3):
+        return images
+    if images.dim() == 4 and images.shape[1] in (1, 3):
+        return images.permute(0, 2, 3, 1).contiguous()
+    raise DataError(f"{name} must be {_IMAGES}; found shape {found.shape}.")
+
+
+_IDX = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+
+
+def read_mnist(
+    name: str, folder: Path, target_size: int | None, kind: type[MNIST], normalisation: Normalisation
+) -> Pool:
+    """The four files of `<kind>/raw`, as they are or each compressed to `.gz`.
+
+    Raises FileNotFoundError, which says which files belong where, if they are missing and cannot be
+    downloaded, and DataError if one is damaged.
+    """
+    inner = f"{kind.__name__}/raw"
+    if not all(_stored(folder / inner / file).is_file() for file in _IDX):
+        _download(kind, folder, inner, _IDX)
+    arrays = [_idx(folder / inner / file) for file in _IDX]
+    parts = []
+    for images, targets, file in zip(arrays[::2], arrays[1::2], _IDX[::2], strict=True):
+        if images.ndim != 3 or targets.shape != (len(images),):
+            shapes = f"{images.shape} and {targets.shape}"
+            raise DataError(f"{folder / inner / file} and its labels do not belong together: shapes {shapes}.")
+        parts.append(Images(torch.from_numpy(images).unsqueeze(-1), labels(targets, inner)))
+    return in_memory(parts[0], parts[1], target_size, str(folder / inner), normalisation)
+
+
+def read_cifar(
+    name: str, folder: Path, target_size: int | None, kind: type[CIFAR10], normalisation: Normalisation
+) -> Pool:
+    """The Python version of CIFAR, unpacked. Raises what `read_mnist` does."""
+    files = _cifar_files(kind)
+    if not all((folder / kind.base_folder / file).is_file() for file in files):
+        _download(kind, folder, kind.base_folder, list(files))
+    damaged = [file for file, md5 in files.items() if not check_integrity(folder / kind.base_folder / file, md5)]
+    if damaged:
+        raise DataError(_damaged(folder / kind.base_folder / damaged[0], "it is not what its checksum says"))
+    parts = (kind(str(folder), train=part) for part in (True, False))
+    train, test = (Images(torch.from_numpy(part.data), labels(np.array(part.targets), kind.__name__)) for part in parts)
+    return in_memory(train, test, target_size, kind.__name__, normalisation)
+
+
+def watched_mnist(name: str, folder: Path, kind: type[MNIST]) -> list[Path]:
+    """Those of its files that are there."""
+    return [path for file in _IDX if (path := _stored(folder / kind.__name__ / "raw" / file)).is_file()]
+
+
+def watched_cifar(name: str, folder: Path, kind: type[CIFAR10]) -> list[Path]:
+    """Those of its files that are there."""
+    return [path for file in _cifar_files(kind) if (path := folder / kind.base_folder / file).is_file()]
+
+
+def _download(kind: type[MNIST] | type[CIFAR10], folder: Path, inner: str, files: Iterable[str]) -> None:
+    def download(partial: Path) -> None:
+        # Its checksums are compared, and both parts read once.
+        for train in (True, False):
+            kind(str(partial), train=train, download=True)
+
+    name, files = kind.__name__, list(files)
+    try:
+        _files.complete(folder, name, [f"{inner}/{file}" for file in files], download)
+    except (OSError, RuntimeError, EOFError, zlib.error, http.client.HTTPException) as error:
+        if disk_is_full(error):
+            raise
+        raise FileNotFoundError(
+            f"{name} is not in {folder} and could not be downloaded ({error}). Put its files ({', '.join(files)}) "
+            f"into {folder / inner}, or point BIOTORCH_DATA or data.dataset_path at a folder that holds {inner}."
+        ) from error
+
+
+def _cifar_files(kind: type[CIFAR10]) -> dict[str, str]:
+    """Names and checksums."""
+    return {**dict([*kind.train_list, *kind.test_list]), kind.meta["filename"]: kind.meta["md5"]}
+
+
+def _stored(path: Path) -> Path:
+    """The file, or what it is compressed to where only that is there."""
+    packed = path.with_name(f"{path.name}.gz")
+    return packed if packed.is_file() and not path.is_file() else path
+
+
+def _idx(path: Path) -> NDArray[np.uint8]:
+    """The array of bytes in an IDX file: two zero bytes, a type, the number of axes, their lengths, the values."""
+    stored = _stored(path)
+    try:
+        content = stored.read_bytes() if stored == path else gzip.decompress(stored.read_bytes())
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(_damaged(stored, error)) from error
+    if len(content) < 4 or content[:3] != b"\0\0\x08":
+        raise DataError(_damaged(stored, "it does not begin like an IDX file of bytes"))
+    start = 4 * (1 + content[3])
+    if len(content) < start:
+        raise DataError(_damaged(stored, "it ends within its header"))
+    shape = tuple(np.frombuffer(content, ">u4", count=content[3], offset=4).tolist())
+    values = np.frombuffer(content, np.uint8, offset=start)
+    if len(values) != int(np.prod(shape)):
+        raise DataError(_damaged(stored, f"{len(values)} values instead of the {int(np.prod(shape))} of {shape}"))
+    return values.reshape(shape).copy()
+
+
+def _damaged(path: Path, why: object) -> str:
+    return f"{path} is damaged: {why}. Delete it to have it downloaded again, or replace it."

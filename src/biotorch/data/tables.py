@@ -1,0 +1,179 @@
+"""Sets in parquet files, local or from the Hugging Face hub."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from biotorch._files import naming
+from biotorch._names import require
+from biotorch.data.folders import locate
+from biotorch.data.images import decode, resize
+from biotorch.data.splits import Images, Pool, in_memory, labels
+from biotorch.errors import DataError, disk_is_full
+
+#: Names of a test table, in the order of preference.
+_TESTS = ("test", "validation", "val")
+#: Names of a label column, in the order of preference.
+_LABELS = ("label", "labels", "fine_label")
+_SHARD = re.compile(r"-(\d+)-of-(\d+)\.parquet$")
+#: Rows that are read at once: bounds the memory for compressed images.
+_ROWS = 1000
+
+
+def read_parquet(path: str, folder: Path, target_size: int | None) -> Pool:
+    """`train*.parquet` and `test*.parquet` in a folder, with compressed images in a column of structs with `bytes`.
+
+    Raises DataError, which names the file and the row or the columns.
+    """
+    return _read(locate(path, folder), target_size)
+
+
+def watched_parquet(path: str, folder: Path) -> list[Path]:
+    """All files of both tables."""
+    train, test = _tables(locate(path, folder))
+    return train + test
+
+
+def read_hub(name: str, folder: Path, target_size: int | None) -> Pool:
+    """The parquet files of a data set on the Hugging Face hub, downloaded into `folder` unless they are there.
+
+    `<name>@<revision>` is that commit or tag, without which the hub's present one is taken.
+
+    Raises FileNotFoundError if they cannot be had, and DataError as `read_parquet`.
+    """
+    hub, cache = _extra("huggingface_hub"), folder / "huggingface"
+    name, _, revision = name.partition("@")
+    try:
+        with naming(cache):
+            snapshot = hub.snapshot_download(
+                name, repo_type="dataset", revision=revision or None, allow_patterns=["*.parquet"], cache_dir=cache
+            )
+    except (OSError, ValueError) as error:
+        if disk_is_full(error):
+            raise
+        raise FileNotFoundError(
+            f"the data set {name!r} is not in {cache} and could not be downloaded from the Hugging Face hub ({error}). "
+            "Check the name and the network, or fetch its parquet files elsewhere and set "
+            "data.dataset: parquet:<their folder>."
+        ) from error
+    return _read(Path(snapshot), target_size)
+
+
+def _read(root: Path, target_size: int | None) -> Pool:
+    parts = [_decoded(files, target_size) for files in _tables(root)]
+    # One coloured image makes all of both parts RGB.
+    channels = max((image.shape[-1] for images, _ in parts for image in images), default=1)
+    train, test = (
+        Images(
+            _stacked(images, channels, root), labels(np.array(targets, dtype=np.int64), f"the label column in {root}")
+        )
+        for images, targets in parts
+    )
+    return in_memory(train, test, target_size, str(root))
+
+
+def _tables(root: Path) -> tuple[list[Path], list[Path]]:
+    """Files of the training and of the test table: in the folder, in data/, or in the one other subfolder with any."""
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder; parquet:<path> takes the one that train*.parquet is in.")
+    folders = [place for place in (root, root / "data") if any(place.glob("train*.parquet"))][:1]
+    folders = folders or sorted({file.parent for file in root.glob("*/train*.parquet")})
+    if not folders:
+        raise DataError(f"there is no train*.parquet in {root}, in its folder data/ or in another one.")
+    if len(folders) > 1:
+        raise DataError(f"more than one folder has train*.parquet; give one of: {', '.join(map(str, folders))}.")
+    train = _shards(folders[0], "train")
+    for name in _TESTS:
+        if test := _shards(folders[0], name):
+            return train, test
+    raise DataError(f"{folders[0]} has train*.parquet, but neither test*.parquet nor validation*.parquet.")
+
+
+def _shards(folder: Path, name: str) -> list[Path]:
+    """All files of a table. Raises DataError if one of the shards that their names count is missing."""
+    files = sorted(folder.glob(f"{name}*.parquet"))
+    for file in files:
+        if shard := _SHARD.search(file.name):
+            stem, count = file.name[: shard.start()], shard[2]
+            there = list(folder.glob(f"{stem}-*-of-{count}.parquet"))
+            if len(there) != int(count):
+                raise DataError(f"{folder} has only {len(there)} of the {int(count)} shards of {stem}.")
+    return files
+
+
+def _decoded(files: list[Path], target_size: int | None) -> tuple[list[NDArray[np.uint8]], list[int]]:
+    """Images (H, W, C) with 1 or 3 channels and their labels."""
+    images, targets = [], []
+    for file in files:
+        for row, (encoded, target) in enumerate(_rows(file)):
+            if encoded is None or target is None:
+                raise DataError(f"row {row} of {file} has no {'image bytes' if encoded is None else 'label'}.")
+            pixels = np.array(decode(io.BytesIO(encoded), f"row {row} of {file}", keep_grey=True))
+            pixels = pixels.reshape(*pixels.shape[:2], -1)
+            if target_size is not None:
+                # At once: images as they come from a camera would fill the memory.
+                pixels = resize(torch.from_numpy(pixels)[None], target_size)[0].numpy()
+            images.append(pixels)
+            targets.append(target)
+    return images, targets
+
+
+def _rows(file: Path) -> Iterator[tuple[bytes | None, int | None]]:
+    parquet = _extra("pyarrow.parquet")
+    try:
+        table = parquet.ParquetFile(file)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} is not a whole parquet file: {error}") from error
+    with table:
+        image, label = _columns(table.schema_arrow, file)
+        try:
+            for batch in table.iter_batches(_ROWS, columns=[f"{image}.bytes", label]):
+                for cell, target in zip(batch.column(image).to_pylist(), batch.column(label).to_pylist(), strict=True):
+                    yield cell and cell["bytes"], target
+        except (OSError, ValueError) as error:
+            raise DataError(f"{file} is damaged: {error}") from error
+
+
+def _columns(schema: Any, file: Path) -> tuple[str, str]:
+    """Names of the image and of the label column."""
+    types = _extra("pyarrow").types
+    images = [
+        field.name for field in schema if types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
+    ]
+    integers = [field.name for field in schema if types.is_integer(field.type)]
+    named = [name for name in _LABELS if name in integers][:1] or integers
+    if len(images) == 1 and len(named) == 1:
+        return images[0], named[0]
+    raise DataError(
+        f"{file} needs one image column, a struct with the field `bytes`, and one label column of integers, named "
+        f"{', '.join(_LABELS)} or the only one; its columns: "
+        f"{', '.join(f'{field.name} ({field.type})' for field in schema)}."
+    )
+
+
+def _stacked(images: list[NDArray[np.uint8]], channels: int, root: Path) -> torch.Tensor:
+    """Images (N, H, W, C); grey ones are repeated over three channels where others have colours."""
+    sizes = sorted({image.shape[:2] for image in images})
+    if len(sizes) > 1:
+        (height, width), (other_height, other_width) = sizes[0], sizes[-1]
+        raise DataError(
+            f"images in {root} have different sizes, from {height}x{width} to {other_height}x{other_width} "
+            "(height x width): set data.target_size."
+        )
+    stacked = np.empty((len(images), *(sizes[0] if sizes else (0, 0)), channels), dtype=np.uint8)
+    for index, image in enumerate(images):
+        stacked[index] = image
+    return torch.from_numpy(stacked)
+
+
+def _extra(module: str) -> Any:
+    """A module of the optional extra. Raises MissingPackageError with the command that installs it."""
+    return require(module, "data", "this data set")

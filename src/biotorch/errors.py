@@ -1,0 +1,192 @@
+"""Every exception of the package, and what kind of failure an exception is.
+
+    BiotorchError
+      ConversionError       the network cannot be converted as asked
+      AuditError            the audit cannot decide
+      SectionError          a section of a configuration is wrong
+      ConfigError           a configuration is wrong
+      OwnModuleError        a module of the user's own is not there, or fails
+      MissingPackageError   an optional package is not installed
+      DataError             files of a data set are damaged
+      CheckpointError       a checkpoint cannot be used
+      ResumeError           a training cannot be continued from this state
+      DamagedResultError    a results file cannot be read
+      LockedError           another process works on the run
+      OtherRunError         the folder holds another run
+      DivergenceError       loss or weights are no longer finite
+      BrokenPointsError     points of a study have no result
+      BoundsError           an attack has left its bounds
+
+Each also derives from the built-in exception that fits (ValueError, RuntimeError ...). Beside them, `Interrupted` is a
+KeyboardInterrupt and `ConversionWarning` a UserWarning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import signal
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+Kind = Literal["mistake", "diverged", "disk", "defect"]
+
+_PACKAGE = Path(__file__).parent
+
+
+class BiotorchError(Exception):
+    """Base of the package's exceptions."""
+
+
+class ConversionError(BiotorchError, ValueError):
+    """A network cannot be converted as asked; the message lists every problem. The network is unchanged."""
+
+
+class ConversionWarning(UserWarning):
+    """A conversion did less than it seems: layers stay on backpropagation, or no shortcut was cut."""
+
+
+class AuditError(BiotorchError, RuntimeError):
+    """The audit cannot decide: a layer never ran, no gradient flows, or passes do not repeat."""
+
+
+class SectionError(BiotorchError, ValueError):
+    """Problems of a section of a configuration, by key, so that each can be reported at its own line.
+
+    Args:
+        problems: message by key of the section; "" is the section itself.
+    """
+
+    def __init__(self, problems: Mapping[str, str]) -> None:
+        super().__init__("; ".join(f"{key}: {message}" if key else message for key, message in problems.items()))
+        self.problems = dict(problems)
+
+    def __reduce__(self) -> tuple[type[SectionError], tuple[dict[str, str]]]:
+        """Makes the exception picklable, so that workers can send it."""
+        return type(self), (self.problems,)
+
+
+class ConfigError(BiotorchError, ValueError):
+    """A configuration is wrong; the message lists every problem with its place and key path."""
+
+
+class OwnModuleError(BiotorchError, ValueError):
+    """A module of the user's own is not there, or fails."""
+
+
+class MissingPackageError(BiotorchError, ModuleNotFoundError):
+    """An optional package is not installed; the message names the extra that installs it."""
+
+
+class DataError(BiotorchError, ValueError):
+    """Files are there but damaged or in another form than needed; the message names the file and the cure."""
+
+
+class CheckpointError(BiotorchError, ValueError):
+    """A checkpoint cannot be used; the message says why and what to do."""
+
+
+class ResumeError(BiotorchError, ValueError):
+    """A training cannot be continued from this state."""
+
+
+class DamagedResultError(BiotorchError, ValueError):
+    """A results file cannot be read."""
+
+
+class LockedError(BiotorchError, RuntimeError):
+    """Another process works on this run."""
+
+
+class OtherRunError(BiotorchError, FileExistsError):
+    """A folder holds a run of another configuration."""
+
+
+class DivergenceError(BiotorchError, FloatingPointError):
+    """Loss or weights are no longer finite; the message says where, and what to do."""
+
+
+class BoundsError(BiotorchError, RuntimeError):
+    """An attack has left its bounds: a defect of the attack, whose figures would flatter it."""
+
+
+class BrokenPointsError(BiotorchError, RuntimeError):
+    """Some points of a study have no result; the others are finished.
+
+    Attributes:
+        results: results of the finished points, by name.
+        failures: why the others have none, by name.
+    """
+
+    def __init__(self, results: dict[str, dict[str, Any]], failures: dict[str, Failure], folder: Path) -> None:
+        self.results, self.failures, self.folder = results, failures, folder
+        alike: dict[str, list[str]] = {}
+        for name, failure in failures.items():
+            alike.setdefault(failure.message, []).append(name)
+        lines = [f"{', '.join(names)}: {message}" for message, names in alike.items()]
+        count = f"{len(failures)} of {len(results) + len(failures)} points have no result"
+        super().__init__("\n  ".join([f"{count}; {folder} has an error.txt for each:", *lines]))
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was stopped by a signal; its last checkpoint is on disk."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """Why a point has no result.
+
+    Attributes:
+        kind: `mistake` of the user, `diverged`, `disk` where that is full, or a `defect` of biotorch or of what the
+            user added to it.
+        message: one line or more for the user.
+        traceback: where it happened; empty where the process died.
+    """
+
+    kind: Kind
+    message: str
+    traceback: str = ""
+
+    @staticmethod
+    def of(error: Exception) -> Failure:
+        """The failure that an exception stands for."""
+        trace = "".join(traceback.format_exception(error))
+        kind = kind_of(error)
+        return Failure(kind, f"{type(error).__name__}: {error}" if kind == "defect" else message_of(error), trace)
+
+
+def kind_of(error: Exception) -> Kind:
+    """The kind of an exception; every one that is not known to be something else is a defect."""
+    if isinstance(error, DivergenceError):
+        return "diverged"
+    if disk_is_full(error):
+        return "disk"
+    if isinstance(error, BiotorchError) and not isinstance(error, BoundsError):
+        return "mistake"
+    return "mistake" if isinstance(error, OSError) and _names_a_path(error) else "defect"
+
+
+def message_of(error: Exception) -> str:
+    """The message of an exception for the user; errors of the system name their file first."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error)
+    reason = "the disk is full" if disk_is_full(error) else error.strerror
+    return f"{error.filename or 'a file'}: {reason}"
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an exception says that a disk, or what a user may store on it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _names_a_path(error: OSError) -> bool:
+    """Whether the system refused a path outside of this package, or an error reports a file in words."""
+    if error.errno is None:
+        return isinstance(error, FileNotFoundError | FileExistsError)
+    return error.filename is not None and _PACKAGE not in Path(str(error.filename)).parents

@@ -1,0 +1,220 @@
+"""Slurm jobs of a study: their list, their states (squeue, sacct), and the work that each does."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import os
+import pickle
+import signal
+import subprocess
+import time
+from collections.abc import Iterable, Set
+from pathlib import Path
+from types import FrameType
+from typing import Any, ClassVar
+
+import torch
+
+from biotorch import _files
+from biotorch.errors import ConfigError, Failure, Interrupted
+from biotorch.experiment.config import Config
+from biotorch.experiment.executors.base import Task, execute
+
+#: States in which nothing more comes. PREEMPTED is one where Slurm does not put jobs back.
+_DEAD = {
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
+    "TIMEOUT", "UNKNOWN",
+}  # fmt: skip
+
+#: Beginnings of the reasons for which a job waits that somebody has to take away.
+_STUCK = ("AccountNotAllowed", "BadConstraints", "Invalid", "JobHeld", "JobHold", "launch failed", "Partition")
+
+_SECONDS = 30
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """Slurm's name of a state, and why the job waits."""
+
+    name: str
+    reason: str = ""
+
+    UNKNOWN: ClassVar[State]
+
+    @property
+    def stuck(self) -> bool:
+        """Whether it waits for something that does not come by itself."""
+        return self.name == "PENDING" and self.reason.startswith(_STUCK)
+
+
+State.UNKNOWN = State("UNKNOWN")
+
+
+def dead(name: str) -> bool:
+    """Whether a job in this state has ended."""
+    return name in _DEAD
+
+
+def ask(jobs: Set[str]) -> dict[str, State] | None:
+    """The state of each of these jobs that Slurm still knows ("12", or "12_3" of an array); None: no answer."""
+    if not jobs:
+        return {}
+    arrays = ",".join(sorted({job.partition("_")[0] for job in jobs}))
+    found = _lines("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r", f"--jobs={arrays}")
+    if found is None:
+        return None
+    states = {number: State(name, reason) for number, name, reason in found}
+    if jobs - states.keys():
+        # "CANCELLED by 1000"
+        known = _lines(
+            "sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State", f"--jobs={arrays}"
+        )
+        states = {number: State(name.split()[0]) for number, name in known or ()} | states
+    return {job: states[job] for job in jobs & states.keys()}
+
+
+def _lines(*command: str) -> list[list[str]] | None:
+    """The fields of each line; None where there is no answer."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    if done.returncode != 0 and "Invalid job id" not in done.stderr:  # forgotten
+        return None
+    return [line.split("|") for line in done.stdout.splitlines() if line]
+
+
+@dataclasses.dataclass
+class Job:
+    """A job, as it stands in jobs.json, and what is known of it."""
+
+    number: str
+    processes: int
+    config: str
+    state: str = "PENDING"
+    dead_since: float | None = None
+
+    def outcome(self, folder: Path) -> tuple[bool, Failure | None]:
+        """Whether it has said how it ended, and what it said."""
+        for rank in range(self.processes):
+            try:
+                kind, content = pickle.loads((folder / f"{self.number}_{rank}_result.pkl").read_bytes())
+            except (FileNotFoundError, EOFError, pickle.UnpicklingError):  # not there, or half of it
+                continue
+            if kind == "error":
+                return True, Failure("defect", content.strip().splitlines()[-1], content)
+            if rank == 0:
+                return True, content
+        return False, None
+
+    def error_log(self, folder: Path) -> Path:
+        return folder / f"{self.number}_0_log.err"
+
+
+class JobList:
+    """By point, the job that was last submitted for it; a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> dict[str, Job]:
+        """Raises ConfigError where the file is damaged."""
+        if not self.path.is_file():
+            return {}
+        try:
+            return {name: Job(**each) for name, each in json.loads(self.path.read_text()).items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"{self.path} cannot be read: see with squeue whether jobs of this study run, then remove it"
+            ) from error
+
+    def add(self, jobs: dict[str, Job]) -> None:
+        """Put these beside, or in the place of, those that are there."""
+        kept = ("number", "processes", "config")
+        tree = {name: {key: getattr(job, key) for key in kept} for name, job in (self.read() | jobs).items()}
+        _files.write_text(self.path, json.dumps(tree, indent=1) + "\n")
+
+
+def named(jobs: Iterable[Job]) -> str:
+    """How many, and which."""
+    numbers = sorted((job.number for job in jobs), key=lambda each: [int(part) for part in each.split("_")])
+    shown = numbers if len(numbers) <= 4 else [numbers[0], "...", numbers[-1]]
+    return f"{len(numbers)} Slurm job{'s' * (len(numbers) != 1)} ({', '.join(shown)})"
+
+
+def digest(config: Config) -> str:
+    """Of what a run computes."""
+    tree = config.model_dump(mode="json", exclude={"cluster", "logging", "sweep", "attacks"})
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+#: Seconds that a job waits for Slurm to kill it, or for its first process to fail by itself.
+_UNTIL_KILLED, _FIRST_PROCESS = 600.0, 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What each process of a job calls."""
+
+    threads: int
+    minutes: int
+    requeues: int
+
+    def __call__(self, task: Task) -> Failure | None:
+        asked_to_go = _AskedToGo()
+        torch.set_num_threads(self.threads)
+        try:
+            failure = execute(task)
+        except Interrupted:
+            return self._go(asked_to_go)
+        if failure is not None and int(os.environ.get("SLURM_PROCID", "0")) > 0:
+            time.sleep(_FIRST_PROCESS)  # it fails for the same reason, or waits for this one until it is killed
+            raise RuntimeError(f"in process {os.environ['SLURM_PROCID']}: {failure.message}")
+        return failure
+
+    def _go(self, asked_to_go: _AskedToGo) -> Failure | None:
+        """The checkpoint is written: back into the queue, or wait for Slurm to do what it wants to."""
+        until = time.monotonic() + _UNTIL_KILLED
+        while not asked_to_go.came:
+            # scancel, or a preemption after which Slurm itself puts the job back; to end now would be to have failed.
+            if time.monotonic() > until:
+                return Failure("defect", "its process was stopped by SIGTERM, which was not Slurm's")
+            time.sleep(0.2)
+        try:
+            asked_to_go.requeue()
+        except importlib.import_module("submitit").core.utils.UncompletedJobError:
+            limits = f"{self.requeues + 1} time limit{'s' * (self.requeues > 0)} of {self.minutes} minutes"
+            text = f"it was not finished after {limits}; its checkpoint is kept: raise cluster.minutes or .requeues"
+            return Failure("mistake", text)
+        return None
+
+    def checkpoint(self, task: Task) -> Any:
+        """For submitit: what the job does when it starts again; the checkpoint is in the folder of the point."""
+        return importlib.import_module("submitit").helpers.DelayedSubmission(self, task)
+
+
+class _AskedToGo:
+    """Slurm's signal before a time limit or a preemption (SIGUSR2, see submitit), turned into a request to stop.
+
+    submitit by itself would leave in the middle of an update, with the checkpoint that happens to be there.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+        self._number = getattr(signal, "SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2"))
+        self._theirs: Any = signal.signal(self._number, self._take)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        if not self.came:
+            self.came = True
+            signal.raise_signal(signal.SIGTERM)
+
+    def requeue(self) -> None:
+        """What submitit does: the first process puts the job back into the queue and exits.
+
+        Raises UncompletedJobError where the job may not be put back any more.
+        """
+        self._theirs(self._number, None)

@@ -1,0 +1,290 @@
+"""The network of a configuration and of a checkpoint, and which of its weights are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from biotorch import ConversionError, convert, data, models, rules
+from biotorch._names import unknown
+from biotorch.conversion.convert import first_match
+from biotorch.errors import CheckpointError, ConfigError, disk_is_full
+from biotorch.experiment import checkpoints
+from biotorch.experiment.config import Config, ModeConfig, ModelConfig, RuleConfig
+from biotorch.experiment.folder import RunFolder
+from biotorch.layers import connections, feedback_parameters, is_feedback
+from biotorch.layers.networks import isolated
+from biotorch.models.outputs import main_output
+from biotorch.training import training_loss
+from biotorch.training.optimizers import FeedbackGroup
+
+
+def train_only(model: nn.Module, patterns: Iterable[str]) -> None:
+    """From here on no parameter of `model` needs a gradient but those that one of `patterns` names.
+
+    A pattern is the name of a parameter, or of a module with all parameters in it, with `*` and `?` as in
+    file names. Statistics of batch norm are no parameters: they follow the batches as ever. Feedback weights that are
+    parameters are trained where their W is.
+
+    Raises:
+        ConfigError: a pattern names nothing.
+    """
+    names: dict[nn.Parameter, set[str]] = {}
+    feedback = set(feedback_parameters(model))
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter not in feedback:
+            names.setdefault(parameter, set()).update(_above(name))
+    everything = set().union(*names.values())
+    trained: set[str] = set()
+    for pattern in patterns:
+        matching = {name for name in everything if fnmatchcase(name, pattern)}
+        if not matching:
+            raise ConfigError(f"model.train_only: {unknown('module or parameter', pattern, everything)}")
+        trained |= matching
+    for parameter, own in names.items():
+        if not own & trained:
+            parameter.requires_grad_(False)
+    for connection in connections(model).values():
+        connection.freeze_with_weight()
+
+
+def _above(name: str) -> Iterator[str]:
+    """The name of a parameter and those of all modules around it: `a`, `a.b`, `a.b.weight`."""
+    parts = name.split(".")
+    return (".".join(parts[:length]) for length in range(1, len(parts) + 1))
+
+
+#: Which model of a run: that of the lowest validation error, or that of the last checkpoint.
+Which = Literal["best", "latest"]
+
+#: What networks and losses raise at tensors that they do not take.
+_REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
+
+
+def build_model(config: Config, num_classes: int, input_shape: Sequence[int]) -> nn.Module:
+    """The network of a resolved configuration under its rule, on the CPU.
+
+    W is drawn by the rule's `init` unless it comes from published weights or a checkpoint.
+
+    Args:
+        config: resolved.
+        num_classes: outputs of the network.
+        input_shape: that of an example, (C, H, W) or (T,).
+
+    Raises:
+        ConfigError: the architecture cannot be had like this, or model.train_only names nothing of it.
+        CheckpointError, FileNotFoundError: the checkpoint does not fit, or does not exist.
+    """
+    section = config.model
+    assert section.architecture is not None
+    assert section.mode is not None
+    try:
+        model = models.build(
+            section.architecture, num_classes, section.pretrained, input_shape=input_shape, **section.arguments
+        )
+    except (ValueError, TypeError) as error:
+        given = f" with model.arguments {section.arguments}" if section.arguments else ""
+        raise ConfigError(f"model.architecture {section.architecture!r}{given}: {error}") from error
+    except OSError as error:
+        if disk_is_full(error):
+            raise
+        raise ConfigError(
+            f"model.architecture {section.architecture!r}: its files could not be downloaded or read: {error}"
+        ) from error
+    content = None if section.checkpoint is None else read_checkpoint(section.checkpoint)
+    if content is not None:  # before the conversion: rules may derive their feedback from W
+        _load(model, _without_feedback(_weights(content, section)), section)
+    keep = section.pretrained or content is not None
+    example = torch.zeros(1, *input_shape, dtype=torch.float if len(input_shape) > 1 else torch.long)
+    try:
+        convert(model, _rules(section.mode), copy_weights=keep, seed=config.experiment.seed, inputs=example)
+    except ConversionError as error:
+        raise ConfigError(f"model.mode: {error}") from error
+    if content is not None and _same_rule(content, section):
+        _load(model, content["model"], section)
+    if section.train_only is not None:
+        train_only(model, section.train_only)
+    return model
+
+
+def _rules(mode: ModeConfig) -> rules.Rule | dict[str, rules.Rule]:
+    """One rule for all layers, or one by pattern; the layers that none names have the mode's."""
+    if not mode.layers:
+        return mode.build()
+    return {pattern: rule.build() for pattern, rule in _by_pattern(mode).items()}
+
+
+def _by_pattern(mode: ModeConfig) -> dict[str, RuleConfig]:
+    return {**(mode.layers or {}), "*": mode}
+
+
+def feedback_groups(model: nn.Module, mode: ModeConfig) -> list[FeedbackGroup]:
+    """The parameter groups of the optimizer for B: one for each rule of `mode` that gives B a rate or decay of its own.
+
+    `model` has been built under it. A B that several layers share is in the group of the first.
+    """
+    named = _by_pattern(mode)
+    members: dict[str, dict[int, nn.Parameter]] = {pattern: {} for pattern in named}
+    seen: set[int] = set()
+    for connection in connections(model).values():
+        pattern = first_match(connection.layer.label, named)
+        for parameter in connection.learned:
+            if pattern is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                members[pattern][id(parameter)] = parameter
+    return [
+        FeedbackGroup(list(members[pattern].values()), rule.feedback_rate, rule.feedback_decay)
+        for pattern, rule in named.items()
+        if rule.feedback_rate is not None or rule.feedback_decay is not None
+    ]
+
+
+def read_checkpoint(source: Path, which: Which = "best") -> dict[str, Any]:
+    """The content of a .pth file, or of the best or latest one in a run's folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CheckpointError: it is damaged, or carries code.
+    """
+    return checkpoints.load(_checkpoint_file(source, which))
+
+
+def checkpoint_digest(section: ModelConfig) -> str | None:
+    """A hash of the file that the network starts from; None where it starts from scratch."""
+    return None if section.checkpoint is None else checkpoints.digest(_checkpoint_file(section.checkpoint, "best"))
+
+
+def _checkpoint_file(source: Path, which: Which) -> Path:
+    if not source.is_dir():
+        return source
+    folder = RunFolder(source)
+    path = folder.best if which == "best" else folder.latest
+    if not path.is_file():
+        points = sorted(found.parent.name for found in source.glob(f"*/{path.name}"))
+        hint = f"choose one of its points: {', '.join(points)}" if points else "it is no run, or has not begun"
+        raise FileNotFoundError(f"{source} holds no {path.name}: {hint}")
+    return path
+
+
+def own_config(content: dict[str, Any], source: str) -> Config:
+    """The configuration inside a checkpoint of this package. Raises CheckpointError where there is none."""
+    if not _is_own(content):
+        raise CheckpointError(f"{source} holds no configuration: it was not written by a run, name the architecture")
+    checkpoints.require_format(content, source)
+    try:
+        return Config.model_validate(content["config"])
+    except ValidationError as error:
+        mode = content["config"].get("model", {}).get("mode", {})
+        named = [mode.get("type"), *(rule.get("type") for rule in (mode.get("layers") or {}).values())]
+        own = ", ".join(repr(name) for name in named if name is not None and not rules.is_known(name))
+        cure = "name the module that registers it, biotorch --import my_rules ..., or import it"
+        why = f"has a rule of your own, {own}: {cure}" if own else f"was written by another version: {error}"
+        raise CheckpointError(f"{source} {why}") from error
+
+
+def _is_own(content: dict[str, Any]) -> bool:
+    return "format" in content and isinstance(content.get("config"), dict) and isinstance(content.get("model"), dict)
+
+
+def model_of_checkpoint(checkpoint: Path) -> ModelConfig:
+    """The `model` section that a checkpoint was trained with. Raises CheckpointError where it does not know it."""
+    return own_config(read_checkpoint(checkpoint), str(checkpoint)).model
+
+
+def _weights(content: dict[str, Any], section: ModelConfig) -> dict[str, Tensor]:
+    state = content["model"] if _is_own(content) else content
+    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
+        raise CheckpointError(f"{section.checkpoint} is no state_dict: a mapping of names to tensors is needed")
+    return dict(state)
+
+
+def _same_rule(content: dict[str, Any], section: ModelConfig) -> bool:
+    if not _is_own(content):
+        return False
+    mode = own_config(content, str(section.checkpoint)).model.mode
+    return mode is not None and section.mode is not None and _rules(mode) == _rules(section.mode)
+
+
+def _without_feedback(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if not is_feedback(name)}
+
+
+def _load(model: nn.Module, state: dict[str, Tensor], section: ModelConfig) -> None:
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"{section.checkpoint} does not fit {section.architecture}: {error}") from error
+
+
+def load(run: Path | str, which: Which = "best", device: torch.device | str = "cpu") -> nn.Module:
+    """The trained network of a run, under its rule, in eval mode. Nothing of the run is executed.
+
+    Args:
+        run: a run's folder, or one of its .pth files.
+        which: `best` on validation, or `latest`.
+        device: where to put it.
+
+    Raises:
+        FileNotFoundError: no such run, or it has not finished an epoch.
+        CheckpointError: the file is damaged, carries code, or was not written by a run.
+    """
+    content = read_checkpoint(Path(run), which)
+    config = own_config(content, str(run))
+    implied = models.implied_by_weights(config.model.architecture or "") if config.model.pretrained else {}
+    scratch = config.model.model_copy(
+        update={"pretrained": False, "checkpoint": None, "arguments": {**implied, **config.model.arguments}}
+    )
+    model = build_model(config.model_copy(update={"model": scratch}), content["num_classes"], content["input_shape"])
+    _load(model, content["model"], scratch.model_copy(update={"checkpoint": Path(run)}))
+    return model.to(device).eval()
+
+
+def check_input(model: nn.Module, split: data.Split, config: Config) -> None:
+    """Two examples through the network and the loss, so that a mismatch is told before anything else happens.
+
+    In eval mode, and where `model` is to be trained in training mode, too, in which auxiliary heads take part.
+
+    Raises:
+        ConfigError: the network does not take the examples, or the loss not what it gives.
+    """
+    inputs, labels = next(iter(split.batches([torch.arange(min(2, len(split)))])))
+    loss = config.model.loss_function.build().to(inputs.device)
+    training = model.training
+    # Statistics of a batch need two examples, and one may be unreadable.
+    trained = training and config.training is not None and len(labels) > 1
+    try:
+        for mode in (False, True) if trained else (False,):
+            model.train(mode)
+            _check_pass(model, inputs, labels, loss, config)
+    finally:
+        model.train(training)
+
+
+def _check_pass(model: nn.Module, inputs: Tensor, labels: Tensor, loss: nn.Module, config: Config) -> None:
+    network = f"model.architecture {config.model.architecture!r}"
+    try:
+        with isolated(model), torch.no_grad():
+            outputs = model(inputs)
+    except _REFUSALS as error:
+        shape = "x".join(map(str, inputs.shape[1:]))
+        key = "data.sequence_length" if config.data.is_text else "data.target_size"
+        raise ConfigError(
+            f"{network} does not take the examples of data.dataset {config.data.dataset!r} ({shape}, see {key}): "
+            f"{error}"
+        ) from error
+    try:
+        main_output(outputs)
+    except TypeError as error:
+        raise ConfigError(f"{network} cannot be trained: {error}") from error
+    try:
+        training_loss(loss, outputs, labels)
+    except _REFUSALS as error:
+        raise ConfigError(
+            f"model.loss_function {config.model.loss_function.name!r} does not take the network's outputs: {error}"
+        ) from error

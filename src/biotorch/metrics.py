@@ -1,0 +1,92 @@
+"""How well feedback and forward weights, and updates and gradients, agree: pure functions.
+
+They leave parameters, `.grad`, buffers and the random state as they were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from biotorch.kernel import teaching
+from biotorch.layers import connections
+from biotorch.layers.networks import isolated, true_gradients
+
+
+def angle(a: Tensor, b: Tensor) -> float:
+    """The angle in degrees, 0 to 180, between two tensors of one shape, flattened.
+
+    By Kahan's formula, which keeps small angles exact where acos(cosine) loses half the digits.
+    nan where one of them is zero.
+    """
+    a, b = a.detach().flatten().double(), b.detach().flatten().double()
+    norm_a, norm_b = a.norm(), b.norm()
+    if norm_a == 0 or norm_b == 0:
+        return math.nan
+    a, b = a / norm_a, b / norm_b
+    return math.degrees(2 * torch.atan2((a - b).norm(), (a + b).norm()).item())
+
+
+def alignment_angles(model: nn.Module) -> dict[str, float]:
+    """Degrees between W and the effective B (signs included) of every feedback layer, by dotted name.
+
+    A layer with several weight matrices has one entry for each, its name with that of the parameter. 0 is
+    backpropagation. A direct rule's B has another shape than W: its layers have no angle and are left out;
+    `gradient_alignment` takes its place.
+    """
+    return {
+        name: angle(connection.weight, effective)
+        for name, connection in connections(model).items()
+        if (effective := connection.effective_feedback) is not None
+    }
+
+
+def norm_ratios(model: nn.Module) -> dict[str, float]:
+    """|B| / |W| of every feedback layer, direct ones included, by dotted name."""
+    ratios = {}
+    for name, connection in connections(model).items():
+        effective = connection.effective_feedback
+        feedback = connection.feedback if effective is None else effective
+        if feedback is not None:
+            ratios[name] = (feedback.detach().double().norm() / connection.weight.detach().double().norm()).item()
+    return ratios
+
+
+def gradient_alignment(
+    model: nn.Module, loss: Callable[[Any, Tensor], Tensor], inputs: Tensor, targets: Tensor
+) -> dict[str, float]:
+    """Degrees, per feedback layer, between the rule's gradient of W and the true one on the same batch.
+
+    Defined for every rule. Both passes see the same dropout masks. Below 90 degrees an update descends
+    the loss (Lillicrap et al. 2016); nan where one of the two gradients is zero.
+
+    Args:
+        model: a converted network, in the mode (train or eval) it is to be measured in.
+        loss: `loss(model(inputs), targets)`, a scalar.
+        inputs, targets: one batch.
+    """
+    trained = {name: each.trained for name, each in connections(model).items() if each.trained.requires_grad}
+    weights = list(trained.values())
+    if not weights:
+        return {}
+
+    # A loss of the user's own may take anything for targets.
+    told = teaching.targets if isinstance(targets, Tensor) else contextlib.nullcontext
+
+    def gradients(context: contextlib.AbstractContextManager[None]) -> list[Tensor | None]:
+        with isolated(model), context, torch.enable_grad(), told(targets):
+            value = loss(model(inputs), targets)
+            return list(torch.autograd.grad(value, weights, allow_unused=True))
+
+    ruled, true = gradients(contextlib.nullcontext()), gradients(true_gradients(model))
+    return {
+        name: angle(a, b) for name, a, b in zip(trained, ruled, true, strict=True) if a is not None and b is not None
+    }
+
+
+__all__ = ["alignment_angles", "angle", "gradient_alignment", "norm_ratios"]

@@ -1,0 +1,11 @@
+"""Results on disk as tables of pandas: every run a row, mean and spread over seeds, paired differences.
+
+import biotorch
+runs = biotorch.results.load("runs/quickstart")
+biotorch.results.summary(runs)
+biotorch.results.paired(runs, baseline="backpropagation")
+"""
+
+from biotorch.results.frames import COLUMNS, load, paired, summary
+
+__all__ = ["COLUMNS", "load", "paired", "summary"]

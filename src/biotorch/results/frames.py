@@ -1,0 +1,197 @@
+"""Results on disk as tables of pandas: every run a row, mean and spread over seeds, paired differences.
+
+import biotorch
+runs = biotorch.results.load("runs/quickstart")
+biotorch.results.summary(runs)
+biotorch.results.paired(runs, baseline="backpropagation")
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from biotorch.experiment.identity import what_counts
+from biotorch.results.collecting import Collection, Run, collect
+from biotorch.results.groups import by_configuration, label, mean_angle, method, published_error, without_copies
+
+#: Columns that every frame has, in their order.
+COLUMNS = (
+    "label", "dataset", "architecture", "rule", "optimizer", "lr", "epochs", "seed", "test_error", "validation_error",
+    "perplexity", "paper_error", "weight_angle", "gradient_angle", "best_epoch", "seconds", "verdict",
+    "robust_accuracy", "name", "state_hash", "biotorch", "commit", "path",
+)  # fmt: skip
+
+
+def load(folders: Iterable[Path | str] | Path | str) -> pd.DataFrame:
+    """A row per finished run in or below the folders.
+
+    Columns are `COLUMNS`, and one for every other key of the configurations that is not the same in all runs, by its
+    dotted path. Errors and accuracies are in percent, angles in degrees, means over layers after the last epoch;
+    `robust_accuracy` is that under the strongest attack at the epsilon of the verdict. `label` is equal in the runs
+    that differ by their seed alone. A copy of a run is left out.
+
+    Returns:
+        The frame; `frame.attrs["unfinished"]` has the folders of runs that are not finished.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no run in it.
+
+    Warns:
+        UserWarning: a file is damaged or of a version that cannot be read, or runs are there twice.
+    """
+    found = collect(folders)
+    for problem in found.problems:
+        warnings.warn(problem, stacklevel=2)
+    frame = of_collection(found)
+    if len(frame) < len(found.runs):
+        warnings.warn(f"{len(found.runs) - len(frame)} runs are there twice: each counts once", stacklevel=2)
+    return frame
+
+
+def of_collection(found: Collection) -> pd.DataFrame:
+    """The frame of `load`, of what was collected already."""
+    results = without_copies(found.results)
+    kept = {id(result) for result in results}
+    runs = [run for run in found.runs if id(run.result) in kept]
+    groups = by_configuration(results)
+    labels = {id(result): label(group, groups) for group in groups for result in group}
+    settings = [{".".join(key): value for key, value in what_counts(run.result["config"]).items()} for run in runs]
+    varying = [
+        path
+        for path in dict.fromkeys(key for each in settings for key in each)
+        if len({repr(each.get(path)) for each in settings}) > 1 and path not in _HAVE_COLUMNS
+    ]
+    rows = [
+        _row(run, labels[id(run.result)]) | {path: each.get(path) for path in varying}
+        for run, each in zip(runs, settings, strict=True)
+    ]
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, *varying])
+    frame.attrs["unfinished"] = [str(path) for path in found.unfinished]
+    return frame
+
+
+#: Keys of a configuration that have a column of another name.
+_HAVE_COLUMNS = {
+    "data.dataset", "model.architecture", "model.mode.type", "training.optimizer.type", "training.optimizer.lr",
+    "training.hyperparameters.epochs", "experiment.seed", "experiment.name",
+}  # fmt: skip
+
+
+def _row(run: Run, name: str) -> dict[str, Any]:
+    result, study = run.result, (run.study or {}).get("study")
+    config, environment = result["config"], result["environment"]
+    training = config["training"] or {}
+    test, validation = result["test"] or {}, result["validation"] or {}
+    return {
+        "label": name,
+        "dataset": config["data"]["dataset"],
+        "architecture": config["model"]["architecture"],
+        "rule": method(result),
+        "optimizer": training.get("optimizer", {}).get("type"),
+        "lr": training.get("optimizer", {}).get("lr"),
+        "epochs": training.get("hyperparameters", {}).get("epochs"),
+        "seed": config["experiment"]["seed"],
+        "test_error": test.get("error"),
+        "validation_error": validation.get("error"),
+        "perplexity": test.get("perplexity"),
+        "paper_error": published_error(config),
+        "weight_angle": mean_angle(result, "angles", -1),
+        "gradient_angle": mean_angle(result, "gradient_angles", -1),
+        "best_epoch": result.get("best_epoch"),
+        "seconds": result["seconds"],
+        "verdict": None if study is None else study["verdict"],
+        "robust_accuracy": None if study is None else _robust(study),
+        "name": config["experiment"]["name"],
+        "state_hash": result["state_hash"],
+        "biotorch": environment["biotorch"],
+        "commit": environment["commit"],
+        "path": str(run.path),
+    }
+
+
+def _robust(study: dict[str, Any]) -> float:
+    at = min(study["worst_case"], key=lambda each: abs(each["epsilon"] - study["judged_at"]))
+    return float(at["robust_accuracy"])
+
+
+def summary(frame: pd.DataFrame, value: str = "test_error") -> pd.DataFrame:
+    """Mean, standard deviation (n - 1 in its denominator) and n over the seeds of every configuration.
+
+    Args:
+        frame: as `load` gives it.
+        value: a column of numbers.
+
+    Raises:
+        ValueError: there is no such column.
+    """
+    _require(frame, value)
+    names = ["dataset", "architecture", "optimizer", "epochs", "rule", "label"]
+    groups = frame.groupby(names, sort=False, dropna=False)
+    return groups.agg(
+        mean=(value, "mean"), std=(value, "std"), n=(value, "count"), paper=("paper_error", "first")
+    ).reset_index()
+
+
+def paired(frame: pd.DataFrame, baseline: str = "backpropagation", value: str = "test_error") -> pd.DataFrame:
+    """How each rule differs from a baseline at the same seed, data set, network, optimizer and epochs.
+
+    Rules may have rates of their own. The interval is that of Student's t for the mean of the n differences.
+
+    Args:
+        frame: as `load` gives it.
+        baseline: a rule.
+        value: a column of numbers.
+
+    Returns:
+        Per rule: `difference` (mean), `std`, `n`, and the 95 % interval `low`, `high` (NaN for one pair).
+
+    Raises:
+        ValueError: there is no such column, no run of the baseline, or several of a rule for one seed, which
+            cannot be told apart.
+    """
+    _require(frame, value)
+    if baseline not in set(frame["rule"]):
+        raise ValueError(f"baseline: no run of {baseline!r}; there are {', '.join(sorted(set(frame['rule'])))}")
+    setting = ["dataset", "architecture", "optimizer", "epochs"]
+    twice = frame[frame.duplicated([*setting, "rule", "seed"], keep=False)]
+    if len(twice):
+        names = ", ".join(sorted(set(twice["label"])))
+        raise ValueError(f"several runs of one rule and seed ({names}): choose among them, frame[frame.label == ...]")
+    first = frame[frame["rule"] == baseline][[*setting, "seed", value]]
+    others = frame[frame["rule"] != baseline]
+    pairs = others.merge(first, on=[*setting, "seed"], suffixes=("", "_baseline"))
+    pairs["difference"] = pairs[value] - pairs[f"{value}_baseline"]
+    found = pairs.groupby([*setting, "rule"], sort=False, dropna=False)["difference"].agg(["mean", "std", "count"])
+    found = found.rename(columns={"mean": "difference", "count": "n"}).reset_index()
+    half = [
+        _quantile(int(n) - 1) * std / math.sqrt(n) if n > 1 else math.nan
+        for n, std in zip(found["n"], found["std"], strict=True)
+    ]
+    found["low"], found["high"] = found["difference"] - half, found["difference"] + half
+    return found
+
+
+#: 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom.
+_T = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+
+
+def _quantile(freedom: int) -> float:
+    """Beyond 30 degrees of freedom by the Cornish-Fisher expansion around the normal quantile."""
+    z = 1.959964
+    if freedom <= len(_T):
+        return _T[freedom - 1]
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+
+
+def _require(frame: pd.DataFrame, value: str) -> None:
+    if value not in frame.columns:
+        raise ValueError(f"value: no column {value!r}; there are {', '.join(map(str, frame.columns))}")

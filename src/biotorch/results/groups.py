@@ -1,0 +1,160 @@
+"""Runs that differ by their seed alone, and the paper's figure for them."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from biotorch.experiment.identity import what_counts
+from biotorch.experiment.results import Result
+
+_RULES = ("backpropagation", "fa", "dfa", "usf", "brsf", "frsf")
+
+#: Top-1 test error (%) by data set, network and optimizer, in the order of `_RULES`: tables 1, 2 and 3.
+_ERRORS: dict[tuple[str, str, str], tuple[float, ...]] = {
+    ("mnist", "le_net_mnist", "SGD"): (0.91, 1.70, 1.61, 0.94, 0.91, 0.97),
+    ("fashion_mnist", "le_net_mnist", "SGD"): (9.20, 13.06, 12.81, 9.69, 10.02, 9.61),
+    ("cifar10", "le_net_cifar", "SGD"): (14.23, 46.69, 54.21, 16.22, 16.02, 16.86),
+    ("cifar10", "le_net_cifar", "Adam"): (15.92, 40.67, 37.59, 16.34, 17.08, 16.83),
+    ("cifar10", "resnet20", "SGD"): (8.63, 32.16, 45.94, 10.05, 11.02, 11.20),
+    ("cifar10", "resnet20", "Adam"): (10.01, 29.59, 32.16, 10.59, 11.08, 11.22),
+    ("cifar10", "resnet56", "SGD"): (8.30, 34.88, 38.01, 8.20, 8.69, 9.49),
+    ("cifar10", "resnet56", "Adam"): (7.83, 29.23, 32.02, 9.19, 10.13, 10.02),
+    ("imagenet", "resnet18", "SGD"): (30.39, 85.25, 82.45, 34.97, 37.21, 36.50),
+}
+
+#: The one row of table 3 that was trained by Adam, though it stands in the column of SGD (appendix 6.1).
+_BY_ADAM = ("imagenet", "resnet18", "dfa")
+
+#: Names of the same data: `cifar10_benchmark` has the paper's augmentation, the last is a copy of the images as JPEG.
+_SAME_DATA = {"cifar10_benchmark": "cifar10", "parquet:cifar10-jpeg": "cifar10"}
+
+#: Epochs of the paper's recipes.
+EPOCHS = {"mnist": 100, "fashion_mnist": 100, "cifar10": 250, "imagenet": 75}
+
+
+def dataset(config: dict[str, Any]) -> str:
+    """The data set of a configuration, by the paper's name."""
+    name = str(config["data"]["dataset"])
+    return _SAME_DATA.get(name, name)
+
+
+def published_error(config: dict[str, Any]) -> float | None:
+    """The paper's test error (%) for the data set, network, optimizer and rule of a run; None where it has none."""
+    if config["training"] is None or config["model"].get("train_only"):
+        return None
+    rule, architecture = config["model"]["mode"]["type"], config["model"]["architecture"]
+    optimizer = config["training"]["optimizer"]["type"]
+    data = dataset(config)
+    if (data, architecture, rule) == _BY_ADAM:
+        if optimizer != "Adam":
+            return None
+        optimizer = "SGD"
+    errors = _ERRORS.get((data, architecture, optimizer))
+    return None if errors is None or rule not in _RULES else errors[_RULES.index(rule)]
+
+
+#: What the label of a group names where it is not the same in all of them, beside arguments of the network.
+_TOLD_BY = (
+    "model.architecture",
+    "data.dataset",
+    "training.optimizer.type",
+    "training.optimizer.lr",
+    "model.checkpoint",
+)
+
+
+#: Differ between runs that belong together.
+_OF_A_SEED = (("experiment", "seed"), ("infrastructure", "threads"))
+
+
+def by_configuration(results: Sequence[Result]) -> list[list[Result]]:
+    """The results in groups of equal configuration, in order of first appearance.
+
+    Configurations are equal that compute the same but for the seed and the number of threads, wherever they write.
+    """
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(json.dumps(_settings(result), sort_keys=True), []).append(result)
+    return list(groups.values())
+
+
+def _settings(result: Result) -> dict[str, object]:
+    """What tells the group of a result, by dotted key path."""
+    values = what_counts(result["config"])
+    return {".".join(key): value for key, value in values.items() if key not in _OF_A_SEED}
+
+
+def without_copies(results: Sequence[Result]) -> list[Result]:
+    """Each run once, where a folder was copied: runs of equal configuration, seed and weights at the end."""
+    found: dict[str, Result] = {}
+    for result in results:
+        key = [_settings(result), result["config"]["experiment"]["seed"], result["state_hash"]]
+        found.setdefault(json.dumps(key, sort_keys=True), result)
+    return list(found.values())
+
+
+def method(result: Result) -> str:
+    """The rule; `shallow` where it is backpropagation in a part of the network alone."""
+    rule = str(at(result, "model.mode.type"))
+    return "shallow" if rule == "backpropagation" and at(result, "model.train_only") else rule
+
+
+def label(group: Sequence[Result], groups: Sequence[Sequence[Result]]) -> str:
+    """The method with what it trains, and what else tells its groups apart.
+
+    Such as `fa`, `shallow (head only)`, `fa depth=3 0.01`, `fa epochs=5`.
+    """
+    name = _name(group[0])
+    alike = [other[0] for other in groups if _name(other[0]) == name]
+    differing = [path for path in _TOLD_BY if _differs(path, alike)]
+    parts = [name, *(str(at(group[0], path)) for path in differing)]
+    for argument in sorted({key for each in alike for key in each["config"]["model"].get("arguments", {})}):
+        path = f"model.arguments.{argument}"
+        value = at(group[0], path)
+        if value is not None and _differs(path, alike):
+            parts.append(f"{argument}={value}")
+    told = {*_TOLD_BY, "model.mode.type", "model.train_only"}
+    same = [other for other in alike if all(at(other, path) == at(group[0], path) for path in told)]
+    for path in sorted({path for each in same for path in _settings(each)}):
+        value = at(group[0], path)
+        known = path.startswith(("model.arguments", "model.mode.layers")) or path in told or value in (None, {})
+        if not known and _differs(path, same):
+            parts.append(f"{path.rsplit('.', 1)[-1]}={value}")
+    return " ".join(parts)
+
+
+def _name(result: Result) -> str:
+    trained = result["config"]["model"].get("train_only")
+    parts = [f"{', '.join(trained)} only"] if trained else []
+    for pattern, rule in (at(result, "model.mode.layers") or {}).items():  # type: ignore[attr-defined]
+        options = "".join(f" {name}={value}" for name, value in rule["options"].items() if value is not None)
+        parts.append(f"{pattern}: {rule['type']}{options}")
+    return f"{method(result)} ({', '.join(parts)})" if parts else method(result)
+
+
+def differs(path: str, groups: Sequence[Sequence[Result]]) -> bool:
+    """Whether a key of the configuration is not the same in all groups."""
+    return _differs(path, [group[0] for group in groups])
+
+
+def _differs(path: str, results: Sequence[Result]) -> bool:
+    return len({str(at(result, path)) for result in results}) > 1
+
+
+def mean_angle(result: Result, key: str, epoch: int) -> float | None:
+    """The mean over layers of `angles` or `gradient_angles` at an entry of the history; None if not tracked."""
+    if not result["history"]:
+        return None
+    values = [value for value in result["history"][epoch].get(key, {}).values() if value is not None]
+    return statistics.fmean(values) if values else None
+
+
+def at(result: Result, path: str) -> object:
+    """The value of a dotted key path of its configuration; None where it was left out."""
+    value: object = result["config"]
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, dict) else None  # what was left out
+    return value

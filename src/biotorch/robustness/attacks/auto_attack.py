@@ -1,0 +1,228 @@
+"""Auto-PGD and AutoAttack."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Unpack
+
+import pyautoattack
+import torch
+from pyautoattack import checks
+from pyautoattack.autopgd_base import APGDAttack
+from torch import Tensor, nn
+
+from biotorch.robustness.attacks import library
+from biotorch.robustness.attacks.attempt import Attempt
+from biotorch.robustness.attacks.base import require, require_counts
+from biotorch.robustness.attacks.gradient import WhiteBox, WhiteBoxArguments
+
+
+class AutoPGD(WhiteBox):
+    """PGD with momentum that chooses its step sizes itself (Croce and Hein 2020, algorithm 1).
+
+    The first step is 2 epsilon long; at checkpoints it is halved, and the search goes back to the best point so far,
+    where the loss has risen in too few steps. Run by pyautoattack, one restart at a time; it makes all of its steps
+    with every image, and starts at a random point of the surface of the ball. Not the paper's "APGD": that is `EOTPGD`.
+
+    Args:
+        model, epsilon, norm, gradient, seed, batch_size: as of `WhiteBox`.
+        loss: `ce` or `dlr`; the latter needs three classes.
+        steps: number of steps.
+        restarts: independent starts; an image is broken if one of them breaks it.
+        samples: gradients averaged per step, for networks with noise in them.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        epsilon: float = 8 / 255,
+        *,
+        steps: int = 100,
+        restarts: int = 1,
+        samples: int = 1,
+        **white_box: Unpack[WhiteBoxArguments],
+    ) -> None:
+        super().__init__(model, epsilon, **white_box)
+        require(self.loss in ("ce", "dlr"), f"loss: AutoPGD knows ce and dlr, not {self.loss!r}")
+        require_counts(steps=steps, restarts=restarts, samples=samples)
+        self.steps, self.restarts, self.samples = steps, restarts, samples
+        self._logger = library.Warner()
+
+    def perturb(self, attempt: Attempt, index: Tensor) -> Tensor:
+        classes = attempt.clean_outputs.shape[1]
+        require(
+            self.loss == "ce" or classes >= 3,
+            f"loss: 'dlr' needs at least three classes, and there are {classes}: take 'ce'",
+        )
+        shown = library.Shown(attempt, self.gradient, index)
+        search = APGDAttack(
+            shown,
+            n_iter=self.steps,
+            norm=library.NORMS[self.norm],
+            eps=self.epsilon,
+            loss=self.loss,
+            eot_iter=self.samples,
+            device=attempt.images.device,
+            logger=self._logger,
+        )
+        library.start(library.seed(attempt))
+        runs = [run(shown, search)] * self.restarts
+        return library.withstand(attempt, index, runs, self.epsilon, self.norm)[0]
+
+    @property
+    def passes(self) -> tuple[int, int]:
+        points = self.samples * (self.steps + 1)
+        return self.restarts * points, self.restarts * points
+
+
+def run(shown: library.Shown, search: Any) -> library.Run:
+    """One start of the library's search: its last misclassified points, or else those of the highest loss."""
+
+    def start(images: Tensor, labels: Tensor, index: Tensor) -> Tensor:
+        shown.index = index
+        search.init_hyperparam(images)
+        best, right, _, adversarial = search.attack_single_run(images, labels)
+        return best.where(right.bool().reshape(-1, *[1] * (best.dim() - 1)), adversarial)  # type: ignore[no-any-return]
+
+    return start
+
+
+Version = Literal["standard", "rand"]
+
+
+class AutoAttack(WhiteBox):
+    """The ensemble by which robustness is usually reported (Croce and Hein 2020), without parameters to choose.
+
+    `standard` is, in turn, on the images that are left: Auto-PGD on the cross-entropy; Auto-PGD on the targeted DLR
+    loss, towards nine classes; FAB, towards nine classes; Square with 5,000 queries. `rand`, for networks with noise
+    in them: Auto-PGD on the cross-entropy and on the DLR loss, with gradients averaged over 20 samples. Attacks and
+    settings are those of the library pyautoattack, whose warnings become Python's.
+
+    With fewer than ten classes, all the wrong ones are targets. The targeted DLR loss needs four classes: with three,
+    `standard` runs Auto-PGD on the untargeted one in its place; that needs three, and is left out with two.
+
+    A forward pass counts as a query of every image that it is about, those of the library's checks included.
+
+    Args:
+        model, epsilon, norm, gradient, seed, batch_size: as of `WhiteBox`. Images are (n, C, H, W) for `standard`.
+        version: `standard` or `rand`.
+    """
+
+    fixed: ClassVar[Mapping[str, str]] = {"loss": "its attacks have their own"}
+
+    def __init__(
+        self,
+        model: nn.Module,
+        epsilon: float = 8 / 255,
+        *,
+        version: Version = "standard",
+        **white_box: Unpack[WhiteBoxArguments],
+    ) -> None:
+        for name in self.fixed.keys() & white_box:
+            raise TypeError(f"{name}: AutoAttack takes none, {self.fixed[name]}")
+        super().__init__(model, epsilon, **white_box)
+        known = typing.get_args(Version)
+        require(version in known, f"version: {' or '.join(map(repr, known))} is needed, not {version!r}")
+        self.version = version
+        self._logger = library.Warner()
+
+    def perturb(self, attempt: Attempt, index: Tensor) -> Tensor:
+        if self.version == "standard":
+            library.require_tiles(attempt.images, self.norm)
+        shown = library.Shown(attempt, self.gradient, index)
+        ensemble = self._ensemble(shown, attempt.images.device)
+        seed = library.seed(attempt)
+        self._check(shown)
+        points, right = attempt.images[index], torch.ones_like(index, dtype=torch.bool)
+        shares = {"clean": len(index) / len(attempt.labels)}
+        for name in _possible(ensemble.attacks_to_run, attempt.clean_outputs.shape[1]):
+            library.start(seed)
+            runs = _runs(name, ensemble, shown)
+            points[right], still = library.withstand(attempt, index[right], runs, self.epsilon, self.norm)
+            right[right.clone()] = still
+            shares[name] = int(right.sum()) / len(attempt.labels)
+            if not bool(right.any()):
+                break
+        checks.check_square_sr(shares, logger=self._logger)
+        return points
+
+    def _ensemble(self, shown: object, device: torch.device | str) -> Any:
+        """The library's attacks, with the settings of the version."""
+        ensemble = pyautoattack.AutoAttack(
+            shown, eps=self.epsilon, norm=library.NORMS[self.norm], version=self.version, seed=0, device=device
+        )
+        ensemble.apgd.logger = ensemble.apgd_targeted.logger = self._logger
+        return ensemble
+
+    def _check(self, shown: library.Shown) -> None:
+        """What the library looks for in a network before it attacks."""
+        images, outputs = (each[shown.index] for each in (shown.attempt.images, shown.attempt.clean_outputs))
+        if self.version != "rand":
+            checks.check_randomized(shown, images, shown.attempt.labels[shown.index], logger=self._logger)
+        checks.check_range_output(lambda _: outputs, images, logger=self._logger)
+        library.dynamic(shown, images, self._logger)
+
+    @property
+    def passes(self) -> tuple[int, int]:
+        ensemble = self._ensemble(None, "cpu")
+        gradients = {
+            "apgd-ce": (points := ensemble.apgd.eot_iter * (ensemble.apgd.n_iter + 1)),
+            "apgd-dlr": points,
+            "apgd-t": ensemble.apgd_targeted.n_target_classes * (ensemble.apgd_targeted.n_iter + 1),
+            "fab-t": ensemble.fab.n_target_classes * ensemble.fab.n_iter,
+            "square": 0,
+        }
+        looks = {
+            "fab-t": ensemble.fab.n_target_classes * (ensemble.fab.n_iter + 2),
+            "square": ensemble.square.n_queries + 1,
+        }
+        backward = sum(gradients[name] for name in ensemble.attacks_to_run)
+        checked = 1 if self.version == "rand" else 6
+        return checked + backward + sum(looks.get(name, 0) for name in ensemble.attacks_to_run), backward
+
+
+def _possible(attacks: Sequence[str], classes: int) -> list[str]:
+    """The attacks of a version that work with so many classes."""
+    if classes == 3:
+        attacks = ["apgd-dlr" if name == "apgd-t" else name for name in attacks]
+    return [name for name in attacks if classes > 2 or name not in ("apgd-t", "apgd-dlr")]
+
+
+def _runs(name: str, ensemble: Any, shown: library.Shown) -> Iterator[library.Run]:
+    """The runs of one attack of the ensemble."""
+    classes = shown.attempt.clean_outputs.shape[1]
+    if name == "apgd-t":
+        for target in range(2, min(ensemble.apgd_targeted.n_target_classes, classes - 1) + 2):
+            yield _towards(target, ensemble.apgd_targeted, shown)
+    elif name == "fab-t":
+        for target in range(2, min(ensemble.fab.n_target_classes, classes - 1) + 2):
+            yield _across(target, ensemble.fab, shown)
+    elif name == "square":
+        yield library.run(shown, ensemble.square)
+    else:
+        ensemble.apgd.loss = name.removeprefix("apgd-")
+        for _ in range(ensemble.apgd.n_restarts):
+            yield run(shown, ensemble.apgd)
+
+
+def _towards(target: int, search: Any, shown: library.Shown) -> library.Run:
+    """Auto-PGD towards the class of the `target`-highest output at the image."""
+    ranked = shown.attempt.clean_outputs.argsort(1)
+
+    def start(images: Tensor, labels: Tensor, index: Tensor) -> Tensor:
+        search.y_target = ranked[index, -target]
+        return run(shown, search)(images, labels, index)
+
+    return start
+
+
+def _across(target: int, search: Any, shown: library.Shown) -> library.Run:
+    """FAB, across the boundary to that class."""
+
+    def start(images: Tensor, labels: Tensor, index: Tensor) -> Tensor:
+        shown.index, search.target_class = index, target
+        with torch.no_grad():
+            return search.attack_single_run(images, labels, is_targeted=True)  # type: ignore[no-any-return]
+
+    return start

@@ -1,0 +1,263 @@
+"""The base of every attack: it owns bounds, epsilon, batches, success, queries and seeds; an attack only says how."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from biotorch import _seeding
+from biotorch.errors import BoundsError
+from biotorch.layers.networks import isolated
+from biotorch.robustness.attacks.attempt import Attempt
+from biotorch.robustness.attacks.norms import Norm, size
+
+#: What rounding may add to a perturbation: some units in the last place of a float32 pixel.
+ROUNDING = 1e-6
+
+
+class Common(TypedDict, total=False):
+    """Arguments that every attack takes, see `Attack`."""
+
+    norm: Norm
+    seed: int
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What an attack has done to n images.
+
+    Attributes:
+        adversarial: (n, ...) in [0, 1], each no further from its image than epsilon.
+        clean: (n,) bool, whether the image itself is classified as its label says.
+        robust: (n,) bool, whether that holds for the image and under the attack.
+        queries: (n,) int64, forward passes that the attack took; those that judge it left out.
+        blind: (n,) bool, whether a gradient of the attack was zero everywhere or not finite.
+        losses: (steps, n), NaN where an image was not looked at; None of an attack that has no steps.
+    """
+
+    adversarial: Tensor
+    clean: Tensor
+    robust: Tensor
+    queries: Tensor
+    blind: Tensor
+    losses: Tensor | None = None
+
+
+class Attack(ABC):
+    """Makes adversarial examples for a network: `adversarial = attack(images, labels)`.
+
+    The network is any `nn.Module` that maps images in [0, 1] to outputs (n, C); where it wants them
+    normalised, `Normalised(model, mean, std)` is the network to attack. It is attacked in eval mode and left
+    as it was: modes, buffers, gradients and the global random state. It sees images in the memory format of those
+    given: convolutions on a CPU are up to three times as fast on `images.to(memory_format=torch.channels_last)`.
+
+    Args:
+        model: the network, on the device to work on.
+        epsilon: radius of the ball, in units of [0, 1] (L∞: per pixel value; L2: of the whole image).
+        norm: `linf` or `l2`.
+        seed: of all randomness of the attack; equal seeds and batch sizes give equal results.
+        batch_size: images attacked at once.
+
+    Raises:
+        ValueError: an argument is not what the attack can use.
+    """
+
+    #: Norms that the attack knows.
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    #: Whether the attack looks inside the network, by gradients.
+    white_box: ClassVar[bool] = False
+    #: Arguments of its bases that the attack does not take, and why.
+    fixed: ClassVar[Mapping[str, str]] = {}
+    #: Whether images that are misclassified without an attack are left as they are.
+    skips_solved: bool = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        epsilon: float = 8 / 255,
+        *,
+        norm: Norm = "linf",
+        seed: int = 0,
+        batch_size: int = 250,
+    ) -> None:
+        require(norm in self.norms, f"norm: {type(self).__name__} knows {', '.join(self.norms)}, not {norm!r}")
+        require(is_number(epsilon) and epsilon >= 0, f"epsilon: a number from 0 on is needed, not {epsilon!r}")
+        require(_is_count(batch_size), f"batch_size: a whole number from 1 on is needed, not {batch_size!r}")
+        self.model, self.epsilon, self.norm = model, float(epsilon), norm
+        self.seed, self.batch_size = seed, batch_size
+
+    @abstractmethod
+    def perturb(self, attempt: Attempt, index: Tensor) -> Tensor:
+        """Adversarial examples (m, ...) for the images `index` (m,) of an attempt; those that fail may be anything."""
+
+    @property
+    @abstractmethod
+    def passes(self) -> tuple[int, int]:
+        """Forward and backward passes per image, at most."""
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Adversarial examples (n, ...) for images (n, ...) in [0, 1] with labels (n,) int64.
+
+        Raises:
+            ValueError: images or labels are not that.
+            BoundsError: an adversarial example lies outside [0, 1] or further away than epsilon.
+        """
+        batches = self._batches(images, labels, judged=False)
+        return torch.cat([adversarial for _, adversarial in batches]).to(images.device)
+
+    def run(self, images: Tensor, labels: Tensor, on_batch: Callable[[int], None] | None = None) -> Outcome:
+        """Attack, and judge the result.
+
+        Args:
+            images: (n, ...) in [0, 1], float32 or float64.
+            labels: (n,) int64.
+            on_batch: is told the number of images done after every batch.
+
+        Raises:
+            ValueError, BoundsError: as calling it.
+        """
+        parts = []
+        for attempt, adversarial in self._batches(images, labels, judged=True):
+            queries = attempt.queries.clone()
+            with unseen(self.model):
+                right = attempt.right(adversarial, torch.arange(len(adversarial), device=adversarial.device))
+            losses = torch.stack(attempt.losses) if attempt.losses else None
+            clean, robust = attempt.clean.cpu(), (attempt.clean & right).cpu()
+            parts.append(Outcome(adversarial.to(images.device), clean, robust, queries, attempt.blind, losses))
+            if on_batch is not None:
+                on_batch(sum(len(part.clean) for part in parts))
+        return _joined(parts)
+
+    def _batches(self, images: Tensor, labels: Tensor, judged: bool) -> Iterator[tuple[Attempt, Tensor]]:
+        """Each batch with its adversarial examples, on the device of the network."""
+        require_images(images, labels)
+        device = _device(self.model, images)
+        for start in range(0, len(images), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            generator = _seeding.generator(_seeding.derive(self.seed, "attack", start))
+            with unseen(self.model):
+                batch, truth = images[part].detach().to(device), labels[part].to(device)
+                attempt = Attempt(self.model, batch, truth, generator, judged)
+                index = torch.arange(len(attempt.labels), device=device)
+                if self.skips_solved:
+                    index = index[attempt.clean]
+                adversarial = attempt.images.clone()
+                if len(index) and self.epsilon > 0:
+                    adversarial[index] = self.perturb(attempt, index).detach().to(adversarial)
+            self._require_bounds(adversarial, attempt.images, start)
+            yield attempt, adversarial
+
+    def _require_bounds(self, adversarial: Tensor, images: Tensor, start: int) -> None:
+        inside = bool(((adversarial >= 0) & (adversarial <= 1)).all())  # not where a value is NaN
+        farthest = float(self.distance(adversarial, images).max())
+        if not inside or not farthest <= self.epsilon * (1 + ROUNDING) + ROUNDING:
+            raise BoundsError(
+                f"{self!r} has left its bounds in the batch from image {start} on: values from "
+                f"{float(adversarial.min()):.6g} to {float(adversarial.max()):.6g}, "
+                f"farthest perturbation {farthest:.6g}"
+            )
+
+    def distance(self, adversarial: Tensor, images: Tensor) -> Tensor:
+        """How far each adversarial example is from its image, in the norm of the attack: (n,)."""
+        return size(adversarial - images, self.norm)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every argument but the network, by name."""
+        return {name: getattr(self, name) for name in arguments(type(self))}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.settings.items())})"
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ValueError with `message` unless `condition` holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def require_counts(**counts: object) -> None:
+    """Raise ValueError unless every one is a whole number from 1 on."""
+    for name, value in counts.items():
+        require(_is_count(value), f"{name}: a whole number from 1 on is needed, not {value!r}")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def arguments(kind: type[Attack]) -> list[str]:
+    """Names of what an attack can be told beside its network, those that it hands to its bases included."""
+    names: list[str] = []
+    for base in kind.__mro__:
+        if "__init__" in vars(base) and base is not object:
+            parameters = list(inspect.signature(base.__init__).parameters.values())[2:]  # type: ignore[misc]
+            names += [each.name for each in parameters if each.kind is not each.VAR_KEYWORD]
+    return [name for name in dict.fromkeys(names) if name not in kind.fixed]
+
+
+def require_images(images: Tensor, labels: Tensor) -> None:
+    """Raise ValueError unless images are (n, ...) in [0, 1], and labels (n,) int64 from 0 on."""
+    require(images.dim() >= 2 and len(images) > 0, f"images: (n, ...) with n > 0 is needed, not {tuple(images.shape)}")
+    require(images.dtype in (torch.float32, torch.float64), f"images: float32 or float64 is needed, not {images.dtype}")
+    require(
+        labels.shape == images.shape[:1] and labels.dtype == torch.int64,
+        f"labels: ({len(images)},) int64 is needed, not {tuple(labels.shape)} {labels.dtype}",
+    )
+    require(int(labels.min()) >= 0, f"labels: classes from 0 on are needed, not {int(labels.min())}")
+    low, high = float(images.min()), float(images.max())
+    require(
+        low >= 0 and high <= 1,  # not where a value is NaN
+        f"images: values from 0 to 1 are needed, not from {low:.4g} to {high:.4g}. If the network wants them "
+        "normalised, attack biotorch.robustness.Normalised(model, mean, std) with the images as they are",
+    )
+
+
+def _device(model: nn.Module, images: Tensor) -> torch.device:
+    tensors = (*model.parameters(), *model.buffers())
+    return tensors[0].device if tensors else images.device
+
+
+@contextlib.contextmanager
+def unseen(model: nn.Module) -> Iterator[None]:
+    """The network in eval mode, and afterwards as it was."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with isolated(model):
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _joined(parts: list[Outcome]) -> Outcome:
+    losses = [part.losses for part in parts if part.losses is not None]
+    steps = max((len(each) for each in losses), default=0)
+    padded = [
+        torch.full((steps, len(part.clean)), torch.nan)
+        if part.losses is None
+        else torch.cat([part.losses, torch.full((steps - len(part.losses), len(part.clean)), torch.nan)])
+        for part in parts
+    ]
+    return Outcome(
+        torch.cat([part.adversarial for part in parts]),
+        torch.cat([part.clean for part in parts]),
+        torch.cat([part.robust for part in parts]),
+        torch.cat([part.queries for part in parts]),
+        torch.cat([part.blind for part in parts]),
+        torch.cat(padded, dim=1) if losses else None,
+    )

@@ -1,0 +1,80 @@
+"""Attacks that ask the network nothing: random signs, and adversarial examples of another network."""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+import torch
+from torch import Tensor, nn
+
+from biotorch.robustness.attacks.attempt import Attempt, Gradient
+from biotorch.robustness.attacks.base import Attack, Common
+from biotorch.robustness.attacks.gradient import PGD
+from biotorch.robustness.attacks.norms import project, steepest
+
+
+class RandomSigns(Attack):
+    """A random corner of the ball: x + epsilon s with signs s, in L2 of that length; clamped to [0, 1].
+
+    An attack that does no better has learned nothing from the network. Every image is perturbed, once.
+    """
+
+    skips_solved = False
+
+    def perturb(self, attempt: Attempt, index: Tensor) -> Tensor:
+        images = attempt.images[index]
+        coins = torch.randint(0, 2, images.shape, generator=attempt.generator, dtype=torch.int8).to(images.device)
+        signs = steepest((2 * coins - 1).to(images.dtype), self.norm)
+        return project(images + self.epsilon * signs, images, self.epsilon, self.norm)
+
+    @property
+    def passes(self) -> tuple[int, int]:
+        return 1, 0
+
+
+class Transfer(Attack):
+    """Makes adversarial examples on one network and tries them on another (Papernot et al. 2016).
+
+    PGD runs all of its steps on `source`, which an attacker may have trained himself; `model` is never asked.
+
+    Args:
+        model: the network that is to be fooled.
+        epsilon, norm, seed, batch_size: as of `Attack`.
+        source: the network that the examples are made on; takes the same images.
+        steps: of PGD.
+        gradient: which gradient of `source` it follows.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        epsilon: float = 8 / 255,
+        *,
+        source: nn.Module,
+        steps: int = 40,
+        gradient: Gradient = "true",
+        **common: Unpack[Common],
+    ) -> None:
+        super().__init__(model, epsilon, **common)
+        self.source, self.steps, self.gradient = source, steps, gradient
+        self._attack()
+
+    def _attack(self, seed: int = 0) -> PGD:
+        return PGD(
+            self.source,
+            self.epsilon,
+            steps=self.steps,
+            gradient=self.gradient,
+            stop_at_success=False,
+            norm=self.norm,
+            seed=seed,
+            batch_size=self.batch_size,
+        )
+
+    def perturb(self, attempt: Attempt, index: Tensor) -> Tensor:
+        seed = int(torch.randint(2**31, (), generator=attempt.generator))
+        return self._attack(seed)(attempt.images[index], attempt.labels[index])
+
+    @property
+    def passes(self) -> tuple[int, int]:
+        return self._attack().passes

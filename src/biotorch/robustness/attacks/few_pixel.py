@@ -1,0 +1,165 @@
+"""Few pixels, found by differential evolution."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from biotorch.robustness.attacks.attempt import LOSSES, Attempt, LossName, classified
+from biotorch.robustness.attacks.base import Attack, require, require_counts
+
+#: F of differential evolution (Su et al. 2019).
+_MUTATION = 0.5
+
+
+class FewPixel(Attack):
+    """Changes a few pixels as much as it likes, and sees nothing but outputs (Su et al. 2019; appendix 6.3).
+
+    A candidate is, for each of k pixels, a row, a column and one value per channel. `population` candidates
+    x_1 ... x_P evolve by x_i' = x_a + 0.5 (x_b - x_c), where a, b, c and i differ; x_i' takes the place of x_i if its
+    loss is at least as high (rand/1, without crossover). They start at uniformly drawn places, with values from the
+    normal distribution of mean 0.5 and standard deviation 0.5, clamped to [0, 1].
+
+    All images of a batch evolve at once, in shared forward passes of at most batch_size or `population` candidates,
+    whichever is more. An image leaves after the pass that has broken it.
+
+    Deviations: the paper maximises the probability of a wrong class or minimises that of the true one, and this any
+    loss; the paper does not say what becomes of values outside their range: here rows and columns are drawn anew and
+    the values of channels are clamped. A candidate may choose a pixel twice, as in the paper: the last one counts.
+
+    Args:
+        model, seed, batch_size: as of `Attack`. Images are (n, C, H, W).
+        pixels: k. It is the radius, too: `epsilon` is float(pixels).
+        steps: generations after the first population.
+        population: P, candidates per image; at least 4.
+        loss: `ce`, `margin` or `dlr`, see `biotorch.robustness.attacks.attempt`.
+    """
+
+    norms: ClassVar[tuple[str, ...]] = ("l0",)
+    fixed: ClassVar[Mapping[str, str]] = {
+        "epsilon": "its radius is the number of pixels",
+        "norm": "it counts pixels",
+    }
+
+    def __init__(
+        self,
+        model: nn.Module,
+        pixels: int = 1,
+        *,
+        steps: int = 30,
+        population: int = 150,
+        loss: LossName = "margin",
+        seed: int = 0,
+        batch_size: int = 250,
+    ) -> None:
+        require_counts(pixels=pixels, steps=steps, population=population)
+        require(
+            population >= 4, f"population: at least 4 are needed, for a candidate and three others; not {population}"
+        )
+        require(loss in LOSSES, f"loss: one of {', '.join(LOSSES)} is needed, not {loss!r}")
+        super().__init__(model, float(pixels), norm="l0", seed=seed, batch_size=batch_size)  # type: ignore[arg-type]
+        self.pixels, self.steps, self.population, self.loss = pixels, steps, population, loss
+
+    def perturb(self, attempt: Attempt, index: Tensor) -> Tensor:
+        _require_images(attempt.images)
+        best = attempt.images[index].clone()
+        active = torch.arange(len(index), device=best.device)
+        for step in range(self.steps + 1):
+            if step == 0:
+                members = self._first(attempt, len(active))
+                losses = torch.full(members.shape[:2], -torch.inf, dtype=best.dtype, device=best.device)
+                trials = members
+            else:
+                trials = self._children(attempt, members)
+            found, broken = self._evaluate(attempt, index[active], trials)
+            better = (found >= losses) | broken
+            members = torch.where(better[..., None, None], trials, members)
+            losses = torch.where(better, found, losses)
+            # A loss other than the margin may be highest at a candidate that breaks nothing.
+            chosen = torch.where(broken, torch.inf, losses).argmax(1)
+            attempt.record(losses.amax(1), index[active])
+            done = broken.any(1) if step < self.steps else torch.ones_like(active, dtype=torch.bool)
+            winners = members[done, chosen[done]]
+            best[active[done]] = self._drawn(best[active[done]], winners[:, None])[:, 0]
+            active, members, losses = active[~done], members[~done], losses[~done]
+            if not len(active):
+                break
+        return best
+
+    def _first(self, attempt: Attempt, count: int) -> Tensor:
+        """Candidates (count, P, k, 2 + C): row and column as shares of height and width, then a value per channel."""
+        channels, dtype = attempt.images.shape[1], attempt.images.dtype
+        shape = (count, self.population, self.pixels)
+        places = torch.rand(*shape, 2, generator=attempt.generator, dtype=dtype)
+        values = torch.randn(*shape, channels, generator=attempt.generator, dtype=dtype) / 2 + 0.5
+        return torch.cat([places, values.clamp(0, 1)], dim=3).to(attempt.images.device)
+
+    def _children(self, attempt: Attempt, members: Tensor) -> Tensor:
+        """One mutant of each member: x_a + F (x_b - x_c)."""
+        rows = torch.arange(len(members), device=members.device)[:, None]
+        a, b, c = (each.to(members.device) for each in _others(len(members), self.population, attempt.generator))
+        mutants = members[rows, a] + _MUTATION * (members[rows, b] - members[rows, c])
+        places, values = mutants[..., :2], mutants[..., 2:]
+        drawn = torch.rand(places.shape, generator=attempt.generator, dtype=places.dtype).to(places.device)
+        places = torch.where((places >= 0) & (places < 1), places, drawn)
+        return torch.cat([places, values.clamp(0, 1)], dim=3)
+
+    def _evaluate(self, attempt: Attempt, index: Tensor, trials: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses (m, P) of the candidates of images `index`, and whether each breaks its image.
+
+        A pass takes the next few candidates of all images that no candidate has broken yet. What is not evaluated any
+        more has a loss of -∞.
+        """
+        losses = torch.full(trials.shape[:2], -torch.inf, dtype=trials.dtype, device=trials.device)
+        broken = torch.zeros(trials.shape[:2], dtype=torch.bool, device=trials.device)
+        active, start = torch.arange(len(index), device=index.device), 0
+        while start < self.population and len(active):
+            part = slice(start, start + max(1, max(self.batch_size, self.population) // len(active)))
+            points = self._drawn(attempt.images[index[active]], trials[active, part])
+            owners = index[active].repeat_interleave(points.shape[1])
+            with torch.no_grad():
+                outputs = attempt.outputs(points.flatten(0, 1), owners)
+            found = LOSSES[self.loss](outputs, attempt.labels[owners]).reshape(points.shape[:2]).to(losses)
+            losses[active, part] = found.masked_fill(found.isnan(), -torch.inf)
+            broken[active, part] = ~classified(outputs, attempt.labels[owners]).reshape(points.shape[:2])
+            start, active = part.stop, active[~broken[active].any(1)]
+        return losses, broken
+
+    def _drawn(self, images: Tensor, candidates: Tensor) -> Tensor:
+        """The images (m, C, H, W), each with every one of its candidates (m, p, k, 2 + C): (m, p, C, H, W)."""
+        (height, width), (count, each) = images.shape[2:], candidates.shape[:2]
+        points = images[:, None].repeat(1, each, 1, 1, 1)
+        row = (candidates[..., 0] * height).long().clamp(max=height - 1)
+        column = (candidates[..., 1] * width).long().clamp(max=width - 1)
+        first = torch.arange(count, device=images.device)[:, None]
+        second = torch.arange(each, device=images.device)[None]
+        for pixel in range(self.pixels):  # one after another: of two at the same place, the last one counts
+            points[first, second, :, row[..., pixel], column[..., pixel]] = candidates[..., pixel, 2:]
+        return points
+
+    def distance(self, adversarial: Tensor, images: Tensor) -> Tensor:
+        """How many pixels of each image differ: (n,)."""
+        _require_images(images)
+        return (adversarial != images).any(1).flatten(1).sum(1).to(images)
+
+    @property
+    def passes(self) -> tuple[int, int]:
+        return self.population * (self.steps + 1), 0
+
+
+def _require_images(images: Tensor) -> None:
+    require(images.dim() == 4, f"images: FewPixel needs (n, C, H, W), not {tuple(images.shape)}")
+
+
+def _others(count: int, population: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """For each of `population` members three others, all different and uniformly drawn: (count, population) each."""
+    a, b, c = (torch.randint(population - k, (count, population), generator=generator) for k in (1, 2, 3))
+    # Each is a position among those that the ones before it have left.
+    b = b + (b >= a)
+    c = c + (c >= torch.minimum(a, b))
+    c = c + (c >= torch.maximum(a, b))
+    own = torch.arange(population)
+    return (own + 1 + a) % population, (own + 1 + b) % population, (own + 1 + c) % population

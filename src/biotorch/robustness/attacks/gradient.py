@@ -1,0 +1,267 @@
+"""Attacks that follow a gradient: FGSM, PGD, EOT-PGD and TPGD."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping
+from typing import ClassVar, Unpack
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from biotorch.robustness.attacks.attempt import LOSSES, Attempt, Gradient, LossName, classified
+from biotorch.robustness.attacks.base import Attack, Common, is_number, require, require_counts
+from biotorch.robustness.attacks.norms import project, random_point, steepest
+
+
+class WhiteBoxArguments(Common, total=False):
+    """Arguments of every attack that follows a gradient, see `WhiteBox`."""
+
+    gradient: Gradient
+    loss: LossName
+
+
+class WhiteBox(Attack):
+    """An attack that follows the gradient of a loss with respect to the image.
+
+    Args:
+        model, epsilon, norm, seed, batch_size: as of `Attack`.
+        gradient: `true`, the network's own, which is what an attacker with the weights has; or `feedback`,
+            what the network's learning rule sends back to the image in its place (a direct rule: B_1 e with
+            the error e of the attacked batch). The latter is what the paper measured (section 4.2).
+        loss: `ce`, `margin` or `dlr`, see `biotorch.robustness.attacks.attempt`.
+    """
+
+    white_box: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        epsilon: float = 8 / 255,
+        *,
+        gradient: Gradient = "true",
+        loss: LossName = "ce",
+        **common: Unpack[Common],
+    ) -> None:
+        super().__init__(model, epsilon, **common)
+        known = typing.get_args(Gradient)
+        require(gradient in known, f"gradient: {' or '.join(map(repr, known))} is needed, not {gradient!r}")
+        require(loss in LOSSES, f"loss: one of {', '.join(LOSSES)} is needed, not {loss!r}")
+        self.gradient, self.loss = gradient, loss
+
+    def ascent(self, attempt: Attempt, points: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradient, losses and outputs at the points, see `Attempt.gradient`."""
+        return attempt.gradient(points, index, LOSSES[self.loss], self.gradient)
+
+
+class FGSM(WhiteBox):
+    """One step of the whole radius along the gradient (Goodfellow et al. 2015; the paper's equation 5).
+
+    x_adv = x + epsilon sign(∇_x L(f(x), y)), clamped to [0, 1]; in L2 the step is epsilon g / |g|. Every
+    image is perturbed, those that are misclassified anyway, too.
+    """
+
+    skips_solved = False
+
+    def perturb(self, attempt: Attempt, index: Tensor) -> Tensor:
+        images = attempt.images[index]
+        gradient, losses, _ = self.ascent(attempt, images, index)
+        attempt.record(losses, index)
+        return project(images + self.epsilon * steepest(gradient, self.norm), images, self.epsilon, self.norm)
+
+    @property
+    def passes(self) -> tuple[int, int]:
+        return 1, 1
+
+
+class PGDArguments(WhiteBoxArguments, total=False):
+    """Arguments of every attack in steps, see `PGD`."""
+
+    steps: int
+    step_size: float | None
+    random_start: bool
+    restarts: int
+    stop_at_success: bool
+
+
+class PGD(WhiteBox):
+    """Steps along the gradient, each projected back into the ball (Madry et al. 2018; the paper's equation 6).
+
+    x_{t+1} = Π(x_t + alpha sign(∇_x L(f(x_t), y))), where Π projects into the ball of radius epsilon around x
+    and into [0, 1]; in L2 the step is alpha g / |g|.
+
+    Args:
+        model, epsilon, gradient, loss, norm, seed, batch_size: as of `WhiteBox`.
+        steps: number of steps.
+        step_size: alpha; default: 2.5 epsilon / steps.
+        random_start: start at a random point of the ball instead of the image.
+        restarts: independent starts; an image is broken if one of them breaks it.
+        stop_at_success: take the first point that is misclassified, and spend no further step on its image. If
+            False, all steps are made and the last point is taken: that of the highest loss is then usually deeper
+            inside the wrong class, as transfer, adversarial training and networks with noise in them want it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        epsilon: float = 8 / 255,
+        *,
+        steps: int = 40,
+        step_size: float | None = None,
+        random_start: bool = True,
+        restarts: int = 1,
+        stop_at_success: bool = True,
+        **white_box: Unpack[WhiteBoxArguments],
+    ) -> None:
+        super().__init__(model, epsilon, **white_box)
+        require_counts(steps=steps, restarts=restarts)
+        require(
+            step_size is None or (is_number(step_size) and step_size > 0),
+            f"step_size: a number above 0 is needed, not {step_size!r}",
+        )
+        self.steps, self.random_start, self.restarts = steps, random_start, restarts
+        self.step_size = 2.5 * self.epsilon / steps if step_size is None else float(step_size)
+        self.stop_at_success = self.skips_solved = stop_at_success
+
+    def perturb(self, attempt: Attempt, index: Tensor) -> Tensor:
+        best = attempt.images[index].clone()
+        highest = torch.full((len(index),), -torch.inf, device=best.device, dtype=best.dtype)
+        open_ones = torch.arange(len(index), device=best.device)
+        for restart in range(self.restarts):
+            points, broken, losses = self._descend(attempt, index[open_ones], record=restart == 0)
+            # What breaks the image counts more than any loss.
+            losses = losses.masked_fill(broken, torch.inf)
+            better = losses > highest[open_ones]
+            best[open_ones[better]], highest[open_ones[better]] = points[better], losses[better].to(highest)
+            if self.stop_at_success:
+                open_ones = open_ones[~broken]
+            if not len(open_ones):
+                break
+        return best
+
+    def _descend(self, attempt: Attempt, index: Tensor, record: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """One start: the points it ends at, whether each is misclassified, and their losses."""
+        images, labels = attempt.images[index], attempt.labels[index]
+        points = self.start(attempt, index)
+        final = torch.full((len(index),), -torch.inf, device=images.device, dtype=images.dtype)
+        broken = torch.zeros(len(index), dtype=torch.bool, device=images.device)
+        active = torch.arange(len(index), device=images.device)
+        # The last point is looked at to stop, to choose among starts, and for figures.
+        judged = attempt.judged or self.stop_at_success or self.restarts > 1
+        for step in range(self.steps + judged):
+            if step < self.steps:
+                gradient, losses, outputs = self.ascent(attempt, points[active], index[active])
+            else:
+                losses, outputs = self.judge(attempt, points[active], index[active])
+            if record:
+                attempt.record(losses, index[active])
+            final[active] = losses.to(final)
+            broken[active] = ~classified(outputs, labels[active])
+            if step == self.steps:
+                break
+            if self.stop_at_success:
+                going = ~broken[active]
+                active, gradient = active[going], gradient[going]
+                if not len(active):
+                    break
+            moved = points[active] + self.step_size * steepest(gradient, self.norm)
+            points[active] = project(moved, images[active], self.epsilon, self.norm)
+        return points, broken, final
+
+    def start(self, attempt: Attempt, index: Tensor) -> Tensor:
+        """Where the steps begin: (m, ...)."""
+        images = attempt.images[index]
+        if not self.random_start:
+            return images.clone()
+        return random_point(images, self.epsilon, self.norm, attempt.generator)
+
+    def judge(self, attempt: Attempt, points: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses (m,) and outputs (m, C) at the points, without a gradient."""
+        with torch.no_grad():
+            outputs = attempt.outputs(points, index)
+        return LOSSES[self.loss](outputs, attempt.labels[index]), outputs
+
+    @property
+    def passes(self) -> tuple[int, int]:
+        return self.restarts * (self.steps + 1), self.restarts * self.steps
+
+
+class EOTPGD(PGD):
+    """PGD along the mean of several gradients at the same point (Zimmermann 2019), for networks with noise in them.
+
+    g = 1/k Σ_i ∇_x L(f_i(x), y), where f_1 ... f_k are evaluations of the same network. The paper calls it APGD,
+    "averaged PGD" (appendix 6.3), which is not Auto-PGD. A deterministic network returns k equal gradients: the
+    result is that of PGD, at k times the cost.
+
+    Args:
+        model, epsilon, steps, step_size, random_start, restarts, stop_at_success, gradient, loss, norm, seed,
+            batch_size: as of `PGD`.
+        samples: k, gradients per step.
+
+    By default it does not stop at success: of a network with noise in it, the first point that is misclassified lies
+    so near the boundary that the next evaluation often sees it on the other side.
+    """
+
+    def __init__(
+        self, model: nn.Module, epsilon: float = 8 / 255, *, samples: int = 10, **pgd: Unpack[PGDArguments]
+    ) -> None:
+        pgd.setdefault("stop_at_success", False)
+        super().__init__(model, epsilon, **pgd)
+        require_counts(samples=samples)
+        self.samples = samples
+
+    def ascent(self, attempt: Attempt, points: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The means over the samples of gradient, losses and outputs."""
+        parts = [super(EOTPGD, self).ascent(attempt, points, index) for _ in range(self.samples)]
+        gradient, losses, outputs = (torch.stack(part).mean(0) for part in zip(*parts, strict=True))
+        return gradient, losses, outputs
+
+    @property
+    def passes(self) -> tuple[int, int]:
+        return self.restarts * (self.samples * self.steps + 1), self.restarts * self.samples * self.steps
+
+
+#: Standard deviation of the noise that the steps start from (Zhang et al. 2019, algorithm 1).
+_START = 0.001
+
+
+class TPGD(PGD):
+    """PGD that drives the outputs away from those of the clean image (Zhang et al. 2019; the paper's appendix 6.3).
+
+    It maximises KL(softmax f(x) ‖ softmax f(x_adv)) and never looks at the labels, except to see which images it
+    has broken. It starts at x + 0.001 n with n normal, because the gradient at x itself is zero.
+
+    Args:
+        model, epsilon, steps, step_size, restarts, stop_at_success, gradient, norm, seed, batch_size: as of `PGD`.
+    """
+
+    fixed: ClassVar[Mapping[str, str]] = {
+        "loss": "its loss is the KL divergence",
+        "random_start": "it starts beside the image",
+    }
+
+    def __init__(self, model: nn.Module, epsilon: float = 8 / 255, **pgd: Unpack[PGDArguments]) -> None:
+        for name in self.fixed.keys() & pgd:
+            raise TypeError(f"{name}: TPGD takes none, {self.fixed[name]}")
+        super().__init__(model, epsilon, **pgd)
+
+    def start(self, attempt: Attempt, index: Tensor) -> Tensor:
+        images = attempt.images[index]
+        noise = torch.randn(images.shape, dtype=images.dtype, generator=attempt.generator).to(images.device)
+        return project(images + _START * noise, images, self.epsilon, self.norm)
+
+    def ascent(self, attempt: Attempt, points: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        clean = attempt.clean_outputs[index]
+        return attempt.gradient(points, index, lambda outputs, _: _divergence(outputs, clean), self.gradient)
+
+    def judge(self, attempt: Attempt, points: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            outputs = attempt.outputs(points, index)
+        return _divergence(outputs, attempt.clean_outputs[index]), outputs
+
+
+def _divergence(outputs: Tensor, clean: Tensor) -> Tensor:
+    """KL(softmax(clean) ‖ softmax(outputs)) per example: (m,)."""
+    pointwise = F.kl_div(F.log_softmax(outputs, 1), F.log_softmax(clean, 1), log_target=True, reduction="none")
+    return pointwise.sum(1)

@@ -1,0 +1,246 @@
+"""The `infrastructure` section: devices, processes and precision, through lightning-fabric."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, TypeVar
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning_fabric.strategies.ddp import DDPStrategy
+from lightning_fabric.utilities.rank_zero import rank_zero_only
+from pydantic import Field, field_validator
+from torch import distributed, nn
+from torch.distributed import all_gather_object, all_reduce, broadcast
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
+
+from biotorch._files import state_hash
+from biotorch._sections import Section
+from biotorch.errors import SectionError
+from biotorch.layers import is_feedback
+
+_T = TypeVar("_T")
+
+
+class InfrastructureConfig(Section):
+    """`infrastructure`."""
+
+    gpus: int | list[int] = -1
+    """-1 is the CPU, another number a CUDA device, a list several of them."""
+    num_nodes: int = Field(default=1, ge=1)
+    """Machines; each is started by Slurm or torchrun."""
+    strategy: Literal["auto", "ddp"] = "auto"
+    """`auto`: DDP where there are several processes."""
+    precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    channels_last: bool = True
+    """Keep images and convolutions in the memory format that is fast on CPUs and tensor cores."""
+    threads: int | None = Field(default=None, ge=1, le=4096)
+    """CPU threads per process; default: PyTorch's, written into the resolved configuration, because the
+    last bits of a sum depend on it."""
+    checkpoint_seconds: float = Field(default=60.0, ge=0)
+    """Seconds between checkpoints; 0: after every update. Ctrl-C and SIGTERM write one at once."""
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _number_or_name(cls, value: object) -> object:
+        return "32" if value == 32 and not isinstance(value, bool) else value
+
+    @field_validator("gpus", mode="before")
+    @classmethod
+    def _numbers(cls, gpus: object) -> object:
+        numbers = gpus if isinstance(gpus, list) else [gpus]
+        if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
+            raise ValueError(f"a number or a list of numbers, not {gpus!r}")
+        return gpus
+
+    @field_validator("gpus")
+    @classmethod
+    def _devices_exist(cls, gpus: int | list[int]) -> int | list[int]:
+        if isinstance(gpus, list):
+            if not gpus or min(gpus) < 0 or len(set(gpus)) != len(gpus):
+                raise ValueError("a list names different CUDA devices: numbers from 0 on; -1 alone is the CPU")
+        elif gpus < -1:
+            raise ValueError("-1 is the CPU, a number from 0 on a CUDA device")
+        return gpus
+
+
+def launch(config: InfrastructureConfig) -> Fabric:
+    """Start, or join, the processes of a run; under torchrun and Slurm, those that they started.
+
+    Raises:
+        SectionError: the processes that were started are others than the section asks for.
+
+    Warns:
+        UserWarning: there is no CUDA device for `gpus`, or no fp16 on the CPU.
+    """
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # what it tells is in the results
+    # cuBLAS is deterministic with this setting alone, which it reads at its first use.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    started = _processes_started(config.num_nodes)
+    accelerator, devices = _devices(config.gpus, started)
+    precision = config.precision
+    if precision == "16-mixed" and accelerator == "cpu":
+        warnings.warn("infrastructure.precision: the CPU has no 16-mixed, using bf16-mixed", stacklevel=2)
+        precision = "bf16-mixed"
+    processes = config.num_nodes * (devices if isinstance(devices, int) else len(devices))
+    try:
+        with _no_advice_of_srun():
+            fabric = Fabric(
+                accelerator=accelerator,
+                devices=devices,
+                num_nodes=config.num_nodes,
+                strategy=SummingDDP() if processes > 1 or config.strategy == "ddp" else "auto",
+                precision=precision,
+            )
+            fabric.launch()
+    except (ValueError, RuntimeError) as error:  # what torchrun or Slurm started does not fit
+        raise SectionError({"": str(error)}) from error
+    if distributed.is_initialized():
+        atexit.unregister(_leave)  # a sweep launches for every point
+        atexit.register(_leave)
+    return fabric
+
+
+def _leave() -> None:
+    """End gloo's threads before the interpreter ends: one that drops a tensor during that aborts the process."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+        gc.collect()  # the threads live as long as a DDP wrapper, which is part of a reference cycle
+
+
+def one_process() -> Fabric:
+    """The Fabric of a process that works alone, on the CPU."""
+    with _no_advice_of_srun():
+        return Fabric(accelerator="cpu", devices=1)
+
+
+def one_of_several() -> bool:
+    """Whether torchrun or Slurm has started this process as one of the several of a run."""
+    if TorchElasticEnvironment.detect():
+        return int(os.environ["WORLD_SIZE"]) > 1
+    return _under_srun() and int(os.environ["SLURM_NTASKS"]) > 1
+
+
+def _under_srun() -> bool:
+    with _no_advice_of_srun():
+        return SLURMEnvironment.detect()
+
+
+@contextmanager
+def _no_advice_of_srun() -> Iterator[None]:
+    """Lightning advises to start by srun, wherever Slurm is installed and whatever asks it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*`srun` command is available")
+        yield
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes and prints; known from the environment before `launch`, too."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def _processes_started(nodes: int) -> int | None:
+    """Processes on this machine that torchrun or Slurm has started; None where nobody has.
+
+    Raises SectionError where `nodes` machines are not what they started.
+    """
+    if TorchElasticEnvironment.detect():
+        here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    elif _under_srun():
+        everywhere = int(os.environ.get("SLURM_NTASKS", "1"))
+        here = int(os.environ.get("SLURM_NTASKS_PER_NODE") or everywhere // int(os.environ.get("SLURM_NNODES", "1")))
+    elif nodes > 1:
+        raise SectionError(
+            {"num_nodes": f"{nodes} machines are started by torchrun or Slurm, and neither started this"}
+        )
+    else:
+        return None
+    if here * nodes != everywhere:
+        raise SectionError(
+            {"num_nodes": f"{nodes} x {here} processes are asked for, but torchrun or Slurm has started {everywhere}"}
+        )
+    return here
+
+
+def _devices(gpus: int | list[int], started: int | None) -> tuple[str, int | list[int]]:
+    if gpus == -1:
+        return "cpu", started or 1
+    if not torch.cuda.is_available():
+        warnings.warn(f"infrastructure.gpus is {gpus}, but there is no CUDA device: using the CPU", stacklevel=3)
+        return "cpu", started or 1
+    named = [gpus] if isinstance(gpus, int) else gpus
+    if started is None or started == len(named):
+        return "cuda", named
+    if isinstance(gpus, int):
+        return "cuda", started
+    raise SectionError({"gpus": f"{len(named)} devices are listed, but {started} processes were started per machine"})
+
+
+class SummingDDP(DDPStrategy):
+    """DDP that adds up gradients instead of averaging them.
+
+    Each process then takes its share of the mean over the *global* batch as its loss: every example has
+    the error it would have alone, which rules that are not linear in the error (`gradient_clip`) need,
+    and unequal shares (the last batch) need no weights.
+    """
+
+    def setup_module(self, module: nn.Module) -> DistributedDataParallel:
+        _leave_out_feedback(module)
+        wrapped = super().setup_module(module)
+        wrapped.register_comm_hook(None, lambda state, bucket: _sum(bucket.buffer()))
+        return wrapped
+
+
+def _leave_out_feedback(module: nn.Module) -> None:
+    """All ranks compute the same feedback weights: sending them at every step would only cost time."""
+    names = [name for name, _ in module.named_buffers() if is_feedback(name)]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)  # type: ignore[no-untyped-call]
+
+
+def share_statistics(model: nn.Module, fabric: Fabric) -> None:
+    """Give every process the batch statistics of the first, as DDP does before a forward pass."""
+    if fabric.world_size > 1:
+        for name, buffer in model.named_buffers():
+            if not is_feedback(name):
+                broadcast(buffer, src=0)
+
+
+def require_equal_feedback(model: nn.Module, fabric: Fabric) -> None:
+    """Raise RuntimeError unless every process has the same feedback weights, to the bit."""
+    mine = {name: value for name, value in model.state_dict().items() if is_feedback(name)}
+    if len(set(gather(state_hash(mine), fabric))) > 1:
+        raise RuntimeError(f"the feedback weights of the {fabric.world_size} processes have drifted apart")
+
+
+def gather(mine: _T, fabric: Fabric) -> list[_T]:
+    """What every process passes, by rank, in all of them: plain values and tensors."""
+    if fabric.world_size == 1:
+        return [mine]
+    everyone: list[Any] = [None] * fabric.world_size
+    all_gather_object(everyone, mine)
+    return everyone
+
+
+def any_process(fabric: Fabric, *flags: bool) -> list[bool]:
+    """For each flag whether it is true in any process; all get the same answer, and wait for each other."""
+    if fabric.world_size == 1:
+        return list(flags)
+    total: Any = fabric.all_reduce(torch.tensor(flags, dtype=torch.float32, device=fabric.device), reduce_op="sum")
+    return [bool(count) for count in total]
+
+
+def _sum(gradients: torch.Tensor) -> Future[torch.Tensor]:
+    work: Any = all_reduce(gradients, async_op=True)
+    future: Future[torch.Tensor] = work.get_future().then(lambda done: done.value()[0])
+    return future

@@ -1,0 +1,91 @@
+"""Training on noise before the first epoch: forward weights and feedback meet before there is anything to learn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from biotorch import _seeding
+from biotorch._sections import Section
+from biotorch.errors import SectionError
+from biotorch.training.distributed import any_process
+from biotorch.training.losses import training_loss
+from biotorch.training.observer import Stopped
+
+if TYPE_CHECKING:
+    from biotorch.training.loop import Trainer
+
+
+class NoiseConfig(Section):
+    """`training.noise_pretraining`: updates on random images with random labels (Cheon, Lee & Paik 2024)."""
+
+    updates: int = Field(ge=1)
+    """Updates of the weights, with the rule and the optimizer of the training, before epoch one."""
+    batch_size: int = Field(default=64, ge=2, le=10**9)
+    """Examples per update, over all processes."""
+    lr: float | None = Field(default=None, gt=0)
+    """Learning rate of the phase, to which that of B keeps its ratio; default: the optimizer's."""
+
+    def require_shares(self, world: int, smallest: int) -> None:
+        """Raises SectionError unless each of `world` processes has that many examples of an update."""
+        if self.batch_size < world * smallest:
+            text = f"{self.batch_size} examples for {world} processes, each of which needs {smallest}: give more"
+            raise SectionError({"noise_pretraining.batch_size": text})
+
+
+class Batch(NamedTuple):
+    inputs: Tensor
+    labels: Tensor
+    #: Examples of the update over all processes.
+    whole: int
+
+
+def batches(
+    config: NoiseConfig, shape: tuple[int, ...], classes: int, seed: int, device: torch.device, rank: int, world: int
+) -> Iterator[Batch]:
+    """This process's share of each update: inputs N(0, 1) of `shape`, labels uniform over the classes.
+
+    A function of (seed, update) alone. Each batch is drawn whole: shares are those of one process's batches.
+    """
+    for update in range(config.updates):
+        generator = _seeding.generator(_seeding.derive(seed, "noise", update))
+        inputs = torch.randn(config.batch_size, *shape, generator=generator)
+        labels = torch.randint(classes, (config.batch_size,), generator=generator)
+        yield Batch(inputs[rank::world].to(device), labels[rank::world].to(device), config.batch_size)
+
+
+def pretrain(trainer: Trainer) -> None:
+    """The phase of `trainer`, by its rule and a new optimizer. It has no checkpoint: interrupted, it begins anew.
+
+    Raises:
+        DivergenceError: a loss is not finite.
+        Stopped: the observer asked for it.
+    """
+    config, fabric = trainer.config.noise_pretraining, trainer.fabric
+    assert config is not None
+    optimizer: Any = fabric.setup_optimizers(trainer.new_optimizer(config.lr))
+    shape, classes = tuple(trainer.data.input_shape), trainer.data.num_classes
+    norms = [module for module in trainer.model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
+    statistics = [{name: value.clone() for name, value in norm.named_buffers(recurse=False)} for norm in norms]
+    trainer.model.train()
+    shares = batches(config, shape, classes, trainer.seed, trainer.device, fabric.global_rank, fabric.world_size)
+    for done, batch in enumerate(shares):
+        trainer.observer.on_noise(done, config.updates)
+        with trainer.teacher.tells(batch.labels, 1 / batch.whole):
+            outputs = trainer.forward(batch.inputs)
+        value = training_loss(trainer.loss, outputs, batch.labels)
+        trainer.require_finite(value)
+        optimizer.zero_grad()
+        fabric.backward(value * (len(batch.labels) / batch.whole))
+        trainer.clip_gradients(optimizer)
+        optimizer.step()
+        if any(any_process(fabric, trainer.observer.stop_now())):
+            raise Stopped
+    optimizer.zero_grad()
+    for norm, before in zip(norms, statistics, strict=True):  # those of noise are nobody's
+        for name, value in before.items():
+            norm.get_buffer(name).copy_(value)

@@ -1,0 +1,97 @@
+"""The order of examples, and the global random generators of every process."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from biotorch import _seeding
+from biotorch.errors import ResumeError
+from biotorch.training.distributed import gather
+
+
+def updates(count: int, batch_size: int, accumulate: int, smallest: int, seed: int) -> list[Tensor]:
+    """Indices of the examples of each update of one epoch, shuffled by `seed` alone.
+
+    An update takes `accumulate` batches. A rest of the epoch of fewer than `smallest` examples is left
+    out: statistics of a batch need two. Another epoch leaves out others.
+    """
+    shuffled = torch.randperm(count, generator=_seeding.generator(seed))
+    rest = count % batch_size
+    if rest < smallest and count > rest:
+        shuffled = shuffled[: count - rest]
+    return list(torch.split(shuffled, batch_size * accumulate))
+
+
+def shares(whole: list[Tensor], batch_size: int, rank: int, world: int) -> tuple[list[Tensor], list[int]]:
+    """Of each batch of each update, what process `rank` of `world` takes, and how many examples that are.
+
+    A process that would get none takes one of another, which counts 0.
+    """
+    batches = [batch for update in whole for batch in torch.split(update, batch_size)]
+    mine = [batch[rank::world] for batch in batches]
+    counts = [len(part) for part in mine]
+    return [part if len(part) else batch[:1] for part, batch in zip(mine, batches, strict=True)], counts
+
+
+def snapshot(fabric: Fabric) -> list[dict[str, Any]]:
+    """The state of every process, by rank: tensors and plain values."""
+    kind, keys, *position = np.random.get_state()
+    mine = {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(fabric.device) if fabric.device.type == "cuda" else None,
+        "python": random.getstate(),
+        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *position],
+    }
+    return gather(mine, fabric)
+
+
+def restore(states: list[dict[str, Any]], fabric: Fabric) -> None:
+    """Put back what `snapshot` took. Raises ResumeError for another number of processes."""
+    if len(states) != fabric.world_size:
+        raise ResumeError(
+            f"the checkpoint was written by {len(states)} process(es) and this run has {fabric.world_size}: "
+            "continue with as many, or start again with --overwrite"
+        )
+    mine = states[fabric.global_rank]
+    torch.set_rng_state(mine["torch"])
+    if mine["cuda"] is not None and fabric.device.type == "cuda":
+        torch.cuda.set_rng_state(mine["cuda"], fabric.device)
+    version, internal, gauss = mine["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, *position = mine["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *position))
+
+
+@contextlib.contextmanager
+def repeatable(seed: int, deterministic: bool, threads: int | None) -> Iterator[None]:
+    """Seeds and settings for what runs inside; the caller's random state and settings are put back."""
+    python, numpy_state = random.getstate(), np.random.get_state()
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    threads_before = torch.get_num_threads()
+    debugging: Any = torch.utils.deterministic  # fills new memory with nan, which costs time
+    fill_before = debugging.fill_uninitialized_memory
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.use_deterministic_algorithms(deterministic)
+        debugging.fill_uninitialized_memory = False
+        if threads is not None:
+            torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before, warn_only=warn_only)
+            debugging.fill_uninitialized_memory = fill_before
+            torch.set_num_threads(threads_before)
+            random.setstate(python)
+            np.random.set_state(numpy_state)
