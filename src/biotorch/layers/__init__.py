@@ -1,6 +1,6 @@
 """Feedback layers: torch's own layer types under a learning rule.
 
-`biotorch.layers.<method>` holds the same types with the rule of that method preset.
+`biotorch.layers.<rule>` holds the same types with that rule preset.
 """
 
 from biotorch.layers.attention import MultiheadAttention
@@ -17,25 +17,17 @@ from biotorch.layers.convolution import (
 from biotorch.layers.linear import Bilinear, Linear, Product
 from biotorch.layers.networks import clip_grad_norm_, connections, feedback_parameters, true_gradients, updated
 from biotorch.layers.recurrent import GRUCell, LSTMCell, RNNCell
-from biotorch.layers.registry import LAYER_TYPES, Reader, as_feedback, feedback_type, reading_type, register_layer
-from biotorch.layers.tensors import is_feedback
-
-from biotorch.layers import (  # isort: skip - made of the layers above
-    backpropagation,
-    brsf,
-    dfa,
-    dkp,
-    drtp,
-    fa,
-    frsf,
-    ia,
-    kp,
-    sa,
-    sdfa,
-    sham,
-    usf,
-    wm,
+from biotorch.layers.registry import (
+    LAYER_TYPES,
+    Reader,
+    as_feedback,
+    feedback_type,
+    reading_type,
+    register_layer,
+    under_rule,
 )
+from biotorch.layers.tensors import is_feedback
+from biotorch.rules.paths import per_rule
 
 __all__ = [
     "LAYER_TYPES",
@@ -56,27 +48,15 @@ __all__ = [
     "RNNCell",
     "Reader",
     "as_feedback",
-    "backpropagation",
-    "brsf",
     "clip_grad_norm_",
     "connections",
-    "dfa",
-    "dkp",
-    "drtp",
-    "fa",
     "feedback_parameters",
     "feedback_type",
-    "frsf",
-    "ia",
     "is_feedback",
-    "kp",
     "reading_type",
     "register_layer",
-    "sa",
-    "sdfa",
-    "sham",
     "true_gradients",
     "updated",
-    "usf",
-    "wm",
 ]
+
+__getattr__, __dir__ = per_rule("biotorch.layers", under_rule)

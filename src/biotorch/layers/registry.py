@@ -139,3 +139,21 @@ def _rebuild(kind: type[nn.Module], state: dict[str, Any]) -> nn.Module:
     module = reader.__new__(reader)
     module.__setstate__(state)  # type: ignore[no-untyped-call]
     return module
+
+
+def under_rule(rule: str) -> dict[str, type[FeedbackLayer]]:
+    """The package's layer types, by name, whose rule is `rule` unless a layer is given another."""
+    own = [each for each in LAYER_TYPES.values() if each.__module__.startswith("biotorch.layers.")]
+    return {
+        each.__name__: type(
+            each.__name__,
+            (each,),
+            {
+                "method": rule,
+                "__module__": f"biotorch.layers.{rule}",  # where pickle finds it
+                "__doc__": f"{each.__doc__} The rule is `{rule}` unless `layer_config` names another.",
+            },
+        )
+        for each in own
+        if each.torch_type.__module__.startswith("torch.nn.")
+    }

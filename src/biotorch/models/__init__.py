@@ -1,11 +1,12 @@
-"""Architectures. `biotorch.models.<method>` holds every one of them under the rule of that method."""
+"""Architectures. `biotorch.models.<rule>` holds every one of them under that rule."""
 
-from biotorch.models import backpropagation, brsf, dfa, fa, frsf, usf
 from biotorch.models.char_transformer import CharTransformer
+from biotorch.models.constructors import under_rule
 from biotorch.models.convolutional import CIFARResNet, LeNetCIFAR, LeNetMNIST
 from biotorch.models.mlp import MLP
 from biotorch.models.registry import available, build, check_name
 from biotorch.models.zoos import HuggingFace, implied_by_weights
+from biotorch.rules.paths import per_rule
 
 __all__ = [
     "MLP",
@@ -15,13 +16,9 @@ __all__ = [
     "LeNetCIFAR",
     "LeNetMNIST",
     "available",
-    "backpropagation",
-    "brsf",
     "build",
     "check_name",
-    "dfa",
-    "fa",
-    "frsf",
     "implied_by_weights",
-    "usf",
 ]
+
+__getattr__, __dir__ = per_rule("biotorch.models", under_rule)

@@ -1,22 +1,8 @@
 """Learning rules: one file each, found by name through a registry."""
 
-from biotorch.rules import (
-    backpropagation,
-    brsf,
-    dfa,
-    dkp,
-    drtp,
-    fa,
-    frsf,
-    ia,
-    kp,
-    sa,
-    sdfa,
-    shallow,
-    sham,
-    usf,
-    wm,
-)
+import importlib
+import pkgutil
+
 from biotorch.rules.base import DirectRule, FeedbackRule, Rule, Transports, Update
 from biotorch.rules.registry import available, from_layer_config, get, is_known, make, option_names, register
 
@@ -27,25 +13,14 @@ __all__ = [
     "Transports",
     "Update",
     "available",
-    "backpropagation",
-    "brsf",
-    "dfa",
-    "dkp",
-    "drtp",
-    "fa",
     "from_layer_config",
-    "frsf",
     "get",
-    "ia",
     "is_known",
-    "kp",
     "make",
     "option_names",
     "register",
-    "sa",
-    "sdfa",
-    "shallow",
-    "sham",
-    "usf",
-    "wm",
 ]
+
+# Every file of this folder that holds a rule registers it: a new rule is a new file, and nothing else.
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

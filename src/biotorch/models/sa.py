@@ -1,5 +1,0 @@
-"""Every architecture of the package under the rule `sa`."""
-
-from biotorch.models.methods import constructors
-
-__getattr__, __dir__ = constructors("sa")
