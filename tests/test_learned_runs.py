@@ -18,7 +18,8 @@ from biotorch.experiment.network import build_model
 from biotorch.kernel import teaching
 from biotorch.training import ResumeError
 from biotorch.training.losses import Teacher
-from biotorch.training.pretraining import NoiseConfig, batches
+from biotorch.training.pretraining import batches
+from biotorch.training.settings import NoiseConfig
 
 #: Rules whose B changes, by a step of the optimizer or after one.
 LEARNING = [name for name in RULES if biotorch.rules.get(name).learns or biotorch.rules.get(name).has_update()]

@@ -16,7 +16,7 @@ from biotorch import robustness
 from biotorch.experiment.config import Config
 from biotorch.experiment.results import Result
 from biotorch.robustness.measurement import Measurement, Planned
-from biotorch.training import Record, Trainer
+from biotorch.training import Record, TrainingState
 
 #: Seconds between two looks at the loss, which on a GPU wait for it.
 _LIVE = 0.2
@@ -31,7 +31,7 @@ class Display(robustness.Display):
     def noise(self, done: int, updates: int) -> None:
         """So many of the updates on noise before epoch one are done."""
 
-    def update(self, trainer: Trainer) -> None:
+    def update(self, trainer: TrainingState) -> None:
         """The weights were updated once more."""
 
     def epoch(self, record: Record, name: str | None = None) -> None:
@@ -113,7 +113,7 @@ class Progress(Display):
             self.looked = time.monotonic()
             self.bars.update(self.step_bar, total=updates, completed=done, description="noise", status="", visible=True)
 
-    def update(self, trainer: Trainer) -> None:
+    def update(self, trainer: TrainingState) -> None:
         live = self.console.is_terminal and time.monotonic() - self.looked >= _LIVE
         line = not self.console.is_terminal and self.every is not None and trainer.step % self.every == 0
         if not live and not line:

@@ -20,7 +20,7 @@ from biotorch.experiment.display import Display
 from biotorch.experiment.executors.local import cores
 from biotorch.experiment.run import run_point
 from biotorch.experiment.signals import StopRequest
-from biotorch.training import Record, Trainer
+from biotorch.training import Record, TrainingState
 from biotorch.training.distributed import one_of_several
 
 #: Parameters up to which this many CPU threads are the fastest for a network: the first by benchmarks/jobs.py on two
@@ -129,7 +129,7 @@ class _Stopwatch(Display):
         self.whole = time.perf_counter() - self.begin
         self.before = self.before or self.whole
 
-    def update(self, trainer: Trainer) -> None:
+    def update(self, trainer: TrainingState) -> None:
         now = time.perf_counter()
         self.times.append(now)
         self.steps, self.trained = trainer.steps, len(trainer.data.train)

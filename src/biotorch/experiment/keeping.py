@@ -17,7 +17,7 @@ from biotorch.experiment.config import Config
 from biotorch.experiment.display import Display
 from biotorch.experiment.folder import RunFolder
 from biotorch.experiment.signals import StopRequest
-from biotorch.training import DivergenceError, Observer, Record, Trainer
+from biotorch.training import DivergenceError, Observer, Record, TrainingState
 
 
 class Log(Protocol):
@@ -108,7 +108,7 @@ class Keeper(Observer):
 
     def __init__(
         self,
-        trainer: Trainer,
+        trainer: TrainingState,
         config: Config,
         folder: RunFolder,
         display: Display,
@@ -144,7 +144,7 @@ class Keeper(Observer):
             checkpoints.withdraw(self.folder.latest)  # what was saved last is what diverged
 
     @staticmethod
-    def _state(trainer: Trainer) -> tuple[int, int]:
+    def _state(trainer: TrainingState) -> tuple[int, int]:
         return trainer.epoch, trainer.step
 
     @property
@@ -155,7 +155,7 @@ class Keeper(Observer):
     def on_noise(self, done: int, updates: int) -> None:
         self.display.noise(done, updates)
 
-    def on_update(self, trainer: Trainer) -> None:
+    def on_update(self, trainer: TrainingState) -> None:
         self.display.update(trainer)
 
     def on_epoch(self, record: Record) -> None:
@@ -171,7 +171,7 @@ class Keeper(Observer):
     def stop_now(self) -> bool:
         return self.request.number is not None
 
-    def save(self, trainer: Trainer) -> None:
+    def save(self, trainer: TrainingState) -> None:
         state: dict[str, Any] = trainer.state_dict()
         if self.first:
             checkpoints.save(

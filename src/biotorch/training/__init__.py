@@ -7,10 +7,10 @@ from biotorch.training.evaluation import evaluate
 from biotorch.training.fitting import fit
 from biotorch.training.loop import Trainer
 from biotorch.training.losses import LossConfig, training_loss
-from biotorch.training.observer import Observer, Record, Stopped
 from biotorch.training.optimizers import OptimizerConfig
 from biotorch.training.schedules import SchedulerConfig
 from biotorch.training.settings import Hyperparameters, MetricsConfig, TrainingConfig
+from biotorch.training.state import Observer, Record, Stopped, TrainingState
 
 __all__ = [
     "AdversarialConfig",
@@ -27,6 +27,7 @@ __all__ = [
     "Stopped",
     "Trainer",
     "TrainingConfig",
+    "TrainingState",
     "evaluate",
     "fit",
     "launch",

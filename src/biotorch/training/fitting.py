@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from biotorch.data import Dataset
 from biotorch.training.loop import Trainer
-from biotorch.training.observer import Observer, Record
 from biotorch.training.settings import TrainingConfig
+from biotorch.training.state import Observer, Record
 
 
 def fit(

@@ -3,38 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from biotorch import _seeding
-from biotorch._sections import Section
-from biotorch.errors import SectionError
 from biotorch.training.distributed import any_process
 from biotorch.training.losses import training_loss
-from biotorch.training.observer import Stopped
-
-if TYPE_CHECKING:
-    from biotorch.training.loop import Trainer
-
-
-class NoiseConfig(Section):
-    """`training.noise_pretraining`: updates on random images with random labels (Cheon, Lee & Paik 2024)."""
-
-    updates: int = Field(ge=1)
-    """Updates of the weights, with the rule and the optimizer of the training, before epoch one."""
-    batch_size: int = Field(default=64, ge=2, le=10**9)
-    """Examples per update, over all processes."""
-    lr: float | None = Field(default=None, gt=0)
-    """Learning rate of the phase, to which that of B keeps its ratio; default: the optimizer's."""
-
-    def require_shares(self, world: int, smallest: int) -> None:
-        """Raises SectionError unless each of `world` processes has that many examples of an update."""
-        if self.batch_size < world * smallest:
-            text = f"{self.batch_size} examples for {world} processes, each of which needs {smallest}: give more"
-            raise SectionError({"noise_pretraining.batch_size": text})
+from biotorch.training.settings import NoiseConfig
+from biotorch.training.state import Stopped, TrainingState
 
 
 class Batch(NamedTuple):
@@ -58,7 +36,7 @@ def batches(
         yield Batch(inputs[rank::world].to(device), labels[rank::world].to(device), config.batch_size)
 
 
-def pretrain(trainer: Trainer) -> None:
+def pretrain(trainer: TrainingState) -> None:
     """The phase of `trainer`, by its rule and a new optimizer. It has no checkpoint: interrupted, it begins anew.
 
     Raises:

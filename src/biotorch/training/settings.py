@@ -12,7 +12,6 @@ from biotorch._sections import Section
 from biotorch.errors import SectionError
 from biotorch.training.adversarial import AdversarialConfig
 from biotorch.training.optimizers import OptimizerConfig
-from biotorch.training.pretraining import NoiseConfig
 from biotorch.training.schedules import Schedule, SchedulerConfig
 
 
@@ -64,6 +63,23 @@ class EarlyStop(Section):
         for error in errors:
             lowest, waited = (error, 0) if error < lowest - self.min_delta else (lowest, waited + 1)
         return waited >= self.patience
+
+
+class NoiseConfig(Section):
+    """`training.noise_pretraining`: updates on random images with random labels (Cheon, Lee & Paik 2024)."""
+
+    updates: int = Field(ge=1)
+    """Updates of the weights, with the rule and the optimizer of the training, before epoch one."""
+    batch_size: int = Field(default=64, ge=2, le=10**9)
+    """Examples per update, over all processes."""
+    lr: float | None = Field(default=None, gt=0)
+    """Learning rate of the phase, to which that of B keeps its ratio; default: the optimizer's."""
+
+    def require_shares(self, world: int, smallest: int) -> None:
+        """Raises SectionError unless each of `world` processes has that many examples of an update."""
+        if self.batch_size < world * smallest:
+            text = f"{self.batch_size} examples for {world} processes, each of which needs {smallest}: give more"
+            raise SectionError({"noise_pretraining.batch_size": text})
 
 
 class TrainingConfig(Section):

@@ -1,0 +1,210 @@
+"""The state of a training, all that a checkpoint needs, and the observer that keeps it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from biotorch import _seeding
+from biotorch.data import Dataset
+from biotorch.errors import ResumeError, SectionError
+from biotorch.layers import clip_grad_norm_, feedback_parameters
+from biotorch.training import randomness
+from biotorch.training.adversarial import Adversary
+from biotorch.training.distributed import any_process, gather, one_process
+from biotorch.training.divergence import diverged, require_finite
+from biotorch.training.evaluation import Tally, loss_size
+from biotorch.training.losses import Teacher
+from biotorch.training.optimizers import FeedbackGroup
+from biotorch.training.schedules import Schedule
+from biotorch.training.settings import TrainingConfig
+
+#: What one epoch measured; the entry of epoch 0 is the network before training.
+Record = dict[str, Any]
+
+
+class Observer:
+    """What a training tells and asks; every method may be left as it is."""
+
+    def on_noise(self, done: int, updates: int) -> None:
+        """So many of the updates on noise before epoch one are done."""
+
+    def on_update(self, trainer: TrainingState) -> None:
+        """The weights have been updated once more; `trainer.epoch`, `.step` and `.steps` say where it is."""
+
+    def on_epoch(self, record: Record) -> None:
+        """An epoch has been measured."""
+
+    def save(self, trainer: TrainingState) -> None:
+        """A good moment for a checkpoint: of `trainer.state_dict()`, which all processes have to call."""
+
+    def save_now(self) -> bool:
+        """Whether it is time for a checkpoint in the middle of things."""
+        return False
+
+    def stop_now(self) -> bool:
+        """Whether to save and stop (`Stopped` is raised)."""
+        return False
+
+
+class Stopped(Exception):  # noqa: N818 - no error: it was asked for
+    """The observer asked to stop; the state has been saved."""
+
+
+class TrainingState:
+    """Network, optimizer, schedule and place of a training; `Trainer`, which moves it on, names the arguments."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Dataset,
+        config: TrainingConfig,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        seed: int,
+        fabric: Fabric | None = None,
+        observer: Observer | None = None,
+        compiled: bool = False,
+        evaluation_batch_size: int = 500,
+        feedback: Sequence[FeedbackGroup] = (),
+    ) -> None:
+        self.model, self.data, self.config, self.loss, self.seed = model, data, config, loss, seed
+        self.feedback = feedback
+        self.fabric = fabric or one_process()
+        self.observer = observer or Observer()
+        self.evaluation_batch_size = evaluation_batch_size
+        self.device, self.size = self.fabric.device, loss_size(loss)
+        try:
+            optimizer = self.new_optimizer()
+        except ValueError as error:  # one that does not take these weights
+            raise SectionError({"optimizer": str(error)}) from error
+        self.steps = len(self.updates_of(1))
+        epochs, warmup = config.hyperparameters.epochs, round(config.warmup_epochs * self.steps)
+        self.schedule = Schedule(optimizer, config.lr_scheduler, epochs, self.steps, warmup)
+        adversarial = config.adversarial
+        self.adversary = None if adversarial is None else Adversary(adversarial, model, data, self.fabric, seed)
+        trained: Any = torch.compile(model) if compiled else model
+        self.forward, self.optimizer = self.fabric.setup(trained, optimizer)
+        self.teacher = Teacher(model, self.fabric)
+
+        #: Epoch in progress (0: none trained yet) and updates done in it.
+        self.epoch, self.step = 0, 0
+        self.met_noise = config.noise_pretraining is None
+        if config.noise_pretraining is not None:
+            config.noise_pretraining.require_shares(self.fabric.world_size, self.smallest_share)
+        self.tally, self.seconds = self.new_tally(), 0.0
+        self.history: list[Record] = []
+        self.best: dict[str, Any] = {"epoch": None, "error": math.inf, "model": None}
+        self._skipped_before: list[str] = []
+
+    def new_optimizer(self, lr: float | None = None) -> torch.optim.Optimizer:
+        """The optimizer of the configuration, of what is trained; `lr` takes the place of the configuration's."""
+        trained = (parameter for parameter in self.model.parameters() if parameter.requires_grad)
+        return self.config.optimizer.build(trained, self.feedback, lr)
+
+    @property
+    def skipped(self) -> list[str]:
+        """Paths of the images that could not be read, by this process, since the training began."""
+        return sorted({*self._skipped_before, *self.data.train.skipped, *self.data.validation.skipped})
+
+    @property
+    def examples_per_second(self) -> float:
+        """That of the epoch in progress, over all processes."""
+        size = self.config.hyperparameters.batch_size * self.config.hyperparameters.accumulate
+        return min(self.step * size, len(self.data.train)) / max(self.seconds, 1e-9)
+
+    def updates_of(self, epoch: int) -> list[Tensor]:
+        """Indices of the examples of each update of an epoch; epoch 0 has none."""
+        if epoch == 0:
+            return []
+        seed = _seeding.derive(self.seed, "data order", epoch)
+        world, share = self.fabric.world_size, self.smallest_share
+        smallest = share * world if share > 1 else 1
+        size, accumulate = self.config.hyperparameters.batch_size, self.config.hyperparameters.accumulate
+        return randomness.updates(len(self.data.train), size, accumulate, smallest, seed)
+
+    @property
+    def smallest_share(self) -> int:
+        """How many examples a process needs for a training step: two where there are statistics of a batch."""
+        batched = any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in self.model.modules())
+        return 2 if batched else 1
+
+    # Gradients ---------------------------------------------------------------------------------
+
+    def clip_gradients(self, optimizer: Any) -> None:
+        """To the norm that the configuration gives, if any: that of W's gradients, without those of a B that learns."""
+        limit = self.config.clip_gradient_norm
+        if limit is not None:
+            self.fabric.strategy.precision.unscale_gradients(optimizer.optimizer)
+            clip_grad_norm_(self.model, limit)
+
+    def require_finite(self, value: Tensor) -> None:
+        """Raises DivergenceError, in all processes, where the loss of one is not finite."""
+        if any(any_process(self.fabric, not math.isfinite(value.item()))):
+            raise diverged(self.model, value, self.epoch, self.step + 1, self.fabric.backward)
+
+    # Saving and resuming -----------------------------------------------------------------------
+
+    def new_tally(self) -> Tally:
+        return Tally(self.config.metrics.top_k, self.data.train.per_token, self.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that continues the training to the bit: tensors and plain values. Called by all processes.
+
+        Raises:
+            DivergenceError: a weight is not finite.
+        """
+        require_finite(self.model, self.epoch, self.step)
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "random": randomness.snapshot(self.fabric),
+            "met_noise": self.met_noise,
+            "epoch": self.epoch,
+            "step": self.step,
+            "tally": gather(self.tally.sums.tolist(), self.fabric),
+            "seconds": self.seconds,
+            "history": copy.deepcopy(self.history),
+            "best": self.best,
+            "skipped": self.skipped,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken.
+
+        Raises:
+            ResumeError: it was taken with another number of processes, or before B was a parameter.
+        """
+        self._require_feedback(state)
+        randomness.restore(state["random"], self.fabric)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        if scaler is not None and state["scaler"] is not None:
+            scaler.load_state_dict(state["scaler"])
+        self.met_noise = state.get("met_noise", True)  # older ones know of no such phase
+        self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
+        self.tally.sums.copy_(torch.tensor(state["tally"][self.fabric.global_rank], dtype=torch.float64))
+        self.history, self.best, self._skipped_before = state["history"], state["best"], state["skipped"]
+
+    def _require_feedback(self, state: dict[str, Any]) -> None:
+        """Until version 0.1 the optimizer's state was that of W alone."""
+        saved, own = (
+            sum(len(group["params"]) for group in groups)
+            for groups in (state["optimizer"]["param_groups"], self.optimizer.param_groups)
+        )
+        learned = sum(parameter.requires_grad for parameter in feedback_parameters(self.model))
+        if learned and saved == own - learned:
+            raise ResumeError(
+                "the checkpoint is of an earlier version, which kept feedback weights that learn out of the optimizer: "
+                "begin the run anew with --overwrite; `biotorch evaluate` and biotorch.load read it as it is"
+            )
