@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from biotorch import _seeding
-from biotorch.auditing.noise import draw, learned_from_weights, overwritten, silenced
+from biotorch.auditing.noise import after_steps, draw, learned_from_weights, overwritten, silenced
 from biotorch.auditing.verdicts import LEAK, Audit, LayerAudit
 from biotorch.conversion import nested
 from biotorch.conversion.forms import possible_blocks
@@ -26,7 +26,7 @@ from biotorch.conversion.survey import Entry, is_known_local, survey, weight_mat
 from biotorch.errors import AuditError
 from biotorch.kernel import teaching
 from biotorch.kernel.functions import Cut
-from biotorch.layers import FeedbackLayer, connections, is_feedback
+from biotorch.layers import FeedbackLayer, connections
 from biotorch.layers.networks import isolated
 from biotorch.rules import Transports
 
@@ -203,25 +203,7 @@ class _Experiment:
             with overwritten(after.values()):
                 gradients = torch.autograd.grad(loss, list(targets.values()), allow_unused=True)
                 found = {name: g for name, g in zip(targets, gradients, strict=True) if g is not None}
-                return found | self._learned(found)
-
-    def _learned(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Every B that learns by a gradient, after steps of an optimizer on copies of it and of W as it is now."""
-        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
-        learned: dict[str, Tensor] = {}
-        for connection in connections(self.model).values():
-            copies = {}
-            for parameter in (connection.trained, *connection.learned):
-                name = names[id(parameter)]
-                if name in gradients:
-                    copies[name] = nn.Parameter(parameter.detach().clone())
-                    copies[name].grad = gradients[name].clone()
-            if connection.learned and copies:
-                optimizer = torch.optim.SGD(copies.values(), lr=0.1, momentum=0.9, weight_decay=0.1)
-                for _ in range(2):
-                    optimizer.step()
-                learned.update({f"{name} after steps": copy for name, copy in copies.items() if is_feedback(name)})
-        return learned
+                return found | after_steps(self.model, found)
 
     @contextlib.contextmanager
     def _hooks(self, targets: dict[str, Any]) -> Iterator[None]:

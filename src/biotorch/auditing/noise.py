@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from biotorch import _seeding
 from biotorch.auditing.verdicts import LEAK
-from biotorch.layers import Connection, FeedbackLayer
+from biotorch.layers import Connection, FeedbackLayer, connections, is_feedback
 from biotorch.layers.updates import update_of
 from biotorch.rules import Transports
 
@@ -110,3 +110,22 @@ def _learned(connection: Connection, weight: Tensor, number: int) -> list[Tensor
 
 def _equal(first: list[Tensor], second: list[Tensor]) -> bool:
     return all(map(torch.equal, first, second))
+
+
+def after_steps(model: nn.Module, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every B that learns by a gradient, after steps of an optimizer on copies of it and of W as it is now."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    learned: dict[str, Tensor] = {}
+    for connection in connections(model).values():
+        copies = {}
+        for parameter in (connection.trained, *connection.learned):
+            name = names[id(parameter)]
+            if name in gradients:
+                copies[name] = nn.Parameter(parameter.detach().clone())
+                copies[name].grad = gradients[name].clone()
+        if connection.learned and copies:
+            optimizer = torch.optim.SGD(copies.values(), lr=0.1, momentum=0.9, weight_decay=0.1)
+            for _ in range(2):
+                optimizer.step()
+            learned.update({f"{name} after steps": copy for name, copy in copies.items() if is_feedback(name)})
+    return learned

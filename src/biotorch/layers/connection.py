@@ -3,21 +3,76 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from biotorch import _seeding
 from biotorch.kernel.broadcast import Slice
-from biotorch.layers.learning import Learner
 from biotorch.layers.tensors import as_state, feedback_name
-from biotorch.layers.updates import Follower, followed_tensors, rescaled_tensors, settle_compiled
-from biotorch.rules import FeedbackRule
+from biotorch.rules import FeedbackRule, Rule
 
-if TYPE_CHECKING:
-    from biotorch.layers.state import RuleState
+
+class Follower(Protocol):
+    """Settles what follows an update of W, see `biotorch.layers.updates`."""
+
+    told: bool
+    overlook: bool
+
+    def settle(self, training: bool = False, *, at_once: bool = False) -> object: ...
+
+    def settle_compiled(self, connection: Connection, training: bool) -> None: ...
+
+
+class Learner(Protocol):
+    """Checks that B learns, see `biotorch.layers.learning`."""
+
+    def look(self) -> None: ...
+
+    def rescaling(self) -> AbstractContextManager[None]: ...
+
+
+class Connected(nn.Module):
+    """A layer with weight matrices, as their connections see it."""
+
+    #: The parameters that are weight matrices, each with a B of its own.
+    weight_names: Sequence[str] = ("weight",)
+    rule: Rule
+    #: Each weight matrix with its B.
+    connections: Sequence[Connection] = ()
+    #: Under rules that change B after updates: seed and number of B, (connections, 15), see `updates.tell_others`.
+    feedback_numbers: Tensor
+    #: The layer's dotted name at conversion, for error messages.
+    label: str = ""
+    #: Whether the layer is the first of a block at whose input a direct rule's error arrives: it has one B, for that.
+    at_point: bool = False
+
+    def orient(self, matrix: Tensor) -> Tensor:
+        """A parameter as (out, in, ...), as rules and operations see it; a view."""
+        return matrix
+
+    def oriented(self, parameter: str) -> Tensor:
+        """A weight as (out, in, ...)."""
+        return self.orient(getattr(self, parameter))
+
+    def projection_shape(self, parameter: str = "weight") -> tuple[int, ...]:
+        """Shape of one row of a direct rule's B: the input features, (C_in, *kernel_size) for a convolution."""
+        return tuple(self.oriented(parameter).shape[1:])
+
+    @property
+    def shared_matrix(self) -> Tensor:
+        """The matrix (n_out, columns) of which the layer's B are slices."""
+        holder = self.connections[0].holder
+        matrix = None if holder is None else holder._buffers.get("shared_feedback")
+        if matrix is None:
+            raise RuntimeError(
+                f"{self.label or type(self).__name__}: the output layer that held the shared feedback was converted or "
+                "reverted without this layer: convert the whole network again"
+            )
+        return matrix
 
 
 class Connection:
@@ -36,14 +91,14 @@ class Connection:
         twin: an earlier connection with the same W and B, which keeps both up to date.
     """
 
-    def __init__(self, layer: RuleState, parameter: str, seed: int) -> None:
-        self._layer: weakref.ref[RuleState] | None = weakref.ref(layer)
+    def __init__(self, layer: Connected, parameter: str, seed: int) -> None:
+        self._layer: weakref.ref[Connected] | None = weakref.ref(layer)
         self.parameter = parameter
         self.seed = seed if parameter == "weight" else _seeding.derive(seed, parameter)
         self.updates = 0
         self.parts: tuple[str, ...] = ()
         self.columns: Slice | None = None
-        self.holder: RuleState | None = None
+        self.holder: Connected | None = None
         self.twin: Connection | None = None
         self.follower: Follower | None = None
         self.learner: Learner | None = None
@@ -51,7 +106,7 @@ class Connection:
         self.known_version = -1
 
     @property
-    def layer(self) -> RuleState:
+    def layer(self) -> Connected:
         """The layer, which keeps its connections alive, and not they it."""
         found = None if self._layer is None else self._layer()
         if found is None:
@@ -62,7 +117,7 @@ class Connection:
         """Whether it belongs to a living layer."""
         return self._layer is not None and self._layer() is not None
 
-    def bind(self, layer: RuleState) -> None:
+    def bind(self, layer: Connected) -> None:
         """Make it a connection of `layer`, a copy of the one that it belonged to."""
         self._layer = weakref.ref(layer)
 
@@ -161,15 +216,6 @@ class Connection:
 
     # Updates ---------------------------------------------------------------------------------------
 
-    def keep_up(self) -> None:
-        """Begin to look for updates, where the rule asks for it; what has happened before counts for nothing."""
-        rule = self.layer.rule
-        self.follower = self.learner = None
-        if rule.has_update() or rule.constrain_weights:
-            self.follower = Follower(self)
-        if self.learned:
-            self.learner = Learner(self)
-
     @property
     def owner(self) -> Connection:
         """The connection that keeps B up to date: the twin, as long as it has its rule."""
@@ -208,14 +254,8 @@ class Connection:
         if self.learner is not None and training and not compiling:
             self.learner.look()
         if owner.follower is not None and compiling:
-            if torch.compiler.is_exporting():  # what is exported updates nothing
-                return
-            with torch.no_grad():
-                factor = torch.ones((), device=owner.trained.device, dtype=owner.trained.dtype)
-                settle_compiled(followed_tensors(owner), factor, owner.trained, owner.follower.key, training)
-                if owner.layer.rule.constrain_weights:
-                    for tensor in rescaled_tensors(owner):
-                        tensor.mul_(factor)
+            if not torch.compiler.is_exporting():  # what is exported updates nothing
+                owner.follower.settle_compiled(owner, training)
         elif owner.follower is not None:
             owner.follower.settle(training)
             self.rejoin()

@@ -5,15 +5,12 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from biotorch.kernel.functions import uncompiled
+from biotorch.layers.connection import Connection
 from biotorch.layers.watching import PATIENCE, Watch, differs, find_optimizers, is_paused, sample, watch
-
-if TYPE_CHECKING:
-    from biotorch.layers.connection import Connection
 
 
 class Learner:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 import torch
@@ -11,38 +11,15 @@ from torch import Tensor, nn
 
 from biotorch import _seeding
 from biotorch.kernel.broadcast import Slice
-from biotorch.layers.connection import Connection
+from biotorch.layers.connection import Connected, Connection
+from biotorch.layers.learning import Learner
 from biotorch.layers.tensors import feedback_name, is_feedback, norm_name
-from biotorch.layers.updates import tell_others
+from biotorch.layers.updates import Follower, tell_others
 from biotorch.rules import Rule, initial
 
 
-class RuleState(nn.Module):
+class RuleState(Connected):
     """A layer with a rule and the state it needs; `FeedbackLayer` adds how the error is carried."""
-
-    #: The parameters that are weight matrices, each with a B of its own.
-    weight_names: Sequence[str] = ("weight",)
-    rule: Rule
-    #: Each weight matrix with its B.
-    connections: Sequence[Connection] = ()
-    #: Under rules that change B after updates: seed and number of B, (connections, 15), see `updates.tell_others`.
-    feedback_numbers: Tensor
-    #: The layer's dotted name at conversion, for error messages.
-    label: str = ""
-    #: Whether the layer is the first of a block at whose input a direct rule's error arrives: it has one B, for that.
-    at_point: bool = False
-
-    def orient(self, matrix: Tensor) -> Tensor:
-        """A parameter as (out, in, ...), as rules and operations see it; a view."""
-        return matrix
-
-    def oriented(self, parameter: str) -> Tensor:
-        """A weight as (out, in, ...)."""
-        return self.orient(getattr(self, parameter))
-
-    def projection_shape(self, parameter: str = "weight") -> tuple[int, ...]:
-        """Shape of one row of a direct rule's B: the input features, (C_in, *kernel_size) for a convolution."""
-        return tuple(self.oriented(parameter).shape[1:])
 
     def set_rule(
         self,
@@ -51,7 +28,7 @@ class RuleState(nn.Module):
         n_out: int | None = None,
         twins: Mapping[str, Connection] | None = None,
         dense: tuple[int, ...] | None = None,
-        holder: RuleState | None = None,
+        holder: Connected | None = None,
         at_point: bool = False,
     ) -> None:
         """Make `rule` the layer's rule and create its B, replacing what was there.
@@ -90,7 +67,7 @@ class RuleState(nn.Module):
             for connection in self.connections:
                 tell_others(connection)
         for connection in self.connections:
-            connection.keep_up()
+            _keep_up(connection)
 
     def _create_feedback(
         self, connection: Connection, n_out: int | None, twin: Connection | None, dense: tuple[int, ...] | None
@@ -154,18 +131,6 @@ class RuleState(nn.Module):
         raise KeyError(f"{type(self).__name__} has no weight matrix {parameter!r}")
 
     @property
-    def shared_matrix(self) -> Tensor:
-        """The matrix (n_out, columns) of which the layer's B are slices."""
-        holder = self.connections[0].holder
-        matrix = None if holder is None else holder._buffers.get("shared_feedback")
-        if matrix is None:
-            raise RuntimeError(
-                f"{self.label or type(self).__name__}: the output layer that held the shared feedback was converted or "
-                "reverted without this layer: convert the whole network again"
-            )
-        return matrix
-
-    @property
     def effective_feedback(self) -> Tensor | None:
         """B as the backward pass uses it, in the shape of W; None under a direct rule."""
         return self.connections[0].effective_feedback
@@ -199,7 +164,7 @@ class RuleState(nn.Module):
         for connection in self.connections:
             connection.bind(self)
         for connection in self.connections:
-            connection.keep_up()
+            _keep_up(connection)
 
     def __getattr__(self, name: str) -> Tensor | nn.Module:
         # Called for parameters and buffers: whoever reads W or B of a layer has them as they are after the last update.
@@ -282,3 +247,13 @@ class RuleState(nn.Module):
         """How many updates of W the rule has answered since the conversion."""
         self.settle()
         return max(connection.owner.updates for connection in self.connections)
+
+
+def _keep_up(connection: Connection) -> None:
+    """Begin to look for updates, where the rule asks for it; what has happened before counts for nothing."""
+    rule = connection.layer.rule
+    connection.follower = connection.learner = None
+    if rule.has_update() or rule.constrain_weights:
+        connection.follower = Follower(connection)
+    if connection.learned:
+        connection.learner = Learner(connection)

@@ -12,19 +12,16 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from biotorch import _seeding
 from biotorch.kernel.functions import uncompiled
+from biotorch.layers.connection import Connection
 from biotorch.layers.tensors import as_state, norm_name
 from biotorch.layers.watching import PATIENCE, Watch, differs, find_optimizers, is_paused, sample, watch
 from biotorch.rules import FeedbackRule, Update
-
-if TYPE_CHECKING:
-    from biotorch.layers.connection import Connection
 
 #: Changes of W in a row, without a step, that an optimizer which holds W may make (as SAM): then others make them.
 _TRIALS = 2
@@ -87,6 +84,19 @@ class Follower:
             if training:
                 self._require_visible(connection, found)
             return None
+
+    def settle_compiled(self, connection: Connection, training: bool) -> None:
+        """The same in a graph that is being compiled, which gets an operator for it and rescales W by itself.
+
+        Tracing cannot go through the weak reference, hence the argument.
+        """
+        weight = connection.trained
+        with torch.no_grad():
+            factor = torch.ones((), device=weight.device, dtype=weight.dtype)
+            settle_compiled(followed_tensors(connection), factor, weight, self.key, training)
+            if connection.layer.rule.constrain_weights:
+                for tensor in rescaled_tensors(connection):
+                    tensor.mul_(factor)
 
     def _attend(self, parameter: nn.Parameter) -> Watch:
         """The watch of the parameter that is W now."""

@@ -21,7 +21,7 @@ from biotorch._files import state_hash
 from biotorch.robustness.attacks.attempt import Attempt, cross_entropy
 from biotorch.robustness.attacks.base import Attack, unseen
 from biotorch.robustness.attacks.gradient import EOTPGD, PGD
-from biotorch.robustness.checks import NOISE
+from biotorch.robustness.evidence import NOISE
 from biotorch.robustness.measurement import Measurement, Planned
 from biotorch.robustness.plan import two_gradients
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from biotorch.robustness.attacks.base import require_images
 from biotorch.robustness.attacks.norms import Norm
-from biotorch.robustness.checks import Evidence, rising, run_checks
+from biotorch.robustness.checks import rising, run_checks
+from biotorch.robustness.evidence import Evidence
 from biotorch.robustness.measurement import Planned
 from biotorch.robustness.plan import Preset, Wanted, for_checks, longer_than, plan, reference_of
 from biotorch.robustness.runner import Display, Runner, Store

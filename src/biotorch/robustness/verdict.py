@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from biotorch._tables import Table
-from biotorch.robustness.checks import Check, Evidence, worst
+from biotorch.robustness.evidence import Check, Evidence, worst
 from biotorch.robustness.measurement import Measurement, interval
 
 Word = Literal["inconclusive", "masked", "not robust", "robust"]
