@@ -19,6 +19,7 @@ import biotorch
 from biotorch._tables import Table
 from biotorch.experiment import run
 from biotorch.report import table
+from biotorch.results import frames
 from biotorch.results.groups import by_configuration, label, published_error
 
 ROOT = Path(__file__).parents[1]
@@ -130,7 +131,7 @@ def test_pairs_are_of_one_seed_and_their_interval_is_students(results, tmp_path)
 
 @pytest.mark.parametrize("freedom", [1, 2, 10, 30, 31, 60, 500])
 def test_quantiles_of_students_t(freedom):
-    assert biotorch.results._quantile(freedom) == pytest.approx(scipy.stats.t.ppf(0.975, freedom), rel=1e-3)
+    assert frames._quantile(freedom) == pytest.approx(scipy.stats.t.ppf(0.975, freedom), rel=1e-3)
 
 
 def test_what_cannot_be_paired_is_refused(results, tmp_path):
@@ -208,7 +209,7 @@ def test_the_published_figures_are_those_of_the_papers_text():
     if not paper.is_file():
         pytest.skip("the paper's text is not here")
     text = paper.read_text()
-    from biotorch.results.groups import _ERRORS  # noqa: PLC0415
+    from biotorch.results.groups import _ERRORS
 
     for errors in _ERRORS.values():
         for error in errors:
@@ -240,6 +241,6 @@ def test_latex_escapes_what_it_would_take_for_its_own():
 
 
 def test_csv_is_read_back(tmp_path):
-    import csv  # noqa: PLC0415
+    import csv
 
     assert list(csv.reader(ODD.csv().splitlines())) == [ODD.header, *ODD.rows]
