@@ -1,9 +1,14 @@
 """What every test shares: one thread (two cores run several workers), a fixed seed, quiet hypothesis."""
 
+import json
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from made_results import SWEEP
+from runs import quick
 
+from biotorch.experiment import run
 from biotorch.kernel import teaching
 
 torch.set_num_threads(1)
@@ -30,3 +35,19 @@ def targets():
     """
     with teaching.given(teaching.RandomTargets(scale=1.0)):
         yield
+
+
+# Finished runs, for tests that only read them -------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory):
+    """The folder of six runs: backpropagation and fa under three seeds."""
+    folder = tmp_path_factory.mktemp("store")
+    run(quick(folder, SWEEP, "training.metrics={weight_alignment: true, gradient_alignment: true}"))
+    return folder / "quick"
+
+
+@pytest.fixture(scope="session")
+def results(store):
+    return [json.loads(path.read_text()) for path in sorted(store.glob("*/results.json"))]

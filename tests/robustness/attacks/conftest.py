@@ -1,0 +1,30 @@
+"""A trained network for the attacks that the library makes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from library_attacks import conv
+from torch import nn
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A network that tells apart where an image is bright, with images and labels."""
+    generator = torch.Generator().manual_seed(1)
+    patterns = torch.rand(4, 1, 8, 8, generator=generator)
+
+    def drawn(n):
+        labels = torch.randint(4, (n,), generator=generator)
+        return (0.4 * patterns[labels] + 0.6 * torch.rand(n, 1, 8, 8, generator=generator)).clamp(0, 1), labels
+
+    model = conv()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(60):
+        images, labels = drawn(64)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    images, labels = drawn(150)
+    assert (model.eval()(images).argmax(1) == labels).double().mean() > 0.9
+    return model, images, labels
