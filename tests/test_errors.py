@@ -134,7 +134,7 @@ def test_a_direct_layer_by_hand_asks_for_the_size_of_the_output(layer):
 
 
 def test_the_wrapper_with_two_different_rules_is_an_error():
-    with pytest.raises(ValueError, match=r"layer_config asks for 'usf' where 'fa' is"):
+    with pytest.raises(ValueError, match=r"layer_config asks for rule 'usf', but rule 'fa' is given"):
         biotorch.BioModule(mlp(), "fa", layer_config={"type": "usf"})
 
 
@@ -227,7 +227,7 @@ def test_direct_feedback_needs_the_batch_first_everywhere():
 
     model = biotorch.convert(Selecting(), "dfa")
     x = batch().requires_grad_()
-    with pytest.raises(RuntimeError, match=r"first: .*3 example.*saw 4.*batch as the first dimension"):
+    with pytest.raises(RuntimeError, match=r"first: .*3 example.*input has 4.*batch as the first dimension"):
         model(x).sum().backward()
 
 
