@@ -287,9 +287,9 @@ def test_a_rule_that_gives_no_feedback_or_a_wrong_shape_is_told_at_conversion():
         pass
 
     Wrong.name, Missing.name = "wrong", "missing"
-    with pytest.raises(ValueError, match=r"'wrong' gives a B of shape \(6, 8\), needed here is \(8, 6\)"):
+    with pytest.raises(ValueError, match=r"'wrong' gives a B of shape \(6, 8\), but this layer needs \(8, 6\)"):
         biotorch.convert(mlp(), Wrong())
-    with pytest.raises(ValueError, match=r"'missing' gives a B of shape None, needed here is \(3, 6\)"):
+    with pytest.raises(ValueError, match=r"'missing' gives a B of shape None, but this layer needs \(3, 6\)"):
         biotorch.convert(mlp(), Missing())
 
 
