@@ -82,7 +82,7 @@ def test_w_cannot_be_initialised_by_itself():
 def test_a_layer_pattern_that_meets_no_layer_is_an_error():
     with pytest.raises(ConversionError, match="'classifier'"):
         biotorch.convert(mlp(), {"classifier": "bp", "*": "fa"})
-    with pytest.raises(ConversionError, match=r"pattern '4': an earlier pattern takes all"):
+    with pytest.raises(ConversionError, match=r"pattern '4': an earlier pattern matches all"):
         biotorch.convert(mlp(), {"*": "fa", "4": "bp"})
 
 

@@ -292,7 +292,7 @@ def test_a_state_a_copy_and_a_pickle_hold_the_matrix(rule):
 def test_a_matrix_of_another_shape_in_a_state_is_named(rule):
     saved = net(rule, feedback="shared").state_dict()
     saved["head.shared_feedback"] = torch.zeros(3, 20)
-    with pytest.raises(RuntimeError, match=r"head\.shared_feedback: the loaded feedback is \(3, 20\).*\(3, 54\)"):
+    with pytest.raises(RuntimeError, match=r"head\.shared_feedback: the loaded feedback has shape \(3, 20\).*\(3, 54\)"):
         net(rule, feedback="shared").load_state_dict(saved)
 
 

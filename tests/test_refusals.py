@@ -122,7 +122,7 @@ def test_a_weight_of_any_name_has_its_feedback(registered, rule):
 
 
 def test_a_type_registers_once_and_with_the_right_bases(registered):
-    with pytest.raises(ValueError, match="Kernel has a feedback version: FeedbackKernel"):
+    with pytest.raises(ValueError, match="Kernel already has a feedback version: FeedbackKernel"):
         biotorch.register_layer(Kernel)(registered)
     with pytest.raises(TypeError, match="decorates a class"):
         biotorch.register_layer(3)(registered)
