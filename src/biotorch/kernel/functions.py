@@ -95,8 +95,8 @@ def _projected(
     terms = []
     for error in (sent.carried_by(receiver.signal) for sent in errors):
         if columns is None:
-            rows = feedback[error.output.start : error.output.stop].to(x.dtype).flatten(1)  # (n_out, row of B)
-            projected = aligned(error.to(x.dtype), *place) @ rows  # (*positions, row of B), or broadcastable
+            rows = feedback[error.output.start : error.output.stop].to(x.dtype).flatten(1)  # (n_out, row size)
+            projected = aligned(error.to(x.dtype), *place) @ rows  # (*positions, row size), or broadcastable
         else:
             whole = error.projected_by(feedback, x.dtype)  # (*output positions, columns of the shared matrix)
             projected = aligned(whole, *place)[..., : columns.size] * columns.scale
