@@ -96,7 +96,7 @@ def test_the_loop_is_the_plain_loop(rule, digits):
     own = [parameter for name, parameter in reference.named_parameters() if "feedback" not in name]
     clipped, number = 0, 0
     for epoch in (1, 2):
-        for update in trainer._updates(epoch):
+        for update in trainer.updates_of(epoch):
             optimizer.zero_grad()
             for images, labels in digits.train.batches(torch.split(update, 16)):
                 (F.cross_entropy(reference(images), labels) * (len(labels) / len(update))).backward()
@@ -131,11 +131,11 @@ def test_gradients_are_unscaled_before_they_are_clipped(digits, monkeypatch):
 
 def test_every_example_is_seen_once_per_epoch_in_another_order(digits):
     trainer = Trainer(network(), digits, config(epochs=3, batch_size=16), F.cross_entropy, seed=5)
-    orders = [torch.cat(trainer._updates(epoch)).tolist() for epoch in (1, 2, 3)]
+    orders = [torch.cat(trainer.updates_of(epoch)).tolist() for epoch in (1, 2, 3)]
     assert all(sorted(order) == list(range(len(digits.train))) for order in orders)
     assert orders[0] != orders[1] != orders[2]
     other = Trainer(network(), digits, config(batch_size=16), F.cross_entropy, seed=6)
-    assert torch.cat(other._updates(1)).tolist() != orders[0]
+    assert torch.cat(other.updates_of(1)).tolist() != orders[0]
 
 
 def test_the_tracked_training_loss_is_that_of_the_batches_as_they_came(digits):
