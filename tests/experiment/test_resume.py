@@ -40,7 +40,7 @@ def uninterrupted(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("seconds", [0, 0.05])
+@pytest.mark.parametrize("seconds", [pytest.param(0, marks=pytest.mark.slow), 0.05])
 def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(seconds, uninterrupted, tmp_path):
     overrides = (*runs.EVERYTHING_MATTERS, f"infrastructure.checkpoint_seconds={seconds}")
     moments, kills, longest, folders = random.Random(int(1000 * seconds)), 0, 1.0, itertools.count()

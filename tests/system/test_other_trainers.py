@@ -27,12 +27,17 @@ def unmoved(model: torch.nn.Module, before: dict[str, torch.Tensor]) -> list[str
     return [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
 
 
+@pytest.fixture(scope="module")
+def by_ddp(tmp_path_factory):
+    """What both processes have found, by rule."""
+    folder, env = tmp_path_factory.mktemp("ddp"), {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*TORCHRUN, HELPERS / "bare_ddp.py", folder, "dfa", "brsf"], check=True, env=env, timeout=200)
+    return {rule: [torch.load(folder / f"{rule}.{rank}") for rank in (0, 1)] for rule in ("dfa", "brsf")}
+
+
 @pytest.mark.parametrize("rule", ["dfa", "brsf"])
-def test_a_bare_ddp_loop_trains_one_network_on_two_processes(rule, tmp_path):
-    script = HELPERS / "bare_ddp.py"
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*TORCHRUN, script, rule, tmp_path / "found"], check=True, env=env, timeout=200)
-    first, second = (torch.load(tmp_path / f"found.{rank}") for rank in (0, 1))
+def test_a_bare_ddp_loop_trains_one_network_on_two_processes(rule, by_ddp):
+    first, second = by_ddp[rule]
     assert all(first["moved"].values())
     assert first["draws"] == ([3, 3, 3] if rule == "brsf" else [0, 0, 0])
     for name, value in first["state"].items():

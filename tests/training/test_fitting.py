@@ -67,13 +67,26 @@ def outcome(network, rule):
     return trained(network, rule, **SETTINGS[network])
 
 
+@functools.cache
+def head_alone(network):
+    """It learns the same under every rule, since all start from the same W."""
+    return trained(network, "backpropagation", hidden=False, **SETTINGS[network])
+
+
 @both_networks
 @pytest.mark.parametrize("rule", BY_ERROR)
 def test_every_rule_learns_more_than_the_head_alone_could(network, rule):
     _, loss, accuracy = outcome(network, rule)
-    _, head_loss, head_accuracy = trained(network, rule, hidden=False, **SETTINGS[network])
+    _, head_loss, head_accuracy = head_alone(network)
     assert loss < AT_MOST[network] < head_loss
     assert accuracy > head_accuracy + 0.15
+
+
+@pytest.mark.slow
+@both_networks
+@pytest.mark.parametrize("rule", BY_ERROR)
+def test_the_head_alone_learns_the_same_under_every_rule(network, rule):
+    assert trained(network, rule, hidden=False, **SETTINGS[network])[1:] == head_alone(network)[1:]
 
 
 @both_networks
