@@ -71,7 +71,7 @@ def withstanding(model: nn.Module, label: int) -> nn.Module:
 
 def measure(name: str, model: nn.Module, images: Tensor, labels: Tensor, arguments: argparse.Namespace) -> list[str]:
     """Rows of the table: ratios of the others' time to that of the batched attack."""
-    import torchattacks  # noqa: PLC0415  # type: ignore[import-untyped]
+    import torchattacks
 
     budget = {"pixels": arguments.pixels, "steps": arguments.steps}
     attacks: dict[str, Attack] = {

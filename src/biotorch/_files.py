@@ -8,12 +8,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
-import torch
 from filelock import FileLock
 
 from biotorch.errors import disk_is_full
+
+if TYPE_CHECKING:
+    import torch
 
 #: How the names of files end that a killed process leaves half written.
 _UNFINISHED = ".unfinished"
@@ -78,6 +80,8 @@ def remove_unfinished(folder: Path) -> None:
 
 def state_hash(state: Mapping[str, torch.Tensor]) -> str:
     """A digest of names, types, shapes and bits of all tensors; equal states, and only they, have equal ones."""
+    import torch
+
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(state):
         value = state[name].detach().cpu().contiguous()

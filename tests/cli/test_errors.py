@@ -16,13 +16,13 @@ import torch
 from commands import SHORT, into, invoke, mistake
 from matplotlib.figure import Figure
 from places import QUICKSTART
+from torchvision.datasets import MNIST
 
 from biotorch import _files, data, models
 from biotorch._names import require
 from biotorch.cli import inspect
-from biotorch.data import arrays
 from biotorch.errors import Failure, kind_of
-from biotorch.experiment import ConfigError, checkpoints
+from biotorch.experiment import ConfigError, checkpoints, documents
 from biotorch.experiment.network import build_model
 from biotorch.report import style
 
@@ -134,7 +134,7 @@ def test_a_download_onto_a_full_disk_is_no_missing_data_set(tmp_path, monkeypatc
     def refuse(*given, **options):
         raise OSError(*FULL_DISK.args)
 
-    monkeypatch.setattr(arrays.MNIST, "download", refuse)
+    monkeypatch.setattr(MNIST, "download", refuse)
     with pytest.raises(OSError, match="No space left") as caught:
         data.load(data.DataConfig(dataset="mnist", dataset_path=tmp_path), seed=0)
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path))
@@ -189,7 +189,7 @@ def test_a_broken_import_of_our_own_is_a_defect(monkeypatch, kind):
     def schema():
         raise kind("No module named 'biotorch.layer'")
 
-    monkeypatch.setattr(inspect, "json_schema", schema)
+    monkeypatch.setattr(documents, "json_schema", schema)
     result = invoke("schema")
     assert result.exit_code == 1
     assert isinstance(result.exception, kind)

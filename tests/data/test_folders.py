@@ -226,7 +226,7 @@ def test_hidden_files_and_folders_are_no_images_and_no_classes(folder):
 def test_a_folder_is_listed_once_until_files_come_or_go(folder, monkeypatch):
     first = load(folder).train
     assert load(folder, target_size=64).train.paths.paths is not first.paths.paths
-    monkeypatch.setattr("biotorch.data.folders.make_dataset", None)
+    monkeypatch.setattr("torchvision.datasets.folder.make_dataset", None)
     assert [path_of(load(folder).train, i) for i in range(9)] == [path_of(first, i) for i in range(9)]
     monkeypatch.undo()
     picture(folder / "train" / "ant" / "new.png")

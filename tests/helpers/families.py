@@ -138,7 +138,7 @@ _TRAINING = {"levit_128s"}
 
 def timm_families() -> list[Family]:
     """Raises ModuleNotFoundError where timm is not installed."""
-    import timm  # noqa: PLC0415 - not everybody has it
+    import timm
 
     return [
         Family(
@@ -153,7 +153,7 @@ def timm_families() -> list[Family]:
 
 def hugging_face_families() -> list[Family]:
     """Raises ModuleNotFoundError where transformers is not installed."""
-    import transformers as hf  # noqa: PLC0415 - not everybody has it
+    import transformers as hf
 
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     text = {"vocab_size": 99, "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}

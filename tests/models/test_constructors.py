@@ -131,7 +131,7 @@ def test_an_unknown_architecture_names_the_nearest_one():
 def test_importing_an_unknown_architecture_names_the_nearest_one():
     # Python replaces an AttributeError raised here by "cannot import name", without the hint.
     with pytest.raises(ImportError, match="resnet18"):
-        from biotorch.models.fa import resnet19  # noqa: F401, PLC0415
+        from biotorch.models.fa import resnet19  # noqa: F401
 
 
 def test_a_missing_attribute_of_a_method_module_is_still_an_attribute_error():

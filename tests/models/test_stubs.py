@@ -16,7 +16,7 @@ from biotorch.models import stubs
 
 
 def test_the_stubs_are_current():
-    written = {path.name: path.read_text(encoding="utf-8") for path in stubs.FOLDER.glob("*.pyi")}
+    written = {str(path.relative_to(stubs.PACKAGE)): path.read_text() for path in stubs.PACKAGE.glob("[lm]*/*.pyi")}
     stale = sorted(name for name, content in stubs.render().items() if written.get(name) != content)
     assert not stale, f"python -m biotorch.models.stubs writes {', '.join(stale)}"
     assert written.keys() == stubs.render().keys()
@@ -25,14 +25,16 @@ def test_the_stubs_are_current():
 @pytest.mark.parametrize("rule", rules.available())
 def test_every_rule_has_its_module(rule):
     module = importlib.import_module(f"biotorch.models.{rule}")
-    assert dir(module) == models.available()
-    constructor = module.resnet20
+    assert module is getattr(models, rule)
+    assert dir(module) == module.__all__ == models.available()
+    assert set(models.available()) <= module.__dict__.keys()  # torchvision's idiom: models.__dict__[name]()
+    constructor = module.__dict__["resnet20"]
     assert (constructor.__name__, constructor.__module__) == ("resnet20", module.__name__)
 
 
 def test_the_stubs_have_the_signature_of_the_constructors():
     namespace: dict[str, object] = {}
-    exec(stubs.render()["_constructors.pyi"], namespace)
+    exec(stubs.render()["models/_constructors.pyi"], namespace)
     fa = importlib.import_module("biotorch.models.fa")
     assert {name for name, value in namespace.items() if inspect.isfunction(value)} == set(models.available())
     for name in ("resnet18", "mlp"):
@@ -47,7 +49,12 @@ def test_the_stubs_have_the_signature_of_the_constructors():
 def wheel_stubs():
     """What hatch puts into the wheel."""
     builders = pytest.importorskip("hatchling.builders.wheel", reason="hatchling is not installed")
-    return {Path(file.relative_path).name for file in builders.WheelBuilder(str(ROOT)).recurse_included_files()}
+    files = builders.WheelBuilder(str(ROOT)).recurse_included_files()
+    return {
+        str(Path(file.distribution_path).relative_to("biotorch"))
+        for file in files
+        if "biotorch" in file.distribution_path
+    }
 
 
 def test_the_wheel_contains_them(wheel_stubs):

@@ -59,7 +59,7 @@ def test_the_published_figures_are_those_of_the_papers_text():
     if not paper.is_file():
         pytest.skip("the paper's text is not here")
     text = paper.read_text()
-    from biotorch.results.groups import _ERRORS  # noqa: PLC0415
+    from biotorch.results.groups import _ERRORS
 
     for errors in _ERRORS.values():
         for error in errors:
@@ -92,6 +92,6 @@ def test_latex_escapes_what_it_would_take_for_its_own():
 
 
 def test_csv_is_read_back(tmp_path):
-    import csv  # noqa: PLC0415
+    import csv
 
     assert list(csv.reader(ODD.csv().splitlines())) == [ODD.header, *ODD.rows]

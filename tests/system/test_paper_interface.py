@@ -42,7 +42,7 @@ def rules(model: nn.Module) -> set[str]:
 
 def test_snippet_one_a_model_from_the_list():
     # Create a ResNet-18 model with FA layers
-    from biotorch.models.fa import resnet18  # noqa: PLC0415
+    from biotorch.models.fa import resnet18
 
     model = resnet18()
 
@@ -53,9 +53,9 @@ def test_snippet_one_a_model_from_the_list():
 
 def test_snippet_two_a_model_of_ones_own_layers_constructs():
     # Import a convolutional and linear layer using the uSF alignment method
-    import torch.nn.functional as F  # noqa: PLC0415
+    import torch.nn.functional as F
 
-    from biotorch.layers.usf import Conv2d, Linear  # noqa: PLC0415
+    from biotorch.layers.usf import Conv2d, Linear
 
     # Define the custom model using the imported layers
     class Model(nn.Module):
@@ -77,9 +77,9 @@ def test_snippet_two_a_model_of_ones_own_layers_constructs():
 
 
 def test_snippet_three_the_wrapper():
-    from torchvision.models import alexnet  # noqa: PLC0415
+    from torchvision.models import alexnet
 
-    from biotorch.module.biomodule import BioModule  # noqa: PLC0415
+    from biotorch.module.biomodule import BioModule
 
     # Convert Alex-Net from using BP to the frSF alignment method
     model = BioModule(module=alexnet(), mode="frsf")

@@ -10,7 +10,7 @@ from commands import invoke, mistake
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from runs import quick, quick_file
 
-from biotorch import cli
+from biotorch import experiment
 from biotorch.errors import SectionError
 from biotorch.experiment import ConfigError, estimating, run
 from biotorch.experiment.estimating import best_jobs
@@ -112,7 +112,7 @@ def test_commands_in_processes_of_slurm_take_one_point_after_another(slurm, comm
         executors.append((*given, *options.values())[-1])
         raise ConfigError("seen")
 
-    monkeypatch.setattr(cli.run, "run", stop)
+    monkeypatch.setattr(experiment, "run", stop)
     assert "seen" in mistake(invoke(command, quick_file(tmp_path), "sweep={model.mode.type: [fa, dfa]}"))
     assert executors == [None]
 

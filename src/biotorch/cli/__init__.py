@@ -9,7 +9,6 @@ import typer
 import biotorch
 from biotorch.cli import inspect, report, run
 from biotorch.cli.errors import EXIT_CODES, Commands, plain_errors
-from biotorch.experiment.importing import import_all
 
 app = typer.Typer(
     name="biotorch",
@@ -43,7 +42,10 @@ def _options(
         ),
     ] = None,
 ) -> None:
-    import_all(imports or [])
+    if imports:
+        from biotorch.experiment.importing import import_all
+
+        import_all(imports)
 
 
 app.command("run", epilog=EXIT_CODES)(run.run_command)

@@ -16,10 +16,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from typer.core import TyperGroup
 
-from biotorch import data
-from biotorch.errors import Kind, disk_is_full, kind_of, message_of
-from biotorch.experiment import BrokenPointsError, Interrupted
-from biotorch.training.distributed import is_first_process
+from biotorch.errors import BrokenPointsError, DataError, Interrupted, Kind, disk_is_full, kind_of, message_of
 
 EXIT_CODES = """Exit codes: 0 done; 1 a defect of biotorch (please report it); 2 a mistake in what was asked for;
 3 the training diverged; 4 the disk is full; 130 and 143 stopped by Ctrl-C and SIGTERM, with a checkpoint: the same
@@ -92,7 +89,7 @@ def _tell(error: Exception) -> int:
     """Print the message of an exception, and return the exit code."""
     if isinstance(error, OSError) and disk_is_full(error):
         _give_up_output(error)
-    if is_first_process() or isinstance(error, data.DataError):  # a file that this process alone has read
+    if is_first_process() or isinstance(error, DataError):  # a file that this process alone has read
         typer.echo(f"error: {message_of(error)}", err=True)
     return _EXIT_CODES[kind_of(error)]
 
@@ -118,3 +115,13 @@ def _warn_once() -> Callable[..., None]:
             typer.echo(f"warning: {message}", err=True)
 
     return show
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes and prints, of those that torchrun or Slurm has started."""
+    if "lightning_fabric" in sys.modules:
+        from lightning_fabric.utilities.rank_zero import rank_zero_only
+
+        return getattr(rank_zero_only, "rank", 0) == 0
+    ranks = map(os.environ.get, ("RANK", "LOCAL_RANK", "SLURM_PROCID"))  # in lightning's order
+    return next((rank for rank in ranks if rank), "0") == "0"

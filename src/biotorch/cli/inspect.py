@@ -8,24 +8,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 
-import biotorch
-from biotorch import _files, data, models, rules
+from biotorch import _files
 from biotorch._tables import print_table
-from biotorch.cli.errors import ConfigFile, Overrides, plain_errors
-from biotorch.experiment import read
-from biotorch.experiment.display import Progress
-from biotorch.experiment.documents import json_schema
-from biotorch.experiment.identity import resolved
-from biotorch.experiment.measure import attack_run, evaluate_run, runs_in
-from biotorch.experiment.network import build_model, check_input
-from biotorch.experiment.reading import parse_override
-from biotorch.report import black_box_figure, example_sheet, white_box_figure
-from biotorch.report.table import robustness_table
-from biotorch.training.distributed import is_first_process
+from biotorch.cli.errors import ConfigFile, Overrides, is_first_process, plain_errors
 
 
 @plain_errors
@@ -38,12 +26,16 @@ def schema_command() -> None:
     biotorch schema > biotorch.schema.json
     # yaml-language-server: $schema=biotorch.schema.json
     """
+    from biotorch.experiment.documents import json_schema
+
     typer.echo(json.dumps(json_schema(), indent=1))
 
 
 @plain_errors
 def rules_command() -> None:
     """List the learning rules and their options."""
+    from biotorch import rules
+
     for name in rules.available():
         rule = rules.get(name)
         summary = (rule.__doc__ or "").strip().splitlines()[0]
@@ -55,6 +47,8 @@ def rules_command() -> None:
 @plain_errors
 def models_command() -> None:
     """List the architectures."""
+    from biotorch import models
+
     for name in models.available():
         typer.echo(name)
 
@@ -78,6 +72,9 @@ def evaluate_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure the network of a run again, on its own data or on other (data.dataset=...)."""
+    from biotorch.experiment.measure import evaluate_run
+    from biotorch.experiment.reading import parse_override
+
     changes = [parse_override(override) for override in overrides or []]
     result = evaluate_run(run, split.value, which.value, changes)
     if not is_first_process():
@@ -95,14 +92,21 @@ def evaluate_command(
 @plain_errors
 def audit_command(config: ConfigFile, overrides: Overrides = None) -> None:
     """Prove by experiment what the backward pass of a configuration's network transports."""
+    import torch
+
+    from biotorch import data
+    from biotorch.auditing import audit
+    from biotorch.experiment.identity import resolved
+    from biotorch.experiment.network import build_model, check_input
+    from biotorch.experiment.reading import read
+
     for name, described in read(config, overrides or []).points.items():
         point = resolved(described, earlier=None)
         dataset = data.load(point.data, point.experiment.seed)
         model = build_model(point, dataset.num_classes, dataset.input_shape)
         check_input(model, dataset.train, point)
         inputs, _ = next(iter(dataset.train.batches([torch.arange(min(8, len(dataset.train)))])))
-        audit = biotorch.audit(model, inputs)
-        typer.echo(f"{name or point.experiment.name}\n{audit}")
+        typer.echo(f"{name or point.experiment.name}\n{audit(model, inputs)}")
 
 
 class _Preset(StrEnum):
@@ -128,6 +132,8 @@ def attack_command(
     biotorch attack runs/robustness
     biotorch attack runs/robustness/rule=fa --autoattack --images 1000 attacks.epsilons='[8/255]'
     """
+    from biotorch.experiment.reading import parse_override
+
     flags = {"images": images, "preset": preset and preset.value, "twin": twin and str(twin)}
     flags |= {"autoattack": True} if autoattack else {}
     changes = [parse_override(override) for override in overrides or []]
@@ -137,6 +143,11 @@ def attack_command(
 
 def attack(folder: Path, changes: Sequence[tuple[str, Any]], console: Console) -> None:
     """Study the runs in a folder; print and write what was found."""
+    from biotorch.experiment.display import Progress
+    from biotorch.experiment.measure import attack_run, runs_in
+    from biotorch.report import black_box_figure, example_sheet, white_box_figure
+    from biotorch.report.table import robustness_table
+
     found = []
     with Progress(console) as progress:
         for path in runs_in(folder):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -11,10 +11,10 @@ from rich.console import Console
 from biotorch import _files
 from biotorch._tables import Table, print_table
 from biotorch.cli.errors import plain_errors
-from biotorch.experiment import ConfigError
-from biotorch.report import draw_all, table
-from biotorch.report.page import write_page
-from biotorch.results.collecting import Collection, collect
+from biotorch.errors import ConfigError
+
+if TYPE_CHECKING:
+    from biotorch.results.collecting import Collection
 
 _FIGURES = ("png", "svg", "pdf")
 _TABLES = ("md", "tex", "csv")
@@ -38,6 +38,10 @@ def report_command(
     biotorch report runs/quickstart -o page.html
     biotorch report runs/paper --table table1.tex --figures figures --formats pdf,png
     """
+    from biotorch.report import draw_all, table
+    from biotorch.report.page import write_page
+    from biotorch.results.collecting import collect
+
     if tables is not None and tables.suffix[1:] not in _TABLES:
         raise ConfigError(f"--table: a name that ends in .{', .'.join(_TABLES)} is needed, not {tables}")
     if output is not None and output.suffix not in (".html", ".htm"):

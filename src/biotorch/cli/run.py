@@ -5,28 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import yaml
 from rich.console import Console
 
 from biotorch import _files
 from biotorch._tables import Table, print_table
-from biotorch.cli.errors import ConfigFile, Overrides, plain_errors
+from biotorch.cli.errors import ConfigFile, Overrides, is_first_process, plain_errors
 from biotorch.cli.inspect import attack
-from biotorch.experiment import BrokenPointsError, Config, ConfigError, RunFolder, Study, read, run, search
-from biotorch.experiment.display import Progress, duration
-from biotorch.experiment.estimating import best_jobs, estimates
-from biotorch.experiment.executors import Executor, Local, Ray, Slurm
-from biotorch.experiment.results import Result
-from biotorch.report import angle_figure, table
-from biotorch.report.page import write_page
-from biotorch.results.collecting import collect
-from biotorch.training.distributed import is_first_process
+from biotorch.errors import BrokenPointsError, ConfigError
+
+if TYPE_CHECKING:
+    from biotorch.experiment.config import Config
+    from biotorch.experiment.executors import Executor
+    from biotorch.experiment.reading import Study
+    from biotorch.experiment.results import Result
+    from biotorch.experiment.search import Setting
 
 #: In the folder of the study.
 _PAGE = "page.html"
+#: The paper's grid of learning rates.
+_RATES = "0.1,0.01,0.001,0.0001"
 
 
 class _Executor(StrEnum):
@@ -65,6 +65,12 @@ def run_command(
     biotorch run configs/paper/table2.yaml --executor slurm cluster.partition=gpu infrastructure.gpus=0
     torchrun --nproc-per-node 2 -m biotorch.cli run configs/quickstart.yaml
     """
+    from biotorch.experiment import RunFolder, read, run
+    from biotorch.experiment.display import Progress
+    from biotorch.experiment.estimating import best_jobs
+    from biotorch.report.page import write_page
+    from biotorch.results.collecting import collect
+
     study = read(config, overrides or [])
     console = Console(quiet=not is_first_process())
     left = {
@@ -93,6 +99,8 @@ def run_command(
 
 def _executor(kind: _Executor, jobs: int, left: Mapping[str, Config], study: Study) -> Executor | None:
     """None: one point after another, in this process."""
+    from biotorch.experiment.executors import Local, Ray, Slurm
+
     if kind is _Executor.local:
         return Local(jobs) if jobs > 1 and len(left) > 1 else None
     cluster = study.config.cluster
@@ -104,6 +112,10 @@ def _executor(kind: _Executor, jobs: int, left: Mapping[str, Config], study: Stu
 
 def _list(study: Study, left: Mapping[str, Config], jobs: int, console: Console) -> None:
     """The points that are to be run, with the time that each would take alone."""
+    from biotorch.experiment import RunFolder
+    from biotorch.experiment.display import duration
+    from biotorch.experiment.estimating import estimates
+
     rows, total = [], 0.0
     times = dict(estimates(left))
     for name, point in study.points.items():
@@ -127,6 +139,10 @@ def _list(study: Study, left: Mapping[str, Config], jobs: int, console: Console)
 
 def _show(study: Study, finished: Sequence[Result], console: Console) -> None:
     """The table, the figure and the page of what is finished."""
+    from biotorch.report import angle_figure, table
+    from biotorch.report.page import write_page
+    from biotorch.results.collecting import collect
+
     rows = table(finished)
     print_table(rows, console)
     _files.write_text(study.folder / "table.md", rows.markdown())
@@ -142,9 +158,7 @@ def _show(study: Study, finished: Sequence[Result], console: Console) -> None:
 def search_command(
     config: ConfigFile,
     overrides: Overrides = None,
-    rates: Annotated[str, typer.Option(help="Rates to try; with --trials, the ends of a range.")] = ",".join(
-        f"{rate:g}" for rate in search.RATES
-    ),
+    rates: Annotated[str, typer.Option(help="Rates to try; with --trials, the ends of a range.")] = _RATES,
     trials: Annotated[
         int | None,
         typer.Option(min=1, help="Rates that optuna chooses, for each setting; default: --rates.", show_default=False),
@@ -163,6 +177,13 @@ def search_command(
     biotorch search configs/quickstart.yaml --rates 0.3,0.1,0.03,0.01
     biotorch search configs/quickstart.yaml --rates 0.0001,0.3 --trials 20
     """
+    import yaml
+
+    from biotorch.experiment import read, run, search
+    from biotorch.experiment.display import Progress
+    from biotorch.experiment.estimating import best_jobs
+    from biotorch.experiment.executors import Local
+
     study, numbers, console = read(config, overrides or []), _numbers(rates), Console()
 
     def run_all(points: Study) -> dict[str, Result]:
@@ -195,7 +216,7 @@ def _numbers(text: str) -> list[float]:
         ) from error
 
 
-def _table(found: Sequence[search.Setting], study: Study) -> Table:
+def _table(found: Sequence[Setting], study: Study) -> Table:
     rates = sorted({rate for setting in found for rate in setting.errors}, reverse=True)
     rows = [
         [
@@ -217,7 +238,7 @@ def _table(found: Sequence[search.Setting], study: Study) -> Table:
     )
 
 
-def _cell(setting: search.Setting, rate: float) -> str:
+def _cell(setting: Setting, rate: float) -> str:
     error = setting.errors.get(rate)
     if error is None:
         return ""

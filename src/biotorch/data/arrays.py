@@ -8,13 +8,12 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.datasets import CIFAR10, MNIST
-from torchvision.datasets.utils import check_integrity
 
 from biotorch import _files
 from biotorch.data.folders import locate
@@ -79,15 +78,13 @@ def _pixels(found: NDArray[np.generic], name: str) -> Tensor:
 _IDX = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 
 
-def read_mnist(
-    name: str, folder: Path, target_size: int | None, kind: type[MNIST], normalisation: Normalisation
-) -> Pool:
+def read_mnist(name: str, folder: Path, target_size: int | None, kind: str, normalisation: Normalisation) -> Pool:
     """The four files of `<kind>/raw`, as they are or each compressed to `.gz`.
 
     Raises FileNotFoundError, which says which files belong where, if they are missing and cannot be
     downloaded, and DataError if one is damaged.
     """
-    inner = f"{kind.__name__}/raw"
+    inner = f"{kind}/raw"
     if not all(_stored(folder / inner / file).is_file() for file in _IDX):
         _download(kind, folder, inner, _IDX)
     arrays = [_idx(folder / inner / file) for file in _IDX]
@@ -100,38 +97,47 @@ def read_mnist(
     return in_memory(parts[0], parts[1], target_size, str(folder / inner), normalisation)
 
 
-def read_cifar(
-    name: str, folder: Path, target_size: int | None, kind: type[CIFAR10], normalisation: Normalisation
-) -> Pool:
+def read_cifar(name: str, folder: Path, target_size: int | None, kind: str, normalisation: Normalisation) -> Pool:
     """The Python version of CIFAR, unpacked. Raises what `read_mnist` does."""
-    files = _cifar_files(kind)
-    if not all((folder / kind.base_folder / file).is_file() for file in files):
-        _download(kind, folder, kind.base_folder, list(files))
-    damaged = [file for file, md5 in files.items() if not check_integrity(folder / kind.base_folder / file, md5)]
+    from torchvision.datasets.utils import check_integrity
+
+    source, files = _dataset(kind), _cifar_files(kind)
+    inner = source.base_folder
+    if not all((folder / inner / file).is_file() for file in files):
+        _download(kind, folder, inner, list(files))
+    damaged = [file for file, md5 in files.items() if not check_integrity(folder / inner / file, md5)]
     if damaged:
-        raise DataError(_damaged(folder / kind.base_folder / damaged[0], "it is not what its checksum says"))
-    parts = (kind(str(folder), train=part) for part in (True, False))
-    train, test = (Images(torch.from_numpy(part.data), labels(np.array(part.targets), kind.__name__)) for part in parts)
-    return in_memory(train, test, target_size, kind.__name__, normalisation)
+        raise DataError(_damaged(folder / inner / damaged[0], "it is not what its checksum says"))
+    parts = (source(str(folder), train=part) for part in (True, False))
+    train, test = (Images(torch.from_numpy(part.data), labels(np.array(part.targets), kind)) for part in parts)
+    return in_memory(train, test, target_size, kind, normalisation)
 
 
-def watched_mnist(name: str, folder: Path, kind: type[MNIST]) -> list[Path]:
+def watched_mnist(name: str, folder: Path, kind: str) -> list[Path]:
     """Those of its files that are there."""
-    return [path for file in _IDX if (path := _stored(folder / kind.__name__ / "raw" / file)).is_file()]
+    return [path for file in _IDX if (path := _stored(folder / kind / "raw" / file)).is_file()]
 
 
-def watched_cifar(name: str, folder: Path, kind: type[CIFAR10]) -> list[Path]:
+def watched_cifar(name: str, folder: Path, kind: str) -> list[Path]:
     """Those of its files that are there."""
-    return [path for file in _cifar_files(kind) if (path := folder / kind.base_folder / file).is_file()]
+    inner = folder / _dataset(kind).base_folder
+    return [path for file in _cifar_files(kind) if (path := inner / file).is_file()]
 
 
-def _download(kind: type[MNIST] | type[CIFAR10], folder: Path, inner: str, files: Iterable[str]) -> None:
+def _dataset(kind: str) -> Any:
+    """torchvision's class of that name."""
+    from torchvision import datasets
+
+    return getattr(datasets, kind)
+
+
+def _download(kind: str, folder: Path, inner: str, files: Iterable[str]) -> None:
     def download(partial: Path) -> None:
         # Its checksums are compared, and both parts read once.
         for train in (True, False):
-            kind(str(partial), train=train, download=True)
+            _dataset(kind)(str(partial), train=train, download=True)
 
-    name, files = kind.__name__, list(files)
+    name, files = kind, list(files)
     try:
         _files.complete(folder, name, [f"{inner}/{file}" for file in files], download)
     except (OSError, RuntimeError, EOFError, zlib.error, http.client.HTTPException) as error:
@@ -143,9 +149,10 @@ def _download(kind: type[MNIST] | type[CIFAR10], folder: Path, inner: str, files
         ) from error
 
 
-def _cifar_files(kind: type[CIFAR10]) -> dict[str, str]:
+def _cifar_files(kind: str) -> dict[str, str]:
     """Names and checksums."""
-    return {**dict([*kind.train_list, *kind.test_list]), kind.meta["filename"]: kind.meta["md5"]}
+    source = _dataset(kind)
+    return {**dict([*source.train_list, *source.test_list]), source.meta["filename"]: source.meta["md5"]}
 
 
 def _stored(path: Path) -> Path:

@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils import data
-from torchvision.transforms import v2
 
 from biotorch import _seeding
 from biotorch.data.images import Normalisation, decode
@@ -101,6 +100,8 @@ class _Files(data.Dataset[tuple[int, "Tensor | _Failure"]]):
     """What a worker process does: one file at a time to its pixels (H, W, C) uint8."""
 
     def __init__(self, paths: Paths, size: int, augmentation: int | None) -> None:
+        from torchvision.transforms import v2
+
         self.paths = paths
         self.augmentation = augmentation
         self.view: Callable[[Image.Image], Image.Image]

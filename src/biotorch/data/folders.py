@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension, make_dataset
 
 from biotorch.data.images import Normalisation
 from biotorch.data.splits import Paths, Pool, fifth
@@ -115,6 +114,8 @@ def _read(train: Path, test: Path) -> Pool:
 
 
 def _list(root: Path, names: list[str]) -> Paths:
+    from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension, make_dataset
+
     def is_image(path: str) -> bool:
         return not os.path.basename(path).startswith(".") and has_file_allowed_extension(path, IMG_EXTENSIONS)
 

@@ -14,7 +14,6 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.v2 import functional as transforms
 
 from biotorch import _seeding
 from biotorch._sections import Section
@@ -56,6 +55,8 @@ def resize(images: Tensor, size: int | None) -> Tensor:
     """Images (N, H, W, C) uint8 as (N, size, size, C), by antialiased bilinear interpolation; None: as they are."""
     if size is None or images.shape[1:3] == (size, size):
         return images
+    from torchvision.transforms.v2 import functional as transforms
+
     chunks = (chunk.permute(0, 3, 1, 2).contiguous() for chunk in torch.split(images, _CHUNK))
     resized = (transforms.resize(chunk, [size, size], antialias=True) for chunk in chunks)
     return torch.cat([chunk.permute(0, 2, 3, 1).contiguous() for chunk in resized])

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision.datasets import CIFAR10, CIFAR100, MNIST, FashionMNIST
 
 from biotorch._names import unknown
 from biotorch.data import arrays, folders, tables, text
@@ -81,25 +80,25 @@ def _digits(name: str, folder: Path, target_size: int | None) -> Pool:
     return in_memory(train, test, target_size, name, Normalisation((0.305,), (0.376,)))
 
 
-def _mnist(kind: type[MNIST], mean: float, std: float) -> Source:
+def _mnist(kind: str, mean: float, std: float) -> Source:
     read = partial(arrays.read_mnist, kind=kind, normalisation=Normalisation((mean,), (std,)))
     return Source(read, partial(arrays.watched_mnist, kind=kind), validation_size=5000)
 
 
-def _cifar(kind: type[CIFAR10], mean: tuple[float, ...], std: tuple[float, ...], augmented: bool = False) -> Source:
+def _cifar(kind: str, mean: tuple[float, ...], std: tuple[float, ...], augmented: bool = False) -> Source:
     read = partial(arrays.read_cifar, kind=kind, normalisation=Normalisation(mean, std))
     return Source(read, partial(arrays.watched_cifar, kind=kind), augmented=augmented, validation_size=5000)
 
 
-_CIFAR10 = _cifar(CIFAR10, (0.4914, 0.4821, 0.4465), (0.2470, 0.2435, 0.2616))
+_CIFAR10 = _cifar("CIFAR10", (0.4914, 0.4821, 0.4465), (0.2470, 0.2435, 0.2616))
 
 _NAMED: dict[str, Source] = {
-    "mnist": _mnist(MNIST, 0.1307, 0.3081),
-    "fashion_mnist": _mnist(FashionMNIST, 0.2860, 0.3530),
+    "mnist": _mnist("MNIST", 0.1307, 0.3081),
+    "fashion_mnist": _mnist("FashionMNIST", 0.2860, 0.3530),
     "cifar10": _CIFAR10,
     # The same images, augmented as in the paper's benchmark.
     "cifar10_benchmark": dataclasses.replace(_CIFAR10, augmented=True),
-    "cifar100": _cifar(CIFAR100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "cifar100": _cifar("CIFAR100", (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
     "imagenet": Source(
         folders.read_imagenet, folders.watched_imagenet, in_files=True, augmented=True, validation_size=10000
     ),

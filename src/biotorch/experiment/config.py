@@ -18,7 +18,8 @@ from biotorch.experiment.cluster import ClusterConfig
 from biotorch.experiment.importing import check_name
 from biotorch.robustness.config import AttacksConfig
 from biotorch.rules.registry import group_options
-from biotorch.training import InfrastructureConfig, LossConfig, TrainingConfig
+from biotorch.training.losses import LossConfig
+from biotorch.training.settings import InfrastructureConfig, TrainingConfig
 
 
 class ExperimentConfig(Section):

@@ -57,7 +57,7 @@ class TensorBoard:
     """One run with grouped tags, written anew from `history`: neither gaps nor doubles after a resume."""
 
     def __init__(self, folder: Path, history: Sequence[Record]) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - slow to import, and not always wanted
+        from torch.utils.tensorboard import SummaryWriter
 
         shutil.rmtree(folder, ignore_errors=True)
         self.folder = folder

@@ -11,10 +11,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from biotorch import ConversionError, convert, data, models, rules
+from biotorch import data, models, rules
 from biotorch._names import unknown
-from biotorch.conversion.convert import first_match
-from biotorch.errors import CheckpointError, ConfigError, disk_is_full
+from biotorch.conversion.convert import convert, first_match
+from biotorch.errors import CheckpointError, ConfigError, ConversionError, disk_is_full
 from biotorch.experiment import checkpoints
 from biotorch.experiment.config import Config, ModeConfig, ModelConfig, RuleConfig
 from biotorch.experiment.folder import RunFolder

@@ -9,15 +9,17 @@ import math
 import platform
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torchvision
-from lightning_fabric import Fabric
 
 import biotorch
 from biotorch import _files
 from biotorch.errors import DamagedResultError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
 
 #: One finished run: config, data, validation, test, history, state_hash, seconds, environment.
 Result = dict[str, Any]
@@ -87,6 +89,8 @@ def load_results(folder: Path) -> Result | None:
 
 def environment(fabric: Fabric, threads: int | None) -> dict[str, Any]:
     """What a figure depends on beside its configuration."""
+    import torchvision
+
     device = fabric.device
     return {
         "biotorch": biotorch.__version__,

@@ -14,9 +14,6 @@ from biotorch.experiment.config import Config
 from biotorch.experiment.reading import Study
 from biotorch.experiment.results import Result
 
-#: The paper's grid.
-RATES = (0.1, 0.01, 0.001, 0.0001)
-
 _RATE, _SEED = "training.optimizer.lr", "experiment.seed"
 
 #: Runs a study and gives its results; raises BrokenPointsError where points have none.

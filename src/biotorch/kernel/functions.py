@@ -14,6 +14,8 @@ How e gets from the output layer to the direct layers is in `broadcast`.
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -27,8 +29,22 @@ _Callable = TypeVar("_Callable", bound=Callable[..., Any])
 
 
 def uncompiled(function: _Callable) -> _Callable:
-    """Keep `function` out of torch.compile, at the price of a graph break: it walks the autograd graph."""
-    return torch.compiler.disable(function)  # type: ignore[no-untyped-call, no-any-return]
+    """Keep `function` out of torch.compile, at the price of a graph break.
+
+    As `torch.compiler.disable`, which imports the compiler when it is called: that takes as long as importing torch,
+    so it is called when somebody else has loaded the compiler.
+    """
+    disabled: list[_Callable] = []
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not disabled:
+            if "torch._dynamo" not in sys.modules:
+                return function(*args, **kwargs)
+            disabled.append(torch.compiler.disable(function))  # type: ignore[no-untyped-call]
+        return disabled[0](*args, **kwargs)
+
+    return call  # type: ignore[return-value]
 
 
 #: Gradients for (input, weight, bias); None where the mask did not ask for one.

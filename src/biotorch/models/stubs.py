@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
-from biotorch import layers
+from biotorch.layers.registry import under_rule
 from biotorch.models.registry import OWN, available
 
 PACKAGE = Path(__file__).parents[1]
@@ -40,7 +40,7 @@ def render() -> dict[str, str]:
             "from biotorch.models._constructors import *  # noqa: F403\n"
         )
         imports = "".join(
-            f"from biotorch.layers import {name} as {name}\n" for name in layers.registry.under_rule(rule)
+            f"from biotorch.layers import {name} as {name}\n" for name in sorted(under_rule(rule), key=str.casefold)
         )
         stubs[f"layers/{rule}.pyi"] = f'"""The layer types under the rule `{rule}`. {_GENERATED}"""\n\n{imports}'
     return stubs

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from biotorch._names import require, unknown
 from biotorch.errors import disk_is_full
 
+#: Builders as torchvision registers them.
+_REGISTERED = re.compile(r"^@register_model\(\)\n(?:@.*\n)*def (\w+)", re.MULTILINE)
 #: Arguments that the builders of MobileNetV3 take beside those of its class.
 _MOBILENET_V3 = ("width_mult", "reduced_tail", "dilated")
 
 
-def torchvision_names() -> list[str]:
-    """The names of torchvision's classification networks."""
-    found: list[str] = torchvision.models.list_models(module=torchvision.models)
-    return found
+@functools.cache
+def torchvision_names() -> tuple[str, ...]:
+    """The names of torchvision's classification networks, read from its files, which take a second to import."""
+    spec = importlib.util.find_spec("torchvision")
+    files = Path(spec.origin).parent.glob("models/*.py") if spec is not None and spec.origin is not None else ()
+    sources = (path.read_text(encoding="utf-8") for path in files)
+    return tuple(sorted(name for source in sources for name in _REGISTERED.findall(source)))
 
 
 def argument_names(name: str) -> list[str]:
     """The keyword arguments that torchvision's network of that name takes, beside the number of classes."""
-    network = inspect.signature(torchvision.models.get_model_builder(name)).return_annotation
+    from torchvision import models
+
+    network = inspect.signature(models.get_model_builder(name)).return_annotation
     parameters = inspect.signature(network).parameters.values()
     own = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name != "num_classes"]
     return own + list(_MOBILENET_V3) if name.startswith("mobilenet_v3") else own
@@ -67,7 +76,9 @@ def build_torchvision(
         given["aux_logits"] = True  # False contradicts the published weights, which have these heads
     scratch = {"init_weights": True, **given} if "aux_logits" in known else given  # their default, without its warning
     if pretrained:
-        weights = torchvision.models.get_model_weights(name).DEFAULT
+        from torchvision import models
+
+        weights = models.get_model_weights(name).DEFAULT
         model = _create(name, weights=weights, progress=progress, **given)
         if num_classes not in (None, len(weights.meta["categories"])):
             _take_heads(model, _create(name, num_classes=num_classes, **scratch), num_classes)
@@ -81,8 +92,10 @@ def build_torchvision(
 
 
 def _create(name: str, **arguments: Any) -> nn.Module:
+    from torchvision import models
+
     try:
-        model: nn.Module = torchvision.models.get_model(name, **arguments)
+        model: nn.Module = models.get_model(name, **arguments)
     except (TypeError, AssertionError) as error:  # how torchvision refuses a value, or what the builder sets itself
         raise ValueError(f"{name!r} cannot be built with these arguments: {error}") from error
     return model
@@ -224,7 +237,7 @@ class _Source(NamedTuple):
 
     def config(self, arguments: Mapping[str, Any]) -> Any:
         """The configuration of that name with these attributes."""
-        from huggingface_hub.errors import StrictDataclassError  # noqa: PLC0415 - comes with transformers
+        from huggingface_hub.errors import StrictDataclassError
 
         types = self.library.CONFIG_MAPPING
         by_type = self.name in types and not self.pretrained

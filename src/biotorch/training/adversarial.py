@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
-from lightning_fabric import Fabric
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 from torch import Tensor, nn
 
@@ -16,6 +15,10 @@ from biotorch.errors import SectionError
 from biotorch.robustness import PGD, Normalised
 from biotorch.robustness.attacks.attempt import Gradient
 from biotorch.robustness.attacks.norms import Norm
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
 
 #: How far rounding may take a pixel out of [0, 1] when its normalisation is undone.
 _ROUNDING = 1e-4

@@ -1,4 +1,4 @@
-"""The `infrastructure` section: devices, processes and precision, through lightning-fabric."""
+"""Processes and devices of a run, through lightning-fabric, and what its processes tell each other."""
 
 from __future__ import annotations
 
@@ -9,70 +9,24 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
-from lightning_fabric.utilities.rank_zero import rank_zero_only
-from pydantic import Field, field_validator
 from torch import distributed, nn
 from torch.distributed import all_gather_object, all_reduce, broadcast
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from biotorch._files import state_hash
-from biotorch._sections import Section
 from biotorch.errors import SectionError
 from biotorch.layers import is_feedback
+from biotorch.training.settings import InfrastructureConfig
 
 _T = TypeVar("_T")
-
-
-class InfrastructureConfig(Section):
-    """`infrastructure`."""
-
-    gpus: int | list[int] = -1
-    """-1 is the CPU, another number a CUDA device, a list several of them."""
-    num_nodes: int = Field(default=1, ge=1)
-    """Machines; each is started by Slurm or torchrun."""
-    strategy: Literal["auto", "ddp"] = "auto"
-    """`auto`: DDP where there are several processes."""
-    precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
-    compile: bool = False
-    """Compile the network with torch.compile."""
-    channels_last: bool = True
-    """Keep images and convolutions in the memory format that is fast on CPUs and tensor cores."""
-    threads: int | None = Field(default=None, ge=1, le=4096)
-    """CPU threads per process; default: PyTorch's, written into the resolved configuration, because the
-    last bits of a sum depend on it."""
-    checkpoint_seconds: float = Field(default=60.0, ge=0)
-    """Seconds between checkpoints; 0: after every update. Ctrl-C and SIGTERM write one at once."""
-
-    @field_validator("precision", mode="before")
-    @classmethod
-    def _number_or_name(cls, value: object) -> object:
-        return "32" if value == 32 and not isinstance(value, bool) else value
-
-    @field_validator("gpus", mode="before")
-    @classmethod
-    def _numbers(cls, gpus: object) -> object:
-        numbers = gpus if isinstance(gpus, list) else [gpus]
-        if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
-            raise ValueError(f"a number or a list of numbers, not {gpus!r}")
-        return gpus
-
-    @field_validator("gpus")
-    @classmethod
-    def _devices_exist(cls, gpus: int | list[int]) -> int | list[int]:
-        if isinstance(gpus, list):
-            if not gpus or min(gpus) < 0 or len(set(gpus)) != len(gpus):
-                raise ValueError("a list names different CUDA devices: numbers from 0 on; -1 alone is the CPU")
-        elif gpus < -1:
-            raise ValueError("-1 is the CPU, a number from 0 on a CUDA device")
-        return gpus
 
 
 def launch(config: InfrastructureConfig) -> Fabric:
@@ -143,11 +97,6 @@ def _no_advice_of_srun() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*`srun` command is available")
         yield
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one that writes and prints; known from the environment before `launch`, too."""
-    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _processes_started(nodes: int) -> int | None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from biotorch.data import DataError, Split
 from biotorch.models.outputs import main_output
 from biotorch.training.distributed import one_process
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 def loss_size(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor], float]:

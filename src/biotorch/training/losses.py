@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from pydantic import ConfigDict, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,6 +19,10 @@ from biotorch.layers import FeedbackLayer
 from biotorch.models.outputs import entries, main_output
 from biotorch.rules import DirectRule
 from biotorch.training.arguments import attempt, checked, class_named
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
 
 #: The target of each loss, made of labels (n,) for outputs (n, C).
 _INDEX = ("CrossEntropyLoss", "NLLLoss", "MultiMarginLoss")

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from biotorch import _seeding
 from biotorch.errors import ResumeError
 from biotorch.training.distributed import gather
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 def updates(count: int, batch_size: int, accumulate: int, smallest: int, seed: int) -> list[Tensor]:

@@ -1,11 +1,12 @@
-"""The `training` section of a configuration."""
+"""The sections `training` and `infrastructure` of a configuration."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
-from pydantic import AliasChoices, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, ConfigDict, Field, field_validator, model_validator
 from torch import nn
 
 from biotorch._sections import Section
@@ -109,3 +110,47 @@ class TrainingConfig(Section):
         optimizer = self.optimizer.build([nn.Parameter(torch.zeros(2, 2))])
         Schedule(optimizer, self.lr_scheduler, self.hyperparameters.epochs, updates_per_epoch=1)
         return self
+
+
+class InfrastructureConfig(Section):
+    """`infrastructure`."""
+
+    gpus: int | list[int] = -1
+    """-1 is the CPU, another number a CUDA device, a list several of them."""
+    num_nodes: int = Field(default=1, ge=1)
+    """Machines; each is started by Slurm or torchrun."""
+    strategy: Literal["auto", "ddp"] = "auto"
+    """`auto`: DDP where there are several processes."""
+    precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    channels_last: bool = True
+    """Keep images and convolutions in the memory format that is fast on CPUs and tensor cores."""
+    threads: int | None = Field(default=None, ge=1, le=4096)
+    """CPU threads per process; default: PyTorch's, written into the resolved configuration, because the
+    last bits of a sum depend on it."""
+    checkpoint_seconds: float = Field(default=60.0, ge=0)
+    """Seconds between checkpoints; 0: after every update. Ctrl-C and SIGTERM write one at once."""
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _number_or_name(cls, value: object) -> object:
+        return "32" if value == 32 and not isinstance(value, bool) else value
+
+    @field_validator("gpus", mode="before")
+    @classmethod
+    def _numbers(cls, gpus: object) -> object:
+        numbers = gpus if isinstance(gpus, list) else [gpus]
+        if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
+            raise ValueError(f"a number or a list of numbers, not {gpus!r}")
+        return gpus
+
+    @field_validator("gpus")
+    @classmethod
+    def _devices_exist(cls, gpus: int | list[int]) -> int | list[int]:
+        if isinstance(gpus, list):
+            if not gpus or min(gpus) < 0 or len(set(gpus)) != len(gpus):
+                raise ValueError("a list names different CUDA devices: numbers from 0 on; -1 alone is the CPU")
+        elif gpus < -1:
+            raise ValueError("-1 is the CPU, a number from 0 on a CUDA device")
+        return gpus

@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from biotorch import _seeding
@@ -24,6 +23,10 @@ from biotorch.training.losses import Teacher
 from biotorch.training.optimizers import FeedbackGroup
 from biotorch.training.schedules import Schedule
 from biotorch.training.settings import TrainingConfig
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
 
 #: What one epoch measured; the entry of epoch 0 is the network before training.
 Record = dict[str, Any]
