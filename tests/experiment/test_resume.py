@@ -14,6 +14,7 @@ import runs
 import torch
 from dying import start
 from networks import RULES
+from rule_names import without_decay
 
 from biotorch.experiment import Display, Interrupted, run
 
@@ -130,6 +131,7 @@ def test_the_same_command_continues_what_a_signal_stopped(number, code, long_run
     require_the_same(tmp_path, long_run)
 
 
+@without_decay
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("precision", ["32", pytest.param("bf16-mixed", marks=pytest.mark.slow)])
 def test_every_rule_continues_to_the_bit(rule, precision, tmp_path):

@@ -25,3 +25,7 @@ REPEATED = {
 def one_per_path(rules: list[str]) -> list[Any]:
     """For tests that take long: rules whose path another rule goes too are left to the slow tests."""
     return [pytest.param(name, marks=pytest.mark.slow) if name in REPEATED else name for name in rules]
+
+
+#: For tests of every rule that give the optimizer no decay, which `kp` warns of; layers/test_learning.py expects it.
+without_decay = pytest.mark.filterwarnings("ignore:kp. the optimizer has no weight decay:UserWarning")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from networks import batch, mlp
-from rule_names import DIRECT, LAYERWISE, RULES, one_per_path
+from rule_names import DIRECT, LAYERWISE, RULES, one_per_path, without_decay
 from torch import nn
 
 import biotorch
@@ -59,6 +59,7 @@ def test_every_option_compiles(rule):
     assert_close(collect(model), expected, rtol=1e-4, atol=1e-5)
 
 
+@without_decay
 @pytest.mark.parametrize("rule", RULES)
 def test_compiled_training_follows_eager_training(rule):
     """Weights, and brsf's redrawn feedback, move between calls: nothing may be frozen into the graph."""

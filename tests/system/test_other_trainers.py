@@ -9,6 +9,7 @@ import pytest
 import torch
 from networks import TRAINING, batch, labels, mlp
 from places import HELPERS
+from rule_names import without_decay
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from torchrun import TORCHRUN
@@ -45,6 +46,9 @@ def test_a_bare_ddp_loop_trains_one_network_on_two_processes(rule, by_ddp):
             assert torch.equal(value, second["state"][name]), name
 
 
+@without_decay
+@pytest.mark.filterwarnings("ignore:The `srun` command is available on your system but is not used:UserWarning")
+@pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated")
 @pytest.mark.parametrize("rule", TRAINING)
 def test_pytorch_lightning_trains_every_layer_and_redraws_once_per_update(rule):
     lightning = pytest.importorskip("pytorch_lightning")

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from rule_names import BY_ERROR, RULES
+from rule_names import BY_ERROR, RULES, without_decay
 from torch import nn
 from torch.nn import functional as F
 
@@ -73,6 +73,7 @@ def head_alone(network):
     return trained(network, "backpropagation", hidden=False, **SETTINGS[network])
 
 
+@without_decay
 @both_networks
 @pytest.mark.parametrize("rule", BY_ERROR)
 def test_every_rule_learns_more_than_the_head_alone_could(network, rule):
@@ -82,6 +83,7 @@ def test_every_rule_learns_more_than_the_head_alone_could(network, rule):
     assert accuracy > head_accuracy + 0.15
 
 
+@without_decay
 @pytest.mark.slow
 @both_networks
 @pytest.mark.parametrize("rule", BY_ERROR)
@@ -139,6 +141,7 @@ def test_the_hidden_layers_themselves_move(rule):
         assert (after - before).norm() > 0.1 * before.norm()
 
 
+@without_decay
 @every_rule
 def test_a_rule_is_repeatable_to_the_bit(rule):
     first, second = (trained(mlp, rule, steps=20)[0].state_dict() for _ in range(2))
