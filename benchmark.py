@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 
-from biotorch.cli import app
+from biotorch.cli.app import app
 
 
 def main(arguments: list[str]) -> None:

@@ -82,7 +82,7 @@ def test_w_cannot_be_initialised_by_itself():
 def test_a_layer_pattern_that_meets_no_layer_is_an_error():
     with pytest.raises(ConversionError, match="'classifier'"):
         biotorch.convert(mlp(), {"classifier": "bp", "*": "fa"})
-    with pytest.raises(ConversionError, match=r"pattern '4': an earlier pattern takes all"):
+    with pytest.raises(ConversionError, match=r"pattern '4': an earlier pattern matches all"):
         biotorch.convert(mlp(), {"*": "fa", "4": "bp"})
 
 
@@ -134,7 +134,7 @@ def test_a_direct_layer_by_hand_asks_for_the_size_of_the_output(layer):
 
 
 def test_the_wrapper_with_two_different_rules_is_an_error():
-    with pytest.raises(ValueError, match=r"layer_config asks for 'usf' where 'fa' is"):
+    with pytest.raises(ValueError, match=r"layer_config asks for rule 'usf', but rule 'fa' is given"):
         biotorch.BioModule(mlp(), "fa", layer_config={"type": "usf"})
 
 
@@ -227,7 +227,7 @@ def test_direct_feedback_needs_the_batch_first_everywhere():
 
     model = biotorch.convert(Selecting(), "dfa")
     x = batch().requires_grad_()
-    with pytest.raises(RuntimeError, match=r"first: .*3 example.*saw 4.*batch as the first dimension"):
+    with pytest.raises(RuntimeError, match=r"first: .*3 example.*input has 4.*batch as the first dimension"):
         model(x).sum().backward()
 
 
@@ -287,9 +287,9 @@ def test_a_rule_that_gives_no_feedback_or_a_wrong_shape_is_told_at_conversion():
         pass
 
     Wrong.name, Missing.name = "wrong", "missing"
-    with pytest.raises(ValueError, match=r"'wrong' gives a B of shape \(6, 8\), needed here is \(8, 6\)"):
+    with pytest.raises(ValueError, match=r"'wrong' gives a B of shape \(6, 8\), but this layer needs \(8, 6\)"):
         biotorch.convert(mlp(), Wrong())
-    with pytest.raises(ValueError, match=r"'missing' gives a B of shape None, needed here is \(3, 6\)"):
+    with pytest.raises(ValueError, match=r"'missing' gives a B of shape None, but this layer needs \(3, 6\)"):
         biotorch.convert(mlp(), Missing())
 
 

@@ -17,7 +17,7 @@ HEAVY = {
     "jinja2",
 }
 WITH_TORCH = HEAVY - {"torch"}
-COMMAND = "from biotorch.cli import app; app(sys.argv[1:], standalone_mode=False)"
+COMMAND = "from biotorch.cli.app import app; app(sys.argv[1:], standalone_mode=False)"
 
 
 def loaded(program, *arguments):

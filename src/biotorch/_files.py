@@ -1,4 +1,4 @@
-"""Files that are whole or absent whenever a process is killed, downloads included; digests of tensors."""
+"""Atomic writes and downloads, which leave a file whole or absent if a process is killed, and digests of tensors."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from biotorch.errors import disk_is_full
 if TYPE_CHECKING:
     import torch
 
-#: How the names of files end that a killed process leaves half written.
+#: Ending of the names of temporary files, which a killed process leaves half written.
 _UNFINISHED = ".unfinished"
 
 
 def write(path: Path, fill: Callable[[IO[bytes]], object], keep_previous: bool = False) -> None:
-    """All of a file or nothing: a temporary file, synced, then renamed.
+    """Write a file as a whole or not at all: fill a temporary file, sync it and rename it.
 
-    With `keep_previous` the file that was there stays, under the name of `previous(path)`.
+    With `keep_previous` an existing file stays, under the name `previous(path)`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_UNFINISHED}")
@@ -43,7 +43,7 @@ def write(path: Path, fill: Callable[[IO[bytes]], object], keep_previous: bool =
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Make the error of a full disk name `path`; from the system it names no file, or a temporary one."""
+    """Make the error of a full disk name `path`, because the system names no file or a temporary one."""
     try:
         yield
     except OSError as error:
@@ -53,7 +53,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """The renames themselves have to reach the disk."""
+    """Sync a folder, so that renames in it reach the disk."""
     if hasattr(os, "O_DIRECTORY"):
         descriptor = os.open(folder, os.O_DIRECTORY)
         try:
@@ -63,23 +63,23 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """All of `text` or nothing."""
+    """Write `text` to a file as a whole or not at all."""
     write(path, lambda file: file.write(text.encode()))
 
 
 def previous(path: Path) -> Path:
-    """Where the checkpoint before the one at `path` is."""
+    """Path of the file that `path` replaced, if it was kept."""
     return path.with_name(f"previous_{path.name}")
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed processes have left half written."""
+    """Remove files that killed processes left half written."""
     for path in folder.glob(f".*{_UNFINISHED}"):
         path.unlink(missing_ok=True)
 
 
 def state_hash(state: Mapping[str, torch.Tensor]) -> str:
-    """A digest of names, types, shapes and bits of all tensors; equal states, and only they, have equal ones."""
+    """Digest of the names, types, shapes and bits of all tensors; only equal states have equal digests."""
     import torch
 
     digest = hashlib.blake2b(digest_size=16)
@@ -91,18 +91,20 @@ def state_hash(state: Mapping[str, torch.Tensor]) -> str:
 
 
 def complete(folder: Path, name: str, files: Iterable[str], download: Callable[[Path], None]) -> None:
-    """Put `files` (paths within `folder`) in place by `download`, which is given an empty folder to fill with them.
+    """Download `files` (paths within `folder`) unless they are there; `download` fills an empty folder with them.
 
-    A file appears under its own name only when all are downloaded, and only one process at a time
-    downloads `name`; the others wait for it. Whatever a killed process left behind is removed by the next.
-    Raises what `download` raises, and OSError where `folder` cannot be written to.
+    A file appears under its own name only when all are downloaded. Only one process at a time downloads `name`;
+    the others wait for it. The next process removes whatever a killed process left behind.
+
+    Raises:
+        OSError: `folder` cannot be written to. Errors of `download` are passed on.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f".{name}.lock"):
         missing = [file for file in files if not (folder / file).is_file()]
         if not missing:
             return
-        # In the same folder, hence on the same disk: renaming is then atomic.
+        # In the same folder, and so on the same disk, where renaming is atomic.
         partial = folder / f".{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()

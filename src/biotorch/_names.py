@@ -9,12 +9,12 @@ from types import ModuleType
 
 from biotorch.errors import MissingPackageError
 
-#: More valid names than this are not listed: the nearest ones say enough.
+#: Longest list of valid names that is shown in full.
 _LISTED = 30
 
 
 def nearest(name: object, valid: Iterable[str]) -> str:
-    """` Did you mean 'x'?` where a valid name is near, else nothing."""
+    """The text ` Did you mean 'x'?` if a valid name is near, else an empty string."""
     names = list(valid)
     beginning = [each for each in names if _bare(each).startswith(_bare(str(name)))] if str(name) else []
     near = beginning[:2] or difflib.get_close_matches(str(name), names, n=2, cutoff=0.5)
@@ -26,7 +26,7 @@ def _bare(name: str) -> str:
 
 
 def unknown(what: str, name: object, valid: Iterable[str]) -> ValueError:
-    """The error for `name` where one of `valid` was meant; `what` is a noun such as "rule"."""
+    """The error for a `name` that is not one of `valid`; `what` is a noun such as "rule"."""
     names = sorted(valid)
     listed = f"Valid: {', '.join(names)}." if len(names) <= _LISTED else f"{len(names)} names are valid."
     return ValueError(f"unknown {what} {name!r}.{nearest(name, names)} {listed}")
@@ -36,13 +36,13 @@ def require(package: str, extra: str, user: str) -> ModuleType:
     """Import an optional package, or a module of one.
 
     Args:
-        package: as `import` takes it.
-        extra: of biotorch, which installs it.
-        user: what needs it, for the message.
+        package: name of the package or module, as in an `import` statement.
+        extra: the extra of biotorch that installs the package.
+        user: what needs the package, for the message.
 
     Raises:
-        MissingPackageError: it is not installed. Where the package is there and misses something itself, the
-            error is its own.
+        MissingPackageError: the package is not installed.
+        ModuleNotFoundError: the package is installed but lacks something that it imports itself.
     """
     try:
         return importlib.import_module(package)

@@ -1,4 +1,4 @@
-"""The base of every configuration section, and radii of perturbations as the field writes them: `8/255`."""
+"""Base class of the configuration sections, and the type of perturbation radii such as `8/255`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FRACTION = rf"\s*({_NUMBER})\s*/\s*({_NUMBER})\s*"
 
 
 def _read(value: object) -> object:
-    """The number that `a/b` stands for; what is no text is left to pydantic, which would read true as 1."""
+    """Read a text `a/b` as a number. Other values except booleans are left to pydantic, which reads true as 1."""
     if isinstance(value, bool):
         raise ValueError(f"{str(value).lower()} is no number")
     if not isinstance(value, str):
@@ -32,15 +32,16 @@ def _read(value: object) -> object:
 
 _SCHEMA = {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": f"^{_FRACTION}$"}]}
 
-#: A finite float from 0 on, read from a number or from a fraction of two, as a text: `"8/255"`.
+#: A finite float of at least 0, read from a number or from the text of a fraction, such as `"8/255"`.
 Epsilon = Annotated[float, BeforeValidator(_read), Field(ge=0, allow_inf_nan=False), WithJsonSchema(_SCHEMA)]
 
 
 class Section(BaseModel):
-    """Frozen, closed and literal: an unknown key is an error, and so is `"3"` or `true` where a number belongs.
+    """Base of the configuration sections: immutable, and strict about keys and types.
 
-    A type with a reader of its own (a BeforeValidator, as `Epsilon` has) decides what it takes. The docstring under
-    a field is its description in the JSON schema.
+    An unknown key is an error, and so is `"3"` or `true` in the place of a number. A type with a reader of its own (a
+    BeforeValidator, as in `Epsilon`) decides itself which values it takes. The docstring under a field is its
+    description in the JSON schema.
     """
 
     model_config = ConfigDict(
@@ -50,7 +51,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _literal(cls, values: Any) -> Any:
-        """pydantic reads true as 1, "3" as 3 and "no" as false, which in a configuration are mistakes."""
+        """Refuse values that pydantic would convert silently: true as 1, "3" as 3 and "no" as false."""
         if not isinstance(values, Mapping):
             return values
         problems = {}

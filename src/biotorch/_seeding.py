@@ -1,6 +1,6 @@
-"""Randomness of feedback weights: own generators, never the global one.
+"""Random generators of the feedback weights, separate from the global one.
 
-Every rule must start from the same W and see the same batches under one seed, so drawing B may not
+Under one seed every rule must start from the same W and see the same batches, so drawing B must not
 advance the global generator. A draw is determined by (seed, layer, number of the draw) alone.
 """
 
@@ -18,15 +18,15 @@ def derive(*parts: object) -> int:
 
 
 def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A fresh generator on `device`."""
+    """A new generator on `device`, seeded with `seed`."""
     return torch.Generator(device=device).manual_seed(seed)
 
 
 def global_position() -> int:
-    """A seed read off the global generator without advancing it.
+    """A seed derived from the state of the global generator, which is not advanced.
 
-    For layers built one by one: each construction draws W and thereby moves the global generator
-    on, so equal layers get different B, and `torch.manual_seed` repeats them.
+    It is for layers that are built one by one. Each construction draws W and so advances the global generator.
+    Equal layers therefore get different B, and `torch.manual_seed` repeats them.
     """
     state = torch.random.get_rng_state().numpy().tobytes()
     return derive(hashlib.blake2b(state).hexdigest())

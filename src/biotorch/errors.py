@@ -1,11 +1,11 @@
-"""Every exception of the package, and what kind of failure an exception is.
+"""All exceptions of the package, and the classification of an exception as a kind of failure.
 
     BiotorchError
       ConversionError       the network cannot be converted as asked
       AuditError            the audit cannot decide
       SectionError          a section of a configuration is wrong
       ConfigError           a configuration is wrong
-      OwnModuleError        a module of the user's own is not there, or fails
+      OwnModuleError        a user's own module cannot be imported
       MissingPackageError   an optional package is not installed
       DataError             files of a data set are damaged
       CheckpointError       a checkpoint cannot be used
@@ -17,8 +17,8 @@
       BrokenPointsError     points of a study have no result
       BoundsError           an attack has left its bounds
 
-Each also derives from the built-in exception that fits (ValueError, RuntimeError ...). Beside them, `Interrupted` is a
-KeyboardInterrupt and `ConversionWarning` a UserWarning.
+Each is also a subclass of the built-in exception that fits (ValueError, RuntimeError ...). Outside of this tree,
+`Interrupted` is a KeyboardInterrupt and `ConversionWarning` a UserWarning.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class BiotorchError(Exception):
 
 
 class ConversionError(BiotorchError, ValueError):
-    """A network cannot be converted as asked; the message lists every problem. The network is unchanged."""
+    """A network cannot be converted as asked and is unchanged; the message lists every problem."""
 
 
 class ConversionWarning(UserWarning):
-    """A conversion did less than it seems: layers stay on backpropagation, or no shortcut was cut."""
+    """A conversion did less than expected: layers stay on backpropagation, or no shortcut was cut."""
 
 
 class AuditError(BiotorchError, RuntimeError):
@@ -53,10 +53,10 @@ class AuditError(BiotorchError, RuntimeError):
 
 
 class SectionError(BiotorchError, ValueError):
-    """Problems of a section of a configuration, by key, so that each can be reported at its own line.
+    """Problems of one section of a configuration, by key, so that each can be reported with its own line.
 
     Args:
-        problems: message by key of the section; "" is the section itself.
+        problems: messages by key of the section; the key "" stands for the section itself.
     """
 
     def __init__(self, problems: Mapping[str, str]) -> None:
@@ -73,7 +73,7 @@ class ConfigError(BiotorchError, ValueError):
 
 
 class OwnModuleError(BiotorchError, ValueError):
-    """A module of the user's own is not there, or fails."""
+    """A user's own module does not exist, or fails at import."""
 
 
 class MissingPackageError(BiotorchError, ModuleNotFoundError):
@@ -81,7 +81,7 @@ class MissingPackageError(BiotorchError, ModuleNotFoundError):
 
 
 class DataError(BiotorchError, ValueError):
-    """Files are there but damaged or in another form than needed; the message names the file and the cure."""
+    """Files of a data set are damaged or in the wrong form; the message names the file and the cure."""
 
 
 class CheckpointError(BiotorchError, ValueError):
@@ -109,7 +109,7 @@ class DivergenceError(BiotorchError, FloatingPointError):
 
 
 class BoundsError(BiotorchError, RuntimeError):
-    """An attack has left its bounds: a defect of the attack, whose figures would flatter it."""
+    """An attack has left its bounds, which is a defect of the attack and makes it look stronger than it is."""
 
 
 class BrokenPointsError(BiotorchError, RuntimeError):
@@ -117,7 +117,8 @@ class BrokenPointsError(BiotorchError, RuntimeError):
 
     Attributes:
         results: results of the finished points, by name.
-        failures: why the others have none, by name.
+        failures: failures of the other points, by name.
+        folder: the study's folder, which has an error.txt for each failure.
     """
 
     def __init__(self, results: dict[str, dict[str, Any]], failures: dict[str, Failure], folder: Path) -> None:
@@ -140,13 +141,13 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """Why a point has no result.
+    """The reason why a point has no result.
 
     Attributes:
-        kind: `mistake` of the user, `diverged`, `disk` where that is full, or a `defect` of biotorch or of what the
-            user added to it.
+        kind: `mistake` of the user, `diverged`, `disk` (the disk is full), or `defect` of biotorch or of the user's own
+            code.
         message: one line or more for the user.
-        traceback: where it happened; empty where the process died.
+        traceback: the traceback; empty if the process died.
     """
 
     kind: Kind
@@ -155,14 +156,14 @@ class Failure:
 
     @staticmethod
     def of(error: Exception) -> Failure:
-        """The failure that an exception stands for."""
+        """Make the failure for an exception."""
         trace = "".join(traceback.format_exception(error))
         kind = kind_of(error)
         return Failure(kind, f"{type(error).__name__}: {error}" if kind == "defect" else message_of(error), trace)
 
 
 def kind_of(error: Exception) -> Kind:
-    """The kind of an exception; every one that is not known to be something else is a defect."""
+    """The kind of failure of an exception; exceptions of no other known kind are defects."""
     if isinstance(error, DivergenceError):
         return "diverged"
     if disk_is_full(error):
@@ -173,7 +174,7 @@ def kind_of(error: Exception) -> Kind:
 
 
 def message_of(error: Exception) -> str:
-    """The message of an exception for the user; errors of the system name their file first."""
+    """The message of an exception for the user; for errors of the system it begins with the file."""
     if not isinstance(error, OSError) or error.errno is None:
         return str(error)
     reason = "the disk is full" if disk_is_full(error) else error.strerror
@@ -181,12 +182,12 @@ def message_of(error: Exception) -> str:
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Whether an exception says that a disk, or what a user may store on it, is full."""
+    """Whether an exception says that a disk or the user's quota on it is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _names_a_path(error: OSError) -> bool:
-    """Whether the system refused a path outside of this package, or an error reports a file in words."""
+    """Whether an error is about a path outside of this package, from the system or in words only."""
     if error.errno is None:
         return isinstance(error, FileNotFoundError | FileExistsError)
     return error.filename is not None and _PACKAGE not in Path(str(error.filename)).parents

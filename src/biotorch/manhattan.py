@@ -1,4 +1,4 @@
-"""Batch Manhattan: steps by the sign of the gradient."""
+"""Batch Manhattan, which makes an optimizer step by the sign of the gradient."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ _Optimizer = TypeVar("_Optimizer", bound=torch.optim.Optimizer)
 
 
 def batch_manhattan(optimizer: _Optimizer) -> _Optimizer:
-    """Let `optimizer` see the sign of each gradient in its place, and return it (Liao et al. 2016, section 3).
+    """Make `optimizer` use the sign of each gradient in its place, and return it (Liao et al. 2016, section 3).
 
-    What it does with that (momentum, weight decay, schedules) stays its own. The signs are taken at `step()`, of the
-    gradient accumulated by then (the batch's, over all processes), or of what a closure makes of it. sign(0) = 0.
+    Momentum, weight decay and schedules work as before. The signs are taken at `step()`, from the gradient
+    accumulated until then (over the batch and all processes), or from the gradient that a closure computes.
+    sign(0) = 0.
 
     Raises:
-        TypeError: `optimizer` is none of torch's.
+        TypeError: `optimizer` is no torch optimizer.
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"batch_manhattan takes a torch optimizer, got {type(optimizer).__name__}")
@@ -28,7 +29,10 @@ def batch_manhattan(optimizer: _Optimizer) -> _Optimizer:
 def _before_step(
     optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """`args` are the optimizer and what `step` was called with: a closure makes gradients within the step."""
+    """Take signs before the step, and after each call of a closure, which computes gradients within the step.
+
+    `args` are the optimizer and the arguments of `step`.
+    """
     _take_signs(optimizer)
     if len(args) == 1 and not kwargs:
         return None

@@ -1,6 +1,6 @@
-"""How well feedback and forward weights, and updates and gradients, agree: pure functions.
+"""Alignment angles (W to B), norm ratios, and gradient angles (update to true gradient) of a network.
 
-They leave parameters, `.grad`, buffers and the random state as they were.
+The functions leave parameters, `.grad`, buffers and the random state as they were.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from biotorch.layers.networks import isolated, true_gradients
 
 
 def angle(a: Tensor, b: Tensor) -> float:
-    """The angle in degrees, 0 to 180, between two tensors of one shape, flattened.
+    """Angle in degrees, 0 to 180, between two flattened tensors of one shape; nan if one of them is zero.
 
-    By Kahan's formula, which keeps small angles exact where acos(cosine) loses half the digits.
-    nan where one of them is zero.
+    It uses Kahan's formula, which keeps small angles exact where acos(cosine) loses half the digits.
     """
     a, b = a.detach().flatten().double(), b.detach().flatten().double()
     norm_a, norm_b = a.norm(), b.norm()
@@ -33,11 +32,11 @@ def angle(a: Tensor, b: Tensor) -> float:
 
 
 def alignment_angles(model: nn.Module) -> dict[str, float]:
-    """Degrees between W and the effective B (signs included) of every feedback layer, by dotted name.
+    """Alignment angle in degrees, between W and the effective B (signs included), of every feedback layer by name.
 
-    A layer with several weight matrices has one entry for each, its name with that of the parameter. 0 is
-    backpropagation. A direct rule's B has another shape than W: its layers have no angle and are left out;
-    `gradient_alignment` takes its place.
+    0 is backpropagation. A layer with several weight matrices has one entry for each, with the parameter's name
+    added. Layers of direct rules are left out, because their B has another shape than W; use `gradient_alignment`
+    for them.
     """
     return {
         name: angle(connection.weight, effective)
@@ -47,7 +46,7 @@ def alignment_angles(model: nn.Module) -> dict[str, float]:
 
 
 def norm_ratios(model: nn.Module) -> dict[str, float]:
-    """|B| / |W| of every feedback layer, direct ones included, by dotted name."""
+    """Ratio |B| / |W| of every feedback layer, including layers of direct rules, by dotted name."""
     ratios = {}
     for name, connection in connections(model).items():
         effective = connection.effective_feedback
@@ -60,14 +59,14 @@ def norm_ratios(model: nn.Module) -> dict[str, float]:
 def gradient_alignment(
     model: nn.Module, loss: Callable[[Any, Tensor], Tensor], inputs: Tensor, targets: Tensor
 ) -> dict[str, float]:
-    """Degrees, per feedback layer, between the rule's gradient of W and the true one on the same batch.
+    """Gradient angle in degrees of every feedback layer: from the rule's gradient of W to the true one on a batch.
 
-    Defined for every rule. Both passes see the same dropout masks. Below 90 degrees an update descends
-    the loss (Lillicrap et al. 2016); nan where one of the two gradients is zero.
+    It is defined for every rule. Both passes have the same dropout masks. Below 90 degrees an update descends
+    the loss (Lillicrap et al. 2016). The angle is nan if one of the two gradients is zero.
 
     Args:
-        model: a converted network, in the mode (train or eval) it is to be measured in.
-        loss: `loss(model(inputs), targets)`, a scalar.
+        model: a converted network, in the mode (train or eval) in which to measure.
+        loss: function called as `loss(model(inputs), targets)`, which returns a scalar.
         inputs, targets: one batch.
     """
     trained = {name: each.trained for name, each in connections(model).items() if each.trained.requires_grad}
@@ -75,7 +74,7 @@ def gradient_alignment(
     if not weights:
         return {}
 
-    # A loss of the user's own may take anything for targets.
+    # A user's own loss may take targets that are no tensor.
     told = teaching.targets if isinstance(targets, Tensor) else contextlib.nullcontext
 
     def gradients(context: contextlib.AbstractContextManager[None]) -> list[Tensor | None]:

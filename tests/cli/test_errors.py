@@ -21,6 +21,7 @@ from torchvision.datasets import MNIST
 from biotorch import _files, data, models
 from biotorch._names import require
 from biotorch.cli import inspect
+from biotorch.cli.__main__ import main
 from biotorch.errors import Failure, kind_of
 from biotorch.experiment import ConfigError, checkpoints, documents
 from biotorch.experiment.network import build_model
@@ -216,3 +217,18 @@ def test_a_module_of_the_users_that_does_not_import_is_a_mistake(tmp_path):
     told = mistake(invoke("--import", tmp_path / "mine.py", "models"))
     assert "mine.py:1: No module named 'nothing_of_that_name'" in told
     assert "imports: nowhere" in mistake(invoke("--import", "nowhere", "models"))
+
+
+def test_ctrl_c_while_modules_are_imported_is_one_line(monkeypatch, capsys):
+    class Interrupting:
+        @staticmethod
+        def find_spec(name, path, target=None):
+            if name == "biotorch.cli.app":
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "meta_path", [Interrupting, *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "biotorch.cli.app")
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 130
+    assert capsys.readouterr().err.strip() == "stopped by SIGINT"

@@ -84,8 +84,8 @@ def test_audit_prints_what_each_layer_transports():
     result = invoke("audit", QUICKSTART, "sweep={model.mode.type: [backpropagation, fa]}")
     assert result.exit_code == 0, result.output
     backpropagation, fa = result.stdout.split("rule=fa\n")
-    assert "5 transport weights" in backpropagation
-    assert "leak 0.00: of 5 layers 5 transport nothing" in fa
+    assert "all 5 layers transport weights" in backpropagation
+    assert "leak 0.00: all 5 layers transport nothing" in fa
 
 
 def test_rules_models_and_schema_are_printed():

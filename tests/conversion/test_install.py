@@ -101,7 +101,7 @@ def test_the_output_size_of_a_direct_rule_is_inferred():
 
 def test_an_output_size_that_fits_is_accepted_and_one_that_does_not_raises():
     biotorch.convert(mlp(), "dfa", output_dim=3)
-    with pytest.raises(ConversionError, match=r"output_dim=10.*\(4\) has 3"):
+    with pytest.raises(ConversionError, match=r"output_dim=10.*\(4\) has size 3"):
         biotorch.convert(mlp(), "dfa", output_dim=10)
 
 
@@ -150,7 +150,7 @@ LEFT = {
     "weight_norm": (lambda: nn.utils.weight_norm(nn.Linear(4, 4)), "weight_norm"),
     "new weight_norm": (lambda: parametrizations.weight_norm(nn.Linear(4, 4)), "parametriz"),
     "spectral_norm": (lambda: nn.utils.spectral_norm(nn.Linear(4, 4)), "spectral_norm"),
-    "lazy": (lambda: nn.LazyLinear(4), "run a batch first"),
+    "lazy": (lambda: nn.LazyLinear(4), "run a batch through the network first"),
     "attention with bias_kv": (lambda: nn.MultiheadAttention(4, 2, add_bias_kv=True), "add_bias_kv=True"),
     "attention with zeros": (lambda: nn.MultiheadAttention(4, 2, add_zero_attn=True), "add_zero_attn=True"),
     "attention subclass": (lambda: Doubled(4, 2), "a subclass of MultiheadAttention"),
@@ -305,7 +305,7 @@ def test_the_summary_prints_a_table_with_rule_shape_and_shortcuts():
     first = next(line for line in lines if line.startswith("conv1"))
     assert first.split() == ["conv1", "Conv2d", "dfa", "432", "10x3x3x3"]
     assert next(line for line in lines if line.startswith("fc")).endswith("output layer")
-    assert "9 shortcut(s)" in lines[-1]
+    assert "9 identity shortcut(s)" in lines[-1]
     assert len(report.leaking_shortcuts) == 9
 
 

@@ -201,5 +201,5 @@ def test_a_block_may_begin_with_a_cell(rule):
 def test_a_block_that_begins_with_a_bilinear_layer_is_refused(rule):
     block = Block(nn.Bilinear(6, 6, 6), 2)
     model = biotorch.convert(nn.Sequential(nn.Linear(4, 6), block, nn.Linear(6, 3)), rule, points=["1"])
-    with pytest.raises(RuntimeError, match=r"1\.layer: a block that begins with a Bilinear"):
+    with pytest.raises(RuntimeError, match=r"1\.layer: a residual block that begins with a Bilinear"):
         model(torch.randn(2, 4))

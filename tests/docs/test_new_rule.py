@@ -112,7 +112,7 @@ REFUSED = {
     "options without a dataclass": (
         "class New(rules.get('fa')):\n    q: float = 1.0",
         TypeError,
-        r"has options \(q\) and is no dataclass",
+        r"has options \(q\) but is not a dataclass",
     ),
     "a class variable is no option": ("class New(rules.get('fa')):\n    q: ClassVar[float] = 1.0", None, ""),
     "no rule": ("class New:\n    pass", TypeError, "must derive from FeedbackRule or DirectRule"),
@@ -155,7 +155,7 @@ def test_what_fails_within_convert_names_what_is_missing(folder):
     biotorch.rules.register("mute", transports="nothing")(Mute)
     biotorch.rules.register("learned", transports="nothing")(Learned)
     for name, told in (
-        ("mute", r"Mute says no feedback\(weight, state\)"),
+        ("mute", r"Mute must define feedback\(weight, state\)"),
         ("learned", "initial_feedback returns None"),
     ):
         with pytest.raises(biotorch.ConversionError, match=told):

@@ -10,7 +10,7 @@ from config_cases import BASE, CONFIGS, FILES, flat, message, refused, write
 from places import ROOT
 from typer.testing import CliRunner
 
-from biotorch.cli import app
+from biotorch.cli.app import app
 from biotorch.experiment import read
 from biotorch.experiment.reading import validate as validate_tree
 

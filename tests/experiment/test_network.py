@@ -61,7 +61,7 @@ def test_all_layers_may_have_rules_of_their_own(tmp_path):
 
 def test_the_first_pattern_counts_and_one_that_meets_nothing_is_told(tmp_path):
     study = runs.quick(tmp_path, *SMALL, 'model.mode={type: fa, layers: {"[04]": kp, "4": usf}}')
-    with pytest.raises(ValueError, match="an earlier pattern takes all its layers"):
+    with pytest.raises(ValueError, match="an earlier pattern matches all of its layers"):
         build_model(study.config, 10, (1, 8, 8))
     study = runs.quick(tmp_path, *SMALL, "model.mode={type: fa, layers: {head: kp}}")
     with pytest.raises(ConfigError, match=r"model\.mode: unknown layer pattern 'head'"):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner, Result
 
-from biotorch.cli import app
+from biotorch.cli.app import app
 
 #: One short point.
 SHORT = ("sweep={}", "training.hyperparameters={epochs: 1, batch_size: 128}", "infrastructure.threads=1")

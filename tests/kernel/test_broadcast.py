@@ -106,7 +106,7 @@ def test_a_time_major_layer_hears_its_own_error():
     [((3,), (4,), 3, 4), ((5, 2), (4, 3), 5, 4), ((), (4,), 1, 4), ((6, 2), (4,), 6, 4)],
 )
 def test_numbers_of_examples_that_do_not_divide_are_refused(own, positions, found, wanted):
-    with pytest.raises(RuntimeError, match=rf"^conv: .*{found} example\(s\), this layer saw {wanted}"):
+    with pytest.raises(RuntimeError, match=rf"^conv: .*{found} example\(s\), this layer's input has {wanted}"):
         aligned(error(*own), positions, 0, "conv")
 
 

@@ -114,8 +114,8 @@ def test_nested_the_inner_ones_hold():
 @pytest.mark.parametrize(
     ("y", "told"),
     [
-        (torch.zeros(5, dtype=torch.long), r"targets of shape \(5,\) do not fit an output \(4, 3\)"),
-        (torch.full((4,), 3), "labels below its last dimension"),
+        (torch.zeros(5, dtype=torch.long), r"targets of shape \(5,\) do not fit an output of shape \(4, 3\)"),
+        (torch.full((4,), 3), "one integer label below 3"),
         (torch.zeros(4, 2), r"\(4, 2\) do not fit"),
         (torch.zeros(4), r"\(4,\) do not fit"),
     ],

@@ -135,7 +135,7 @@ def test_a_state_without_the_draws_is_not_loaded_silently():
 
 
 def test_feedback_of_another_shape_is_named():
-    with pytest.raises(RuntimeError, match=r"attention\.in_proj_feedback: the loaded feedback is \(3, 6\).*\(18, 6\)"):
+    with pytest.raises(RuntimeError, match=r"in_proj_feedback: the loaded feedback has shape \(3, 6\).*\(18, 6\)"):
         mixed("fa").load_state_dict(mixed("dfa").state_dict())
 
 

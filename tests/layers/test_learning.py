@@ -143,7 +143,7 @@ def test_an_optimizer_built_before_the_conversion_is_told():
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
     biotorch.convert(model, "kp")
-    with pytest.raises(RuntimeError, match=r"^0: W learns and its B does not.*after `convert`.*feedback_parameters"):
+    with pytest.raises(RuntimeError, match=r"^0: W learns but its B does not.*after `convert`.*feedback_parameters"):
         steps(model, optimizer, 3)
 
 
@@ -170,7 +170,7 @@ def test_groups_that_leave_b_out_are_told(rule, compiled):
 def test_b_that_is_rescaled_with_w_has_not_learned():
     model = kp(constrain_weights=True)
     own = [parameter for name, parameter in model.named_parameters() if "feedback" not in name]
-    with pytest.raises(RuntimeError, match="W learns and its B does not"):
+    with pytest.raises(RuntimeError, match="W learns but its B does not"):
         steps(model.float(), torch.optim.SGD(own, lr=0.1), 4)
 
 
@@ -181,7 +181,7 @@ def test_b_that_a_dead_optimizer_held_is_told():
     del optimizer
     gc.collect()
     own = [parameter for name, parameter in model.named_parameters() if "feedback" not in name]
-    with pytest.raises(RuntimeError, match="W learns and its B does not"):
+    with pytest.raises(RuntimeError, match="W learns but its B does not"):
         steps(model, torch.optim.SGD(own, lr=0.1), 4)
 
 

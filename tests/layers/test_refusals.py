@@ -26,9 +26,9 @@ def attention() -> nn.Module:
     [
         ({"attn_mask": torch.ones(4, 4, dtype=torch.uint8)}, r"a: attn_mask is boolean .* not torch\.uint8"),
         ({"key_padding_mask": torch.ones(3, 4, dtype=torch.int64)}, r"a: key_padding_mask is boolean"),
-        ({"attn_mask": torch.ones(1, 4) > 0}, r"attn_mask has shape \(1, 4\), needed is \(4, 4\) or \(6, 4, 4\)"),
+        ({"attn_mask": torch.ones(1, 4) > 0}, r"attn_mask has shape \(1, 4\), but needs \(4, 4\) or \(6, 4, 4\)"),
         ({"attn_mask": torch.zeros(3, 4, 4)}, r"attn_mask has shape \(3, 4, 4\)"),
-        ({"key_padding_mask": torch.ones(1, 4) > 0}, r"key_padding_mask has shape \(1, 4\), needed is \(3, 4\)"),
+        ({"key_padding_mask": torch.ones(1, 4) > 0}, r"key_padding_mask has shape \(1, 4\), but needs \(3, 4\)"),
     ],
 )
 def test_a_mask_that_torch_refuses_is_refused(mask, message):
@@ -39,7 +39,7 @@ def test_a_mask_that_torch_refuses_is_refused(mask, message):
 
 def test_attention_on_inputs_of_different_dimensions_or_batches_is_refused():
     x = torch.randn(2, 4, 8)
-    with pytest.raises(ValueError, match="all have a batch"):
+    with pytest.raises(ValueError, match="must have the same number of dimensions"):
         attention()(x[0], x, x)
     with pytest.raises(ValueError, match="different numbers of examples"):
         attention()(x, x[:1], x[:1])
@@ -122,7 +122,7 @@ def test_a_weight_of_any_name_has_its_feedback(registered, rule):
 
 
 def test_a_type_registers_once_and_with_the_right_bases(registered):
-    with pytest.raises(ValueError, match="Kernel has a feedback version: FeedbackKernel"):
+    with pytest.raises(ValueError, match="Kernel already has a feedback version: FeedbackKernel"):
         biotorch.register_layer(Kernel)(registered)
     with pytest.raises(TypeError, match="decorates a class"):
         biotorch.register_layer(3)(registered)

@@ -93,7 +93,7 @@ def test_constructors_take_a_configuration_and_leave_it_as_it_is(method):
 
 
 def test_a_configuration_for_another_method_is_an_error():
-    with pytest.raises(ValueError, match=r"layer_config asks for 'usf' where 'fa' is"):
+    with pytest.raises(ValueError, match=r"layer_config asks for rule 'usf', but rule 'fa' is given"):
         constructor("fa", "le_net_mnist")(layer_config={"type": "usf"})
 
 

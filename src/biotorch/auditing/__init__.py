@@ -1,4 +1,4 @@
-"""The proof that a network transports no weights, layer by layer."""
+"""The audit: a test by experiment, layer by layer, of what a network's backward pass transports."""
 
 from biotorch.auditing.experiment import audit
 from biotorch.auditing.verdicts import Audit, LayerAudit

@@ -1,10 +1,10 @@
-"""`audit`: the proof by experiment of what a network's backward pass transports.
+"""`audit`, which shows by experiment what a network's backward pass transports.
 
-Reading flags or types proves nothing: a layer can look converted and not be. So the weights are
-overwritten and the gradients watched. Each pass repeats the same forward with some weight matrices
-replaced by noise of equal norm; the output of every layer is set back to what it was, so that all
-activations are bit-equal and only what the backward reads of the weights can make a difference.
-Overwriting before the forward also catches copies that a forward takes of its weights.
+Flags and types prove nothing, because a layer can look converted without being so. The audit therefore
+overwrites the weights and compares the gradients. Each pass repeats the same forward with some weight matrices
+replaced by noise of equal norm. The output of every layer is set back to its recorded value, so that all
+activations are bit-equal and gradients can differ only by what the backward reads of the weights.
+Overwriting before the forward also catches copies of the weights that a forward makes.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from biotorch.rules import Transports
 
 
 def audit(model: nn.Module, inputs: Any, *, shortcuts: bool = True, seed: int = 0) -> Audit:
-    """Measure what of each weight matrix of `model` reaches the gradients upstream of it.
+    """Measure for each weight matrix of `model` whether the gradients upstream of it depend on nothing, signs or all.
 
-    Works on any module, converted or not, in the mode (train or eval) it is in. Parameters, `.grad`,
-    buffers and the random state are left as they were. Costs two passes where nothing is transported
-    and two per layer where something is: use a small batch.
+    It works on any module, converted or not, in its present mode (train or eval). Parameters, `.grad`,
+    buffers and the random state are left as they were. It costs two passes if nothing is transported,
+    and two per layer otherwise, so use a small batch.
 
     Args:
         model: the network.
-        inputs: a batch: a tensor, a tuple of positional arguments, or a mapping of keyword arguments.
-        shortcuts: also measure what goes past the feedback, at a pass for every layer input; without it
-            `.shortcuts` is empty and every `.share` 0.
-        seed: of the noise and of the error vector (a random linear functional of the outputs).
+        inputs: a batch, given as a tensor, a tuple of positional arguments or a mapping of keyword arguments.
+        shortcuts: whether to measure also the gradient that goes past the feedback, with one pass for every layer
+            input. Without it `.shortcuts` is empty and every `.share` is 0.
+        seed: seed of the noise and of the error vector (a random linear functional of the outputs).
 
     Raises:
         AuditError: a feedback layer never ran, no gradient flows, or the passes do not repeat to the bit.
@@ -65,7 +65,7 @@ class _Experiment:
             for entry in entries
             if not is_known_local(entry.module) and weight_matrices(entry.module)
         }
-        #: Local as far as names and shapes tell: shown only if the experiment says otherwise.
+        #: Modules judged local by names and shapes; shown only if the experiment contradicts.
         self.presumed = {entry.name for entry in entries if entry.kind == "local" and entry.name in self.units}
         if not self.units:
             raise AuditError("the model has no weight matrix to audit")
@@ -83,10 +83,10 @@ class _Experiment:
         self.passes = 0
         #: The feedback layers whose forward has run.
         self.ran: set[nn.Module] = set()
-        #: From the first pass: what each leaf returned, call by call, and who reads one input.
+        #: From the first pass: outputs of each leaf, call by call, and the names of all modules that read one input.
         self.recorded: dict[nn.Module, list[list[Tensor]]] = {}
         self.readers: dict[GradientEdge, list[str]] = {}
-        #: Leaves whose input requires no gradient: nothing lies upstream of them.
+        #: Leaves whose input requires no gradient, so that nothing lies upstream of them.
         self.first: set[str] = set()
 
     def run(self, past_feedback: bool) -> Audit:
@@ -107,20 +107,23 @@ class _Experiment:
         idle = [name for name, layer in self.layers.items() if layer not in self.ran]
         if idle:
             raise AuditError(
-                f"converted in name only, the forward of {', '.join(idle)} never ran: another module may read "
-                "its weights functionally (attention does), or the inputs do not reach it"
+                f"the forward of {', '.join(idle)} never ran, so its rule has no effect: another module may read "
+                "the weights by a function call (as attention does), or the inputs do not reach the layer"
             )
         bad = [name for name, gradient in baseline.items() if not torch.isfinite(gradient).all()]
         if bad:
-            raise AuditError(f"non-finite gradients at {', '.join(bad)}: nothing can be compared")
+            raise AuditError(f"non-finite gradients at {', '.join(bad)}: they cannot be compared")
         if not _equal(baseline, self._gradients()):
             raise AuditError(
-                "two identical passes differ, so a difference proves nothing: "
+                "two identical passes give different gradients, so that a difference proves nothing: "
                 "use torch.use_deterministic_algorithms(True)"
             )
 
     def _verdicts(self) -> dict[str, Transports]:
-        """All passes compared here run on noise, so that a network that starts at zero hides nothing."""
+        """Compare passes with different noise as weights, for a verdict on each module.
+
+        All of them run on noise, so that weights that start at zero hide nothing.
+        """
         baseline = self._gradients({})
         unreached = [
             name
@@ -128,7 +131,7 @@ class _Experiment:
             if not baseline.get(_output_of(name), torch.ones(1)).any() and not self._is_shut_off(name)
         ]
         if unreached:
-            raise AuditError(f"no gradient reaches {', '.join(unreached)}: what it would transport cannot be seen")
+            raise AuditError(f"no gradient reaches {', '.join(unreached)}, so the audit cannot see what is transported")
 
         def same(names: Iterable[str], noise: str) -> bool:
             return _equal(baseline, self._gradients(dict.fromkeys(names, noise)))
@@ -146,16 +149,18 @@ class _Experiment:
         return verdicts
 
     def _is_shut_off(self, name: str) -> bool:
-        """Whether no gradient is meant to reach a layer: its rule trains the output layer alone."""
+        """Whether a layer gets no gradient on purpose, because its rule trains the output layer alone."""
         layer = self.layers.get(name)
         return layer is not None and layer.rule.trains_output_only
 
     def _shares(self, baseline: dict[str, Tensor]) -> tuple[dict[str, float], dict[str, float]]:
-        """What arrives at the input of a layer or residual block although no feedback brought it there.
+        """Measure the share of the gradient at the input of a layer or residual block that no feedback brought there.
 
-        The feedback of the layers that read the input is set to zero: a block's first convolution and
-        its projection shortcut together, and of a block all layers, since a norm may stand in front.
-        Returns the shares by layer, and those above zero by block (by layer outside of known blocks).
+        The feedback of all layers that read the input is set to zero for this (a block's first convolution together
+        with its projection shortcut). At a block these are all of its layers, because a norm may stand in front.
+
+        Returns:
+            The shares by layer, and the shares above zero by block (by layer outside of known blocks).
         """
         shares, shortcuts = {}, {}
         for names in self.readers.values():
@@ -179,17 +184,17 @@ class _Experiment:
         return self.blocks[name] if name in self.blocks else self.layers[name]
 
     def _gradients(self, noise: Mapping[str, str] | None = None) -> dict[str, Tensor]:
-        """Gradients of all parameters, arguments, and inputs and outputs of layers.
+        """Compute the gradients of all parameters, arguments, and inputs and outputs of layers.
 
-        `noise` None: of the network as it is. Else every weight matrix is overwritten, with the noise
-        that `noise` names for its unit, or with the first.
+        If `noise` is None, the network is used as it is. Otherwise every weight matrix is overwritten with the noise
+        that `noise` names for its unit, by default "first".
         """
         before: dict[int, tuple[Tensor, Tensor]] = {}
         after: dict[int, tuple[Tensor, Tensor]] = {}
         if noise is not None:
             before = {id(p): (p, torch.ones_like(p)) for leaf in self.leaves.values() for p in _zero_vectors(leaf)}
-            for name in sorted(self.units, key=lambda unit: unit in noise):  # tied: the named unit's noise holds
-                # What did not return through a leaf cannot be set back: overwrite it after the forward.
+            for name in sorted(self.units, key=lambda unit: unit in noise):  # a named unit wins if weights are tied
+                # Only a leaf's output can be set back; weights of other modules are overwritten after the forward.
                 group = before if self.modules[name] in self.recorded else after
                 for options in self.units[name]:
                     group[id(options.weight)] = (options.weight, getattr(options, noise.get(name, "first")))
@@ -207,7 +212,7 @@ class _Experiment:
 
     @contextlib.contextmanager
     def _hooks(self, targets: dict[str, Any]) -> Iterator[None]:
-        """Record (first pass) or set back the leaves' outputs; add inputs and outputs to `targets`."""
+        """Record the leaves' outputs (first pass) or set them back, and add inputs and outputs to `targets`."""
         first = self.passes == 0
         recorded: dict[nn.Module, list[list[Tensor]]] = {}
 
@@ -273,12 +278,12 @@ def _is_leaf(module: nn.Module) -> bool:
 
 
 def _zero_vectors(leaf: nn.Module) -> list[Tensor]:
-    """Scales that start at zero (a residual branch's last norm) and let no gradient pass."""
+    """Vectors that are all zero, such as the scale of a residual branch's last norm, and so let no gradient pass."""
     return [p for p in leaf._parameters.values() if p is not None and p.dim() < 2 and not p.any()]
 
 
 def _before_cut(x: Tensor) -> GradientEdge | None:
-    """The edge of `x` in the graph; where a residual block was cut, the one upstream of the cut."""
+    """The edge of `x` in the autograd graph, or the edge upstream of the cut if a residual block was cut there."""
     if not x.requires_grad:
         return None
     edge = get_gradient_edge(x)

@@ -1,4 +1,4 @@
-"""Interventions of the audit: noise in place of weights, zeros in place of feedback, and rules that learn."""
+"""Interventions of the audit: noise in place of weights, zeros in place of feedback, updates of a copied B."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from biotorch.rules import Transports
 
 
 class Noise(NamedTuple):
-    """What a weight matrix is overwritten with. Signs are random where the weight is zero."""
+    """Noise tensors that overwrite one weight matrix; none of their elements is zero, so that each has a sign."""
 
     weight: Tensor
     first: Tensor
@@ -28,12 +28,12 @@ class Noise(NamedTuple):
 
 
 def draw(weight: Tensor, generator: torch.Generator) -> Noise:
-    """Noise of the norm of `weight`; of unit variance where that is zero."""
+    """Draw noise with the norm of `weight`, or of unit variance if `weight` is zero."""
     norm = weight.detach().norm()
 
     def one() -> Tensor:
         noise = torch.randn(weight.shape, generator=generator).to(weight)
-        noise[noise == 0] = 1  # among millions there is one: it would have no sign
+        noise[noise == 0] = 1  # a zero, which occurs among millions of draws, would have no sign
         return noise * (norm / noise.norm()) if norm > 0 else noise
 
     first, second = one(), one()
@@ -42,7 +42,10 @@ def draw(weight: Tensor, generator: torch.Generator) -> Noise:
 
 @contextlib.contextmanager
 def overwritten(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[None]:
-    """Through `.data`, so that autograd does not notice."""
+    """Overwrite the first tensor of each pair with the second inside the `with` block.
+
+    It writes through `.data`, so that autograd does not notice.
+    """
     pairs = list(pairs)
     saved = [tensor.detach().clone() for tensor, _ in pairs]
     try:
@@ -56,7 +59,10 @@ def overwritten(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def silenced(layers: Iterable[FeedbackLayer]) -> Iterator[None]:
-    """The feedback of `layers` is zero; that of others stays, also where all share one matrix."""
+    """Set the feedback of `layers` to zero inside the `with` block.
+
+    The feedback of other layers stays, even if all share one matrix.
+    """
     silent = [each for layer in layers for each in layer.connections]
     tensors = {id(tensor): tensor for each in silent for tensor in each.tensors.values()}
     columns = [each.columns for each in silent]
@@ -70,15 +76,16 @@ def silenced(layers: Iterable[FeedbackLayer]) -> Iterator[None]:
             each.columns = own
 
 
-#: Updates to look at: a rule may do something at the first, or at every so many: all to 16, and 1000, divide the last.
+#: Numbers of the updates to test. A rule may act only at the first update or at every n-th; the last number is
+#: divisible by every n up to 16, and by 100 and 1000.
 _NUMBERS = (1, 2, 720_720_000)
 
 
 def learned_from_weights(layer: FeedbackLayer, seed: int) -> Transports:
-    """Run the rule's `after_update` on copies of B, with noise in the place of W, and compare what B becomes.
+    """Run the rule's `after_update` on copies of B with noise in the place of W, and compare the results.
 
-    The connection's answer to activity (`Update.respond`) stays as it is: a rule that learns from that alone transports
-    nothing.
+    The layer's response to activity (`Update.respond`) still uses W, so a rule that learns from activity alone
+    transports nothing.
     """
     if not layer.rule.has_update():
         return "nothing"
@@ -100,7 +107,7 @@ def _copied(connection: Connection, seed: int) -> Transports:
 
 
 def _learned(connection: Connection, weight: Tensor, number: int) -> list[Tensor]:
-    """B after an update in which the rule sees `weight` for W."""
+    """The tensors of B after an update in which the rule sees `weight` in the place of W."""
     tensors = {part: tensor.detach().clone() for part, tensor in connection.tensors.items()}
     update = update_of(connection, weight, tensors, number, forward=connection.weight.detach())
     with torch.no_grad():
@@ -113,7 +120,7 @@ def _equal(first: list[Tensor], second: list[Tensor]) -> bool:
 
 
 def after_steps(model: nn.Module, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Every B that learns by a gradient, after steps of an optimizer on copies of it and of W as it is now."""
+    """Every B that learns from a gradient, after two optimizer steps on copies of B and of the present W."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     learned: dict[str, Tensor] = {}
     for connection in connections(model).values():

@@ -1,4 +1,4 @@
-"""What an audit found, layer by layer."""
+"""Results of an audit, layer by layer."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import dataclasses
 
 from biotorch.rules.base import Transports
 
-#: What each verdict counts in `Audit.leak`.
+#: Weight of each verdict in `Audit.leak`.
 LEAK: dict[str, float] = {"nothing": 0.0, "signs": 0.5, "weights": 1.0}
 
 
 class LayerAudit(str):
-    """A layer's verdict, `nothing`, `signs` or `weights`, with what reaches its input without feedback.
+    """A layer's verdict (`nothing`, `signs` or `weights`) as a string, with the details as attributes.
 
     Attributes:
-        upstream: whether any gradient flows upstream of the layer; where none does (the first layer of
-            a network on integer images), `nothing` says nothing.
-        share: the share (0 to 1) of the gradient at the layer's input that still arrives when the
-            feedback of the layers reading that input is zero: it came along an identity shortcut, or
+        upstream: whether any gradient flows upstream of the layer. If none does (in the first layer of
+            a network on integer images), the verdict `nothing` has no meaning.
+        share: share (0 to 1) of the gradient at the layer's input that still arrives when the feedback
+            of all layers that read this input is zero. It came along an identity shortcut, or
             through a layer left on backpropagation.
-        reason: what decides the verdict: the layer's rule, or why it is left.
+        reason: the layer's rule, or the reason why it is left on backpropagation.
     """
 
     share: float
@@ -34,12 +34,12 @@ class LayerAudit(str):
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
-    """What `audit` measured; prints as a table."""
+    """Result of `audit`, which prints as a table."""
 
-    #: By dotted name: `nothing`, `signs` or `weights`, and `.share`.
+    #: Verdict of each layer, by dotted name.
     layers: dict[str, LayerAudit]
-    #: The residual blocks (where none is known, the layers) at whose input gradient arrives past the
-    #: feedback, with its share: legitimate for rules that go backwards layer by layer, a leak for
+    #: Residual blocks (layers, outside of known blocks) at whose input gradient arrives past the feedback,
+    #: with its share (0 to 1). This is legitimate for rules that go backwards layer by layer, and a leak for
     #: direct rules under `shortcuts="keep"`.
     shortcuts: dict[str, float]
     #: Whether a layer has a direct rule, for which gradient past the feedback is a leak.
@@ -47,16 +47,16 @@ class Audit:
 
     @property
     def leak(self) -> float:
-        """0 (nothing is transported) to 1 (all weights are): the mean over layers, signs counting half.
+        """Mean over the layers of 0 (nothing is transported), 0.5 (signs) or 1 (weights).
 
-        Over those with something upstream, or all if there is none.
+        Layers with nothing upstream are left out, unless there are no others.
         """
         verdicts = [verdict for verdict in self.layers.values() if verdict.upstream] or list(self.layers.values())
         return sum(LEAK[verdict] for verdict in verdicts) / len(verdicts)
 
     @property
     def verdict(self) -> str:
-        """One line: what leaks, and why."""
+        """The leaks and their reasons, in one line."""
         groups: dict[tuple[str, str], list[str]] = {}
         for name, found in self.layers.items():
             if found != "nothing":
@@ -69,7 +69,8 @@ class Audit:
                 if self.direct
                 else "identity paths and parallel branches, which the rule allows"
             )
-            parts.append(f"up to {share:.0%} of the gradient past the feedback at {_some(list(self.shortcuts))}: {why}")
+            where = _some(list(self.shortcuts))
+            parts.append(f"up to {share:.0%} of the gradient goes past the feedback at {where}: {why}")
         return "; ".join(parts if any(groups) else ["nothing is transported", *parts])
 
     def __str__(self) -> str:
@@ -80,11 +81,13 @@ class Audit:
             shown = str(verdict) if verdict.upstream else "- (first)"
             lines.append(f"{(name or '(root)').ljust(width)}  {shown:<10}  {share}")
         counts = {kind: sum(verdict == kind for verdict in self.layers.values()) for kind in LEAK}
-        tally = ", ".join(f"{count} transport {kind}" for kind, count in counts.items() if count)
-        lines.append(f"leak {self.leak:.2f}: of {len(self.layers)} layers {tally}")
+        total = len(self.layers)
+        parts = {kind: "all" if count == total else f"{count} of" for kind, count in counts.items() if count}
+        tally = ", ".join(f"{part} {total} layers transport {kind}" for kind, part in parts.items())
+        lines.append(f"leak {self.leak:.2f}: {tally}")
         if self.shortcuts:
             named = ", ".join(f"{name} ({share:.1%})" for name, share in self.shortcuts.items())
-            lines.append(f"gradient past the feedback at the input of {named}")
+            lines.append(f"gradient goes past the feedback at the input of {named}")
         lines.append(self.verdict)
         return "\n".join(lines)
 

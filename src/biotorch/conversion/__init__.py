@@ -1,4 +1,4 @@
-"""From a network to a network under a rule, its summary, and the way back."""
+"""Conversion of a network to a learning rule, the summary of a network, and the way back."""
 
 from biotorch.conversion.convert import convert
 from biotorch.conversion.revert import revert

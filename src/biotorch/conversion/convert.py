@@ -1,4 +1,4 @@
-"""`convert`: put a network under a learning rule, in place."""
+"""`convert`, which puts a network under a learning rule in place."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from biotorch.rules.registry import require_no_group_option
 
 #: A rule by name or as an object; None leaves the layer as it is.
 RuleLike: TypeAlias = str | Rule | None
-#: One for every layer, patterns of layer names (first match wins), or a function (name, layer) -> rule.
+#: One rule for every layer, a mapping of layer-name patterns (first match wins), or a function (name, layer) -> rule.
 Choice: TypeAlias = str | Rule | Mapping[str, RuleLike] | Callable[[str, nn.Module], RuleLike]
 
 
 def first_match(name: str, patterns: Iterable[str]) -> str | None:
-    """The first pattern that matches a layer's name, which decides on its rule; None if none does."""
+    """The first pattern that matches a layer's name and so decides its rule; None if no pattern matches."""
     return next((pattern for pattern in patterns if fnmatch.fnmatchcase(name, pattern)), None)
 
 
 class Chooser:
-    """Answers `rule_for(name, layer)`; collects what is wrong with the question instead of raising."""
+    """Chooses the rule of each layer, and collects the problems of the user's choice instead of raising them."""
 
     def __init__(self, choice: Choice, options: dict[str, Any]) -> None:
         if isinstance(choice, type) or not (isinstance(choice, str | Rule | Mapping) or callable(choice)):
             raise TypeError(
-                "a rule is a name, a Rule, a mapping of layer patterns to rules, or a function "
+                "a rule is a name, a Rule object, a mapping of layer patterns to rules, or a function "
                 f"(name, layer) -> rule, not {choice!r}"
             )
         self.choice = choice
@@ -46,11 +46,11 @@ class Chooser:
         self._made: dict[str, Rule] = {}
         self._named: dict[str, None] = {}
         self._used_patterns: set[str] = set()
-        #: Layers that no pattern of a mapping matches: forgotten, where None is a decision.
+        #: Layers that no pattern of a mapping matches. They were probably forgotten, while None is a decision.
         self.unmatched: set[str] = set()
 
     def rule_for(self, name: str, layer: nn.Module) -> Rule | None:
-        """The layer's rule, or None if it is to be left."""
+        """The layer's rule, or None if the layer is to be left as it is."""
         try:
             return self._resolve(self._pick(name, layer))
         except ValueError as error:
@@ -59,13 +59,13 @@ class Chooser:
             return None
 
     def finish(self, layer_names: list[str]) -> None:
-        """Add the problems only seen at the end: patterns and options that met nothing."""
+        """Add the problems that are only known at the end: patterns and options that no layer used."""
         if isinstance(self.choice, Mapping):
             for pattern in self.choice:
-                if pattern not in self._used_patterns and pattern != "*":  # the rest may be empty
+                if pattern not in self._used_patterns and pattern != "*":  # "*" may match no layer
                     met = any(fnmatch.fnmatchcase(name, pattern) for name in layer_names)
                     why = (
-                        "an earlier pattern takes all its layers"
+                        "an earlier pattern matches all of its layers"
                         if met
                         else str(unknown("layer pattern", pattern, layer_names))
                     )
@@ -100,17 +100,18 @@ class Chooser:
         if isinstance(rule, Rule):
             if self.options:
                 raise ValueError(
-                    f"options {', '.join(self.options)} beside a finished {rule.name!r} rule: give them to the rule"
+                    f"options {', '.join(self.options)} do not go with a Rule object ({rule.name!r}): give them to the "
+                    "rule itself"
                 )
             return rule
         if rule is None:
             return None
         if not isinstance(rule, str):
-            raise ValueError(f"a rule is a name, a Rule or None, not {rule!r}")
+            raise ValueError(f"a layer's rule is a name, a Rule object or None, not {rule!r}")
         if rule not in self._made:
             known_options = option_names(rule)  # raises for an unknown rule
             self._named.setdefault(rule)
-            # One call may mix rules: each takes the options it knows; `finish` reports the others.
+            # One call may mix rules. Each takes the options it knows, and `finish` reports options that none takes.
             known = {key: value for key, value in self.options.items() if key in known_options}
             self._made[rule] = make(rule, **known)
         return self._made[rule]
@@ -133,35 +134,35 @@ def convert(
 ) -> _Module:
     """Put `model` under a learning rule, in place, and return it.
 
-    Each layer keeps its identity: the class of the object changes to the feedback version of exactly
-    its torch type (it stays an instance of that), so parents, shared layers, tied weights, hooks,
+    Each layer keeps its identity. Only the class of the object changes, to the feedback version of exactly
+    its torch type, which is a subclass of that type. Parents, shared layers, tied weights, hooks,
     optimizers, device, dtype, memory format and flags are untouched. Layers with the same W get the
-    same B. Converting again replaces the rule. The global random state is neither read nor advanced.
+    same B. Converting again replaces the rule. The global random state is not changed.
 
     Args:
         model: any module, also a single layer.
-        rule: a rule's name, a `Rule`, a mapping of layer-name patterns to rules (first match wins:
-            `{"fc": "backpropagation", "*": "fa"}`), or a function (name, layer) -> rule. None as a
-            layer's rule leaves it as it is.
-        copy_weights: keep W and b; if False, draw them again by the rule's `init`.
-        output: name of the output layer, whose error a direct rule broadcasts, or names of all of them
-            where there are several heads. Default: the last feedback layer of `named_modules`.
-        output_dim: size of the output, only to be checked against the model.
-        strict: raise where a layer would be left on backpropagation, instead of warning.
-        seed: of B (and of W with `copy_weights=False`), together with the layer's name: two networks
-            of one architecture and seed get the same B, and so do equal parts of one network that are converted
-            one by one: convert the whole, or give each its own. Default: `torch.initial_seed()`.
-        inputs: an example batch (a tensor, a tuple of arguments or a mapping of keyword arguments): the input
-            size that `feedback="dense"` makes B for. The model is run on it once, in eval mode.
-        **options: options of the rule; with several rules each takes those it knows.
+        rule: a rule's name, a `Rule` object, a mapping of layer-name patterns to rules (the first match
+            wins: `{"fc": "backpropagation", "*": "fa"}`), or a function (name, layer) -> rule. None as a
+            layer's rule leaves the layer as it is.
+        copy_weights: whether to keep W and b; if False, they are drawn again by the rule's `init`.
+        output: name of the output layer, whose error a direct rule broadcasts, or a list of names
+            if there are several heads. Default: the last feedback layer of `named_modules`.
+        output_dim: size of the output, which is only checked against the model.
+        strict: whether to raise, instead of warning, if a layer would be left on backpropagation.
+        seed: seed of B (and of W with `copy_weights=False`), used together with the layer's name. Two networks
+            of one architecture and seed get the same B. So do equal parts of one network that are converted one
+            by one: convert the whole network, or give each part its own seed. Default: `torch.initial_seed()`.
+        inputs: an example batch (a tensor, a tuple of arguments or a mapping of keyword arguments), from which
+            `feedback="dense"` takes the input size of each B. The model is run on it once, in eval mode.
+        **options: options of the rule; if there are several rules, each takes the options it knows.
 
     Raises:
-        ConversionError: listing all problems: nothing to convert, unknown rules, options, patterns or
-            output layers, an output that cannot be inferred, an `output_dim` the model contradicts.
-        TypeError: `model` is not a module, or `rule` nothing of the above.
+        ConversionError: with a list of all problems: nothing to convert, unknown rules, options, patterns or
+            output layers, an output that cannot be inferred, an `output_dim` that the model contradicts.
+        TypeError: `model` is not a module, or `rule` is nothing of the above.
 
     Warns:
-        ConversionWarning: layers stay on backpropagation, or there was no shortcut to cut.
+        ConversionWarning: layers stay on backpropagation, or `shortcuts="cut"` found no shortcut to cut.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"convert takes a torch.nn.Module, got {type(model).__name__}")
@@ -193,8 +194,8 @@ def convert(
 
 
 def _left(entries: list[Entry], unmatched: set[str]) -> list[Entry]:
-    """The layers that will transport their weights although nobody decided so."""
-    forgotten = "no pattern matches it; give it None, or 'backpropagation', to leave it knowingly"
+    """The layers that will transport their weights although the user did not ask for it."""
+    forgotten = "no pattern matches it; give it None or 'backpropagation' to leave it on purpose"
     return [
         entry if entry.kind == "left" else entry._replace(reason=forgotten)
         for entry in entries

@@ -1,4 +1,4 @@
-"""Forms of direct feedback: strict (shortcuts are cut), dense, shared, and at the input of blocks."""
+"""Forms of direct feedback: with cut shortcuts, dense, shared by all layers, and at the input of blocks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from biotorch import _seeding
 from biotorch.conversion import nested
 from biotorch.conversion.survey import Planned
 from biotorch.errors import ConversionError
-from biotorch.kernel.functions import Cut, uncompiled
+from biotorch.kernel.compiling import uncompiled
+from biotorch.kernel.functions import Cut
 from biotorch.layers import FeedbackLayer, as_feedback, connections, feedback_type
 from biotorch.layers.networks import isolated
 from biotorch.rules import DirectRule, Rule, initial, make
@@ -50,7 +51,7 @@ _BLOCKS = {
 
 
 def residual_blocks(model: nn.Module, patterns: Sequence[str] = ()) -> dict[str, nn.Module]:
-    """The residual blocks of `model` by name: those of known families, and those `patterns` name."""
+    """The residual blocks of `model` by name: blocks of known families, and modules whose name matches `patterns`."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -59,9 +60,9 @@ def residual_blocks(model: nn.Module, patterns: Sequence[str] = ()) -> dict[str,
 
 
 def possible_blocks(model: nn.Module, patterns: Sequence[str] = ()) -> dict[str, nn.Module]:
-    """The residual blocks, and whatever else is called like one and has several layers inside.
+    """The residual blocks by name, and all other modules with a block's name and several children.
 
-    For the audit, which measures whether anything goes past them: the more it looks at, the better.
+    For the audit, which measures whether gradient goes past a block; a module that is no block does no harm.
     """
     candidates = {
         name: module
@@ -73,7 +74,7 @@ def possible_blocks(model: nn.Module, patterns: Sequence[str] = ()) -> dict[str,
 
 
 def outermost(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Module]:
-    """The modules by name that match one of `patterns` and lie in no other that does."""
+    """The modules by name that match one of `patterns` and are not inside another matching module."""
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         inside = any(name.startswith(f"{outer}.") for outer in found)
@@ -93,8 +94,8 @@ def _is_known_block(module: nn.Module) -> bool:
 def leaking_shortcuts(model: nn.Module) -> list[str]:
     """Names of the residual blocks whose identity path carries gradient past a direct rule's feedback.
 
-    A projection shortcut ends in a feedback layer of its own and does not. Read off the structure;
-    `biotorch.audit` measures it.
+    A projection shortcut does not, because it ends in a feedback layer of its own. The answer is inferred from the
+    structure of the network; `biotorch.audit` measures it.
     """
     return [
         name
@@ -111,14 +112,14 @@ def _projects(block: nn.Module) -> bool:
 
 
 class CutShortcut:
-    """Forward pre-hook of a residual block: only the broadcast error leaves the block upstream.
+    """Forward pre-hook of a residual block that lets only the broadcast error leave the block upstream.
 
-    The error is projected by the feedback of the block's first direct layer, in the shape of the
-    block's input: what that layer would hand to it if it read it directly.
+    The error is projected by the feedback of the block's first direct layer to the shape of the
+    block's input, as if that layer read the input directly.
     """
 
     def __init__(self, path: str) -> None:
-        self.path = path  # within the block, so that a copy or replica of the block finds its own layer
+        self.path = path  # relative to the block, so that a copy or replica of the block finds its own layer
 
     def __call__(
         self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -132,8 +133,8 @@ class CutShortcut:
         name = next((name for name, value in kwargs.items() if isinstance(value, Tensor)), None)
         if args or name is None:
             raise RuntimeError(
-                f"{layer.label}: its block ({type(block).__name__}) is cut off from gradients, which needs the tensor "
-                "that the block takes as its first argument"
+                f"{layer.label}: its block ({type(block).__name__}) is cut off from gradients, so the block needs a "
+                "tensor as its first argument"
             )
         return args, {**kwargs, name: _cut(kwargs[name], layer)}
 
@@ -146,7 +147,7 @@ def _cut(x: Tensor, layer: FeedbackLayer) -> Tensor:
 
 
 def remove_cuts(model: nn.Module) -> None:
-    """Take out the hooks of an earlier conversion."""
+    """Remove the hooks of an earlier conversion."""
     for module in model.modules():
         for key, hook in list(module._forward_pre_hooks.items()):
             if isinstance(hook, CutShortcut):
@@ -155,7 +156,7 @@ def remove_cuts(model: nn.Module) -> None:
 
 
 def install_cuts(model: nn.Module) -> int:
-    """Cut the blocks whose first direct layer asks for it; returns the number of residual blocks among them."""
+    """Cut the blocks whose first direct layer has a rule that asks for it; return the number of residual blocks cut."""
     layers = [module for module in model.modules() if isinstance(module, FeedbackLayer)]
     rules = {layer.rule for layer in layers if isinstance(layer.rule, DirectRule)}
     named = sorted({pattern for rule in rules if rule.shortcuts == "cut" for pattern in rule.blocks})
@@ -174,7 +175,7 @@ def install_cuts(model: nn.Module) -> int:
 
 
 def with_points(model: nn.Module, planned: list[Planned]) -> list[Planned]:
-    """Where a rule has feedback points: the first layer of each block holds its B, the others get backpropagation."""
+    """Adapt the plan to feedback points: the first layer of each such block holds B, the others get backpropagation."""
     first: set[str] = set()
     inside: set[str] = set()
     for rule in {item.rule for item in planned if isinstance(item.rule, DirectRule) and item.rule.points}:
@@ -193,13 +194,13 @@ def _backpropagation_like(rule: Rule) -> Rule:
 
 
 def dense_sizes(model: nn.Module, planned: list[Planned], inputs: Any) -> dict[str, tuple[int, ...]]:
-    """Rows of a dense B by layer name, read off a forward on `inputs`."""
+    """Shapes of the rows of each dense B, by layer name, from a forward pass on `inputs`."""
     dense = {item.name: item.layer for item in planned if item.form == "dense" and _has_dense_size(item.layer)}
     if not dense:
         return {}
     if inputs is None:
         raise ConversionError(
-            "feedback='dense' makes B for one size of the convolutions' inputs: give an example batch, "
+            "feedback='dense' makes B for one input size of each convolution: give an example batch, "
             "biotorch.convert(model, ..., inputs=batch)"
         )
     sizes: dict[str, tuple[int, ...]] = {}
@@ -220,14 +221,14 @@ def dense_sizes(model: nn.Module, planned: list[Planned], inputs: Any) -> dict[s
         with torch.no_grad(), isolated(model):
             model.eval()(*args, **kwargs)
     except (RuntimeError, ValueError, TypeError) as error:
-        raise ConversionError(f"feedback='dense': the model does not take inputs=...: {error}") from error
+        raise ConversionError(f"feedback='dense': the model failed on inputs=...: {error}") from error
     finally:
         for handle in handles:
             handle.remove()
         for module, training in modes.items():
             module.training = training
     if missing := [name for name in dense if name not in sizes]:
-        raise ConversionError(f"feedback='dense': the forward of {', '.join(missing)} did not run on inputs")
+        raise ConversionError(f"feedback='dense': the forward of {', '.join(missing)} did not run on inputs=...")
     return sizes
 
 
@@ -239,9 +240,9 @@ def _has_dense_size(layer: nn.Module) -> bool:
 def hold_shared_feedback(
     model: nn.Module, planned: list[Planned], holder: FeedbackLayer | None, n_out: int, seed: int
 ) -> None:
-    """Create the matrix of which the layers under a shared feedback have slices, as a buffer of `holder`."""
+    """Create the shared matrix, of which layers with `feedback="shared"` use slices, as a buffer of `holder`."""
     found = list(connections(model).values())
-    for layer in model.modules():  # the matrix of an earlier conversion, if nobody has a slice of it any more
+    for layer in model.modules():  # an earlier conversion's matrix goes when no layer uses a slice of it
         if "shared_feedback" in layer._buffers and not any(each.holder is layer for each in found):
             del layer.shared_feedback
     sharing = [each for each in found if each.holder is holder and each.columns is not None]

@@ -1,4 +1,4 @@
-"""Carrying a conversion out."""
+"""Execution of a conversion plan on a network."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from biotorch.kernel.broadcast import Output
 from biotorch.layers import Connection, FeedbackLayer, connections, feedback_type, reading_type
 from biotorch.rules import DirectRule
 
-#: Where a module keeps the names of its parameters that were frozen.
+#: Attribute in which a module keeps the names of its parameters that a conversion froze.
 _FROZEN = "biotorch_frozen"
 
 
 def freeze_hidden(model: nn.Module, outputs: Container[int]) -> None:
-    """Where a rule asks for it: no gradient but for `outputs` (ids) and for the layers of other rules."""
+    """Freeze all parameters except in `outputs` (ids) and in layers of other rules, if a rule trains outputs only."""
     layers = [module for module in model.modules() if isinstance(module, FeedbackLayer)]
     if not any(layer.rule.trains_output_only for layer in layers):
         return
@@ -41,7 +41,7 @@ def freeze_hidden(model: nn.Module, outputs: Container[int]) -> None:
 
 
 def thaw(model: nn.Module) -> None:
-    """Take back what `freeze_hidden` did."""
+    """Undo `freeze_hidden`."""
     for module in model.modules():
         for name in module.__dict__.pop(_FROZEN, []):
             module.get_parameter(name).requires_grad_(True)
@@ -55,19 +55,23 @@ def install(
     seed: int,
     dense: Mapping[str, tuple[int, ...]],
 ) -> None:
-    """Carry the plan out; where a rule or layer of the user's own fails, the network is as it was.
+    """Execute a conversion plan. If a user's own rule or layer fails, the network stays as it was.
 
     Args:
-        outputs: the output layers by id.
-        dense: rows of a dense B by layer name.
+        model: the network.
+        planned: the layers to convert, with their rules.
+        outputs: marks of the output layers, by the layer's id.
+        copy_weights: whether to keep W and b.
+        seed: seed of all random draws.
+        dense: shapes of the rows of each dense B, by layer name.
 
     Raises:
-        ConversionError: what failed.
+        ConversionError: a rule or a registered layer failed; the message says how.
     """
     with _all_or_nothing(planned):
         converted = [(_converted(item), item.rule, _seeding.derive(seed, item.name)) for item in planned]
         if not copy_weights:
-            drawn: set[int] = set()  # tied weights are drawn once, before any B is made of them
+            drawn: set[int] = set()  # tied weights are drawn once, before any B is made from them
             for layer, rule, own_seed in converted:
                 weights = {id(layer.get_parameter(name)) for name in layer.weight_names}
                 if not weights <= drawn:
@@ -78,7 +82,7 @@ def install(
         first_with: dict[tuple[Any, ...], Connection] = {}  # connections that share W share B
         for (layer, rule, own_seed), item in zip(converted, planned, strict=True):
             row = dense.get(item.name)
-            # A convolution and a transposed one may share W, but not a direct rule's B: it has another shape.
+            # A convolution and a transposed one may share W, but a direct rule's B has another shape in each.
             keys = {
                 name: (
                     id(layer.get_parameter(name)),
@@ -102,7 +106,7 @@ def install(
 
 
 def _warn_of_sharing(model: nn.Module) -> None:
-    """Say what it means where a W that B learns beside is the weight of another kind of module, too."""
+    """Warn if a W whose B learns from W's gradient is also the weight of a module that is no feedback layer."""
     found = connections(model)
     learned = {id(each.trained): name for name, each in found.items() if each.learned and not each.layer.rule.direct}
     layers = [module for module in model.modules() if isinstance(module, FeedbackLayer) and module.rule.learns]
@@ -111,8 +115,8 @@ def _warn_of_sharing(model: nn.Module) -> None:
         for parameter in module._parameters.values():
             if module not in own and id(parameter) in learned:
                 warnings.warn(
-                    f"{learned[id(parameter)]} shares its W with {name} ({type(module).__name__}): what W learns there "
-                    "does not reach B, so that W - B does not vanish",
+                    f"{learned[id(parameter)]} shares its W with {name} ({type(module).__name__}): B does not get the "
+                    "gradient that W gets there, so W - B does not vanish",
                     ConversionWarning,
                     stacklevel=4,
                 )
@@ -120,7 +124,7 @@ def _warn_of_sharing(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def _all_or_nothing(planned: list[Planned]) -> Iterator[None]:
-    """Where the block fails, the layers are as they were."""
+    """Restore the layers if the `with` block fails."""
     tensors = ("_parameters", "_buffers")
     before = [
         (item.layer, type(item.layer), {**vars(item.layer), **{name: dict(vars(item.layer)[name]) for name in tensors}})
@@ -133,7 +137,7 @@ def _all_or_nothing(planned: list[Planned]) -> Iterator[None]:
             layer.__class__ = kind
             layer.__dict__.clear()
             layer.__dict__.update(attributes)
-        raise ConversionError(f"a rule or a registered layer failed: {error}") from error
+        raise ConversionError(f"a rule or a registered layer failed, and the network is unchanged: {error}") from error
 
 
 def _converted(item: Planned) -> FeedbackLayer:
@@ -145,7 +149,7 @@ def _converted(item: Planned) -> FeedbackLayer:
 
 
 def _connect(model: nn.Module, outputs: dict[int, Output]) -> None:
-    """Mark the output layers, cut what the rules of all layers ask for, and route modules that read weights."""
+    """Mark the output layers, cut blocks as the rules ask, and turn modules that read weights into readers."""
     remove_cuts(model)
     layers = [module for module in model.modules() if isinstance(module, FeedbackLayer)]
     broadcasts = any(layer.rule.direct for layer in layers)
@@ -158,15 +162,15 @@ def _connect(model: nn.Module, outputs: dict[int, Output]) -> None:
     cuts = install_cuts(model)
     if not cuts and any(isinstance(layer.rule, DirectRule) and layer.rule.shortcuts == "cut" for layer in layers):
         warnings.warn(
-            "shortcuts='cut' found no residual block to cut: if there are any, name them with "
-            "blocks=['pattern', ...]; biotorch.audit shows whether gradient passes the feedback",
+            "shortcuts='cut' found no residual block to cut: if the network has any, name them with "
+            "blocks=['pattern', ...]; biotorch.audit shows whether gradient goes past the feedback",
             ConversionWarning,
             stacklevel=4,
         )
 
 
 def _mark_time_major(model: nn.Module) -> None:
-    """Tell the layers of time-major transformers (`batch_first=False`) where their batch is."""
+    """Set `batch_dim` of the linear layers in time-major transformers (`batch_first=False`)."""
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
             for layer in (module.linear1, module.linear2):

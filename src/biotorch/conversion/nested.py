@@ -1,4 +1,4 @@
-"""Tensors inside what a module takes and returns: tuples, lists, mappings."""
+"""Access to the tensors in a module's nested arguments and outputs: tuples, lists, mappings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def differentiable(values: Any, targets: dict[str, Any], path: str) -> Any:
-    """A copy of the arguments whose floating point tensors take part in the experiment."""
+    """Copy nested arguments, with floating point tensors that require gradients.
+
+    These tensors are also added to `targets`, by their path below `path`.
+    """
     if isinstance(values, dict):
         return {key: differentiable(value, targets, f"{path}.{key}") for key, value in values.items()}
     if isinstance(values, tuple | list):
@@ -45,9 +48,9 @@ def tensors(output: Any) -> list[Tensor]:
 
 
 def functional(output: Any, generator: torch.Generator) -> Tensor:
-    """A random linear functional of what the model returns: its gradient is a random error vector."""
+    """A random linear functional of a model's output, whose gradient is a random error vector."""
     found = [tensor for tensor in tensors(output) if tensor.requires_grad]
     if not found:
-        raise AuditError("no output requires a gradient: is everything frozen?")
+        raise AuditError("no output of the model requires a gradient: are all parameters frozen?")
     noises = (torch.randn(tensor.shape, generator=generator).to(tensor) for tensor in found)
     return torch.stack([(tensor * noise).sum() for tensor, noise in zip(found, noises, strict=True)]).sum()

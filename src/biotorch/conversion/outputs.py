@@ -1,4 +1,4 @@
-"""Which layers are the outputs, whose errors a direct rule broadcasts."""
+"""Search for the output layers of a network, whose errors a direct rule broadcasts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from biotorch.conversion.survey import Entry, Planned
 from biotorch.kernel.broadcast import Output
 from biotorch.layers import FeedbackLayer, as_feedback
 
-#: Heads beside the last layer whose outputs enter the loss, by qualified class name (nothing is imported to compare).
+#: Heads other than the last layer that enter the loss, by qualified class name, so that nothing is imported to compare.
 _AUXILIARY_HEADS: dict[str, tuple[str, ...]] = {
     "timm.models.deit.VisionTransformerDistilled": ("head", "head_dist"),
     "timm.models.inception_v3.InceptionV3": ("AuxLogits.fc",),
@@ -21,11 +21,11 @@ _AUXILIARY_HEADS: dict[str, tuple[str, ...]] = {
 }
 
 
-_CURE = "Name the output layer, a layer with a rule, as output=...; 'backpropagation' is a rule, too."
+_CURE = "Name the output layer with output=...; it must be a layer with a rule, which may be 'backpropagation'."
 
 
 def auxiliary_heads(model: nn.Module) -> list[str]:
-    """Names of the heads beside the last layer, in networks of known families wherever they are in `model`."""
+    """Names of the heads other than the last layer, for networks of known families anywhere in `model`."""
     names = []
     for name, module in model.named_modules():
         kind = f"{type(module).__module__}.{type(module).__qualname__}"
@@ -41,9 +41,9 @@ def find_outputs(
     output_dim: int | None,
     problems: list[str],
 ) -> dict[int, Output]:
-    """The output layers by id, with the rows of B that each addresses; empty where no rule asks which they are.
+    """Find the output layers, by id, with the rows of B that belong to each; empty if no rule needs them.
 
-    Layers that keep the rule of an earlier conversion count too.
+    Layers that keep the rule of an earlier conversion are considered, too. Problems are appended to `problems`.
     """
     given = {item.name for item in planned}
     ruled = {entry.name: entry.module for entry in entries if entry.kind == "feedback" or entry.name in given}
@@ -61,19 +61,20 @@ def find_outputs(
             size = layer.output_size
         if size is None:
             problems.append(
-                f"{name} ({type(ruled[name]).__name__}) cannot be the output layer: no affine map gives it. {_CURE}"
+                f"{name} ({type(ruled[name]).__name__}) cannot be the output layer: its output is not an affine map of "
+                f"its input. {_CURE}"
             )
             continue
         outputs[id(ruled[name])] = Output(start, start + size)
         start += size
     if output_dim is not None and outputs and output_dim != start:
-        problems.append(f"output_dim={output_dim}, but the output ({', '.join(names)}) has {start}")
+        problems.append(f"output_dim={output_dim}, but the output ({', '.join(names)}) has size {start}")
     for name, layer in kept_direct.items():
         (rows, *_) = layer.connections[0].feedback_shape or (start,)
         if outputs and rows != start:
             problems.append(
-                f"{name} keeps a B for {rows} outputs, but the output ({', '.join(names)}) has {start}: "
-                "convert it again, too"
+                f"{name} keeps a B for {rows} outputs, but the output ({', '.join(names)}) has size {start}: "
+                "convert this layer again, too"
             )
         holder = layer.connections[0].holder
         if holder is not None and any(item.form == "shared" or item.layer is holder for item in planned):
@@ -88,11 +89,14 @@ def _output_names(
     auxiliary: Sequence[str],
     problems: list[str],
 ) -> list[str]:
-    """The output layers asked for, or the last layer and known auxiliary heads; what is wrong goes to `problems`."""
+    """Names of the output layers: the user's, or else the last layer and known auxiliary heads.
+
+    Problems are appended to `problems`.
+    """
     if output is None:
         layers = [entry for entry in entries if entry.kind != "local"]
         if not layers:
-            return []  # told already: there is nothing to convert
+            return []  # already reported: there is nothing to convert
         last = layers[-1]
         if last.name in ruled:
             return [*(name for name in auxiliary if name in ruled and name != last.name), last.name]

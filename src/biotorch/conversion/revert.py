@@ -1,4 +1,4 @@
-"""`revert`: from a network under a rule back to an ordinary one."""
+"""`revert`, which turns a converted network back into an ordinary one."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from biotorch.layers import FeedbackLayer, Reader
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
-#: What conversion leaves on a layer beside its rule.
+#: Attributes that conversion sets on a layer in addition to its rule.
 _MARKS = ("output", "label", "batch_dim", "true_gradients")
 
 
 def revert(model: _Module) -> _Module:
-    """Make `model` an ordinary network again, in place, with the weights it has, and return it.
+    """Make `model` an ordinary network again, in place and with its present weights, and return it.
 
-    Outputs stay the same to the bit; gradients are those of backpropagation. Nothing of biotorch is left
-    in it: classes, state_dict and pickles are torch's own. A network of plain layers is left as it is. For a
-    copy, revert `copy.deepcopy(model)`.
+    Outputs stay the same to the bit; gradients become those of backpropagation. Nothing of biotorch is left in the
+    network: classes, state_dict and pickles are torch's own. A network of plain layers is left as it is. To keep the
+    converted network, revert `copy.deepcopy(model)`.
 
     Raises:
         TypeError: `model` is not a module.
@@ -42,7 +42,10 @@ def revert(model: _Module) -> _Module:
 
 
 def _plain(module: FeedbackLayer | Reader) -> type[nn.Module]:
-    """The class that it had before; of a parametrized layer torch has made a subclass, which computes the weight."""
+    """The class that the module had before conversion.
+
+    For a parametrized layer torch makes a subclass that computes the weight; this is made again from the plain class.
+    """
     kind: type[nn.Module] = type(module)
     if not parametrize.is_parametrized(module):
         return module.torch_type

@@ -1,4 +1,4 @@
-"""`summary`: what each layer of a network does, as a table."""
+"""`summary`, a table of the layers of a network with the rule of each."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from biotorch.layers import FeedbackLayer
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One parametrised module. `rule` is None where no rule decides its gradient; `note` says why."""
+    """One module with parameters. `rule` is None if no rule computes its input gradient; `note` says why."""
 
     name: str
     type: str
     kind: Kind
     rule: str | None
     parameters: int
-    #: Shapes of its B, one for each weight matrix.
+    #: Shape of B for each weight matrix.
     feedback: tuple[tuple[int, ...], ...]
     note: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """The rows of `summary(model)`; prints as a table."""
+    """Result of `summary(model)`, which prints as a table."""
 
     rows: list[Row]
     #: Residual blocks whose identity path carries gradient past the feedback of a direct rule.
     leaking_shortcuts: list[str]
-    #: Elements of all B over elements of all parameters.
+    #: Number of elements of all B, divided by the number of elements of all other parameters.
     feedback_ratio: float
-    #: Memory of all B and of all parameters, in bytes.
+    #: Memory in bytes of all B (`feedback_bytes`) and of all other parameters (`parameter_bytes`).
     feedback_bytes: int
     parameter_bytes: int
 
     @property
     def left(self) -> list[Row]:
-        """The modules that stay on backpropagation and transport their weights."""
+        """Rows of the modules that stay on backpropagation and transport their weights."""
         return [row for row in self.rows if row.kind in ("convertible", "left")]
 
     def __str__(self) -> str:
@@ -67,17 +67,17 @@ class Summary:
             lines.append(f"{len(self.left)} layer(s) on plain backpropagation: see the notes")
         if self.leaking_shortcuts:
             lines.append(
-                f"{len(self.leaking_shortcuts)} shortcut(s) carry gradient past the direct feedback "
+                f"{len(self.leaking_shortcuts)} identity shortcut(s) carry gradient past the direct feedback "
                 "(shortcuts='keep'); biotorch.audit measures how much"
             )
         return "\n".join(lines)
 
 
 def summary(model: nn.Module) -> Summary:
-    """What each parametrised module of `model` does.
+    """List the modules of `model` that have parameters, with the rule of each.
 
-    A converted layer shows its rule; a plain layer that would transport its weights shows
-    `backpropagation` and, as a note, why it is not converted; normalisation and embeddings show `-`.
+    A converted layer shows its rule. A plain layer that would transport its weights shows `backpropagation`,
+    with the reason why it is not converted as a note. Normalisation and embeddings show `-`.
     """
     rows, held = [], dict[int, Tensor]()
     for entry in survey(model):
@@ -96,7 +96,7 @@ def summary(model: nn.Module) -> Summary:
         owners = [module, *owned_modules(module)]
         held_here = [p for owner in owners for p in owner._parameters.values() if p is not None]
         own = {id(p): p for p in held_here if not nn.parameter.is_lazy(p) and id(p) not in held}
-        own.update((id(p), p) for p in weight_matrices(module).values())  # a parametrized layer's lie elsewhere
+        own.update((id(p), p) for p in weight_matrices(module).values())  # a parametrized layer keeps W elsewhere
         count = sum(p.numel() for p in own.values())
         rows.append(Row(entry.name, type(module).__name__, entry.kind, rule, count, tuple(shapes), note))
     parameters = [p for p in model.parameters() if not nn.parameter.is_lazy(p) and id(p) not in held]

@@ -1,4 +1,4 @@
-"""What each module with parameters is to a learning rule, and the plan of a conversion."""
+"""Survey of the modules with parameters (which can be converted, which transport weights), and conversion plans."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from biotorch.rules import DirectRule, Rule
 
 
 class Planned(NamedTuple):
+    """A layer that is to be converted, with its rule."""
+
     name: str
     layer: nn.Module
     rule: Rule
@@ -23,12 +25,12 @@ class Planned(NamedTuple):
 
     @property
     def form(self) -> str | None:
-        """Under a direct rule, the form of B: kernel, dense or shared."""
+        """Form of B under a direct rule (kernel, dense or shared), else None."""
         return self.rule.feedback if isinstance(self.rule, DirectRule) else None
 
 
-#: feedback: under a rule; convertible: could be; left: transports its weights, if anything flows
-#: upstream of it; local: its gradients need no weights of another unit.
+#: feedback: the module is under a rule; convertible: it could be; left: it cannot be, and transports its weights
+#: if gradient flows upstream of it; local: its gradients need no weights of another unit.
 Kind = Literal["feedback", "convertible", "left", "local"]
 
 _LOOKUPS = (nn.Embedding, nn.EmbeddingBag)
@@ -44,7 +46,7 @@ _ADDED = re.compile(r"(^|_)(pos|position|positions|token|tokens|cls|bias|query_p
 
 
 class Entry(NamedTuple):
-    """One module that owns parameters. `reason` says why it is left, or what makes it local."""
+    """One module that owns parameters. `reason` says why it is left on backpropagation, or why it is local."""
 
     name: str
     module: nn.Module
@@ -53,7 +55,7 @@ class Entry(NamedTuple):
 
 
 def survey(model: nn.Module) -> list[Entry]:
-    """Every module of `model` that owns parameters, each object once, in the order of `named_modules`."""
+    """List every module of `model` that owns parameters, each object once, in the order of `named_modules`."""
     entries = []
     owned: set[nn.Module] = set()
     for name, module in model.named_modules():
@@ -70,9 +72,9 @@ def survey(model: nn.Module) -> list[Entry]:
 
 
 def weight_matrices(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The module's own parameters that mix units: more than a vector, by attribute name.
+    """The module's own parameters that mix units, by attribute name: all that are more than a vector.
 
-    A vector (batch-norm scale, layer scale, class token) acts on each unit alone.
+    A vector (batch-norm scale, layer scale, class token) acts on each unit separately.
     """
     owners = [module, *owned_modules(module)]
     if parametrize.is_parametrized(module):
@@ -83,20 +85,20 @@ def weight_matrices(module: nn.Module) -> dict[str, nn.Parameter]:
         for name, p in owner._parameters.items()
         if p is not None and not nn.parameter.is_lazy(p)
     }
-    if isinstance(module, FeedbackLayer):  # a B that learns is a parameter, too, and no weight
+    if isinstance(module, FeedbackLayer):  # a B that learns is a parameter but no weight
         named = {name: p for name, p in named.items() if not is_feedback(name)}
     if isinstance(module, (FeedbackLayer, *LAYER_TYPES)) or feedback_type(type(module)) is not None:
-        return {name: p for name, p in named.items() if p.dim() > 1}  # (1, n) is a matrix here
+        return {name: p for name, p in named.items() if p.dim() > 1}  # in these layers (1, n) is a matrix
     return {name: p for name, p in named.items() if p.dim() > 1 and p.numel() > max(p.shape)}
 
 
 def is_known_local(module: nn.Module) -> bool:
-    """Whether a module is local by its type, rather than as far as its parameters' names and shapes tell."""
+    """Whether a module is local by its type, and not only judged so by its parameters' names and shapes."""
     return isinstance(module, _LOCAL)
 
 
 def owned_modules(module: nn.Module) -> list[nn.Module]:
-    """Submodules that a layer reads itself, as attention its output projection."""
+    """Submodules whose parameters a layer reads itself, such as the output projection of attention."""
     kind = feedback_type(type(module))
     if kind is None or kind.obstacle(module) or _obstacle(module) or _obstacle_inside(module, kind.owned):
         return []
@@ -118,7 +120,7 @@ def _classify(module: nn.Module) -> tuple[Kind, str]:
     if parametrize.is_parametrized(module):
         return "left", "its weight is parametrized: remove the parametrization to convert it"
     if any(nn.parameter.is_lazy(p) for p in module._parameters.values() if p is not None):
-        return "left", "its shape is not known yet: run a batch first"
+        return "left", "its shape is not known yet: run a batch through the network first"
     matrices = weight_matrices(module)
     if not matrices:
         return "local", "holds vectors only"
@@ -129,20 +131,20 @@ def _classify(module: nn.Module) -> tuple[Kind, str]:
 
 
 def _classify_by_parameters(module: nn.Module, matrices: dict[str, nn.Parameter]) -> tuple[Kind, str]:
-    """A module of a type that nobody registered."""
+    """Classify a module of a type that is not registered."""
     for torch_type in LAYER_TYPES:
         if isinstance(module, torch_type):
             name = f"{type(module).__module__}.{type(module).__qualname__}"
             return "left", f"a subclass of {torch_type.__name__} ({name}) may compute something else"
     if all(_ADDED.search(name) or len(p) == 1 for name, p in matrices.items()):
-        return "local", f"{', '.join(matrices)}: added to activations, as name or shape tells; biotorch.audit tests it"
+        return "local", f"{', '.join(matrices)}: added to activations, judged by name or shape; biotorch.audit tests it"
     if next(module.children(), None) is not None:
         return "left", "parameters used by a composite module's own code; biotorch.audit shows what they do"
     return "left", f"no feedback version of {type(module).__name__}"
 
 
 def _obstacle_inside(module: nn.Module, owned: Sequence[str]) -> str:
-    """The same for the submodules that the layer reads itself."""
+    """The obstacle in the submodules whose parameters the layer reads itself; empty if there is none."""
     for name in owned:
         inner = module.get_submodule(name)
         why = "it is parametrized" if parametrize.is_parametrized(inner) else _obstacle(inner)
@@ -152,7 +154,7 @@ def _obstacle_inside(module: nn.Module, owned: Sequence[str]) -> str:
 
 
 def _obstacle(module: nn.Module) -> str:
-    """Why a layer of exactly a convertible type cannot be converted; empty if it can."""
+    """The reason why a layer of a convertible type cannot be converted; empty if it can."""
     if "forward" in module.__dict__:
         return "its forward is replaced on the instance"
     if any(isinstance(value, Tensor) and "weight" in name for name, value in module.__dict__.items()):

@@ -36,6 +36,9 @@ from biotorch.experiment.folder import (
 from biotorch.experiment.network import (
     load as load,
 )
+from biotorch.experiment.point import (
+    run_point as run_point,
+)
 from biotorch.experiment.reading import (
     Study as Study,
 )
@@ -44,9 +47,6 @@ from biotorch.experiment.reading import (
 )
 from biotorch.experiment.results import (
     load_results as load_results,
-)
-from biotorch.experiment.run import (
-    run_point as run_point,
 )
 from biotorch.experiment.study import (
     run as run,

@@ -18,7 +18,7 @@ from biotorch.errors import Interrupted
 from biotorch.experiment.config import Config
 from biotorch.experiment.display import Display
 from biotorch.experiment.executors.local import cores
-from biotorch.experiment.run import run_point
+from biotorch.experiment.point import run_point
 from biotorch.experiment.signals import StopRequest
 from biotorch.training import Record, TrainingState
 from biotorch.training.distributed import one_of_several

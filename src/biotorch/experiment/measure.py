@@ -18,9 +18,9 @@ from biotorch.experiment.config import Config
 from biotorch.experiment.display import Display
 from biotorch.experiment.folder import RunFolder
 from biotorch.experiment.network import Which, check_input, load, own_config, read_checkpoint
+from biotorch.experiment.point import launched
 from biotorch.experiment.reading import validate
 from biotorch.experiment.results import plain
-from biotorch.experiment.run import launched
 from biotorch.robustness import PGD, Normalised, Study, study
 from biotorch.robustness.config import AttacksConfig
 from biotorch.training import evaluate

@@ -17,9 +17,9 @@ from biotorch.experiment.display import Display
 from biotorch.experiment.executors.base import Executor, Task
 from biotorch.experiment.folder import RunFolder
 from biotorch.experiment.identity import finished
+from biotorch.experiment.point import run_point
 from biotorch.experiment.reading import Study
 from biotorch.experiment.results import Result, load_results
-from biotorch.experiment.run import run_point
 from biotorch.experiment.signals import StopRequest, stop_requests
 from biotorch.training import Record
 
@@ -46,15 +46,17 @@ def run(
         BrokenPointsError: after all others have been run, some points of a sweep have failed. What breaks the one
             point of a study without a sweep is raised as it is, see `run_point`.
     """
-    display = display or Display()
-    done, failures = ({}, {}) if overwrite else _known(study, display)
-    left = {name: config for name, config in study.points.items() if name not in done and name not in failures}
+    progress = _Progress(study, display or Display())
+    if not overwrite:
+        progress.collect()
+    left = progress.left
     with stop_requests() as request:
         if executor is None:
-            _one_by_one(study, left, overwrite, display, request, done, failures)
+            progress.run_one_by_one(left, overwrite, request)
         elif left:
             with executor:
-                _side_by_side(study, left, overwrite, display, request, executor, done, failures)
+                progress.run_side_by_side(left, overwrite, request, executor)
+    done, failures = progress.done, progress.failures
     in_order = {name: done[name] for name in study.points if name in done}
     if failures:
         raise BrokenPointsError(
@@ -63,96 +65,98 @@ def run(
     return in_order
 
 
-def _known(study: Study, display: Display) -> tuple[dict[str, Result], dict[str, Failure]]:
-    """The points that are finished already, and those whose results cannot be read."""
-    done: dict[str, Result] = {}
-    failures: dict[str, Failure] = {}
-    for name, config in study.points.items():
-        try:
-            result = finished(config, RunFolder(study.folder / name))
-        except DamagedResultError as error:
-            if len(study.points) == 1:
-                raise
-            failures[name] = Failure.of(error)
-            continue
-        if result is not None:
-            done[name] = result
-            display.finished(name, result)
-    return done, failures
+class _Progress:
+    """How far a study has come: results of the points that are done, and failures, by name."""
 
+    def __init__(self, study: Study, display: Display) -> None:
+        self.study, self.display = study, display
+        self.done: dict[str, Result] = {}
+        self.failures: dict[str, Failure] = {}
+        #: Epochs of running points that the display has been told of.
+        self._shown: dict[str, int] = {}
 
-def _one_by_one(
-    study: Study,
-    left: Mapping[str, Config],
-    overwrite: bool,
-    display: Display,
-    request: StopRequest,
-    done: dict[str, Result],
-    failures: dict[str, Failure],
-) -> None:
-    for name, config in left.items():
-        display.start(name, config)
-        try:
-            done[name] = run_point(config, study.folder / name, overwrite, display, request)
-        except Exception as error:  # whatever it is, the other points are run, and it is told at the end
-            if len(study.points) == 1 or torch.distributed.is_initialized():  # other processes may wait for this one
-                raise
-            failures[name] = _keep(Failure.of(error), study.folder / name)
-            display.failed(name, failures[name].message)
-        else:
-            display.finished(name, done[name])
+    @property
+    def left(self) -> dict[str, Config]:
+        """Configurations of the points that have neither."""
+        ended = self.done.keys() | self.failures.keys()
+        return {name: config for name, config in self.study.points.items() if name not in ended}
 
+    def collect(self) -> None:
+        """Take in points that earlier commands have finished, and those whose results cannot be read."""
+        for name, config in self.study.points.items():
+            try:
+                result = finished(config, RunFolder(self.study.folder / name))
+            except DamagedResultError as error:
+                if len(self.study.points) == 1:
+                    raise
+                self.failures[name] = Failure.of(error)
+                continue
+            if result is not None:
+                self._finish(name, result)
 
-def _side_by_side(
-    study: Study,
-    left: Mapping[str, Config],
-    overwrite: bool,
-    display: Display,
-    request: StopRequest,
-    executor: Executor,
-    done: dict[str, Result],
-    failures: dict[str, Failure],
-) -> None:
-    shown: dict[str, int] = {}
-    waiting = set(left)
-    with request.deferred():
-        executor.submit([Task(name, config, study.folder / name, overwrite) for name, config in left.items()])
-        while waiting and request.number is None:
-            ended = executor.wait(_LOOK)
-            _pass_on(executor, display)
-            _show(executor, display, shown)
-            for task, failure in ((each.task, each.failure) for each in ended):
-                waiting.discard(task.name)
-                result = None if failure is not None else load_results(task.path)
-                if result is None:
-                    failures[task.name] = _keep(
-                        failure or Failure("defect", "it has ended without a result"), task.path
-                    )
-                    display.failed(task.name, failures[task.name].message)
-                else:
-                    done[task.name] = result
-                    display.finished(task.name, result)
-    if waiting:
-        executor.stop()
-        _pass_on(executor, display)
-        raise Interrupted(request.number or signal.SIGTERM)
+    def run_one_by_one(self, left: Mapping[str, Config], overwrite: bool, request: StopRequest) -> None:
+        """Run points in this process."""
+        for name, config in left.items():
+            self.display.start(name, config)
+            try:
+                result = run_point(config, self.study.folder / name, overwrite, self.display, request)
+            except Exception as error:  # whatever it is, the other points are run, and it is reported at the end
+                # Other processes may wait for this one.
+                if len(self.study.points) == 1 or torch.distributed.is_initialized():
+                    raise
+                self._fail(name, Failure.of(error))
+            else:
+                self._finish(name, result)
 
+    def run_side_by_side(
+        self, left: Mapping[str, Config], overwrite: bool, request: StopRequest, executor: Executor
+    ) -> None:
+        """Run points in the processes of an executor, and show what they write."""
+        waiting = set(left)
+        with request.deferred():
+            executor.submit([Task(name, config, self.study.folder / name, overwrite) for name, config in left.items()])
+            while waiting and request.number is None:
+                ended = executor.wait(_LOOK)
+                self._pass_on(executor)
+                self._show(executor)
+                for task, failure in ((each.task, each.failure) for each in ended):
+                    waiting.discard(task.name)
+                    result = None if failure is not None else load_results(task.path)
+                    if result is None:
+                        self._fail(task.name, failure or Failure("defect", "it has ended without a result"))
+                    else:
+                        self._finish(task.name, result)
+        if waiting:
+            executor.stop()
+            self._pass_on(executor)
+            raise Interrupted(request.number or signal.SIGTERM)
 
-def _pass_on(executor: Executor, display: Display) -> None:
-    for message in executor.messages():
-        display.warn(message)
+    def _finish(self, name: str, result: Result) -> None:
+        self.done[name] = result
+        self.display.finished(name, result)
 
+    def _fail(self, name: str, failure: Failure) -> None:
+        """Note a failure, also in the folder of its point."""
+        with contextlib.suppress(OSError):  # a full disk may be the failure: it is printed, too
+            path = RunFolder(self.study.folder / name).error
+            _files.write_text(path, failure.traceback or f"{failure.message}\n")
+        self.failures[name] = failure
+        self.display.failed(name, failure.message)
 
-def _show(executor: Executor, display: Display, shown: dict[str, int]) -> None:
-    """Tell the display of the epochs that running points have written since the last look."""
-    for task in executor.running():
-        records = _records(RunFolder(task.path).metrics)
-        if task.name not in shown:
-            display.start(task.name, task.config)
-            shown[task.name] = max(0, len(records) - 1)  # of an earlier command, where there are any
-        for record in records[shown[task.name] :]:
-            display.epoch(record, task.name)
-        shown[task.name] = len(records)
+    def _pass_on(self, executor: Executor) -> None:
+        for message in executor.messages():
+            self.display.warn(message)
+
+    def _show(self, executor: Executor) -> None:
+        """Report the epochs that running points have written since the last look."""
+        for task in executor.running():
+            records = _records(RunFolder(task.path).metrics)
+            if task.name not in self._shown:
+                self.display.start(task.name, task.config)
+                self._shown[task.name] = max(0, len(records) - 1)  # of an earlier command, where there are any
+            for record in records[self._shown[task.name] :]:
+                self.display.epoch(record, task.name)
+            self._shown[task.name] = len(records)
 
 
 def _records(path: Path) -> list[Record]:
@@ -162,10 +166,3 @@ def _records(path: Path) -> list[Record]:
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in lines]
-
-
-def _keep(failure: Failure, path: Path) -> Failure:
-    """Write it into the folder of its point."""
-    with contextlib.suppress(OSError):  # a full disk may be what it tells of: it is printed, too
-        _files.write_text(RunFolder(path).error, failure.traceback or f"{failure.message}\n")
-    return failure

@@ -1,1 +1,1 @@
-"""How an error travels without weight transport: autograd functions, the broadcast of errors, targets."""
+"""Autograd functions that carry errors without weight transport, the broadcast of output errors, and targets."""

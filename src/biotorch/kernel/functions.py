@@ -1,23 +1,21 @@
-"""The kernel: how an error travels without weight transport.
+"""The kernel: autograd Functions that carry errors backwards without weight transport.
 
-Every layer of the package computes its output from `x`, `W` and `b` as usual; the Functions here
-replace the one term of the backward pass that needs `W`, the gradient handed to the input.
+Every layer of the package computes its output from `x`, `W` and `b` as usual. The Functions here
+replace the one term of the backward pass that needs `W`: the gradient handed to the input.
 
-- `Feedback` (FA, sign rules, backpropagation itself): dx is the layer's own vector-Jacobian product
-  with the feedback weights in the place of W (paper, equation 3). One fused call also gives dW and db.
-- `Direct` (DFA): dx is the error of the network's output, projected by the layer's feedback
+- `Feedback` (feedback alignment, sign rules, backpropagation itself): dx is the layer's own vector-Jacobian
+  product with the feedback weights B in the place of W (paper, equation 3). One fused call also gives dW and db.
+- `Direct` (direct feedback alignment): dx is the error e of the network's output, projected by the layer's B
   (paper, equation 4). The chain of vector-Jacobian products is never computed.
-- `Cut`: no gradient crosses it but the broadcast error; it stands at the boundary of a residual block.
+- `Cut`: at the boundary of a residual block, lets only the broadcast error pass.
 
-How e gets from the output layer to the direct layers is in `broadcast`.
+`broadcast` brings e from the output layer to the direct layers.
 """
 
 from __future__ import annotations
 
-import functools
-import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -25,48 +23,26 @@ from torch import Tensor
 from biotorch.kernel import teaching
 from biotorch.kernel.broadcast import Inbox, Output, SentError, Signal, Slice, aligned, broadcast
 
-_Callable = TypeVar("_Callable", bound=Callable[..., Any])
-
-
-def uncompiled(function: _Callable) -> _Callable:
-    """Keep `function` out of torch.compile, at the price of a graph break.
-
-    As `torch.compiler.disable`, which imports the compiler when it is called: that takes as long as importing torch,
-    so it is called when somebody else has loaded the compiler.
-    """
-    disabled: list[_Callable] = []
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if not disabled:
-            if "torch._dynamo" not in sys.modules:
-                return function(*args, **kwargs)
-            disabled.append(torch.compiler.disable(function))  # type: ignore[no-untyped-call]
-        return disabled[0](*args, **kwargs)
-
-    return call  # type: ignore[return-value]
-
-
-#: Gradients for (input, weight, bias); None where the mask did not ask for one.
+#: Gradients of (input, weight, bias); None where the mask did not ask for one.
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 class Operation(Protocol):
-    """What a layer type supplies: its linear map, its derivative, and its direct projection."""
+    """Interface of a layer type: its linear map, the derivative of that map, and the projection of a direct error."""
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
 
     def backward(self, dy: Tensor, x: Tensor, weight: Tensor, mask: Sequence[bool]) -> Gradients:
-        """Gradients where `mask` asks; dx is taken with `weight`, whatever the forward used."""
+        """Gradients of (x, weight, bias) where `mask` is true; dx uses `weight`, whatever the forward used."""
         ...
 
     def output_error(self, dy: Tensor) -> Tensor:
-        """The gradient of this operation's output with channels last: (N, ..., n_out)."""
+        """Gradient of this operation's output with channels last: (N, ..., n_out)."""
         ...
 
     @property
     def batch_dim(self) -> int:
-        """Where the batch is among the positions."""
+        """Index of the batch dimension in `positions(x)`."""
         ...
 
     @property
@@ -75,19 +51,25 @@ class Operation(Protocol):
         ...
 
     def positions(self, x: Tensor) -> tuple[int, ...]:
-        """The leading dimensions of `x` that may each hear an error of their own, the batch among them."""
+        """Leading dimensions of `x`, including the batch, whose entries may each receive an error of their own."""
         ...
 
     def spread(self, projected: Tensor, x: Tensor) -> Tensor:
-        """B e, (*positions, elements of a row of B) or broadcastable to that, laid out in the shape of `x`."""
+        """Lay out B e in the shape of `x`.
+
+        `projected` is B e, (*positions, elements of one row of B) or broadcastable to that.
+        """
         ...
 
 
 class Receiver(NamedTuple):
-    """How a layer hears the error of the output.
+    """Settings with which a layer receives the error of the output.
 
-    `label` names it in errors; `columns` is its part of a matrix that all share; `signal` is what its rule sends in
-    the place of the error, `clip` whether what arrives is clamped.
+    Attributes:
+        label: name of the layer for error messages.
+        columns: the layer's part of a matrix shared by all layers, or None if it has a B of its own.
+        signal: function of the rule that replaces the error, or None.
+        clip: whether to clamp the projected error to [-1, 1].
     """
 
     label: str
@@ -99,22 +81,22 @@ class Receiver(NamedTuple):
 def _projected(
     operation: Operation, receiver: Receiver, errors: Sequence[SentError], x: Tensor, feedback: Tensor
 ) -> Tensor:
-    """The sum over output layers of B e, in the shape and type of `x`."""
+    """Sum of B e over the output layers, in the shape and type of `x`."""
     label, columns = receiver.label, receiver.columns
     place = operation.positions(x), operation.batch_dim, label, operation.time_major
     terms = []
     for error in (sent.carried_by(receiver.signal) for sent in errors):
         if columns is None:
-            rows = feedback[error.output.start : error.output.stop].to(x.dtype).flatten(1)
-            projected = aligned(error.to(x.dtype), *place) @ rows
+            rows = feedback[error.output.start : error.output.stop].to(x.dtype).flatten(1)  # (n_out, row size)
+            projected = aligned(error.to(x.dtype), *place) @ rows  # (*positions, row size), or broadcastable
         else:
-            whole = error.projected_by(feedback, x.dtype)
+            whole = error.projected_by(feedback, x.dtype)  # (*output positions, columns of the shared matrix)
             projected = aligned(whole, *place)[..., : columns.size] * columns.scale
         try:
             terms.append(operation.spread(projected, x))
         except RuntimeError as error:
             raise RuntimeError(
-                f"{label}: the output's error does not fit an input {tuple(x.shape)}: {error}"
+                f"{label}: the output's error does not fit this layer's input {tuple(x.shape)}: {error}"
             ) from error
     return terms[0] if len(terms) == 1 else torch.stack(terms).sum(0)
 
@@ -122,16 +104,16 @@ def _projected(
 def _heard(
     operation: Operation, receiver: Receiver, errors: Sequence[SentError], x: Tensor, feedback: Tensor
 ) -> Tensor:
-    """What is handed on in the place of the gradient of `x`."""
+    """The projected error, clamped if asked, which stands in the place of the gradient of `x`."""
     projected = _projected(operation, receiver, errors, x, feedback)
     return projected.clamp(-1, 1) if receiver.clip else projected
 
 
 def _met(operation: Operation, receiver: Receiver, errors: Sequence[SentError], x: Tensor, feedback: Tensor) -> Tensor:
-    """The product of the errors that B brings and the input that they meet: the derivative by B of <B e, x>.
+    """Gradient for a B that learns: the product of error and layer input, which is the derivative of <B e, x> by B.
 
-    Of an error that many positions hear (of an image, a text) it is the mean over them: what a dense B would find,
-    averaged.
+    If many positions (of an image, a text) receive the same error, it is the mean over them: the average of the
+    products that the rows of a dense B would get.
     """
     with torch.enable_grad():
         variable = feedback.detach().requires_grad_()
@@ -144,23 +126,22 @@ def _met(operation: Operation, receiver: Receiver, errors: Sequence[SentError], 
 def _stray_gradient(label: str) -> RuntimeError:
     return RuntimeError(
         f"{label}: a gradient arrived that did not come through the network's output layer, so there is no "
-        "error to project. Either the loss does not use the output layer (it never ran, or ran under "
-        "reentrant checkpointing: use_reentrant=False), "
-        "it was converted again without the others, or another layer is the output: name it with "
-        'biotorch.convert(model, ..., output="name"), or a list of names if there are several heads '
-        "(a layer built by hand: output=True)."
+        "error to project. Possible causes: the loss does not use the output layer; the output layer ran under "
+        "reentrant checkpointing (set use_reentrant=False); it was converted again without the other layers; or "
+        'another layer is the output: name it with biotorch.convert(model, ..., output="name"), or give a list of '
+        "names if there are several heads (for a layer built by hand, output=True)."
     )
 
 
 def _cast(dtype: torch.dtype | None, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The operands in autocast's type: what is saved must have the type the backward will see."""
+    """Cast the operands to autocast's type. `x` is also saved in this type, because the backward gets dy in it."""
     if dtype is None:
         return x, w, b
     return x.to(dtype), w.to(dtype), None if b is None else b.to(dtype)
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """The type autocast asks of a matrix product with `x`, or None where it asks for none."""
+    """Type in which autocast computes a matrix product with `x`, or None if autocast does not apply."""
     device = x.device.type
     if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
         return None
@@ -168,7 +149,7 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 
 def _saved(ctx: Any) -> tuple[Tensor, ...]:
-    """The saved tensors; where W or B was changed since the forward, an error that says so."""
+    """The tensors saved in the forward. Raises RuntimeError, with a clear message, if W or B changed since."""
     if torch.compiler.is_compiling():
         return ctx.saved_tensors  # type: ignore[no-any-return]
     try:
@@ -178,13 +159,13 @@ def _saved(ctx: Any) -> tuple[Tensor, ...]:
             raise
         raise RuntimeError(
             "the weight or feedback of a layer (or its input) was changed in place between forward and backward, "
-            f"for example by an optimizer step: run the forward again. {error}"
+            f"for example by an optimizer step: run the forward pass again. {error}"
         ) from error
 
 
 def _refuse_double_backward() -> None:
-    # Under `create_graph=True` the engine runs backwards with gradients enabled. What it would
-    # differentiate is not the derivative of anything: say so instead of returning it.
+    # Under `create_graph=True` the engine runs backwards with gradients enabled. It would differentiate
+    # something that is not a derivative itself, so the result would mean nothing.
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise RuntimeError(
             "double backward (create_graph=True) through a feedback layer is not defined: its gradient "
@@ -194,7 +175,7 @@ def _refuse_double_backward() -> None:
 
 
 class Feedback(torch.autograd.Function):
-    """y = op(x, W, b); in the backward, dx is taken with `feedback(W, B)` in the place of W."""
+    """y = op(x, W, b), whose backward computes dx with `feedback(W, B)` in the place of W."""
 
     @staticmethod
     def forward(
@@ -208,9 +189,10 @@ class Feedback(torch.autograd.Function):
         clip: bool,
         output: Output | None,
     ) -> Tensor:
-        """`state` is the rule's B, None if it has none; one that requires a gradient gets a copy of W's.
+        """Compute y and save what the backward needs.
 
-        `output`, set on output layers, broadcasts dy.
+        `state` is the rule's B, or None if it has none. If it requires a gradient, it gets a copy of W's gradient.
+        `output` is set on output layers; their backward broadcasts dy.
         """
         x, w, b = _cast(autocast_dtype(x), x, weight, bias)
         ctx.operation, ctx.feedback, ctx.clip, ctx.output = operation, feedback, clip, output
@@ -233,13 +215,13 @@ class Feedback(torch.autograd.Function):
             dx = dx.clamp(-1, 1)
         d_state = None
         if dw is not None and ctx.needs_input_grad[3]:
-            # Where both are of one type a copy: no change in place of one gradient may reach the other.
+            # A copy: an in-place change of one gradient must not reach the other.
             d_state = dw.clone() if dw.dtype == state.dtype else dw
         return dx, dw, db, d_state, None, None, None, None
 
 
 class Direct(torch.autograd.Function):
-    """y = op(x, W, b); in the backward, dx = B e with the error e of the output layers downstream."""
+    """y = op(x, W, b), whose backward computes dx = B e with the error e of the output layers downstream."""
 
     @staticmethod
     def forward(
@@ -252,8 +234,11 @@ class Direct(torch.autograd.Function):
         output: Output | None,
         receiver: Receiver,
     ) -> Tensor:
-        """`state` is B, or the matrix of which the layer has columns. Its "gradient" is the product of what it
-        brings and what that meets."""
+        """Compute y and save what the backward needs.
+
+        `state` is B, or the shared matrix of which B is some columns. Its "gradient" is the product of the error
+        and the layer's input (`_met`).
+        """
         x, w, b = _cast(autocast_dtype(x), x, weight, bias)
         ctx.operation, ctx.output, ctx.receiver = operation, output, receiver
         if output is not None:
@@ -281,14 +266,14 @@ class Direct(torch.autograd.Function):
 
 
 class Cut(torch.autograd.Function):
-    """Identity forward; in the backward only the broadcast error passes, whatever gradient arrives."""
+    """Identity in the forward; the backward hands on the projected broadcast error and drops the gradient it gets."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, state: Tensor, operation: Operation, receiver: Receiver) -> Tensor:
         ctx.operation, ctx.receiver = operation, receiver
         ctx.biotorch_inbox = Inbox()
-        # Shape, type and memory format of x are needed, not its values: a detached alias, which the
-        # block may change in place, as it may the alias it gets.
+        # Only shape, type and memory format of x are needed later. A detached alias is enough, and the block
+        # may change it in place.
         ctx.like = x.detach()
         ctx.save_for_backward(state)
         return x.detach()

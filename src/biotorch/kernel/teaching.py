@@ -1,4 +1,4 @@
-"""Targets for the rules that send them backwards: `with biotorch.targets(y):` around the forward pass."""
+"""Targets for rules that send targets backwards, given by `with biotorch.targets(y):` around the forward pass."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ from torch.nn import functional as F
 
 
 class Targets:
-    """The targets of one forward pass, and what an example counts in the loss.
+    """Targets of one forward pass, and the weight of one example in the loss.
 
     Args:
-        y: labels (*positions), integers; negative ones are ignored. Or rows (*positions, n_out).
-        scale: weight of an example's (a token's) loss in the total. Default: the loss is a mean, 1 / n.
-        loss_scale: by what a loss scaler multiplies the total.
+        y: integer labels (*positions), of which negative ones are ignored, or rows (*positions, n_out).
+        scale: weight of one example's (one token's) loss in the total. Default 1 / n, for a loss that is a mean.
+        loss_scale: factor by which a loss scaler multiplies the total.
     """
 
     def __init__(self, y: Tensor | None = None, scale: float | None = None, loss_scale: float = 1.0) -> None:
         self.y, self.scale, self.loss_scale = y, scale, loss_scale
 
     def weight(self, error: Tensor) -> float:
-        """What one row of `error` (*positions, n_out) counts in the loss, scaled."""
+        """Weight of one row of `error` (*positions, n_out) in the loss, times the loss scale."""
         return self.loss_scale * (1 / max(1, error[..., 0].numel()) if self.scale is None else self.scale)
 
     def rows(self, error: Tensor) -> Tensor:
-        """The targets in the shape of `error`, (*positions, n_out): one-hot where they are labels.
+        """The targets in the shape of `error`, (*positions, n_out); labels become one-hot rows.
 
         Raises:
-            RuntimeError: there are none, or they do not fit the output.
+            RuntimeError: no targets were given, or they do not fit the output.
         """
         if self.y is None:
             raise RuntimeError(
-                "the rule sends targets backwards, and there are none: "
-                "run the forward inside `with biotorch.targets(y):`"
+                "the rule sends targets backwards, and none were given: "
+                "run the forward pass inside `with biotorch.targets(y):`"
             )
         y, classes = self.y.to(error.device), error.shape[-1]
         if y.shape == error.shape:
             return y.to(error.dtype)
         if y.is_floating_point() or y.numel() * classes != error.numel() or (y.numel() > 0 and int(y.max()) >= classes):
             raise RuntimeError(
-                f"targets of shape {tuple(self.y.shape)} do not fit an output {tuple(error.shape)}: "
-                "labels below its last dimension, one for each position, or rows in its shape"
+                f"targets of shape {tuple(self.y.shape)} do not fit an output of shape {tuple(error.shape)}: "
+                f"give one integer label below {classes} for each position, or rows in the output's shape"
             )
         y = y.reshape(error.shape[:-1])
         return F.one_hot(y.clamp(min=0), classes).to(error.dtype) * (y >= 0).unsqueeze(-1)
@@ -55,13 +55,13 @@ _current: contextvars.ContextVar[Targets] = contextvars.ContextVar("biotorch_tar
 
 
 def current() -> Targets:
-    """Targets of the enclosing `with` block; empty outside of one."""
+    """Targets of the enclosing `with` block; empty targets outside of one."""
     return _current.get()
 
 
 @contextlib.contextmanager
 def given(targets: Targets) -> Iterator[None]:
-    """Inside, forward passes have these targets."""
+    """Give `targets` to all forward passes inside the `with` block."""
     token = _current.set(targets)
     try:
         yield
@@ -72,21 +72,21 @@ def given(targets: Targets) -> Iterator[None]:
 def targets(
     y: Tensor, scale: float | None = None, *, loss_scale: float = 1.0
 ) -> contextlib.AbstractContextManager[None]:
-    """Tell the network's output what it should be, for rules that send that backwards (`drtp`).
+    """Give the network its targets, for rules that send targets backwards (`drtp`).
 
-    `with biotorch.targets(y): output = model(x)`. Decided in the forward; the backward may run later, on any
-    thread. Rules that do not ask for targets ignore them. May be nested: the inner one holds.
+    Use it around the forward pass: `with biotorch.targets(y): output = model(x)`. The backward may run later, on any
+    thread. Rules that need no targets ignore them. Blocks may be nested: the innermost one counts.
 
     Args:
-        y: labels (N,) or (N, T), integers, of which negative ones are ignored; or rows in the output's shape.
-        scale: what one example (one token) counts in the loss: `drtp` and `sdfa` hand on signals of that size,
-            because nothing of the error's own is left in them. Default 1 / n, as in a mean over the batch; give it
-            where gradients are accumulated or summed over processes.
-        loss_scale: by what a loss scaler multiplies the loss, `scaler.get_scale()`: `drtp` and `sdfa` multiply their
-            signals by it.
+        y: integer labels (N,) or (N, T), of which negative ones are ignored, or rows in the output's shape.
+        scale: weight of one example (one token) in the loss. `drtp` and `sdfa` multiply their signals by it, because
+            the signals have lost the size of the error. Default 1 / n, as in a mean over the batch. Give it
+            if gradients are accumulated or summed over processes.
+        loss_scale: factor by which a loss scaler multiplies the loss, `scaler.get_scale()`. `drtp` and `sdfa`
+            multiply their signals by it, too.
 
     Raises:
-        TypeError: y is no tensor.
+        TypeError: `y` is not a tensor.
     """
     if not isinstance(y, Tensor):
         raise TypeError(f"targets are a tensor, not {type(y).__name__}")
@@ -94,7 +94,7 @@ def targets(
 
 
 class RandomTargets(Targets):
-    """Some one-hot targets for any output, always the same: for experiments without data."""
+    """One-hot targets for an output of any shape, always the same, for experiments without data."""
 
     def rows(self, error: Tensor) -> Tensor:
         index = torch.arange(error[..., 0].numel(), device=error.device) % error.shape[-1]

@@ -1,6 +1,6 @@
 """Feedback layers: torch's own layer types under a learning rule.
 
-`biotorch.layers.<rule>` holds the same types with that rule preset.
+`biotorch.layers.<rule>` has the same types with that rule preset.
 """
 
 from biotorch.layers.attention import MultiheadAttention

@@ -1,4 +1,4 @@
-"""What every feedback layer has in common: a rule, its feedback B, and which path the error takes."""
+"""Base class of the feedback layers: a rule, its feedback B, and the path that the error takes."""
 
 from __future__ import annotations
 
@@ -10,47 +10,50 @@ from torch import Tensor, nn
 
 from biotorch import _seeding
 from biotorch.kernel.broadcast import Output
-from biotorch.kernel.functions import Direct, Feedback, Operation, Receiver, uncompiled
+from biotorch.kernel.compiling import uncompiled
+from biotorch.kernel.functions import Direct, Feedback, Operation, Receiver
 from biotorch.layers.connection import Connection
 from biotorch.layers.state import RuleState
 from biotorch.rules import DirectRule, FeedbackRule, Rule, from_layer_config, initial
 
 
 class FeedbackLayer(RuleState):
-    """Mixin for a torch layer whose input gradient is decided by a learning rule.
+    """Mixin for a torch layer whose input gradient is computed by a learning rule.
 
     A concrete layer type is `class Linear(FeedbackLayer, nn.Linear)` and supplies `operation`. It is
-    built like its torch class, plus keyword arguments; or `biotorch.convert` turns an existing torch
+    built like its torch class, with more keyword arguments. `biotorch.convert` can also turn an existing torch
     layer into one in place, so that its identity, hooks, parameters and parents stay as they are.
 
     Keyword args of the constructor:
-        rule: a rule's name or a `Rule` (default: the method of the import path, else
+        rule: a rule's name or a `Rule` (default: the rule of the import path, else
             `layer_config["type"]`, else `fa`).
-        layer_config: `{"type": ..., "options": {...}}` as the first system took it; never changed.
-        output_dim: size of the network's output, asked for by direct rules.
-        output: whether this is the output layer, whose error direct rules broadcast; under any rule.
-            Default: a direct layer is one if no other direct layer lies behind it.
+        layer_config: `{"type": ..., "options": {...}}` as in the first system; it is never changed.
+        output_dim: size of the network's output, which direct rules need.
+        output: whether this is the output layer, whose error direct rules broadcast; allowed under any rule.
+            Default: a direct layer is the output layer if no other direct layer lies behind it.
 
-    W is initialised by the rule's `init`. Raises ValueError for an unknown rule or option, or a direct
-    rule without `output_dim`.
+    W is initialised by the rule's `init`.
+
+    Raises:
+        ValueError: the rule or an option is unknown, or a direct rule has no `output_dim`.
     """
 
-    #: The rule of a per-method import path such as `biotorch.layers.usf`; None on the generic classes.
+    #: The rule of an import path such as `biotorch.layers.usf`; None on the generic classes.
     method: ClassVar[str | None] = None
-    #: The type that converts to this one.
+    #: The torch type that converts to this type.
     torch_type: ClassVar[type[nn.Module]]
-    #: Submodules whose parameters this layer reads itself: they belong to it and are never called.
+    #: Submodules whose parameters this layer reads itself. They belong to it and are never called.
     owned: ClassVar[tuple[str, ...]] = ()
-    #: Whether the layer is a product and a bias, and nothing more: `audit` then sets its output back.
+    #: Whether the layer is only a product and a bias; `audit` may then set its output back to a recorded value.
     affine: ClassVar[bool] = True
 
     weight: Tensor
     bias: Any
-    #: Inside `biotorch.true_gradients`: ordinary autograd.
+    #: Whether the layer uses ordinary autograd, as inside `biotorch.true_gradients`.
     true_gradients: bool = False
-    #: Set on the output layers of a network trained by a direct rule.
+    #: The mark of the output layers of a network with a direct rule; None on other layers.
     output: Output | None = None
-    #: Where the batch is in the input: 1 in time-major transformers.
+    #: Index of the batch dimension in the input: 1 in time-major transformers.
     batch_dim: int = 0
 
     def __init__(
@@ -67,17 +70,17 @@ class FeedbackLayer(RuleState):
             named = layer_config.get("type") if isinstance(layer_config, Mapping) else None
             rule = from_layer_config(layer_config, rule or self.method or named or "fa")
         elif layer_config is not None:
-            raise ValueError("give a finished rule or a layer_config, not both")
+            raise ValueError("give either a Rule object or a layer_config, not both")
         if (obstacle := self.obstacle(self)) != "":
-            raise ValueError(f"{type(self).__name__} has no feedback version like this: {obstacle}")
+            raise ValueError(f"{type(self).__name__} has no feedback version with these arguments: {obstacle}")
         if rule.needs_network:
-            raise ValueError(f"{rule.needs_network} concerns a whole network: use biotorch.convert")
+            raise ValueError(f"{rule.needs_network} needs a whole network: use biotorch.convert")
         seed = _seeding.global_position()
         self.initialise_weights(rule, seed)
         if rule.direct and output_dim is None:
             raise ValueError(
-                f"{type(self).__name__} under {rule.name!r} projects the network's error: "
-                "give the size of the network's output as output_dim"
+                f"{type(self).__name__} under {rule.name!r} projects the error of the network's output: "
+                "give the size of that output as output_dim"
             )
         if output:
             self.output = Output(0, self.require_output_size())
@@ -88,14 +91,14 @@ class FeedbackLayer(RuleState):
     # What a layer type supplies ------------------------------------------------------------------
 
     def operation(self, x: Tensor) -> tuple[Tensor, Operation]:
-        """The input with a batch dimension, and the layer's linear map on it."""
-        raise NotImplementedError(f"{type(self).__name__} has neither an operation(x) nor a forward of its own")
+        """Return the input with a batch dimension, and the layer's linear map for it."""
+        raise NotImplementedError(f"{type(self).__name__} must define operation(x), or a forward of its own")
 
     def entry(self, x: Tensor) -> Operation:
-        """The operation that reads `x`, for a block that begins with this layer and is cut off from gradients.
+        """The operation that reads `x`, for a block that begins with this layer and lets no gradient out.
 
         Raises:
-            RuntimeError: the layer has no B for one input.
+            RuntimeError: the layer has no B that belongs to a single input.
         """
         return self.operation(x)[1]
 
@@ -106,19 +109,21 @@ class FeedbackLayer(RuleState):
 
     @classmethod
     def obstacle(cls, layer: nn.Module) -> str:
-        """Why a layer of exactly `torch_type` cannot be converted; empty if it can."""
+        """The reason why a layer of exactly `torch_type` cannot be converted; empty if it can."""
         return ""
 
     def dense_size(self, x: Tensor) -> tuple[int, ...] | None:
-        """Shape of one row of a dense B for inputs like `x`; None where the usual B is dense already."""
+        """Shape of one row of a dense B for inputs like `x`; None if the usual B is already dense."""
         return None
 
     # Rule and feedback ---------------------------------------------------------------------------
 
     def require_output_size(self) -> int:
-        """The layer's `output_size`; raises ValueError where it has none."""
+        """The layer's `output_size`; raises ValueError if it has none."""
         if self.output_size is None:
-            raise ValueError(f"a {type(self).__name__} cannot be the output layer: its output is no affine map")
+            raise ValueError(
+                f"{type(self).__name__} cannot be the output layer: its output is not an affine map of its input"
+            )
         return self.output_size
 
     def initialise_weights(self, rule: Rule, seed: int) -> None:
@@ -135,7 +140,7 @@ class FeedbackLayer(RuleState):
 
     @property
     def plain(self) -> bool:
-        """Whether a forward now is ordinary PyTorch: no gradient is recorded, or the true one is wanted."""
+        """Whether a forward pass would now be plain PyTorch, because no gradient or the true gradient is wanted."""
         return self.true_gradients or not torch.is_grad_enabled()
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -147,13 +152,13 @@ class FeedbackLayer(RuleState):
         return self.restore(self.carry("weight", x, self.bias, operation), input)
 
     def begin_plain(self) -> None:
-        """Bring W up to date where a rule keeps its norm: an ordinary forward reads W alone."""
+        """Bring W up to date if the rule keeps its norm. A plain forward pass uses nothing else of the rule."""
         if self.rule.constrain_weights:
             for connection in self.connections:
                 connection.begin(training=False)
 
     def require_floating(self, input: Tensor) -> None:
-        """Raises TypeError for an input that has no gradient."""
+        """Raise TypeError for an input that is not floating point, which can have no gradient."""
         if not input.is_floating_point():
             raise TypeError(
                 f"{self.label or type(self).__name__} takes a floating point input, got {input.dtype}: "
@@ -161,7 +166,7 @@ class FeedbackLayer(RuleState):
             )
 
     def carry(self, parameter: str, x: Tensor, bias: Tensor | None, operation: Operation) -> Tensor:
-        """`operation` on `x` with a weight of the layer; in the backward the rule decides the gradient of `x`."""
+        """Apply `operation` to `x` with the weight `parameter`; in the backward the rule computes dx."""
         connection = self.connection(parameter)
         connection.begin(self.training)
         walks_the_graph = self.rule.direct or self.output is not None
@@ -173,11 +178,11 @@ class FeedbackLayer(RuleState):
     ) -> Tensor:
         rule = self.rule
         y: Tensor
-        if self.at_point:  # B is for the input of the block alone, whose inside is backpropagation's
+        if self.at_point:  # B serves only the input of the block; inside it gradients go by backpropagation
             y = Feedback.apply(x, weight, bias, None, operation, _weight_itself, rule.gradient_clip, self.output)
         elif isinstance(rule, FeedbackRule):
             state, feedback = connection.state_in(self), rule.feedback
-            if isinstance(state, dict):  # several tensors become one B here, and autograd hands its gradient on
+            if isinstance(state, dict):  # made into one B here, so that autograd gives each tensor its gradient
                 state, feedback = rule.feedback(weight.detach(), state), _state_itself
             if not weight.requires_grad and state is not None:
                 state = state.detach()  # a frozen W freezes its B
@@ -191,19 +196,19 @@ class FeedbackLayer(RuleState):
     _carry_uncompiled = uncompiled(_carry)
 
     def projector(self, connection: Connection, x: Tensor) -> Tensor:
-        """Under a direct rule: B, or the matrix of which it is a part, on the device of `x`."""
+        """B under a direct rule, or the shared matrix that contains it, on the device of `x`."""
         if connection.columns is not None:
             return self.shared_matrix.to(x.device)
         return connection.state_in(self)  # type: ignore[no-any-return]
 
     def receiver(self, connection: Connection) -> Receiver:
-        """Under a direct rule: how the layer hears the error."""
+        """Settings with which the layer receives the error under a direct rule."""
         rule = self.rule
         signal = rule.signal if isinstance(rule, DirectRule) and rule.has_signal() else None
         return Receiver(self.label or type(self).__name__, connection.columns, signal, rule.gradient_clip)
 
     def restore(self, y: Tensor, x: Tensor) -> Tensor:
-        """Undo what `operation` did to the shape of `x` (a missing batch dimension)."""
+        """Undo the change of shape that `operation` made to `x` (an added batch dimension)."""
         return y
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""One connection: a weight matrix W, its feedback weights B, and what else belongs to the two."""
+"""One connection of a layer: a weight matrix W, its feedback weights B, and the state that belongs to both."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from biotorch.rules import FeedbackRule, Rule
 
 
 class Follower(Protocol):
-    """Settles what follows an update of W, see `biotorch.layers.updates`."""
+    """Interface of the object that brings B up to date after updates of W, see `biotorch.layers.updates`."""
 
     told: bool
     overlook: bool
@@ -28,7 +28,7 @@ class Follower(Protocol):
 
 
 class Learner(Protocol):
-    """Checks that B learns, see `biotorch.layers.learning`."""
+    """Interface of the object that checks that B learns, see `biotorch.layers.learning`."""
 
     def look(self) -> None: ...
 
@@ -36,26 +36,28 @@ class Learner(Protocol):
 
 
 class Connected(nn.Module):
-    """A layer with weight matrices, as their connections see it."""
+    """A layer with weight matrices, seen from its connections."""
 
-    #: The parameters that are weight matrices, each with a B of its own.
+    #: Names of the parameters that are weight matrices, each with a B of its own.
     weight_names: Sequence[str] = ("weight",)
     rule: Rule
-    #: Each weight matrix with its B.
+    #: One connection for each weight matrix.
     connections: Sequence[Connection] = ()
-    #: Under rules that change B after updates: seed and number of B, (connections, 15), see `updates.tell_others`.
+    #: Seed and update count of each B as digits, (connections, 15), see `updates.tell_others`. Exists only under
+    #: rules that change B after updates.
     feedback_numbers: Tensor
     #: The layer's dotted name at conversion, for error messages.
     label: str = ""
-    #: Whether the layer is the first of a block at whose input a direct rule's error arrives: it has one B, for that.
+    #: Whether the layer is the first of a block at whose input the error arrives (option `points` of a direct rule).
+    #: It then has a single B, for the input of the block.
     at_point: bool = False
 
     def orient(self, matrix: Tensor) -> Tensor:
-        """A parameter as (out, in, ...), as rules and operations see it; a view."""
+        """View a parameter as (out, in, ...), the layout that rules and operations use."""
         return matrix
 
     def oriented(self, parameter: str) -> Tensor:
-        """A weight as (out, in, ...)."""
+        """The weight `parameter` as (out, in, ...)."""
         return self.orient(getattr(self, parameter))
 
     def projection_shape(self, parameter: str = "weight") -> tuple[int, ...]:
@@ -64,13 +66,13 @@ class Connected(nn.Module):
 
     @property
     def shared_matrix(self) -> Tensor:
-        """The matrix (n_out, columns) of which the layer's B are slices."""
+        """The shared matrix (n_out, columns), of which each B of the layer is a slice."""
         holder = self.connections[0].holder
         matrix = None if holder is None else holder._buffers.get("shared_feedback")
         if matrix is None:
             raise RuntimeError(
-                f"{self.label or type(self).__name__}: the output layer that held the shared feedback was converted or "
-                "reverted without this layer: convert the whole network again"
+                f"{self.label or type(self).__name__}: the shared feedback is gone, because the output layer that held "
+                "it was converted or reverted without this layer: convert the whole network again"
             )
         return matrix
 
@@ -78,16 +80,17 @@ class Connected(nn.Module):
 class Connection:
     """W and B of one connection. Most layers have one; attention has two or four, recurrent cells have two.
 
-    The tensors are parameters and buffers of the layer under names made of W's, so that they are moved, saved and
-    averaged like everything else of a network; what else the connection needs is here. B is a parameter under rules by
-    which it learns by a gradient, else a buffer.
+    The tensors themselves are parameters and buffers of the layer, named after W, so that they are moved, saved and
+    averaged like everything else in a network. All other state of the connection is here. B is a parameter if it
+    learns from a gradient, and a buffer otherwise.
 
     Attributes:
-        parameter: name of W within it: `weight`, `in_proj_weight`, `out_proj.weight` ...
-        seed: of the randomness of B, together with `updates`.
-        updates: how many updates of W have been settled since the conversion.
-        parts: names of B's tensors: `("",)` where it is one, those that the rule gives where there are several.
-        columns: the columns that are B in the matrix that `holder`, a layer, keeps for the whole network.
+        parameter: name of W within the layer: `weight`, `in_proj_weight`, `out_proj.weight` ...
+        seed: seed of the randomness of B, used together with `updates`.
+        updates: number of updates of W that have been settled since the conversion.
+        parts: names of B's tensors: `("",)` if B is one tensor, the rule's names if there are several.
+        columns: columns that make up B in the matrix that `holder` keeps for the whole network; None without one.
+        holder: the layer that keeps this matrix.
         twin: an earlier connection with the same W and B, which keeps both up to date.
     """
 
@@ -107,36 +110,36 @@ class Connection:
 
     @property
     def layer(self) -> Connected:
-        """The layer, which keeps its connections alive, and not they it."""
+        """The layer. It is held by a weak reference, because the layer keeps its connections alive."""
         found = None if self._layer is None else self._layer()
         if found is None:
-            raise ReferenceError(f"the layer of this connection ({self.parameter}) is gone")
+            raise ReferenceError(f"the layer of this connection ({self.parameter}) no longer exists")
         return found
 
     def is_bound(self) -> bool:
-        """Whether it belongs to a living layer."""
+        """Whether the connection belongs to a layer that still exists."""
         return self._layer is not None and self._layer() is not None
 
     def bind(self, layer: Connected) -> None:
-        """Make it a connection of `layer`, a copy of the one that it belonged to."""
+        """Attach the connection to `layer`, a copy of the layer that it belonged to."""
         self._layer = weakref.ref(layer)
 
     @property
     def name(self) -> str:
-        """The layer's name for messages, with that of W where the layer has several."""
+        """The layer's name for messages, followed by W's name if the layer has several weight matrices."""
         label = self.layer.label or type(self.layer).__name__
         return label if self.parameter == "weight" else f"{label}.{self.parameter}"
 
     @property
     def index(self) -> int:
-        """Its place among the connections of the layer."""
+        """Index of this connection among the connections of the layer."""
         return list(self.layer.connections).index(self)
 
     # W and B ---------------------------------------------------------------------------------------
 
     @property
     def trained(self) -> nn.Parameter:
-        """The parameter itself."""
+        """W as the parameter itself, in the layout in which the layer keeps it."""
         found = self._home.get(self.parameter.rpartition(".")[2])
         if found is None:
             raise AttributeError(f"{self.name}: its weight is computed from other tensors (pruning, a parametrization)")
@@ -148,48 +151,49 @@ class Connection:
 
     @property
     def is_computed(self) -> bool:
-        """Whether W is no parameter (any more), but computed: pruned, parametrized."""
+        """Whether W is computed from other tensors (pruning, a parametrization) and is not a parameter."""
         return self._home.get(self.parameter.rpartition(".")[2]) is None
 
     @property
     def is_sharded(self) -> bool:
-        """Whether this process has a part of W alone (FSDP2), outside of a forward and backward pass."""
+        """Whether this process holds only a part of W (FSDP2) outside of a forward and backward pass."""
         return hasattr(self.trained, "full_tensor")
 
     @property
     def weight(self) -> Tensor:
-        """W as (out, in, ...), a view where the layer keeps it otherwise."""
+        """W as (out, in, ...); a view if the layer keeps it in another layout."""
         self.settle(at_once=True)
         return self.layer.oriented(self.parameter)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """B's own tensors by part, as they are; none where B is a slice of a shared matrix."""
+        """The tensors of B by part, without settling updates; empty if B is a slice of a shared matrix."""
         return self._tensors_in(self.layer)
 
     @property
     def learned(self) -> list[nn.Parameter]:
-        """The tensors of B that are parameters."""
+        """The tensors of B that are parameters, and so learn from gradients."""
         return [tensor for tensor in self.tensors.values() if isinstance(tensor, nn.Parameter)]
 
     @property
     def state(self) -> Any:
-        """What the rule keeps of B: a tensor, tensors by name, or None."""
+        """The rule's state for B: a tensor, a mapping of names to tensors, or None."""
         self.settle(at_once=True)
         return self.state_in(self.layer)
 
     def state_in(self, layer: nn.Module) -> Any:
-        """State of B without settling, of the layer itself or of a replica, which has tensors of its own."""
+        """The rule's state for B in `layer`, the layer itself or a replica with its own tensors, without settling."""
         return as_state(self._tensors_in(layer))
 
     def _tensors_in(self, layer: nn.Module) -> dict[str, Tensor]:
         names = {part: feedback_name(self.parameter, part) for part in self.parts}
-        own: dict[str, Any] = {**layer._buffers, **layer._parameters}  # as they are; a replica has attributes
+        # Read directly, because attribute access settles updates; the tensors of a replica are plain attributes.
+        own: dict[str, Any] = {**layer._buffers, **layer._parameters}
         return {part: own[name] if name in own else getattr(layer, name) for part, name in names.items()}
 
     @property
     def feedback(self) -> Tensor | None:
-        """B, or what the rule keeps of it; None where it has none."""
+        """B, or the state from which the rule computes B; None if there is none."""
         if self.columns is not None:
             matrix = self.layer.shared_matrix
             rows = matrix[:, : self.columns.size] * self.columns.scale
@@ -199,7 +203,7 @@ class Connection:
 
     @property
     def feedback_shape(self) -> tuple[int, ...] | None:
-        """The shape of B, without making it."""
+        """Shape of B, without computing B."""
         if self.columns is not None:
             return (len(self.layer.shared_matrix), *self.layer.projection_shape(self.parameter))
         whole = self.tensors.get("", self.weight) if self.parts else None
@@ -207,7 +211,10 @@ class Connection:
 
     @property
     def effective_feedback(self) -> Tensor | None:
-        """B as the backward pass uses it, in the shape of W; None where the rule has no such thing."""
+        """B as the backward pass uses it, in the shape of W.
+
+        None under direct rules, and under rules that train the output layer only.
+        """
         rule = self.layer.rule
         if isinstance(rule, FeedbackRule) and not rule.trains_output_only:
             with torch.no_grad():
@@ -218,12 +225,12 @@ class Connection:
 
     @property
     def owner(self) -> Connection:
-        """The connection that keeps B up to date: the twin, as long as it has its rule."""
+        """The connection that keeps B up to date: the twin while it keeps its rule, else this connection."""
         twin = self.twin
         return twin if twin is not None and twin.is_bound() and twin in twin.layer.connections else self
 
     def rejoin(self) -> None:
-        """Share B's tensors with the twin again: moved or cast, buffers of two layers come apart."""
+        """Share B's tensors with the twin again. Moving or casting a network makes separate buffers of shared ones."""
         if self.owner is self or self.learned:
             return
         for part, own in self.tensors.items():
@@ -234,34 +241,34 @@ class Connection:
     def settle(self, at_once: bool = False) -> None:
         """Bring B, and the norm of W, up to date with the updates of W; see `Follower.settle`."""
         follower = self.owner.follower
-        if follower is not None and not torch.compiler.is_compiling():  # there, `begin` has done it
+        if follower is not None and not torch.compiler.is_compiling():  # in a compiled graph `begin` has done it
             follower.settle(at_once=at_once)
             self.rejoin()
 
     def begin(self, training: bool) -> None:
-        """Settle, and check that updates are seen and B learns, at the beginning of a forward pass, compiled or not.
+        """Settle updates at the beginning of a forward pass, and check that updates are seen and that B learns.
 
         Raises:
-            RuntimeError: W is no parameter any more, its updates cannot be seen, or B does not learn.
+            RuntimeError: W is no longer a parameter, its updates cannot be seen, or B does not learn.
         """
         if training and self.is_computed and (self.learner is not None or self.owner.follower is not None):
             raise RuntimeError(
-                f"{self.name}: its weight is computed from other tensors (pruning, a parametrization), and the B of "
-                f"{self.layer.rule.name!r} goes with a parameter: make it one again (prune.remove, "
-                "parametrize.remove_parametrizations), or take a rule whose B stays, as fa or usf"
+                f"{self.name}: its weight is computed from other tensors (pruning, a parametrization), but rule "
+                f"{self.layer.rule.name!r} needs a weight that is a parameter: make it one again (prune.remove, "
+                "parametrize.remove_parametrizations), or use a rule that does not change B, such as fa or usf"
             )
         owner, compiling = self.owner, torch.compiler.is_compiling()
         if self.learner is not None and training and not compiling:
             self.learner.look()
         if owner.follower is not None and compiling:
-            if not torch.compiler.is_exporting():  # what is exported updates nothing
+            if not torch.compiler.is_exporting():  # an exported network is not trained
                 owner.follower.settle_compiled(owner, training)
         elif owner.follower is not None:
             owner.follower.settle(training)
             self.rejoin()
 
     def freeze_with_weight(self) -> None:
-        """Freeze a B that learns where W is frozen, and only as long as that is so."""
+        """Freeze a B that learns while W is frozen."""
         self.thaw_with_weight()
         if not self.trained.requires_grad:
             for part, tensor in self.tensors.items():
@@ -270,13 +277,13 @@ class Connection:
                     self._frozen_with_weight.append(part)
 
     def thaw_with_weight(self) -> None:
-        """Take back what `freeze_with_weight` did, where W is not frozen any more."""
+        """Undo `freeze_with_weight` if W is no longer frozen."""
         if self._frozen_with_weight and self.trained.requires_grad:
             for part in self._frozen_with_weight:
                 self.tensors[part].requires_grad_(True)
             self._frozen_with_weight = []
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy's layer binds it anew; it may come without the layer of its twin.
+        # The copied layer binds the copy. The twin's layer may be missing there, so its seed and count are kept here.
         own = {"seed": self.owner.seed, "updates": self.owner.updates}
         return {**self.__dict__, **own, "_layer": None, "follower": None, "learner": None}

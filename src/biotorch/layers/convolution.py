@@ -1,4 +1,4 @@
-"""Convolutions and transposed convolutions in one, two and three dimensions."""
+"""Convolutions and transposed convolutions in one, two and three dimensions, under a learning rule."""
 
 from __future__ import annotations
 
@@ -18,21 +18,24 @@ from biotorch.rules import DirectRule
 
 
 class Padding(NamedTuple):
-    """Padding that the convolution itself cannot do: another mode than zeros, or uneven sides."""
+    """Padding that the convolution itself cannot do: a mode other than zeros, or uneven sides."""
 
     mode: Literal["zeros", "reflect", "replicate", "circular"]
-    #: As `torch.nn.functional.pad` takes it: the last dimension first, (before, after) each.
+    #: Amounts in the order of `torch.nn.functional.pad`: the last dimension first, (before, after) each.
     amounts: tuple[int, ...]
 
     def apply(self, x: Tensor) -> Tensor:
         return F.pad(x, self.amounts, mode="constant" if self.mode == "zeros" else self.mode)
 
     def padded(self, size: Sequence[int]) -> tuple[int, ...]:
-        """The spatial size after padding."""
+        """Spatial size after padding, for the spatial size `size`."""
         return tuple(length + sum(self._sides(axis, len(size))) for axis, length in enumerate(size))
 
     def adjoint(self, dy: Tensor, size: Sequence[int]) -> Tensor:
-        """The gradient of the unpadded input: every padded position adds to the one it was read from."""
+        """Gradient of the unpadded input, of spatial size `size`, from the gradient `dy` of the padded input.
+
+        Every padded position adds its gradient to the position that it was read from.
+        """
         for axis, length in enumerate(size):
             before, after = self._sides(axis, len(size))
             if self.mode == "zeros":
@@ -49,7 +52,7 @@ class Padding(NamedTuple):
 
 
 class Convolution(NamedTuple):
-    """The map (N, C_in, *size) -> (N, C_out, *size'); the first six in the order of `aten::convolution`."""
+    """The map (N, C_in, *size) -> (N, C_out, *size'). The first six fields are in the order of `aten::convolution`."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -84,24 +87,24 @@ class Convolution(NamedTuple):
         return dy.movedim(1, -1)
 
     def positions(self, x: Tensor) -> tuple[int, ...]:
-        return (x.shape[0],)  # the error is the same all over space
+        return (x.shape[0],)  # (N,): the error is the same all over space
 
     def spread(self, projected: Tensor, x: Tensor) -> Tensor:
-        """The vector-Jacobian product of an ungrouped convolution with kernel B at a constant error.
+        """Vector-Jacobian product of an ungrouped convolution with kernel B, at an error held constant over space.
 
-        `projected` is B e, (N, C_in * taps). The result takes few distinct values over space (interior,
-        borders, stride phases), the sum of B e over each set of kernel taps that reaches a position; a gather
-        lays them out in the memory format of `x`.
+        `projected` is B e, (N, C_in * taps). The gradient at a position is the sum of B e over the kernel taps that
+        connect it with an output. Only few sets of taps occur (interior, borders, stride phases). The sum is computed
+        once for each set, and a gather lays the sums out in the memory format of `x`.
         """
         size = tuple(x.shape[2:]) if self.outside is None else self.outside.padded(x.shape[2:])
-        taps, index = _taps(self, size, self.kernel_size, x.device)
+        taps, index = _taps(self, size, self.kernel_size, x.device)  # (sets, taps), (positions,)
         taps, n, channels = taps.to(projected.dtype), x.shape[0], x.shape[1]
-        by_tap = projected.view(n, channels, -1)
+        by_tap = projected.view(n, channels, -1)  # (N, C_in, taps)
         if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
             laid_out = (taps @ by_tap.transpose(1, 2)).index_select(1, index)  # (N, positions, C_in)
-            full = laid_out.view(n, *size, channels).movedim(-1, 1)
+            full = laid_out.view(n, *size, channels).movedim(-1, 1)  # (N, C_in, *size)
         else:
-            full = (by_tap @ taps.T).index_select(2, index).view(n, channels, *size)
+            full = (by_tap @ taps.T).index_select(2, index).view(n, channels, *size)  # (N, C_in, *size)
         return full if self.outside is None else self.outside.adjoint(full, x.shape[2:])
 
     def _padded(self, x: Tensor) -> Tensor:
@@ -114,14 +117,14 @@ class Dense(Convolution):
     def spread(self, projected: Tensor, x: Tensor) -> Tensor:
         if projected.shape[1] != x[0].numel():
             raise RuntimeError(
-                f"feedback='dense' was made for inputs of {projected.shape[1]} values, these have "
+                f"feedback='dense' was made for inputs of {projected.shape[1]} values, but this input has "
                 f"{x[0].numel()} ({'x'.join(map(str, x.shape[1:]))}): convert with inputs=... of this size"
             )
         return projected.view(x.shape)
 
 
 def _sources(mode: str, length: int, before: int, after: int, device: torch.device) -> Tensor:
-    """The position that each position of one padded dimension was read from."""
+    """For each position of one padded dimension, the unpadded position that it was read from."""
     position = torch.arange(-before, length + after, device=device)
     if mode == "circular":
         return position % length
@@ -135,10 +138,11 @@ def _sources(mode: str, length: int, before: int, after: int, device: torch.devi
 def _taps(
     convolution: Convolution, size: tuple[int, ...], kernel_size: tuple[int, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Which kernel taps connect each input position with an existing output position.
+    """Find the kernel taps that connect each input position with an existing output position.
 
-    Returns the distinct sets of taps, (classes, taps) of 0 and 1, and the class of each position, both
-    flattened over the dimensions.
+    Returns:
+        The distinct sets of taps, (classes, taps) of 0 and 1, and the class of each position, (positions,).
+        Taps and positions are flattened over the spatial dimensions.
     """
     classes, index = torch.ones(1, 1), torch.zeros(1, dtype=torch.long)
     for axis, (length, taps) in enumerate(zip(size, kernel_size, strict=True)):
@@ -171,7 +175,7 @@ def _reach(convolution: Convolution, axis: int, length: int, taps: int) -> list[
 
 
 class _ConvolutionLayer(FeedbackLayer):
-    """What the convolutions share. Attributes as in `torch.nn.modules.conv._ConvNd`."""
+    """Base of all convolution layers. Its attributes are those of `torch.nn.modules.conv._ConvNd`."""
 
     in_channels: int
     out_channels: int
@@ -206,11 +210,13 @@ class _Conv(_ConvolutionLayer):
     _reversed_padding_repeated_twice: list[int]
 
     def operation(self, x: Tensor) -> tuple[Tensor, Operation]:
-        # Last dimension first: (before, after) each.
         return self._padded_operation(x, Padding(self.padding_mode, tuple(self._reversed_padding_repeated_twice)))
 
     def _padded_operation(self, x: Tensor, padding: Padding) -> tuple[Tensor, Operation]:
-        """Padding that the convolution can do itself is left to it; "same" with an even reach has uneven sides."""
+        """Leave the padding to the convolution if it can do it: zeros, with even sides.
+
+        The padding "same" has uneven sides if the reach of the kernel is odd.
+        """
         none = (0,) * len(self.kernel_size)
         before, after = padding.amounts[0::2], padding.amounts[1::2]
         own = padding.mode == "zeros" and before == after

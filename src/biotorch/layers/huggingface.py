@@ -1,4 +1,4 @@
-"""Hugging Face's `Conv1D`: the linear layer of GPT-2. Imported when the first one is met."""
+"""Hugging Face's `Conv1D`, the linear layer of GPT-2. This module is imported when a network contains one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from biotorch.layers.registry import register_layer
 
 @register_layer(TransposedLinear)
 class Conv1D(MatrixLayer, TransposedLinear):  # type: ignore[misc]
-    """A linear layer whose W is kept as (in, out). Input (*, in), output (*, out). B is (out, in)."""
+    """Linear layer that keeps W as (in, out). Input (*, in), output (*, out). B is (out, in)."""
 
     def orient(self, matrix: Tensor) -> Tensor:
         return matrix.T

@@ -1,4 +1,4 @@
-"""Whether B learns: an error where it gets gradients and nobody steps on it."""
+"""Check that a B which is a parameter learns; an error if it gets gradients but no optimizer updates it."""
 
 from __future__ import annotations
 
@@ -8,26 +8,29 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from biotorch.kernel.functions import uncompiled
+from biotorch.kernel.compiling import uncompiled
 from biotorch.layers.connection import Connection
 from biotorch.layers.watching import PATIENCE, Watch, differs, find_optimizers, is_paused, sample, watch
 
 
 class Learner:
-    """Makes sure that a B which gets gradients learns: that whoever steps on W steps on B, too."""
+    """Checks that a B which gets gradients is updated whenever W is updated."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = weakref.ref(connection)
         self._watches: list[Watch] = []
         self._samples: list[Tensor] = []
-        #: Places in `_watches` of what has learned since the last look.
+        #: Indices in `_watches` of the parameters that have learned since the last look.
         self._learned: set[int] = set()
         self._advised = False
         self.look()
 
     @contextlib.contextmanager
     def rescaling(self) -> Iterator[None]:
-        """Inside, B is rescaled with W: that is no learning, and what it has learned before is not forgotten."""
+        """Do not count changes of B inside the `with` block, where B is rescaled together with W, as learning.
+
+        Learning before the block still counts.
+        """
         self._learned |= {i for i, each in enumerate(self._watches) if each.changes != self._seen[i]} - {0}
         yield
         for i, each in enumerate(self._watches[1:], 1):
@@ -37,7 +40,7 @@ class Learner:
                 self._samples[i] = sample(parameter)
 
     def on_gradient(self) -> None:
-        """In compiled graphs there is no look at the forward: look at the second gradient without one."""
+        """Look after two rounds of gradients without a look, because compiled graphs do not look in the forward."""
         self._unlooked += 1
         connection = self._connection()
         if self._unlooked >= len(self._watches) and connection is not None and connection.layer.training:
@@ -45,10 +48,10 @@ class Learner:
 
     @uncompiled
     def look(self) -> None:
-        """Compare what has changed since the last call, at the beginning of a training forward pass.
+        """Find out which of W and B have changed since the last call, at the beginning of a training forward pass.
 
         Raises:
-            RuntimeError: W was updated twice, and B, which had gradients, was not.
+            RuntimeError: W was updated twice, but B, which had gradients, was not.
         """
         connection = self._connection()
         if connection is None or connection.is_computed or is_paused():
@@ -68,13 +71,13 @@ class Learner:
             return
         learned, self._learned = self._learned, set()
         changed = [now != seen[i] or i in learned for i, now in enumerate(self._seen)]
-        if changed[0] and watches[0].steps > 0 and not self._advised:  # whoever updates by hand knows what it does
+        if changed[0] and watches[0].steps > 0 and not self._advised:  # no advice for updates by hand
             self._advised = True
             connection.layer.rule.check_decay(connection.name, watches[0].decay)
         if any(changed):
             self._silent, self._idle = 0, self._idle + 1 if changed[0] and not all(changed) else 0
         else:
-            self._silent += 1  # perhaps through .data
+            self._silent += 1  # perhaps a change through .data
         if 1 in (self._silent, self._idle):
             self._samples = [sample(each) for each in parameters]
         elif self._idle > 1 or self._silent == PATIENCE:
@@ -88,10 +91,10 @@ class Learner:
             return
         if not all(each.is_held for each in stuck):
             find_optimizers()
-        if not all(each.is_held for each in stuck):  # held: stepped more rarely
+        if not all(each.is_held for each in stuck):  # an optimizer that holds B may step on it more rarely
             raise RuntimeError(
-                f"{connection.name}: W learns and its B does not: rule {connection.layer.rule.name!r} gives B "
-                "gradients, and no optimizer steps on it. Build the optimizer after `convert`, of all parameters, or "
-                "give it a group for biotorch.feedback_parameters(model). A B that is to stay is frozen: "
-                "requires_grad_(False)"
+                f"{connection.name}: W learns but its B does not: rule {connection.layer.rule.name!r} gives B "
+                "gradients, but no optimizer updates it. Build the optimizer after `convert`, from all parameters, or "
+                "add a parameter group for biotorch.feedback_parameters(model). To keep B fixed on purpose, freeze "
+                "it: requires_grad_(False)"
             )

@@ -1,4 +1,4 @@
-"""Layers that multiply the last dimension by a matrix: linear, bilinear."""
+"""Linear and bilinear layers, which multiply the last dimension by a matrix."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from biotorch.layers.registry import register_layer
 
 
 class Product(NamedTuple):
-    """y = x W^T + b over the last dimension, any number of leading ones, the batch in the place `batch_dim`."""
+    """y = x W^T + b over the last dimension, with any number of leading dimensions; the batch is `batch_dim`."""
 
     batch_dim: int = 0
     time_major: bool = False
-    #: First and last + 1, where the product is with some rows of W.
+    #: First row and last row + 1 if the product uses only some rows of W; None for all of W.
     rows: tuple[int, int] | None = None
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        # Beyond two dimensions F.linear returns a view, and autograd forbids to change a view that was
-        # made inside a Function in place (a following ReLU(inplace=True)); a detached alias is none.
+        # Beyond two dimensions F.linear returns a view. Autograd forbids in-place changes (a following
+        # ReLU(inplace=True)) of a view that was made inside a Function; a detached alias is no such view.
         return F.linear(x, self._part(weight), bias).detach()
 
     def backward(self, dy: Tensor, x: Tensor, weight: Tensor, mask: Sequence[bool]) -> Gradients:
         dx = dy @ self._part(weight) if mask[0] else None
-        flat, dw = dy.reshape(-1, dy.shape[-1]), None
+        flat, dw = dy.reshape(-1, dy.shape[-1]), None  # (all positions, n_out)
         if mask[1]:
             dw = flat.T @ x.reshape(-1, x.shape[-1])
             if self.rows is not None:
@@ -50,7 +50,7 @@ class Product(NamedTuple):
 
 
 class MatrixLayer(FeedbackLayer):
-    """A layer whose map is one product."""
+    """A layer whose linear map is one product with W."""
 
     def operation(self, x: Tensor) -> tuple[Tensor, Operation]:
         return x, Product(self.batch_dim, self.batch_dim == 1)
@@ -61,7 +61,7 @@ class Linear(MatrixLayer, nn.Linear):
     """`torch.nn.Linear` under a learning rule. Input (*, in_features), output (*, out_features)."""
 
     def forward(self, input: Tensor, bias: Tensor | None = None) -> Any:
-        """`bias` stands in for the layer's own, for modules that read the layer's parameters and change it."""
+        """Compute the output; `bias` replaces the layer's own, for modules that compute a bias themselves."""
         if bias is None:
             return super().forward(input)
         self.require_floating(input)
@@ -75,18 +75,18 @@ class Linear(MatrixLayer, nn.Linear):
 class Bilinear(MatrixLayer, nn.Bilinear):
     """`torch.nn.Bilinear` under a learning rule. Inputs (*, in1_features) and (*, in2_features).
 
-    It is a linear layer of the outer product of its inputs: W and B are (out_features, in1_features *
-    in2_features) here, and what reaches one input is what the outer product received, times the other.
+    It is a linear layer on the outer product of its inputs, so W and B are (out_features, in1_features *
+    in2_features). The gradient of one input is the gradient of the outer product, times the other input.
     """
 
     def forward(self, input1: Tensor, input2: Tensor) -> Any:
         return super().forward(input1, input2)
 
     def entry(self, x: Tensor) -> Operation:
-        raise RuntimeError(f"{self.label}: a block that begins with a Bilinear layer cannot be cut off from gradients")
+        raise RuntimeError(f"{self.label}: a residual block that begins with a Bilinear layer cannot be cut")
 
     def operation(self, x: Tensor, other: Tensor) -> tuple[Tensor, Operation]:  # type: ignore[override]
-        outer = x.unsqueeze(-1) * other.unsqueeze(-2)
+        outer = x.unsqueeze(-1) * other.unsqueeze(-2)  # (*, in1_features, in2_features)
         return super().operation(outer.flatten(-2))
 
     def orient(self, matrix: Tensor) -> Tensor:

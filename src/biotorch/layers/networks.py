@@ -1,4 +1,4 @@
-"""Operations on all connections of a network: list, clip, isolate, tell of updates, true gradients."""
+"""Operations on a whole network: list its connections, clip, isolate, report updates, use true gradients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from biotorch.layers.watching import paused
 def connections(model: nn.Module) -> dict[str, Connection]:
     """Every connection of the feedback layers of `model`, by the layer's dotted name.
 
-    Where a layer has several, the parameter's name is added.
+    If a layer has several connections, the name of the parameter is added.
     """
     found = {}
     for name, layer in model.named_modules():
@@ -29,15 +29,15 @@ def connections(model: nn.Module) -> dict[str, Connection]:
 
 
 def updated(model: nn.Module) -> None:
-    """Tell the layers of `model` of an update of their weights that they cannot see.
+    """Report an update of the weights of `model` that its layers cannot see.
 
-    Updates are seen by themselves, whatever optimizer makes them; not those that are written through `.data` by hand,
-    into flat buffers (DeepSpeed) or into sharded parameters (FSDP2). Call it once after each such step. What
-    follows the update (a redraw of `brsf`, a mirror phase of `wm`, the norm under `constrain_weights`) is then done
+    Layers see the updates of any optimizer on their own. They cannot see updates that are written through `.data` by
+    hand, into flat buffers (DeepSpeed) or into sharded parameters (FSDP2). Call this function once after each such
+    step. The rule then answers the update (redraw of `brsf`, mirror phase of `wm`, norm under `constrain_weights`)
     at the next use of B.
 
     Raises:
-        RuntimeError: `constrain_weights` of a sharded W, of which no process can write the whole.
+        RuntimeError: `constrain_weights` is on and W is sharded, so that no process can rescale the whole W.
     """
     for name, connection in connections(model).items():
         if connection.follower is not None:
@@ -48,9 +48,9 @@ def updated(model: nn.Module) -> None:
 
 
 def feedback_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """The B of `model` that learn by gradients (`kp`, `dkp`), each once.
+    """The feedback weights B of `model` that learn from gradients (`kp`, `dkp`), each once.
 
-    For a parameter group of their own:
+    Use it to give them a parameter group of their own:
 
         feedback = list(biotorch.feedback_parameters(model))
         ours = {id(parameter) for parameter in feedback}
@@ -64,23 +64,23 @@ def feedback_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
 def clip_grad_norm_(
     model: nn.Module, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
 ) -> Tensor:
-    """Scale all gradients of `model` by one factor, so that those of the network have a norm of at most `max_norm`.
+    """Clip the gradients of `model` by one factor, with a norm that leaves out the gradients of B.
 
-    As `torch.nn.utils.clip_grad_norm_`, but the norm is that over the gradients of the network itself, without those of
-    a B that learns: a network under `kp` is clipped as it would be under `fa`, and W and B stay together. torch's own
-    function counts B's gradients, too: the norm under `kp` is then larger by up to the square root of 2.
+    This differs from `torch.nn.utils.clip_grad_norm_` in the norm, which is taken over the gradients of the network
+    itself. A network under `kp` is then clipped as under `fa`, and W and B get the same factor. torch's
+    function also counts the gradients of a B that learns, so that the norm under `kp` is larger by up to sqrt(2).
 
     Args:
         model: the network; parameters without a gradient are left out.
-        max_norm: the norm that they may have.
-        norm_type: p of the p-norm, also `inf`.
-        error_if_nonfinite: raise where the norm is not finite.
+        max_norm: the largest norm allowed for the gradients of the network itself.
+        norm_type: p of the p-norm; may be `inf`.
+        error_if_nonfinite: whether to raise if the norm is not finite.
 
     Returns:
         The norm before clipping, a scalar.
 
     Raises:
-        RuntimeError: the norm is not finite, and `error_if_nonfinite`.
+        RuntimeError: the norm is not finite and `error_if_nonfinite` is true.
     """
     ours = {id(parameter) for parameter in feedback_parameters(model)}
     found = [parameter for parameter in model.parameters() if parameter.grad is not None]
@@ -93,10 +93,10 @@ def clip_grad_norm_(
 
 @contextlib.contextmanager
 def isolated(model: nn.Module) -> Iterator[None]:
-    """On leaving, buffers (batch-norm statistics) and the global random state are as they were.
+    """Restore buffers (batch-norm statistics) and the global random state at the end of the `with` block.
 
-    What follows earlier updates of weights is done before; whatever happens to them inside is no update. Two blocks in
-    a row start from the same random state: they draw the same dropout masks.
+    Earlier updates of the weights are settled first. Changes of weights inside the block do not count as updates. Two
+    blocks in a row start from the same random state, so they draw the same dropout masks.
     """
     for connection in connections(model).values():
         connection.settle(at_once=True)
@@ -114,18 +114,18 @@ def isolated(model: nn.Module) -> Iterator[None]:
         finally:
             with torch.no_grad():
                 for owner, name, buffer, value in before:
-                    owner[name] = buffer  # a forward may have put another tensor in its place
+                    owner[name] = buffer  # a forward pass may have replaced the tensor
                     if not torch.equal(buffer, value):
                         buffer.copy_(value)
 
 
 @contextlib.contextmanager
 def true_gradients(model: nn.Module) -> Iterator[None]:
-    """Inside, every forward of `model` is plain PyTorch: its gradients are those of the network itself.
+    """Make every forward pass of `model` inside the `with` block plain PyTorch, with the network's true gradients.
 
-    Decided in the forward pass; the backward may run later, on any thread. For attacks, gradient
-    alignment and second derivatives. May be nested. It switches the model, not the thread: another
-    thread's forward of the same model is affected too.
+    It is used for attacks, gradient angles and second derivatives. Only the forward pass has to be inside the block;
+    the backward may run later, on any thread. Blocks may be nested. The block switches the model, not the thread, so
+    it also affects a forward pass of the same model on another thread.
     """
     layers = [module for module in model.modules() if isinstance(module, FeedbackLayer)]
     before = [layer.true_gradients for layer in layers]

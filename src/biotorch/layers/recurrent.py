@@ -1,4 +1,4 @@
-"""Recurrent cells: both of their matrices under a learning rule, the gates as they are."""
+"""Recurrent cells whose two weight matrices are under a learning rule; the gates are unchanged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from biotorch.layers.registry import register_layer
 
 
 class _Cell(FeedbackLayer):
-    """What the cells share: `feedback_ih` carries the error to the input, `feedback_hh` to the state before."""
+    """Base of the cells. `feedback_ih` carries the error to the input, `feedback_hh` to the previous hidden state."""
 
     weight_names = ("weight_ih", "weight_hh")
     affine = False
@@ -43,7 +43,7 @@ class _Cell(FeedbackLayer):
         )
 
     def _state(self, input: Tensor, given: Tensor | None) -> Tensor:
-        """The hidden state with a batch dimension; zero where none is given."""
+        """The hidden state with a batch dimension; zeros if none is given."""
         if given is None:
             return input.new_zeros(len(input) if input.dim() == 2 else 1, self.hidden_size)
         return given if given.dim() == 2 else given.unsqueeze(0)

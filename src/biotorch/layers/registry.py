@@ -1,4 +1,4 @@
-"""Feedback versions of torch's layer types, and of modules that read the weights of their layers (Swin, BEiT)."""
+"""Registry of feedback layers by torch type, and of modules that read the weights of their layers (Swin, BEiT)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch.overrides import TorchFunctionMode
 
 from biotorch.layers.base import FeedbackLayer
 
-#: The feedback version of each torch layer type that converts; `register_layer` adds to it.
+#: The feedback version of each convertible torch layer type; `register_layer` adds to it.
 LAYER_TYPES: dict[type[nn.Module], type[FeedbackLayer]] = {}
 
-#: Layer types of libraries that are not imported before one of their layers is met: the module that registers them.
+#: Layer types of optional libraries, with the module that registers them, imported when a network has such a layer.
 _ON_DEMAND = {
     "timm.layers.conv2d_same.Conv2dSame": "biotorch.layers.timm",
     "timm.layers.linear.Linear": "biotorch.layers.timm",
@@ -28,18 +28,20 @@ _Layer = TypeVar("_Layer", bound="type[FeedbackLayer]")
 
 
 def register_layer(torch_type: type[nn.Module]) -> Callable[[_Layer], _Layer]:
-    """Class decorator: the feedback layer that `biotorch.convert` makes of exactly `torch_type`.
+    """Class decorator that registers the feedback layer into which `biotorch.convert` turns exactly `torch_type`.
 
     Raises:
-        TypeError: the class derives not from both FeedbackLayer and `torch_type`, FeedbackLayer first.
-        ValueError: `torch_type` is registered already.
+        TypeError: the class does not derive from both FeedbackLayer and `torch_type`, FeedbackLayer first.
+        ValueError: `torch_type` is already registered.
     """
 
     def add(layer_type: _Layer) -> _Layer:
         if not isinstance(layer_type, type) or not isinstance(torch_type, type):
-            raise TypeError("register_layer(torch_type) decorates a class, and torch_type is one")
+            raise TypeError("register_layer(torch_type) decorates a class, and torch_type is a class, too")
         if torch_type in LAYER_TYPES:
-            raise ValueError(f"{torch_type.__name__} has a feedback version: {LAYER_TYPES[torch_type].__name__}")
+            raise ValueError(
+                f"{torch_type.__name__} already has a feedback version: {LAYER_TYPES[torch_type].__name__}"
+            )
         order = layer_type.__mro__
         if not issubclass(layer_type, FeedbackLayer) or torch_type not in order:
             raise TypeError(f"{layer_type.__name__} must derive from FeedbackLayer and {torch_type.__name__}")
@@ -53,7 +55,7 @@ def register_layer(torch_type: type[nn.Module]) -> Callable[[_Layer], _Layer]:
 
 
 def feedback_type(torch_type: type[nn.Module]) -> type[FeedbackLayer] | None:
-    """The feedback version of exactly `torch_type`, or None; a feedback layer's is its own."""
+    """The feedback version of exactly `torch_type`, or None if there is none; for a feedback layer the type itself."""
     if issubclass(torch_type, FeedbackLayer):
         return torch_type
     if torch_type not in LAYER_TYPES:
@@ -65,7 +67,7 @@ def feedback_type(torch_type: type[nn.Module]) -> type[FeedbackLayer] | None:
 
 @contextlib.contextmanager
 def as_feedback(layer: nn.Module) -> Iterator[FeedbackLayer]:
-    """The layer with the class it will have, to be asked about shapes."""
+    """Give the layer its future class inside the `with` block, so that it can answer questions about shapes."""
     before: type[nn.Module] = layer.__class__
     layer.__class__ = feedback_type(before) or before
     try:
@@ -75,7 +77,7 @@ def as_feedback(layer: nn.Module) -> Iterator[FeedbackLayer]:
         layer.__class__ = before  # type: ignore[assignment]
 
 
-#: By qualified name (nothing is imported to compare): modules that are known to read their layers' weights.
+#: Modules that are known to read their layers' weights, by qualified name, so that nothing is imported to compare.
 _READING = {
     "timm.models.beit.Attention",
     "timm.models.eva.EvaAttention",
@@ -88,7 +90,7 @@ _TYPES: dict[type[nn.Module], type[Reader]] = {}
 
 
 class _Routed(TorchFunctionMode):
-    """Inside, `F.linear(x, layer.weight, bias)` is `layer(x, bias)`."""
+    """Turn `F.linear(x, layer.weight, bias)` into `layer(x, bias)` inside the `with` block."""
 
     def __init__(self, layers: Iterable[FeedbackLayer]) -> None:
         super().__init__()
@@ -110,7 +112,7 @@ class _Routed(TorchFunctionMode):
 class Reader(nn.Module):
     """Mixin for a module that reads the weights of the layers inside it."""
 
-    #: The type that becomes one, and goes back to it.
+    #: The original type, which `convert` replaces by the reader and `revert` restores.
     torch_type: ClassVar[type[nn.Module]]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -120,12 +122,12 @@ class Reader(nn.Module):
             return super().forward(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # The class is made when it is needed: a pickle names the one that it was made of.
+        # The reader class is made at run time, so a pickle names the original class.
         return _rebuild, (self.torch_type, self.__dict__)
 
 
 def reading_type(kind: type[nn.Module]) -> type[Reader] | None:
-    """The reader made of exactly `kind`, or None where it calls its layers like any other module, or is one."""
+    """The reader for exactly `kind`; None if `kind` is a reader already or does not read its layers' weights."""
     if issubclass(kind, Reader):
         return None
     if kind not in _TYPES and f"{kind.__module__}.{kind.__qualname__}" in _READING:
@@ -142,7 +144,7 @@ def _rebuild(kind: type[nn.Module], state: dict[str, Any]) -> nn.Module:
 
 
 def under_rule(rule: str) -> dict[str, type[FeedbackLayer]]:
-    """The package's layer types, by name, whose rule is `rule` unless a layer is given another."""
+    """The package's layer types by name, with `rule` as their default rule."""
     own = [each for each in LAYER_TYPES.values() if each.__module__.startswith("biotorch.layers.")]
     return {
         each.__name__: type(

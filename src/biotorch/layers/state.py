@@ -1,4 +1,4 @@
-"""What a layer keeps for its learning rule: its connections, the tensors of B, and how they are saved."""
+"""State that a layer keeps for its learning rule: its connections and the tensors of B, and how they are saved."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from biotorch.rules import Rule, initial
 
 
 class RuleState(Connected):
-    """A layer with a rule and the state it needs; `FeedbackLayer` adds how the error is carried."""
+    """A layer with a rule and the state that the rule needs; `FeedbackLayer` adds the backward pass."""
 
     def set_rule(
         self,
@@ -31,19 +31,19 @@ class RuleState(Connected):
         holder: Connected | None = None,
         at_point: bool = False,
     ) -> None:
-        """Make `rule` the layer's rule and create its B, replacing what was there.
+        """Make `rule` the layer's rule and create its B, replacing an earlier rule.
 
         Args:
             rule: the rule.
-            seed: of B.
-            n_out: number of outputs that a direct rule projects.
-            twins: connections of other layers with the same W, whose B is used as it is.
-            dense: shape of a row of a dense B.
-            holder: the layer that holds the matrix of which every B is a slice.
-            at_point: B is for the input of the block that begins with the layer.
+            seed: seed of B.
+            n_out: number of network outputs that a direct rule projects.
+            twins: connections of other layers with the same W, by parameter name; their B is used.
+            dense: shape of one row of a dense B.
+            holder: the layer that holds the shared matrix of which every B is a slice.
+            at_point: whether B serves only the input of the block that begins with this layer.
 
         Raises:
-            ValueError: the rule returns a B of another shape, or none although it learns.
+            ValueError: W is sharded, the rule returns a B of the wrong shape, or it learns but returns no B.
         """
         self.forget_rule()
         self.rule = rule
@@ -75,13 +75,13 @@ class RuleState(Connected):
         rule, weight = self.rule, self.oriented(connection.parameter)
         if connection.is_sharded:
             raise ValueError(
-                f"{connection.name}: its weight is sharded: convert the network first, then fully_shard it"
+                f"{connection.name}: its weight is already sharded: convert the network first, then call fully_shard"
             )
         if rule.direct:
             assert n_out is not None
             blank = weight.new_empty((n_out, *(dense or self.projection_shape(connection.parameter))))
         else:
-            own = weight is getattr(self, connection.parameter, None)  # a view's strides are not B's
+            own = weight is getattr(self, connection.parameter, None)  # B must not take the strides of a view
             blank = torch.empty_like(weight) if own else weight.new_empty(weight.shape)
         if twin is not None:
             connection.twin, tensors = twin.owner, twin.tensors
@@ -99,19 +99,19 @@ class RuleState(Connected):
         self._check_feedback(connection, blank.shape)
 
     def _check_feedback(self, connection: Connection, expected: torch.Size) -> None:
-        """A rule of the user's own may return anything: tell it here, not deep in the first backward."""
+        """Check the B of a user's rule, so that a mistake is not found only in the first backward pass."""
         if self.rule.trains_output_only:
             return
         rule = f"{connection.name}: rule {self.rule.name!r}"
         effective = connection.feedback if self.rule.direct else connection.effective_feedback
         if effective is None or effective.shape != expected:
             found = None if effective is None else tuple(effective.shape)
-            raise ValueError(f"{rule} gives a B of shape {found}, needed here is {tuple(expected)}")
+            raise ValueError(f"{rule} gives a B of shape {found}, but this layer needs {tuple(expected)}")
         if not connection.parts and (self.rule.has_update() or self.rule.learns):
-            raise ValueError(f"{rule} learns and has no B: initial_feedback returns None")
+            raise ValueError(f"{rule} changes B but has none: its initial_feedback returns None")
 
     def forget_rule(self) -> None:
-        """Take out everything that belongs to a rule."""
+        """Remove the rule and all state that belongs to it."""
         for connection in self.connections:
             names = [feedback_name(connection.parameter, part) for part in ("", *connection.parts)]
             for name in (*names, norm_name(connection.parameter)):
@@ -136,14 +136,14 @@ class RuleState(Connected):
         return self.connections[0].effective_feedback
 
     def settle(self, at_once: bool = False) -> None:
-        """Bring W and B up to date with the updates of W; see `Follower.settle`."""
+        """Bring W and B of every connection up to date with the updates of W; see `Follower.settle`."""
         for connection in self.connections:
             connection.settle(at_once)
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Parameter]]:
-        """Parameters as in torch, after B of a frozen W is frozen: whoever wraps the layer (DDP) would wait for it."""
+        """Parameters as in torch. The B of a frozen W is frozen first, because DDP would wait for its gradient."""
         for connection in self.connections:
             if connection.learned and not connection.is_computed:
                 connection.freeze_with_weight()
@@ -159,7 +159,7 @@ class RuleState(Connected):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         if "rule" in state and "connections" not in state:
             raise RuntimeError("the network was pickled by an earlier version of biotorch: load its state_dict instead")
-        if any(connection.is_bound() for connection in self.connections):  # of a shallow copy
+        if any(connection.is_bound() for connection in self.connections):  # a shallow copy has the original's
             self.connections = [copy.copy(connection) for connection in self.connections]
         for connection in self.connections:
             connection.bind(self)
@@ -167,7 +167,7 @@ class RuleState(Connected):
             _keep_up(connection)
 
     def __getattr__(self, name: str) -> Tensor | nn.Module:
-        # Called for parameters and buffers: whoever reads W or B of a layer has them as they are after the last update.
+        # Python calls this for parameters and buffers, so that reading W or B gives them after the last update.
         if "feedback" in name or "weight" in name:
             self.settle()
         return super().__getattr__(name)
@@ -180,7 +180,7 @@ class RuleState(Connected):
         return self
 
     def _overlook(self) -> None:
-        """Settle what was to be settled: the change of W that comes is no update."""
+        """Settle all earlier updates, and do not count the coming change of W as an update."""
         self.settle(at_once=True)
         for connection in self.connections:
             if connection.follower is not None:
@@ -190,7 +190,7 @@ class RuleState(Connected):
         self.settle(at_once=True)
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.rule.has_update():
-            # The next draw is determined by seed and number: with both, a resumed run draws the same.
+            # Seed and number determine the next draw, so a resumed run draws the same.
             seeds, numbers = zip(*((each.owner.seed, each.owner.updates) for each in self.connections), strict=True)
             told = numbers[: 1 if len(set(numbers)) == 1 else None]
             destination[prefix + "feedback_draws"] = torch.tensor([*seeds, *told])
@@ -214,11 +214,11 @@ class RuleState(Connected):
             loaded = state_dict.get(prefix + name)
             if loaded is not None and tensor is not None and loaded.shape != tensor.shape:
                 error_msgs.append(
-                    f"{prefix}{name}: the loaded feedback is {tuple(loaded.shape)}, this layer's is "
+                    f"{prefix}{name}: the loaded feedback has shape {tuple(loaded.shape)}, but this layer's has "
                     f"{tuple(tensor.shape)} under rule {self.rule.name!r}: convert with the rule, options "
                     "and output size that the state was saved with."
                 )
-        # Before B was a parameter it had an optimizer of its own here, whose momenta nobody needs any more.
+        # Earlier versions kept the momenta of an own optimizer for B; they are ignored.
         key, gone = prefix + "feedback_draws", [f"{prefix}{feedback_name(each)}_state_" for each in self.weight_names]
         known = self.rule.learns or self.rule.has_update()
         unexpected_keys[:] = [
@@ -230,7 +230,7 @@ class RuleState(Connected):
                 self._load_draws(draws)
             else:
                 error_msgs.append(
-                    f"{key}: saved of a layer with another number of weight matrices, this one has {count}"
+                    f"{key}: the saved layer has another number of weight matrices; this layer has {count}"
                 )
         elif self.rule.has_update() and strict:
             missing_keys.append(key)
@@ -244,13 +244,13 @@ class RuleState(Connected):
 
     @property
     def feedback_draws(self) -> int:
-        """How many updates of W the rule has answered since the conversion."""
+        """Number of updates of W that the rule has answered since the conversion."""
         self.settle()
         return max(connection.owner.updates for connection in self.connections)
 
 
 def _keep_up(connection: Connection) -> None:
-    """Begin to look for updates, where the rule asks for it; what has happened before counts for nothing."""
+    """Start to track updates from now on, if the rule needs it."""
     rule = connection.layer.rule
     connection.follower = connection.learner = None
     if rule.has_update() or rule.constrain_weights:

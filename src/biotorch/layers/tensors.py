@@ -1,4 +1,4 @@
-"""The tensors that a layer keeps for B: their names, made of that of W, and what rules see of them."""
+"""Names of the tensors that a layer keeps for B, derived from the name of W, and the form in which rules get them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor
 
 
 def as_state(tensors: Mapping[str, Tensor]) -> Any:
-    """What rules take for the state of B: a tensor, tensors by name, or None."""
+    """The state of B in the form that rules take: a tensor, a mapping of names to tensors, or None."""
     return tensors.get("", tensors or None)
 
 
 def feedback_name(parameter: str, part: str = "") -> str:
-    """Where a layer keeps the B of a parameter: `feedback` of `weight`, `in_proj_feedback` of `in_proj_weight`."""
+    """Name of the tensor B of a parameter: `feedback` for `weight`, `in_proj_feedback` for `in_proj_weight`."""
     return _named_after(parameter, f"feedback_{part}" if part else "feedback")
 
 
 def norm_name(parameter: str) -> str:
-    """Where it keeps the norm that W started with, for `constrain_weights`."""
+    """Name of the buffer with the norm that W started with, for `constrain_weights`."""
     return _named_after(parameter, "initial_norm")
 
 
@@ -29,6 +29,6 @@ def _named_after(parameter: str, what: str) -> str:
 
 
 def is_feedback(name: str) -> bool:
-    """Whether an entry of a state_dict belongs to a layer's feedback, rather than to the network."""
+    """Whether an entry of a state_dict belongs to a layer's feedback and not to the network itself."""
     last = name.rpartition(".")[2]
     return any(f"_{own}_" in f"_{last}_" for own in ("feedback", "initial_norm"))

@@ -1,4 +1,4 @@
-"""timm's own linear layer and convolution. Imported when the first one is met."""
+"""timm's own linear layer and convolution. This module is imported when a network contains one of them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from biotorch.layers.registry import register_layer
 
 @register_layer(CastingLinear)
 class Linear(linear.Linear, CastingLinear):
-    """timm's `Linear`, which differs from torch's under TorchScript alone."""
+    """timm's `Linear` under a learning rule; it differs from torch's only under TorchScript."""
 
 
 @register_layer(SamePadded)
 class Conv2dSame(convolution.Conv2d, SamePadded):  # type: ignore[misc]
-    """timm's `Conv2dSame`: padded as TensorFlow does, by the size of the input."""
+    """timm's `Conv2dSame` under a learning rule; it pads by the size of the input, as TensorFlow does."""
 
     def operation(self, x: Tensor) -> tuple[Tensor, Operation]:
         axes = zip(x.shape[-2:], self.kernel_size, self.stride, self.dilation, strict=True)

@@ -1,9 +1,9 @@
-"""What follows an update of W, and whether B learns: a user's plain `loss.backward(); optimizer.step()` is enough.
+"""Detection of updates of W, and the changes of B and W that a rule makes after one.
 
-An update is a change of W after a backward pass that gave it a gradient. Nothing is done when it happens: optimizers
-only leave a mark, which is settled at the next use of B. Where a living optimizer holds W its steps count and nothing
-else does (neither a perturbation by SAM nor the trial points of a line search); elsewhere the change itself counts, as
-the version counter of the parameter shows it.
+A plain `loss.backward(); optimizer.step()` is enough. An update is a change of W after a backward pass that gave it a
+gradient. At that moment only counters change; the update is settled at the next use of B. If an existing optimizer
+holds W, its steps count and nothing else (neither a perturbation by SAM nor the trial points of a line search).
+Otherwise the change itself counts, which the version counter of the parameter shows.
 """
 
 from __future__ import annotations
@@ -17,34 +17,36 @@ import torch
 from torch import Tensor, nn
 
 from biotorch import _seeding
-from biotorch.kernel.functions import uncompiled
+from biotorch.kernel.compiling import uncompiled
 from biotorch.layers.connection import Connection
 from biotorch.layers.tensors import as_state, norm_name
 from biotorch.layers.watching import PATIENCE, Watch, differs, find_optimizers, is_paused, sample, watch
 from biotorch.rules import FeedbackRule, Update
 
-#: Changes of W in a row, without a step, that an optimizer which holds W may make (as SAM): then others make them.
+#: Number of changes of W in a row that may come from its optimizer without a step (as in SAM). After more of them,
+#: somebody else must be updating W.
 _TRIALS = 2
-#: By key, for the operator that stands for `settle` in compiled graphs.
+#: Followers by key, for the operator that stands for `settle` in compiled graphs.
 _followers: weakref.WeakValueDictionary[int, Follower] = weakref.WeakValueDictionary()
 _lock = threading.RLock()
 
 
 class Follower:
-    """Settles what follows the updates of one W: its norm under `constrain_weights`, a B that the rule changes."""
+    """Settles the updates of one W: restores its norm under `constrain_weights`, and lets the rule change B."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = weakref.ref(connection)
-        #: An update that `biotorch.updated` tells of; a change that is none.
+        #: `told`: `biotorch.updated` reported an update. `overlook`: the last change of W was no update.
         self.told = self.overlook = False
         self._busy = False
-        #: Gradients and steps that are settled, by parameter: another one may take its place for a while.
+        #: Counts of gradients and steps that are settled, by parameter, because another may take W's place for a while.
         self._settled: dict[Watch, tuple[int, int]] = {}
-        #: Gradients after which W had changed without a step of the optimizer that holds it.
+        #: Gradient counts at which W had changed without a step of the optimizer that holds it.
         self._trials: set[int] = set()
         self._silent = 0
         _followers[id(self)] = self
-        #: Finds it from a compiled graph; a number would be part of the graph, which layers of one kind share.
+        #: Key of this follower in compiled graphs. It is a tensor, because a number would become part of the graph,
+        #: which layers of one kind share.
         self.key = torch.tensor(id(self))
         if not connection.is_computed:
             self._attend(connection.trained)
@@ -53,13 +55,16 @@ class Follower:
     def settle(
         self, training: bool = False, followed: Sequence[Tensor] | None = None, at_once: bool = False
     ) -> Tensor | None:
-        """Do what follows an update, if there was one since the last call.
+        """Answer an update of W, if there was one since the last call.
 
         Args:
-            training: a forward pass begins that may train: also make sure that no update goes unseen.
-            at_once: also where W has been written since the step, as by an average that is swapped in for evaluation;
-                else that waits for a training forward pass.
-            followed: see `follow`, whose result is returned if there was an update.
+            training: whether a training forward pass begins; then also check that no update goes unseen.
+            followed: see `follow`.
+            at_once: whether to answer even if W was written after the step, as by an average that is swapped in for
+                evaluation. Otherwise the answer waits for a training forward pass.
+
+        Returns:
+            The result of `follow` if there was an update, else None.
 
         Raises:
             RuntimeError: W changes in a way that cannot be seen.
@@ -69,7 +74,7 @@ class Follower:
             return None
         with _lock:
             if self._busy:
-                return None  # what follows looks at B, too
+                return None  # called from within `follow`, which reads B
             found, parameter = self._attend(connection.trained), connection.trained
             missed = self._missed(found, parameter)
             swapped = found.steps != self._settled[found][1] and parameter._version != found.stepped_version
@@ -86,9 +91,9 @@ class Follower:
             return None
 
     def settle_compiled(self, connection: Connection, training: bool) -> None:
-        """The same in a graph that is being compiled, which gets an operator for it and rescales W by itself.
+        """`settle` for a graph that is being compiled: the graph calls an operator, and rescales W itself.
 
-        Tracing cannot go through the weak reference, hence the argument.
+        `connection` is an argument because tracing cannot go through the weak reference.
         """
         weight = connection.trained
         with torch.no_grad():
@@ -99,11 +104,11 @@ class Follower:
                     tensor.mul_(factor)
 
     def _attend(self, parameter: nn.Parameter) -> Watch:
-        """The watch of the parameter that is W now."""
+        """Return the watch of the parameter that is W now, and start counting from its present state if it is new."""
         found = watch(parameter)
         if found not in self._settled:
             self._settled = {each: seen for each, seen in self._settled.items() if each.parameter() is not None}
-            # A copy made between backward pass and step comes with a gradient.
+            # A copy made between backward pass and step has a gradient that is not settled yet.
             self._settled[found] = found.gradients - (parameter.grad is not None), found.steps
             connection = self._connection()
             found.by_contents |= connection is not None and connection.layer.rule.constrain_weights
@@ -113,7 +118,7 @@ class Follower:
         return found
 
     def _missed(self, found: Watch, parameter: nn.Parameter) -> int:
-        """How many updates have not been settled."""
+        """Number of updates that have not been settled."""
         gradients, steps = self._settled[found]
         if self.told or (found.gradients != gradients and found.steps != steps):
             return 1
@@ -123,14 +128,14 @@ class Follower:
             find_optimizers()
         if not found.is_held:
             return 1
-        self._trials.add(found.gradients)  # perturbations, as SAM's; many without a step are updates by somebody else
+        self._trials.add(found.gradients)  # a perturbation, as in SAM, or an update that is not the optimizer's
         if len(self._trials) <= _TRIALS:
             return 0
         found.release()
         return len(self._trials)
 
     def _require_visible(self, connection: Connection, found: Watch) -> None:
-        """Compare contents now and then, while gradients come and no change is seen."""
+        """Compare the values of W now and then, while gradients come and no change is seen."""
         if found.gradients == self._settled[found][0] or connection.trained._version != found.version:
             return
         self._silent += 1
@@ -140,13 +145,13 @@ class Follower:
             self._silent = 0
             if not found.is_held:
                 find_optimizers()
-            # Whoever holds it tells when it steps.
+            # An optimizer that holds W counts its steps.
             if not found.is_held and not found.in_step and differs(self._sample, connection.trained):
                 raise RuntimeError(
                     f"{connection.name}: its weight changes in a way that cannot be seen (through .data, a flat "
-                    f"buffer, a sharded parameter), and rule {connection.layer.rule.name!r} has to follow: call "
-                    "biotorch.updated(model) once after every optimizer step. constrain_weights cannot follow a "
-                    "sharded weight at all: use DDP"
+                    f"buffer, a sharded parameter), but rule {connection.layer.rule.name!r} must answer every update: "
+                    "call biotorch.updated(model) once after every optimizer step. constrain_weights cannot rescale "
+                    "a sharded weight at all: use DDP"
                 )
 
 
@@ -156,28 +161,31 @@ def followed_tensors(connection: Connection) -> list[Tensor]:
 
 
 def rescaled_tensors(connection: Connection) -> list[Tensor]:
-    """The tensors that `constrain_weights` rescales: W, and a B that takes W's steps (a factor of it is enough)."""
+    """The tensors that `constrain_weights` rescales: W, and a B that takes the same steps as W.
+
+    If such a B is made of several tensors, rescaling the first is enough.
+    """
     learned = connection.learned[:1] if isinstance(connection.layer.rule, FeedbackRule) else []
     return [connection.trained, *learned]
 
 
 @torch.no_grad()
 def follow(connection: Connection, missed: int, followed: Sequence[Tensor] | None) -> Tensor:
-    """Do what follows an update of W: to its norm, then to B.
+    """Answer an update of W: restore its norm, then let the rule change B.
 
     Args:
-        connection: that of W.
-        missed: how many updates of W it follows, if several had gone unseen.
-        followed: B's tensors in a compiled graph, which then rescales W by itself; None: the connection's own.
+        connection: the connection of W.
+        missed: number of updates of W since the last answer; more than 1 if some went unseen.
+        followed: B's tensors in a compiled graph, which then rescales W itself; None for the connection's own tensors.
 
     Returns:
-        By what W is rescaled, a scalar.
+        The factor by which W is rescaled, a scalar.
     """
     layer, rule = connection.layer, connection.layer.rule
     connection.updates += missed
-    # Within a forward pass, or at a checkpoint: the same bits.
+    # Without autocast, so that the result has the same bits in a forward pass and at a checkpoint.
     with torch.autocast(connection.trained.device.type, enabled=False):
-        whole = getattr(connection.trained, "full_tensor", None)  # of a sharded W
+        whole = getattr(connection.trained, "full_tensor", None)  # only a sharded W has it
         weight: Tensor = connection.trained if whole is None else whole()
         factor = weight.new_ones(())
         if rule.constrain_weights:
@@ -204,7 +212,10 @@ def update_of(
     number: int,
     forward: Tensor | None = None,
 ) -> Update:
-    """What the rule sees of an update that has made `weight` of W; `forward` answers to activity in its place."""
+    """The `Update` that the rule gets, with `weight` as the new W.
+
+    If `forward` is given, it takes the place of `weight` in the layer's response to activity.
+    """
     layer, seed = connection.layer, _seeding.derive(connection.seed, "feedback", number)
     return Update(
         weight,
@@ -217,14 +228,14 @@ def update_of(
     )
 
 
-# DDP broadcasts buffers at every forward pass, from a process that may have been seeded apart, and may have settled an
-# update already that this one has not: seed and number of B travel beside it.
+# DDP broadcasts buffers, and so B, at every forward pass. The sending process may have another seed, and may have
+# settled an update that this process has not. So the seed and update number of B are a buffer, too.
 
 
 def _meet_others(connection: Connection) -> int:
-    """Take the seed of B as it is, which may be another process's, and return how many updates B has had."""
+    """Read the seed of B, which may come from another process, and return the number of updates that B has had."""
     digits = connection.layer.feedback_numbers
-    if digits._version == connection.known_version or digits.is_meta:  # else the device would have to be waited for
+    if digits._version == connection.known_version or digits.is_meta:  # unchanged: reading would wait for the device
         return connection.updates - 1
     own = [int(digit) for digit in digits[connection.index].tolist()]
     connection.seed, number = (sum(digit << (7 * i) for i, digit in enumerate(part)) for part in (own[:10], own[10:]))
@@ -232,7 +243,7 @@ def _meet_others(connection: Connection) -> int:
 
 
 def tell_others(connection: Connection) -> None:
-    """Write down seed and number of B, in digits of seven bits, which are exact in every floating type."""
+    """Store the seed and update number of B in digits of seven bits, which every floating type holds exactly."""
     parts = (connection.seed, 10), (connection.updates, 5)
     digits = connection.layer.feedback_numbers
     digits[connection.index].copy_(torch.tensor([(part >> (7 * i)) & 127 for part, size in parts for i in range(size)]))
@@ -241,10 +252,10 @@ def tell_others(connection: Connection) -> None:
 
 @torch.library.custom_op("biotorch::settle", mutates_args=("followed", "factor"))
 def settle_compiled(followed: Sequence[Tensor], factor: Tensor, weight: Tensor, key: Tensor, training: bool) -> None:
-    """`Follower.settle` as an operator, which compiled graphs call and do not look into.
+    """`Follower.settle` as an operator that compiled graphs call without tracing it.
 
-    It rescales no W, but says by what in `factor`: in a compiled graph the W of a convolution may be a copy, laid out
-    for the processor.
+    It does not rescale W but writes the factor to `factor`, because in a compiled graph the W of a convolution may
+    be a copy in another memory layout.
     """
     follower = _followers.get(int(key))
     found = None if follower is None else follower.settle(training, followed)

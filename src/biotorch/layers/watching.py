@@ -1,6 +1,6 @@
-"""What happens to parameters: gradients that reach them, and steps of the optimizers that hold them.
+"""Counts of the gradients that reach parameters, and of the steps of the optimizers that hold them.
 
-Nothing is done when it happens: hooks only count, and whoever is interested looks at the counts later.
+The hooks only count. Followers and learners read the counts later.
 """
 
 from __future__ import annotations
@@ -17,62 +17,63 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from biotorch.kernel.functions import uncompiled
+from biotorch.kernel.compiling import uncompiled
 
-#: Forward passes with a gradient and without a visible change after which contents are compared.
+#: Number of forward passes with a new gradient but no visible change, after which values are compared.
 PATIENCE = 8
 
 
 class Listener(Protocol):
-    """Whoever wants to know of the gradients of a parameter."""
+    """Interface of an object that is called at every gradient of a parameter."""
 
     def on_gradient(self) -> None: ...
 
 
 class Watch:
-    """What has happened to a parameter: gradients that reached it, steps of the optimizers that hold it."""
+    """Record of one parameter: gradients that reached it, and steps of the optimizers that hold it."""
 
     def __init__(self, parameter: nn.Parameter) -> None:
         self.parameter = weakref.ref(parameter)
-        #: Gradients that backward passes have handed it, and its version when the last one came.
+        #: Number of gradients so far, and the parameter's version at the last one.
         self.gradients, self.version = 0, parameter._version
-        #: Steps that optimizers have made on it; the `weight_decay` of the last, and the version that it left.
+        #: Number of optimizer steps so far, and the parameter's version and the `weight_decay` after the last one.
         self.steps, self.stepped_version = 0, -1
         self.decay: float | None = None
-        #: The optimizers that are known to hold it, by id; whether all were looked for; whether one is in its step.
+        #: Optimizers known to hold the parameter, by id; `searched`: all optimizers were looked for; `in_step`: one of
+        #: them is in its step.
         self._holders: dict[int, weakref.ref[Optimizer]] = {}
         self.searched = self.in_step = self._had_gradient = False
         self._begun_version = -1
-        #: Whether contents have to tell changes: compiled graphs raise the version of what they may rescale.
+        #: Whether to compare values, too, because compiled graphs raise the version of whatever they may rescale.
         self.by_contents = False
         self._sample: Tensor | None = None
         self.learners: weakref.WeakSet[Listener] = weakref.WeakSet()
         self._listens = False
 
     def listen(self) -> None:
-        """Count gradients, from when on there are any: a frozen parameter has none."""
+        """Start to count gradients, unless the parameter is frozen and has none."""
         parameter = self.parameter()
         if not self._listens and parameter is not None and parameter.requires_grad and parameter.is_leaf:
             self._listens, hook = True, functools.partial(_count, weakref.ref(self))
-            vars(hook)["__torch_unserializable__"] = True  # a copy in another process has its own
+            vars(hook)["__torch_unserializable__"] = True  # a copy in another process registers its own hook
             handle = parameter.register_hook(hook)  # type: ignore[no-untyped-call]
             weakref.finalize(self, handle.remove)
 
     def hold(self, optimizer: Optimizer) -> None:
-        """Note that an optimizer holds it."""
+        """Note that `optimizer` holds the parameter."""
         self._holders[id(optimizer)] = weakref.ref(optimizer)
 
     def release(self) -> None:
-        """Forget who holds it: the optimizers are not in use."""
+        """Forget the optimizers that hold the parameter, because they turned out not to be in use."""
         self._holders.clear()
 
     @property
     def is_held(self) -> bool:
-        """Whether a living optimizer holds it, as far as is known."""
+        """Whether an existing optimizer is known to hold the parameter."""
         return any(holder() is not None for holder in self._holders.values())
 
     def begin_step(self, optimizer: Optimizer) -> None:
-        """An optimizer that holds it is going to step."""
+        """Note that an optimizer which holds the parameter begins its step."""
         parameter = self.parameter()
         self.hold(optimizer)
         if parameter is not None:
@@ -80,7 +81,7 @@ class Watch:
             self._had_gradient = parameter.grad is not None
 
     def end_step(self, counts: bool, decay: float | None) -> None:
-        """It has stepped: that counts if it had a gradient, or has changed."""
+        """Note the end of a step; it counts if the parameter had a gradient or has changed."""
         parameter, self.in_step = self.parameter(), False
         if parameter is None:
             return
@@ -92,17 +93,17 @@ class Watch:
 
     @property
     def changes(self) -> tuple[int, int]:
-        """Becomes another with every change that can be seen."""
+        """A value that differs after every visible change of the parameter."""
         parameter = self.parameter()
         return self.steps, 0 if parameter is None else parameter._version
 
     def overlook(self, parameter: nn.Parameter) -> None:
-        """Take the parameter as it is for unchanged."""
+        """Treat the present value of the parameter as unchanged."""
         self.version = parameter._version
         self._sample = sample(parameter) if self.by_contents else None
 
     def is_changed(self, parameter: nn.Parameter) -> bool:
-        """Whether it has changed since the last gradient, as far as can be seen."""
+        """Whether the parameter has visibly changed since the last gradient."""
         if parameter._version == self.version:
             return False
         return self._sample is None or differs(self._sample, parameter)
@@ -110,7 +111,7 @@ class Watch:
 
 @uncompiled
 def _count(watch: weakref.ref[Watch], gradient: Tensor) -> None:
-    """Hook of a gradient. It keeps no watch alive, and goes with it."""
+    """Gradient hook, removed with its watch, which it holds by a weak reference."""
     found = watch()
     parameter = None if found is None else found.parameter()
     if found is not None and parameter is not None and not _paused:
@@ -120,14 +121,14 @@ def _count(watch: weakref.ref[Watch], gradient: Tensor) -> None:
             learner.on_gradient()
 
 
-#: The watched parameters by id, for the hooks of optimizers.
+#: Watches by the id of their parameter, for the hooks of optimizers.
 _watches: weakref.WeakValueDictionary[int, Watch] = weakref.WeakValueDictionary()
 _paused = False
 
 
 @contextlib.contextmanager
 def paused() -> Iterator[None]:
-    """Inside, weights may be overwritten for an experiment: that is no update, and nobody looks for one."""
+    """Do not track updates inside the `with` block, in which an experiment overwrites weights."""
     global _paused  # noqa: PLW0603
     before, _paused = _paused, True
     try:
@@ -137,12 +138,12 @@ def paused() -> Iterator[None]:
 
 
 def is_paused() -> bool:
-    """Whether an experiment overwrites weights now."""
+    """Whether updates are not tracked at the moment, see `paused`."""
     return _paused
 
 
 def watch(parameter: nn.Parameter) -> Watch:
-    """The watch of a parameter, which lives as long as somebody holds it."""
+    """The watch of a parameter, made if there is none; it exists as long as a reference to it."""
     found = _watches.get(id(parameter))
     if found is None or found.parameter() is not parameter:
         found = _watches[id(parameter)] = Watch(parameter)
@@ -151,7 +152,7 @@ def watch(parameter: nn.Parameter) -> Watch:
 
 
 def sample(tensor: Tensor) -> Tensor:
-    """A copy, of large tensors some thousand elements of all rows and columns alike."""
+    """Copy a tensor, or of a large one 4096 elements at random places."""
     flat = tensor.detach().reshape(-1)
     return flat.clone() if flat.numel() <= 4096 else flat[_places(flat.numel(), flat.device)]
 
@@ -167,7 +168,10 @@ def differs(earlier: Tensor, tensor: Tensor) -> bool:
 
 
 def find_optimizers() -> None:
-    """Note what the living optimizers hold; torch keeps no list of them, and some step for the first time after SAM."""
+    """Note which parameters the existing optimizers hold.
+
+    torch keeps no list of optimizers, and an optimizer that has not stepped yet is not known from its hooks.
+    """
     for each in gc.get_objects():
         if issubclass(type(each), Optimizer):
             for found in filter(None, map(_watches.get, map(id, _parameters(each)))):
@@ -182,7 +186,7 @@ def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
 
 
 def _inner(optimizer: Optimizer) -> Iterator[Optimizer]:
-    """The optimizers that a wrapper (accumulation, Lookahead, SAM) keeps."""
+    """The optimizers inside a wrapper (accumulation, Lookahead, SAM)."""
     for value in vars(optimizer).values():
         values = list(value.values()) if isinstance(value, Mapping) else value
         parts = values if isinstance(values, list | tuple | set) else [values]
@@ -198,9 +202,9 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 
 @uncompiled
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    # A fused optimizer under a gradient scaler runs its step, and this hook, even where it found infinities and
-    # changed nothing. A wrapper's own hook comes beside that of the optimizer inside, and also where it has not
-    # stepped that one at all: what the inner one holds is marked by the inner one.
+    # A fused optimizer under a gradient scaler runs its step, and this hook, even if it found infinities and changed
+    # nothing. The hook of a wrapper runs in addition to the hook of the optimizer inside, and also if the inner one
+    # did not step. So parameters of the inner optimizer are counted by the inner optimizer's hook only.
     if not _watches:
         return
     found_inf = getattr(optimizer, "found_inf", None)

@@ -17,12 +17,12 @@ class BioModule(nn.Module):
         module: any module.
         mode: a rule's name.
         copy_weights: keep the module's weights; if False, draw them by the rule's `init`.
-        layer_config: `{"type": ..., "options": {...}}`; `options` are the rule's. Never changed.
+        layer_config: `{"type": ..., "options": {...}}` with the rule's options; it is never changed.
         output_dim: size of the output; not needed, only checked.
 
     Raises:
         ValueError: `layer_config["type"]` names another rule than `mode`.
-        ConversionError: as `biotorch.convert`.
+        ConversionError: the module cannot be converted, see `biotorch.convert`.
     """
 
     def __init__(
@@ -39,5 +39,5 @@ class BioModule(nn.Module):
         self.module = convert(module, rule, copy_weights=copy_weights, output_dim=output_dim)
 
     def forward(self, x: Any, targets: Tensor | None = None, loss_function: Any = None) -> Any:
-        """The module's output. `targets` and `loss_function` are accepted and not needed."""
+        """Compute the module's output. `targets` and `loss_function` are accepted but not used."""
         return self.module(x)

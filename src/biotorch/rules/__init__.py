@@ -21,6 +21,6 @@ __all__ = [
     "register",
 ]
 
-# Every file of this folder that holds a rule registers it: a new rule is a new file, and nothing else.
+# Each file of this folder registers the rule it holds, so a new rule needs a new file and no other change.
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

@@ -13,10 +13,10 @@ from biotorch.rules.registry import register
 @register("backpropagation", "bp", transports="weights")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Backpropagation(FeedbackRule):
-    """The error goes backwards through W itself (Rumelhart et al. 1986; paper, equation 2).
+    """Backpropagation: the error goes backwards through W itself (Rumelhart et al. 1986; paper, equation 2).
 
-    Identical to plain PyTorch; as a rule it takes the same options as the others, so that a
-    comparison changes one word. There is no B: `feedback_init` has nothing to act on.
+    It is identical to plain PyTorch. As a rule it takes the same options as the others, so that a
+    comparison changes one word. It has no B, so `feedback_init` has no effect.
     """
 
     def feedback(self, weight: Tensor, state: Tensor | None) -> Tensor:

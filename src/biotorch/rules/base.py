@@ -1,4 +1,4 @@
-"""The base of learning rules, and what a rule sees of an update."""
+"""Base classes of the learning rules, and the view that a rule has of one weight update."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from biotorch.rules import initial
 
 
 class Update:
-    """One update of W, for the rules that redraw their B or let it follow W.
+    """One update of W, for rules that redraw B or let it follow W.
 
-    Activity travels; reading `weight` is weight transport: `biotorch.audit` replaces it by noise and looks whether B
-    becomes another.
+    A rule may use activity (`noise`, `respond`) freely. Reading `weight` is weight transport: `biotorch.audit`
+    replaces `weight` by noise and checks whether B changes with it.
 
     Attributes:
         weight: W after the update, (out, in, ...).
-        feedback: B, to be changed in place; tensors by name where it is made of several.
-        layer: its dotted name, for messages.
-        number: 1 for the first update since the conversion.
-        groups: those of a convolution; 1 elsewhere.
+        feedback: B, to be changed in place; a mapping of names to tensors if B is made of several.
+        layer: dotted name of the layer, for messages.
+        number: number of the update, 1 for the first since the conversion.
+        groups: number of groups of a convolution; 1 elsewhere.
     """
 
     def __init__(
@@ -46,40 +46,40 @@ class Update:
 
     @functools.cached_property
     def generator(self) -> Generator:
-        """The layer's own, for this update: the same on every process and in a resumed run."""
+        """The layer's own random generator for this update, the same on every process and in a resumed run."""
         return self._draw()
 
     def noise(self, n: int) -> Tensor:
-        """n patterns of N(0, 1) noise at the layer's input (a convolution: at one position), (n, fan_in)."""
+        """Draw n patterns (n, fan_in) of N(0, 1) noise for the layer's input (for a convolution, at one position)."""
         fan_in = self._forward[0].numel()
         fresh = torch.empty(n, fan_in, device=self.generator.device).normal_(generator=self.generator)
         return fresh.to(self._forward)
 
     def respond(self, x: Tensor) -> Tensor:
-        """What the layer answers to activity (n, fan_in) at its input, bias off: x W^T, (n, out)."""
+        """The layer's output x W^T, (n, out), for activity x (n, fan_in) at its input, without the bias."""
         return x @ self._forward.flatten(1).T
 
 
-#: What a rule carries backwards of the forward weights; `biotorch.audit` measures it.
+#: The part of the forward weights that a rule carries backwards, as `biotorch.audit` measures it.
 Transports = Literal["nothing", "signs", "weights"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rule:
-    """A learning rule with its options: how an error travels from a layer's output to its input.
+    """A learning rule with its options: it decides how an error travels from a layer's output to its input.
 
-    Immutable; one object serves every layer of a network. What differs by layer (B, its seed) lives
-    on the layer. Options common to all rules:
+    A rule is immutable, and one object serves every layer of a network. Whatever differs by layer (B, its seed)
+    is kept on the layer. Options common to all rules:
 
     Args:
         init: initializer of W and B: `xavier`, `kaiming` (PyTorch's default) or `normal`.
-        feedback_init: initializer of B alone, or `weight` (B starts at W). Default: `init`.
+        feedback_init: initializer of B alone, or `weight`, which starts B at W. Default: `init`.
         gradient_clip: clamp the gradient handed to a layer's input to [-1, 1].
         constrain_weights: after every update rescale W in place to the norm it started with
             (Moskovitz et al. 2018).
 
     Raises:
-        ValueError: an initializer of that name does not exist, or a switch is neither true nor false.
+        ValueError: an initializer's name is unknown, or a switch is neither true nor false.
     """
 
     init: str = "xavier"
@@ -89,19 +89,19 @@ class Rule:
 
     name: ClassVar[str]
     transports: ClassVar[Transports]
-    #: True where the error comes straight from the output layer.
+    #: Whether the error comes straight from the output layer.
     direct: ClassVar[bool] = False
-    #: True where the output layer alone is trained: conversion freezes the parameters in front of it.
+    #: Whether only the output layer is trained; conversion then freezes the parameters in front of it.
     trains_output_only: ClassVar[bool] = False
-    #: True for a rule that has not (yet) done here what its paper reports: docs/log.md says what was tried.
+    #: Whether the rule has not (yet) reached its paper's results here; docs/log.md says what was tried.
     experimental: ClassVar[bool] = False
-    #: True where B descends by a gradient: it is a parameter, to which the backward pass hands that of W (feedback
-    #: rules) or the product of error and input (direct rules), and the user's optimizer does the rest.
+    #: Whether B is a parameter that the user's optimizer updates. The backward pass gives B the gradient of W (feedback
+    #: rules) or the product of error and input (direct rules).
     learns: ClassVar[bool] = False
 
     @property
     def needs_network(self) -> str:
-        """The option that concerns a whole network, so that no layer can be built with it alone; empty if none."""
+        """The option that needs a whole network, so that no single layer can be built with it; empty if none."""
         return ""
 
     def __post_init__(self) -> None:
@@ -119,24 +119,27 @@ class Rule:
     def initial_feedback(
         self, weight: Tensor, blank: Tensor, generator: Generator
     ) -> Tensor | Mapping[str, Tensor] | None:
-        """B of one layer at conversion, which becomes its `feedback`; None if the rule has none.
+        """Create B of one layer at conversion, which becomes the layer's `feedback`; None if the rule has no B.
 
-        `blank` is an empty tensor in the shape of B to fill: that of W for a feedback rule,
-        (n_out, C_in, *kernel_size) for a direct one. A feedback rule whose B is made of several tensors returns them by
-        name; they become `feedback_<name>`.
+        `blank` is an empty tensor to fill, in the shape of B: the shape of W for a feedback rule,
+        (n_out, C_in, *kernel_size) for a direct one. A feedback rule whose B is made of several tensors returns a
+        mapping of names to tensors; they become `feedback_<name>`.
         """
         return None
 
     def after_update(self, update: Update) -> None:
-        """Called once after every update of W, at the next use of B; may change B in place."""
+        """Change B in place after an update of W. Called once per update, at the next use of B."""
 
     def check_decay(self, layer: str, decay: float | None) -> None:
-        """Called once per layer whose B learns, with the `weight_decay` of W's optimizer, None where it has none."""
+        """Check the `weight_decay` of W's optimizer (None if it has none). Called once per layer whose B learns."""
 
     def require_number(self, *options: str, most: float = math.inf, whole: bool = False, zero: bool = False) -> None:
-        """Raises ValueError for an option that is no finite number above 0, at most `most`, whole if asked.
+        """Require that each option is a finite number above 0 and at most `most`; whole if `whole`.
 
-        `zero`: it may be 0.
+        With `zero` it may be 0, too.
+
+        Raises:
+            ValueError: an option is another value.
         """
         for option in options:
             value = getattr(self, option)
@@ -148,20 +151,21 @@ class Rule:
 
     @classmethod
     def has_update(cls) -> bool:
-        """Whether `after_update` does anything; updates of other rules' weights are not looked for."""
+        """Whether the rule defines `after_update`. Updates of W are tracked only under such rules."""
         return cls.after_update is not Rule.after_update
 
 
 class FeedbackRule(Rule):
-    """A rule that goes backwards layer by layer, with `feedback(W, B)` in the place of W."""
+    """A rule whose error goes backwards layer by layer, with `feedback(W, B)` in the place of W."""
 
     def feedback(self, weight: Tensor, state: Any) -> Tensor:
-        """The effective B, in the shape of `weight`, of what `initial_feedback` returned: `state` itself by default.
+        """The B that the backward pass uses, in the shape of `weight`; by default `state` itself.
 
-        Evaluated in the backward pass; where there are several tensors, in the forward pass, with `weight` detached.
+        `state` is what `initial_feedback` returned. A single tensor is evaluated in the backward pass; several tensors
+        are evaluated in the forward pass, with `weight` detached.
         """
         if state is None:
-            raise NotImplementedError(f"{type(self).__name__} says no feedback(weight, state), and has no B")
+            raise NotImplementedError(f"{type(self).__name__} must define feedback(weight, state), because it has no B")
         return state  # type: ignore[no-any-return]
 
 
@@ -170,21 +174,21 @@ class DirectRule(Rule):
     """A rule that projects the output layer's error straight to each layer (paper, equation 4).
 
     Args:
-        feedback: the form of B. `kernel`: that of one output position, (n_out, C_in, *kernel_size), applied to the
-            error held constant over space (the paper's code). `dense`: (n_out, C_in * positions) for convolutions
-            (Nokland 2016), made for one input size. `shared`: one matrix for the whole network, of which every layer
-            takes the first columns at its own scale (Launay et al. 2019): for large outputs.
-        points: name patterns (`layer1.*`, `encoder.layers.*`), or one, of blocks at whose input the error arrives,
-            instead of at every layer in them: inside such a block gradients go by backpropagation ("macro" DFA,
-            Launay et al. 2020). The outermost modules that match count.
-        shortcuts: `keep` leaves identity shortcuts as they are: gradient travels along them, which is
-            what the paper's ResNet figures contain. `cut` is strict: nothing but the broadcast error
-            crosses the boundary of a residual block.
-        blocks: name patterns (`layer1.*`), or one, of the residual blocks to cut, beside those of the common
-            families, which are known.
+        feedback: the form of B. `kernel`: (n_out, C_in, *kernel_size), applied to the error held constant over
+            space (the paper's code). `dense`: (n_out, C_in * positions) for convolutions (Nokland 2016), made for
+            one input size. `shared`: one matrix for the whole network, of which every layer takes the first columns
+            at its own scale (Launay et al. 2019), for large outputs.
+        points: one name pattern or several (`layer1.*`, `encoder.layers.*`) of blocks. The error then arrives at the
+            input of each block instead of at every layer in it; inside the block gradients go by backpropagation
+            ("macro" DFA, Launay et al. 2020). Among nested modules that match, the outermost counts.
+        shortcuts: `keep` leaves identity shortcuts as they are, so that gradient travels along them, as in
+            the paper's ResNet figures. `cut` is strict: only the broadcast error crosses the boundary of
+            a residual block.
+        blocks: one name pattern or several (`layer1.*`) of residual blocks to cut, in addition to the blocks of
+            the common families, which are known.
 
     Raises:
-        ValueError: another value of `feedback` or `shortcuts`, patterns that are no names.
+        ValueError: `feedback` or `shortcuts` has another value, or a pattern is not a string.
     """
 
     feedback: str = "kernel"
@@ -202,16 +206,15 @@ class DirectRule(Rule):
             patterns = getattr(self, option)
             if not isinstance(patterns, str | list | tuple) or not all(isinstance(name, str) for name in patterns):
                 raise ValueError(f"{option} is a name pattern or a list of them, not {patterns!r}")
-            # One pattern, or a YAML list, is welcome.
             object.__setattr__(self, option, (patterns,) if isinstance(patterns, str) else tuple(patterns))
 
     def signal(self, error: Tensor, targets: Targets) -> Tensor:
-        """What is projected in the place of the output's error (*positions, n_out), in its shape."""
+        """The tensor that B projects in the place of the output's error (*positions, n_out), in the same shape."""
         return error
 
     @classmethod
     def has_signal(cls) -> bool:
-        """Whether `signal` is anything but the error."""
+        """Whether the rule sends something else than the error."""
         return cls.signal is not DirectRule.signal
 
     @property

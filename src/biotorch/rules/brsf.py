@@ -1,4 +1,4 @@
-"""Batchwise random-magnitude sign-concordant feedback."""
+"""Batchwise random-magnitude sign-concordant feedback (brSF)."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from biotorch.rules.registry import register
 class BatchwiseRandomSign(FixedRandomSign):
     """B = |R| sign(W), R drawn again after each update (Liao et al. 2016; Moskovitz et al. 2018; paper, section 2.1).
 
-    R is drawn once after each update of W, at the next use of B: evaluation, gradient accumulation and several forwards
-    before one backward leave it as it is.
+    The new R is drawn at the first use of B after an update. Evaluation, gradient accumulation and several forwards
+    before one backward leave R as it is.
 
     Raises:
-        ValueError: `feedback_init="weight"`, which names no distribution to draw from again.
+        ValueError: `feedback_init` is `weight`, which is no distribution to draw from again.
     """
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.feedback_distribution == "weight":
             raise ValueError(
-                "brsf draws R again after every update, and feedback_init='weight' names no distribution "
-                f"to draw from: use one of {', '.join(initial.INITS)}, or frsf"
+                "brsf draws R again after every update, and feedback_init='weight' is no distribution to draw "
+                f"from: use one of {', '.join(initial.INITS)}, or the rule frsf, which draws R once"
             )
 
     def after_update(self, update: Update) -> None:

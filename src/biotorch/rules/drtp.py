@@ -1,4 +1,4 @@
-"""Direct random target projection."""
+"""Direct random target projection (DRTP)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from biotorch.rules.registry import register
 @register("drtp", transports="nothing")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DirectRandomTargetProjection(DirectFeedbackAlignment):
-    """The targets go to every hidden layer by a fixed random B_i (Frenkel, Lefebvre & Bol 2021, equation 4).
+    """The targets go to every hidden layer through a fixed random B_i (Frenkel, Lefebvre & Bol 2021, equation 4).
 
-    delta y_i = B_i y*, in the place of DFA's B_i (y* - y): for one-hot targets the error's sign is known before
-    the output is, so a layer could learn before the forward pass ends. The output layer itself learns by e.
+    delta y_i = B_i y*, in the place of DFA's B_i (y* - y). For one-hot targets the sign of the error is known before
+    the output, so a layer could learn before the forward pass ends. The output layer itself learns from e.
 
-        y*   one-hot labels, or rows: `with biotorch.targets(y):` around the forward pass
-        c    what an example counts in the loss (its mean: 1 / n)
+        y*   one-hot labels or rows, given by `with biotorch.targets(y):` around the forward pass
+        c    weight of one example in the loss (1 / n if the loss is a mean)
 
-    As a gradient, what is projected is -c y*. It does not depend on e, so it takes neither the factor of a loss
-    scaler nor that of accumulation from it: `biotorch.targets(y, scale=c)` gives it, and runs from a configuration
-    do so by themselves.
+    As a gradient, B_i projects -c y*. This does not depend on e, so a loss scaler or gradient accumulation does not
+    scale it. Give the weight with `biotorch.targets(y, scale=c)`; runs from a configuration do this on their own.
     """
 
     experimental = True

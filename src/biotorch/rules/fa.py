@@ -1,4 +1,4 @@
-"""Feedback alignment."""
+"""Feedback alignment (FA)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from biotorch.rules.registry import register
 @register("fa", transports="nothing")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FeedbackAlignment(FeedbackRule):
-    """B is random and fixed (Lillicrap et al. 2014, 2016; paper, equation 3).
+    """The error goes backwards through a fixed random B (Lillicrap et al. 2014, 2016; paper, equation 3).
 
     delta W_i = -((B_{i+1} delta z_{i+1}) * phi'(z_i)) y_{i-1}^T, with B in the shape of W and drawn
-    by `feedback_init`. The rules that learn such a B build on this one.
+    by `feedback_init`. The rules that learn such a B are subclasses of this one.
 
     Args:
-        feedback_angle: start softly: turn B, at its own norm, to that angle to the W it meets (0 to 180
-            degrees; a random B has about 90).
+        feedback_angle: soft start: turn B, without changing its norm, to this alignment angle (W to B) in degrees,
+            0 to 180. A random B has about 90.
 
     Raises:
-        ValueError: `feedback_angle` is no angle, or stands beside `feedback_init="weight"`, which has one: 0.
+        ValueError: `feedback_angle` is no angle, or is given with `feedback_init="weight"`, which fixes it to 0.
     """
 
     feedback_angle: float | None = None

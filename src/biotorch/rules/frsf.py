@@ -1,4 +1,4 @@
-"""Fixed random-magnitude sign-concordant feedback."""
+"""Fixed random-magnitude sign-concordant feedback (frSF)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from biotorch.rules.registry import register
 class FixedRandomSign(FeedbackRule):
     """B = |R| sign(W) elementwise, R drawn once (Liao et al. 2016; Moskovitz et al. 2018; paper, section 2.1).
 
-    The absolute value is the paper's change to Liao et al.: without it the sign that arrives
-    is that of R times W.
+    The absolute value is the paper's change to Liao et al.; without it B would have the signs of R times W.
     """
 
     def initial_feedback(self, weight: Tensor, blank: Tensor, generator: Generator) -> Tensor:

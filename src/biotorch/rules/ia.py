@@ -1,4 +1,4 @@
-"""Information alignment."""
+"""Information alignment (IA)."""
 
 from __future__ import annotations
 
@@ -12,32 +12,33 @@ from biotorch.rules.registry import register
 @register("ia", transports="nothing")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InformationAlignment(FeedbackAlignment):
-    """B learns to bring back what W sends forward (Kunin et al. 2020, section 3).
+    """B learns to reconstruct the layer's input from its output (Kunin et al. 2020, section 3).
 
-    B descends the layer-wise regularizer of three primitives, eta_B its own rate:
+    B descends a layer-wise regularizer of three primitives at its own rate eta_B:
 
         R = -alpha tr(x^T B^T y) + beta / 2 |B|^2 + gamma / 2 |B^T y|^2     amp, decay, null
 
-    with y = W x. On white noise x it ends at B = alpha (gamma W W^T + beta)^-1 W, for every beta and gamma with
-    less than 90 degrees to W; `null` bounds B where the weight mirror (gamma = 0) lets it grow with W.
+    with y = W x. On white noise x it converges to B = alpha (gamma W W^T + beta)^-1 W. This B has an alignment angle
+    of less than 90 degrees for every beta and gamma. `null` bounds B, while in the weight mirror (gamma = 0) B grows
+    with W.
 
-        x, y                `update.noise`, `update.respond`: activity at both ends of the layer, bias off
+        x, y                `update.noise`, `update.respond`: activity at both ends of the layer, without the bias
         eta_B               `feedback_rate`
         alpha, beta, gamma  `amp`, `feedback_decay`, `null`
 
-    Deviations: x is white noise after every update of W, as in `wm`, where the paper takes the activations of the
-    training batch: no statistics have to be shared between processes, and correlated inputs do not bend B. The
-    paper searches its constants per task; these are ours. Steps are explicit: they are stable while
-    eta_B (beta + gamma s^2) < 2 with s the largest singular value of W, which a W drawn as N(0, 1) exceeds (`init:
-    normal` needs a smaller `null`).
+    Deviations: x is white noise after every update of W, as in `wm`, while the paper takes the activations of the
+    training batch. So no statistics have to be shared between processes, and correlated inputs do not distort B. The
+    paper searches its constants for each task; the defaults are ours. The steps are explicit. They are stable while
+    eta_B (beta + gamma s^2) < 2, with s the largest singular value of W. A W drawn from N(0, 1) breaks this bound, so
+    `init: normal` needs a smaller `null`.
 
     Args:
         feedback_rate: eta_B.
-        amp, feedback_decay, null: weights of the primitives.
+        amp, feedback_decay, null: weights of the three primitives.
         noise_batch: patterns of noise per update.
 
     Raises:
-        ValueError: one of them is not above 0.
+        ValueError: an option is not above 0.
     """
 
     feedback_rate: float = 0.1

@@ -1,4 +1,4 @@
-"""How W and B are drawn: the initializers of the paper (section 4) by name."""
+"""Initializers of W and B, by the names of the paper (section 4)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from biotorch._names import unknown
 Init = Literal["xavier", "kaiming", "normal"]
 FeedbackInit = Literal["xavier", "kaiming", "normal", "weight"]
 
-#: What `init` accepts, for W and B.
+#: Valid values of `init`, for W and B.
 INITS: tuple[str, ...] = get_args(Init)
-#: What `feedback_init` accepts: the same, or B starts at W.
+#: Valid values of `feedback_init`: those of `init`, and `weight`, which starts B at W.
 FEEDBACK_INITS: tuple[str, ...] = get_args(FeedbackInit)
 
 
 def check(option: str, name: str | None, valid: tuple[str, ...]) -> None:
-    """Raises ValueError, naming the nearest valid name, unless `name` is None or valid."""
+    """Raise ValueError, with the nearest valid name, unless `name` is None or valid."""
     if name is not None and name not in valid:
         raise unknown(option, name, valid)
 
@@ -29,8 +29,8 @@ def draw(tensor: Tensor, init: str, generator: torch.Generator) -> Tensor:
     """Fill `tensor` (two or more dimensions) in place and return it.
 
     `xavier`: Xavier uniform (Glorot & Bengio 2010); `kaiming`: PyTorch's default,
-    U(-1/sqrt(fan_in), 1/sqrt(fan_in)); `normal`: N(0, 1). Values depend on the generator and the
-    shape alone, not on type, memory format or device of `tensor` (a CPU generator fills any).
+    U(-1/sqrt(fan_in), 1/sqrt(fan_in)); `normal`: N(0, 1). The values depend on the generator and the
+    shape alone, not on type, memory format or device of `tensor` (a CPU generator fills a tensor on any device).
     """
     if tensor.is_meta:
         return tensor
@@ -48,8 +48,8 @@ def draw(tensor: Tensor, init: str, generator: torch.Generator) -> Tensor:
 
 
 def turned(drawn: Tensor, weight: Tensor, degrees: float) -> Tensor:
-    """`drawn` turned, at its own norm, so that it has that angle to `weight`: B of a soft start."""
-    if drawn.is_meta or weight.is_meta or not weight.any():  # nothing has an angle to zero
+    """Turn `drawn`, without changing its norm, to an angle of `degrees` to `weight`: the B of a soft start."""
+    if drawn.is_meta or weight.is_meta or not weight.any():  # there is no angle to zero
         return drawn
     with torch.no_grad():
         towards = weight.double() / weight.double().norm().clamp(min=1e-300)
@@ -61,7 +61,7 @@ def turned(drawn: Tensor, weight: Tensor, degrees: float) -> Tensor:
 
 
 def draw_unit(tensor: Tensor, init: str, generator: torch.Generator) -> Tensor:
-    """Fill `tensor` in place with the distribution of `init` at variance 1, and return it."""
+    """Fill `tensor` in place from the distribution of `init`, scaled to variance 1, and return it."""
     if tensor.is_meta:
         return tensor
     fresh = torch.empty(tensor.shape, device=generator.device)
@@ -74,7 +74,7 @@ def draw_unit(tensor: Tensor, init: str, generator: torch.Generator) -> Tensor:
 
 
 def draw_bias(bias: Tensor, weight: Tensor, init: str, generator: torch.Generator) -> None:
-    """Fill `bias` in place: zero, except under `kaiming`, where it is PyTorch's default."""
+    """Fill `bias` in place: PyTorch's default under `kaiming`, zero otherwise."""
     with torch.no_grad():
         if init == "kaiming" and not bias.is_meta:
             fan_in, _ = nn.init._calculate_fan_in_and_fan_out(weight)
@@ -86,9 +86,9 @@ def draw_bias(bias: Tensor, weight: Tensor, init: str, generator: torch.Generato
 
 
 def scale(weight: Tensor, init: str) -> float | Tensor:
-    """The standard deviation that `init` gives a weight of this shape.
+    """Standard deviation of a weight of this shape under `init`.
 
-    Xavier: sqrt(2 / (fan_in + fan_out)); kaiming (PyTorch's default): 1 / sqrt(3 fan_in); normal: 1;
+    `xavier`: sqrt(2 / (fan_in + fan_out)); `kaiming` (PyTorch's default): 1 / sqrt(3 fan_in); `normal`: 1;
     `weight`: the root mean square of W itself.
     """
     if init == "weight":

@@ -15,7 +15,7 @@ from biotorch.rules.registry import available
 
 
 class _Finder(MetaPathFinder, Loader):
-    """Makes the modules `package.<rule>` when they are imported; files of the package come first."""
+    """Import finder that makes the module `package.<rule>` when it is imported; files of the package come first."""
 
     def __init__(self, package: str, contents: Callable[[str], dict[str, Any]]) -> None:
         self.package, self.contents = package, contents
@@ -35,11 +35,11 @@ class _Namespace(NamedTuple):
 
 
 def per_rule(package: str, contents: Callable[[str], dict[str, Any]]) -> _Namespace:
-    """Make `package.<rule>` importable for every rule, also those that are registered later.
+    """Make `package.<rule>` importable for every rule, including rules that are registered later.
 
     Args:
-        package: full name of a package, which calls this in its `__init__`.
-        contents: rule -> the names of its module.
+        package: full name of a package, which calls this function in its `__init__`.
+        contents: function from a rule's name to the attributes of its module.
 
     Returns:
         `__getattr__` and `__dir__` of the package, so that `package.<rule>` needs no import statement.

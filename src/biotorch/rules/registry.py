@@ -1,4 +1,4 @@
-"""The registry of learning rules: from a name and options to a rule."""
+"""The registry of learning rules, which makes a rule from a name and options."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from biotorch.rules.base import DirectRule, FeedbackRule, Rule, Transports
 
 _REGISTRY: dict[str, type[Rule]] = {}
 _ALIASES: dict[str, str] = {}
-#: Options of a configuration for rules whose B is a parameter, and the optimizer's words for them.
+#: Options of a configuration for rules whose B is a parameter, with the optimizer's names for them.
 _GROUP = {"feedback_rate": "lr", "feedback_decay": "weight_decay"}
 
 
 def register(*names: str, transports: Transports) -> Callable[[type[Rule]], type[Rule]]:
-    """Class decorator: make a rule known by its first name, and by the others as aliases.
+    """Class decorator that registers a rule.
 
     Args:
-        names: the rule's name, and aliases.
-        transports: what it carries backwards of W, or learns from it: `nothing`, `signs` or `weights`.
+        names: the rule's name, then its aliases.
+        transports: the part of W that the rule carries backwards, or learns B from: `nothing`, `signs` or `weights`.
 
     Raises:
         TypeError: the class is no rule, or has options without being a dataclass.
-        ValueError: no name, one that is taken, or another word for `transports`.
+        ValueError: there is no name, a name is taken, or `transports` has another value.
     """
     if not names:
         raise ValueError('a rule needs a name: @rules.register("name", transports=...)')
@@ -37,15 +37,15 @@ def register(*names: str, transports: Transports) -> Callable[[type[Rule]], type
         options = [name for name, kind in vars(rule).get("__annotations__", {}).items() if "ClassVar" not in str(kind)]
         if options and "__dataclass_fields__" not in vars(rule):
             raise TypeError(
-                f"{rule.__name__} has options ({', '.join(options)}) and is no dataclass: put "
+                f"{rule.__name__} has options ({', '.join(options)}) but is not a dataclass: put "
                 "@dataclasses.dataclass(frozen=True, kw_only=True) between @rules.register(...) and the class"
             )
         for name in names:
             if name in _REGISTRY or name in _ALIASES:
                 module = get(name).__module__
                 raise ValueError(
-                    f"a rule named {name!r} is already registered, by module {module}: take another name, or import "
-                    "the module by one path alone"
+                    f"a rule named {name!r} is already registered, by module {module}: choose another name. If it is "
+                    "the same rule, import its module by one path only"
                 )
         rule.name, rule.transports = names[0], transports
         _REGISTRY[names[0]] = rule
@@ -61,12 +61,16 @@ def available() -> list[str]:
 
 
 def is_known(name: str) -> bool:
-    """Whether a rule has that name or alias."""
+    """Whether `name` is the name or alias of a rule."""
     return _ALIASES.get(name, name) in _REGISTRY
 
 
 def get(name: str) -> type[Rule]:
-    """The rule class of that name or alias. Raises ValueError naming the nearest valid name."""
+    """The rule class with this name or alias.
+
+    Raises:
+        ValueError: there is none; the message has the nearest valid name.
+    """
     canonical = _ALIASES.get(name, name)
     if canonical not in _REGISTRY:
         raise unknown("rule", name, [*_REGISTRY, *_ALIASES])
@@ -74,30 +78,32 @@ def get(name: str) -> type[Rule]:
 
 
 def option_names(name: str) -> list[str]:
-    """The options that the rule of that name accepts."""
+    """Names of the options that a rule accepts."""
     return [field.name for field in dataclasses.fields(get(name))]
 
 
 def group_options(name: str) -> list[str]:
-    """The options of a configuration that make a parameter group for B of that rule; `make` does not take them."""
+    """Options of a configuration that set up the parameter group of a rule's B; `make` does not accept them."""
     return [option for option in _GROUP if get(name).learns and option not in option_names(name)]
 
 
 def require_no_group_option(name: str, option: str) -> None:
-    """Raises ValueError for one of `group_options`, with what to do instead."""
+    """Raise ValueError, with the cure, if `option` is one of the rule's `group_options`."""
     if option in group_options(name):
         raise ValueError(
-            f"{option!r} is no option of rule {get(name).name!r}, whose B is a parameter: give the optimizer a group "
-            f'for B, {{"params": biotorch.feedback_parameters(model), "{_GROUP[option]}": ...}}, beside one of the '
-            "other parameters; in a configuration it is an option of model.mode"
+            f"{option!r} is no option of rule {get(name).name!r} itself, because its B is a parameter: give the "
+            f'optimizer a group for B, {{"params": biotorch.feedback_parameters(model), "{_GROUP[option]}": ...}}, and '
+            "another for the other parameters. In a configuration it is an option of model.mode"
         )
 
 
 def from_layer_config(layer_config: Mapping[str, Any] | None, default: str) -> Rule:
-    """The rule of the first system's `{"type": ..., "options": {...}}`; `default` where it names none.
+    """Make the rule of a `layer_config`, the first system's `{"type": ..., "options": {...}}`.
+
+    `default` is the rule if `layer_config` has no type.
 
     Raises:
-        ValueError: another key, rule or option, or a type that contradicts `default`.
+        ValueError: a key, rule or option is unknown, or the type contradicts `default`.
     """
     config = {} if layer_config is None else layer_config
     if not isinstance(config, Mapping):
@@ -107,15 +113,15 @@ def from_layer_config(layer_config: Mapping[str, Any] | None, default: str) -> R
             raise unknown("key of layer_config", key, ("type", "options"))
     kind = config.get("type") or default
     if get(kind) is not get(default):
-        raise ValueError(f"layer_config asks for {kind!r} where {default!r} is: give one of them")
+        raise ValueError(f"layer_config asks for rule {kind!r}, but rule {default!r} is given, too: give only one")
     return make(kind, **(config.get("options") or {}))
 
 
 def make(name: str, **options: Any) -> Rule:
-    """The rule of that name with these options.
+    """Make the rule `name` with the given options.
 
     Raises:
-        ValueError: no such rule, option or value; the message names the nearest valid one.
+        ValueError: the rule, an option or a value is not valid; the message has the nearest valid one.
     """
     valid = option_names(name)
     for option in options:
@@ -124,6 +130,6 @@ def make(name: str, **options: Any) -> Rule:
             raise unknown(f"option of rule {get(name).name!r}", option, valid)
     try:
         return get(name)(**options)
-    except TypeError as error:  # a comparison of the wrong types, mostly, in a check of the rule's
+    except TypeError as error:  # mostly from a rule's own check that compares values of different types
         given = ", ".join(f"{option}={value!r}" for option, value in options.items())
         raise ValueError(f"rule {get(name).name!r} does not take {given}: {error}") from error

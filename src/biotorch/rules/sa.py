@@ -1,4 +1,4 @@
-"""Symmetric alignment."""
+"""Symmetric alignment (SA)."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from biotorch.rules.registry import register
 class SymmetricAlignment(FeedbackAlignment):
     """B follows W at its own rate (Kunin et al. 2020, section 4).
 
-    B descends R = 1/2 |W - B|^2, the primitives decay and self: B <- B - eta_B (B - W) after every update of W.
-    The backward pass never reads W, but R does: Kunin et al. call the rule non-local, and the audit says
+    B descends R = 1/2 |W - B|^2 (the primitives decay and self): B <- B - eta_B (B - W) after every update of W.
+    The backward pass never reads W, but R does. Kunin et al. call the rule non-local, and the audit's verdict is
     `weights`.
 
         eta_B   `feedback_rate`
 
-    Deviations: B takes plain gradient steps, where the paper gives W and B one optimizer and a weight of R.
+    Deviations: B takes plain gradient steps; in the paper one optimizer updates W and B, and R has a weight.
 
     Args:
-        feedback_rate: eta_B, at most 1, which would be to copy W.
+        feedback_rate: eta_B, at most 1; the value 1 copies W.
 
     Raises:
-        ValueError: it is not above 0 and at most 1.
+        ValueError: `feedback_rate` is not above 0 and at most 1.
     """
 
     feedback_rate: float = 0.5

@@ -1,4 +1,4 @@
-"""Error-sign direct feedback alignment."""
+"""Error-sign direct feedback alignment (sDFA)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from biotorch.rules.registry import register
 @register("sdfa", transports="nothing")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ErrorSignDirectFeedbackAlignment(DirectFeedbackAlignment):
-    """DFA of the error's sign (Frenkel, Lefebvre & Bol 2021, section 2).
+    """DFA with the sign of the error (Frenkel, Lefebvre & Bol 2021, section 2).
 
-    delta y_i = B_i sign(e): what remains of DFA when only the direction of each output's error is known.
+    delta y_i = B_i sign(e), which is DFA when only the direction of each output's error is known. sign(0) = 0.
 
-        c   what an example counts in the loss (its mean: 1 / n)
+        c   weight of one example in the loss (1 / n if the loss is a mean)
 
-    What is projected is c sign(e). A sign has no size, so the factor of a loss scaler or of accumulation is lost
-    in it: `biotorch.targets(y, scale=c)` gives it back, and runs from a configuration do so by themselves. sign(0) = 0.
+    B_i projects c sign(e). A sign has no size, so a loss scaler or gradient accumulation does not scale it.
+    Give the weight with `biotorch.targets(y, scale=c)`; runs from a configuration do this on their own.
     """
 
     experimental = True

@@ -1,4 +1,4 @@
-"""The shallow control: only the output layer learns."""
+"""The shallow control, in which only the output layer learns."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from biotorch.rules.registry import register
 @register("shallow", transports="nothing")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shallow(FeedbackRule):
-    """No error leaves the output layer, and all other parameters are frozen: a linear readout of random features.
+    """A linear readout of random features: no error leaves the output layer, all other parameters are frozen.
 
-    What a rule has to beat before its hidden layers can be said to learn (Bartunov et al. 2018). Conversion
+    A rule must beat this control before its hidden layers can be said to learn (Bartunov et al. 2018). Conversion
     switches off `requires_grad` of everything in front of the output layer, norms included, so that weight decay
-    and DDP leave it alone; the statistics of batch norm still follow the batches. Converting again or
-    `biotorch.revert` switches it back on.
+    and DDP leave it alone. The statistics of batch norm still follow the batches. Converting again or
+    `biotorch.revert` switches `requires_grad` back on.
     """
 
     trains_output_only = True

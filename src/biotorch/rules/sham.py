@@ -1,4 +1,4 @@
-"""The sham control: backpropagation dressed as feedback alignment."""
+"""The sham control: backpropagation through the machinery of a learned B."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from biotorch.rules.registry import register
 @register("sham", transports="weights")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sham(FeedbackRule):
-    """All of the machinery of a learned feedback, with B = W: it has to give backpropagation's weights.
+    """A control that runs the whole machinery of a learned B with B = W, and must give backpropagation's weights.
 
-    B is a buffer, starts at W whatever `feedback_init` says, and is set to W after every update. A difference to
-    backpropagation is a defect of the machinery, and an audit that does not call this transport is worth nothing.
+    B is a buffer, starts at W whatever `feedback_init` says, and is set to W after every update. Any difference to
+    backpropagation is a defect of the machinery. The audit must find that this rule transports weights.
     """
 
     def initial_feedback(self, weight: Tensor, blank: Tensor, generator: Generator) -> Tensor:

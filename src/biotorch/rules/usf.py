@@ -1,4 +1,4 @@
-"""Uniform sign-concordant feedback."""
+"""Uniform sign-concordant feedback (uSF)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from biotorch.rules.registry import register
 class UniformSign(FeedbackRule):
     """B = s sign(W) (Liao et al. 2016; paper, section 2.1).
 
-    s is the standard deviation of the initializer `feedback_init`, as section 4 of the paper has it:
-    sqrt(2 / (fan_in + fan_out)) for `xavier`, 1 / sqrt(3 fan_in) for `kaiming`, 1 for `normal`, the
+    s is the standard deviation of the initializer `feedback_init`, as in section 4 of the paper:
+    sqrt(2 / (fan_in + fan_out)) for `xavier`, 1 / sqrt(3 fan_in) for `kaiming`, 1 for `normal`, and the
     root mean square of the initial W for `weight`. sign(0) = 0. The buffer `feedback` holds s.
     """
 

@@ -1,4 +1,4 @@
-"""Weight mirror."""
+"""Weight mirror (WM)."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from biotorch.rules.registry import register
 @register("wm", transports="nothing")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WeightMirror(FeedbackAlignment):
-    """Noise through each layer teaches B what W is (Akrout et al. 2019, equation 7 and its appendix).
+    """B learns W from noise that is sent through the layer (Akrout et al. 2019, equation 7 and its appendix).
 
-    After every update of W comes a mirror phase: B <- (1 - lambda_B) B + eta_B mean(y x^T) with y = W x of
-    white noise x, whose expectation is W: B turns to W eta_B / lambda_B.
+    A mirror phase follows every update of W: B <- (1 - lambda_B) B + eta_B mean(y x^T), with y = W x for white
+    noise x. The expectation of y x^T is W, so B converges to W eta_B / lambda_B.
 
-        x, y       `update.noise`, `update.respond`: activity at both ends of the layer, bias off
+        x, y       `update.noise`, `update.respond`: activity at both ends of the layer, without the bias
         eta_B      `mirror_rate`
         lambda_B   `mirror_decay`
 
-    Growth control: noise of variance 1 sent back through B may not come out stronger than `growth_limit`; B is
-    scaled down where it would.
+    Growth control: if noise of variance 1 sent back through B would come out with a standard deviation above
+    `growth_limit`, B is scaled down to that limit.
 
-    Deviations: one short mirror phase per update instead of alternating long ones, without the nonlinearity behind
-    the layer; a convolution mirrors at one position; growth control takes the expected strength inside an image at
-    stride 1, not a sample, and only ever shrinks B. A transposed convolution mirrors from its output side, W being
-    kept that way round.
+    Deviations: one short mirror phase per update instead of long alternating ones, without the nonlinearity behind
+    the layer. A convolution mirrors at one position. Growth control uses the expected strength inside an image at
+    stride 1, not a sample, and only ever shrinks B. A transposed convolution mirrors from its output side, because
+    its W is kept in that orientation.
 
     Args:
         mirror_rate: eta_B.
         mirror_decay: lambda_B.
         mirror_batch: patterns of noise per mirror phase.
-        growth_limit: standard deviation of the answer of B to white noise.
+        growth_limit: largest standard deviation of the response of B to white noise.
 
     Raises:
-        ValueError: one of them is not above 0, a decay above 1.
+        ValueError: an option is not above 0, or the decay is above 1.
     """
 
     mirror_rate: float = 0.1

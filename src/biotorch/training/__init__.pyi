@@ -15,11 +15,11 @@ from biotorch.training.distributed import (
 from biotorch.training.evaluation import (
     evaluate as evaluate,
 )
-from biotorch.training.fitting import (
-    fit as fit,
-)
 from biotorch.training.loop import (
     Trainer as Trainer,
+)
+from biotorch.training.loop import (
+    fit as fit,
 )
 from biotorch.training.losses import (
     LossConfig as LossConfig,

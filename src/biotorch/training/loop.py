@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from biotorch import _seeding, metrics
+from biotorch.data import Dataset
 from biotorch.models.outputs import main_output
 from biotorch.training import pretraining, randomness
 from biotorch.training.distributed import any_process, share_statistics
 from biotorch.training.divergence import diverged_after
 from biotorch.training.evaluation import evaluate
 from biotorch.training.losses import training_loss
-from biotorch.training.state import Record, Stopped, TrainingState
+from biotorch.training.settings import TrainingConfig
+from biotorch.training.state import Observer, Record, Stopped, TrainingState
 
 
 class Trainer(TrainingState):
@@ -177,3 +179,26 @@ class Trainer(TrainingState):
         if any(any_process(self.fabric, self.observer.stop_now())):
             self.observer.save(self)
             raise Stopped
+
+
+def fit(
+    model: nn.Module,
+    data: Dataset,
+    config: TrainingConfig,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    seed: int,
+    on_epoch: Callable[[Record], None] = lambda record: None,
+) -> list[Record]:
+    """Train `model` in place on the CPU and leave it at its best epoch on validation; returns the records.
+
+    The short form of `Trainer`, which has the errors that it raises.
+    """
+
+    class Told(Observer):
+        def on_epoch(self, record: Record) -> None:
+            on_epoch(record)
+
+    trainer = Trainer(model, data, config, loss, seed, observer=Told())
+    trainer.run()
+    model.load_state_dict(trainer.best["model"])
+    return trainer.history

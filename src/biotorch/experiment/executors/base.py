@@ -11,7 +11,7 @@ from types import TracebackType
 from biotorch.errors import Failure
 from biotorch.experiment.config import Config
 from biotorch.experiment.display import Display
-from biotorch.experiment.run import run_point
+from biotorch.experiment.point import run_point
 from biotorch.experiment.signals import stop_requests
 
 

@@ -102,7 +102,7 @@ def test_the_test_set_is_seen_once_and_by_the_best_model(tmp_path, monkeypatch):
         seen.append(len(split))
         return evaluate(model, split, *args, **kwargs)
 
-    for module in ("biotorch.experiment.run", "biotorch.training.loop"):
+    for module in ("biotorch.experiment.point", "biotorch.training.loop"):
         monkeypatch.setattr(sys.modules[module], "evaluate", counted)
     spoils = "training.lr_scheduler={type: StepLR, step_size: 2, gamma: 100}"
     overrides = ["training.hyperparameters.epochs=3", "training.optimizer={type: Adam, lr: 0.002}", spoils]

@@ -1,0 +1,214 @@
+"""One run: config -> data -> model under a rule -> training with metrics -> test -> results on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from biotorch import _files, _seeding, data
+from biotorch._files import state_hash
+from biotorch.errors import ConfigError, Interrupted, SectionError
+from biotorch.experiment import checkpoints, results
+from biotorch.experiment.config import Config
+from biotorch.experiment.display import Display
+from biotorch.experiment.folder import RunFolder
+from biotorch.experiment.identity import claim
+from biotorch.experiment.importing import import_all
+from biotorch.experiment.keeping import Keeper
+from biotorch.experiment.network import build_model, check_input, checkpoint_digest, feedback_groups
+from biotorch.experiment.results import Result
+from biotorch.experiment.signals import StopRequest
+from biotorch.training import Stopped, Trainer, TrainingConfig, evaluate, launch
+from biotorch.training.distributed import gather, require_equal_feedback
+from biotorch.training.randomness import repeatable
+
+
+def launched(config: Config) -> Fabric:
+    """Start, or join, the processes. Raises ConfigError where `infrastructure` does not fit what was started."""
+    try:
+        return launch(config.infrastructure)
+    except SectionError as error:
+        raise ConfigError(f"infrastructure: {error}") from error
+
+
+_T = TypeVar("_T")
+
+
+@dataclasses.dataclass
+class Run:
+    """A point of a study at work: its configuration, and everything that was made of it.
+
+    Attributes:
+        config: the configuration, with what depends on the machine filled in.
+        fabric: the launched processes.
+        folder: the folder of the run.
+        dataset: the data, on the device of `fabric`.
+        model: the network under its rule, there too.
+        display: what shows the progress.
+        request: whether somebody asked to stop.
+    """
+
+    config: Config
+    fabric: Fabric
+    folder: RunFolder
+    dataset: data.Dataset
+    model: nn.Module
+    display: Display
+    request: StopRequest
+
+    def result(self) -> Result:
+        """Train, where the configuration says so, and test; what results.json holds."""
+        config, start = self.config, time.perf_counter()
+        self.loss = config.model.loss_function.build().to(self.fabric.device)
+        outcome: Result = {"validation": None, "history": [], "seconds": 0.0, "skipped_images": []}
+        if config.training is not None:
+            outcome = self._train(config.training)
+            start = time.perf_counter()
+        hashed = outcome.pop("state_hash", None) or state_hash(self.model.state_dict())
+        test = None
+        if config.evaluation:
+            top_k = config.training.metrics.top_k if config.training else 1
+            batch = config.data.evaluation_batch_size
+            test = evaluate(self.model, self.dataset.test, self.loss, top_k, batch, self.fabric)
+        skipped = gather(outcome["skipped_images"] + self.dataset.test.skipped, self.fabric)
+        return {
+            "config": config.model_dump(mode="json"),
+            "data": self.dataset.record,
+            "started_from": checkpoint_digest(config.model),
+            **outcome,
+            "test": test,
+            "state_hash": hashed,
+            "skipped_images": sorted({path for paths in skipped for path in paths}),
+            "seconds": outcome["seconds"] + time.perf_counter() - start,
+            "environment": results.environment(self.fabric, config.infrastructure.threads),
+        }
+
+    def _train(self, training: TrainingConfig) -> Result:
+        """Train the model, or go on with it, and leave it at its best epoch; `state_hash` is of its last state."""
+        trainer = self._trainer(training)
+        newest = _on_first(self.fabric, lambda: checkpoints.newest(self.folder.latest))
+        seconds = 0.0
+        if newest is not None:
+            state = checkpoints.load(newest)  # on the CPU: generators stay there, the rest is copied to its device
+            checkpoints.require_format(state, newest)
+            trainer.load_state_dict(state)
+            seconds = state["seconds_in_all"]
+        keeper = Keeper(trainer, self.config, self.folder, self.display, self.request, seconds)
+        with keeper, self.request.deferred():
+            trainer.observer = keeper
+            try:
+                trainer.run()
+            except Stopped as error:
+                raise Interrupted(self.request.number or signal.SIGTERM) from error
+        require_equal_feedback(self.model, self.fabric)
+        hashed = state_hash(self.model.state_dict())
+        self.model.load_state_dict(trainer.best["model"])
+        return {
+            "validation": trainer.history[trainer.best["epoch"]]["validation"],
+            "best_epoch": trainer.best["epoch"],
+            "history": trainer.history,
+            "state_hash": hashed,
+            "skipped_images": trainer.skipped,
+            "seconds": keeper.seconds_in_all,
+        }
+
+    def _trainer(self, training: TrainingConfig) -> Trainer:
+        config, batch_size = self.config, training.hyperparameters.batch_size
+        assert config.model.mode is not None
+        if batch_size < self.fabric.world_size:
+            raise ConfigError(
+                f"training.hyperparameters.batch_size: {batch_size} examples cannot be shared by "
+                f"{self.fabric.world_size} processes"
+            )
+        try:
+            return Trainer(
+                self.model,
+                self.dataset,
+                training,
+                self.loss,
+                config.experiment.seed,
+                self.fabric,
+                compiled=config.infrastructure.compile,
+                evaluation_batch_size=config.data.evaluation_batch_size,
+                feedback=feedback_groups(self.model, config.model.mode),
+            )
+        except SectionError as error:
+            raise ConfigError(f"training.{error}") from error
+
+
+def run_point(
+    config: Config,
+    path: Path,
+    overwrite: bool = False,
+    display: Display | None = None,
+    request: StopRequest | None = None,
+) -> Result:
+    """Train and test one network in the folder `path`, from its last checkpoint where there is one.
+
+    Raises:
+        LockedError: another process works on the folder.
+        OtherRunError: it holds a run of another configuration, and `overwrite` is False.
+        ConfigError: network, loss, optimizer or processes do not fit each other or the data.
+        DivergenceError: loss or weights are no longer finite; the last good checkpoint stays.
+        Interrupted: `request` came; the checkpoint is on disk.
+    """
+    import_all(config.imports)  # this may be a process of its own
+    fabric, folder = launched(config), RunFolder(path)
+    with _locked(folder, fabric):
+        config = _on_first(fabric, lambda: claim(config, folder, overwrite))
+        experiment = config.experiment
+        with repeatable(experiment.seed, experiment.deterministic, config.infrastructure.threads):
+            dataset = data.load(config.data, experiment.seed).to(fabric.device)
+            model = build_model(config, dataset.num_classes, dataset.input_shape).to(fabric.device)
+            if config.infrastructure.channels_last:
+                model = model.to(memory_format=torch.channels_last)
+            check_input(model, dataset.train, config)
+            _on_first(fabric, lambda: folder.begin(config.model_dump(mode="json"), overwrite))
+            if fabric.world_size > 1:  # dropout is each process's own
+                torch.manual_seed(_seeding.derive(experiment.seed, "rank", fabric.global_rank))
+            run = Run(config, fabric, folder, dataset, model, display or Display(), request or StopRequest())
+            result = run.result()
+        return _on_first(fabric, lambda: _finish(folder, result))
+
+
+def _finish(folder: RunFolder, result: Result) -> Result:
+    if result["validation"] is not None:
+        _files.write_text(folder.best_accuracy, f"{100 - result['validation']['error']}\n")
+    _files.previous(folder.latest).unlink(missing_ok=True)
+    return results.save(folder.results, result)
+
+
+# Several processes ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _locked(folder: RunFolder, fabric: Fabric) -> Iterator[None]:
+    _on_first(fabric, folder.lock)
+    try:
+        yield
+    finally:
+        if fabric.is_global_zero:
+            folder.release()
+
+
+def _on_first(fabric: Fabric, action: Callable[[], _T]) -> _T:
+    """What `action` returns in the first process, in all of them; where it raises, all raise."""
+    outcome: tuple[_T | None, Exception | None] = (None, None)
+    if fabric.is_global_zero:
+        try:
+            outcome = (action(), None)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is raised again, and nobody waits for ever
+            outcome = (None, error)
+    value, problem = fabric.broadcast(outcome)
+    if problem is not None:
+        raise problem
+    return value  # type: ignore[return-value]
