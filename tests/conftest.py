@@ -1,5 +1,6 @@
 """What every test shares: one thread (two cores run several workers), a fixed seed, quiet hypothesis."""
 
+import gc
 import json
 
 import pytest
@@ -20,6 +21,15 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
 settings.load_profile("biotorch")
+
+
+def pytest_collection_finish(session):
+    """Thousands of collected tests and all libraries are out of the garbage collector's sight.
+
+    Else it walks through them again and again, and so does whoever looks for living optimizers.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

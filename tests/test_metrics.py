@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from networks import RULES, TRAINING, batch, images, labels, mlp, same, state
+from rule_names import without_decay
 from torch import nn
 from torch.nn import functional as F
 
@@ -226,6 +227,7 @@ def test_metrics_are_valid_before_the_first_forward_and_do_not_change_by_it(rule
     assert (alignment_angles(model), norm_ratios(model)) == before
 
 
+@without_decay
 @pytest.mark.parametrize("rule", RULES)
 def test_measuring_does_not_change_what_training_does(rule):
     results = []

@@ -24,7 +24,7 @@ def sweep(tmp_path_factory):
     """Two trained points, under backpropagation and FA."""
     folder = tmp_path_factory.mktemp("attacked")
     axes = "sweep={model.mode.type: [backpropagation, fa]}"
-    result = invoke("run", CONFIG, axes, *SHORT[1:], *into(folder, name="pair"))
+    result = invoke("run", CONFIG, axes, *SHORT[1:], *into(folder, name="pair"), "--jobs", "1")
     assert result.exit_code == 0, result.output
     return folder / "pair"
 

@@ -29,9 +29,13 @@ from biotorch.report import style
 
 FULL = Path("/dev/full")
 FULL_DISK = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-LISTS = ("models", "rules", "schema", "--help")
 
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="writes to /dev/full")
+
+
+def slow(*values):
+    """A case that goes the way of another one: a command takes seconds to start."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def command(argument: str, stdout: int, unbuffered: bool = False) -> tuple[int, str]:
@@ -52,7 +56,7 @@ def command(argument: str, stdout: int, unbuffered: bool = False) -> tuple[int, 
 # Standard output -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("argument", LISTS)
+@pytest.mark.parametrize("argument", [slow("models"), slow("rules"), "schema", "--help"])
 def test_a_reader_that_has_gone_ends_a_command_without_a_word(argument):
     reading, written = os.pipe()
     os.close(reading)
@@ -63,8 +67,16 @@ def test_a_reader_that_has_gone_ends_a_command_without_a_word(argument):
 
 
 @needs_full
-@pytest.mark.parametrize("unbuffered", [False, True])
-@pytest.mark.parametrize("argument", LISTS)
+@pytest.mark.parametrize(
+    ("argument", "unbuffered"),
+    [
+        ("rules", False),
+        ("--help", True),
+        *(slow(argument, buffering) for argument in ("models", "schema") for buffering in (False, True)),
+        slow("rules", True),
+        slow("--help", False),
+    ],
+)
 def test_output_to_a_full_disk_is_one_line(argument, unbuffered):
     with FULL.open("w") as output:
         ended = command(argument, output.fileno(), unbuffered)

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from rule_names import TRAINING
+from rule_names import TRAINING, without_decay
 from torch import nn
 
 import biotorch
@@ -62,6 +62,7 @@ def gradients(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in model.named_parameters()}
 
 
+@without_decay
 @pytest.mark.filterwarnings("ignore:shortcuts='cut' found no")
 @pytest.mark.parametrize(("rule", "options"), FORMS)
 @pytest.mark.parametrize("way", ["torch", "safetensors"])
@@ -84,6 +85,7 @@ def test_a_saved_network_comes_back_exactly(rule, options, way, tmp_path):
     assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
 
 
+@without_decay
 @pytest.mark.filterwarnings("ignore:shortcuts='cut' found no")
 @pytest.mark.parametrize(("rule", "options"), FORMS)
 def test_revert_gives_back_the_ordinary_network_with_the_trained_weights(rule, options):

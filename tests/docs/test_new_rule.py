@@ -1,13 +1,16 @@
 """docs/new-rule.md, executed: the rule, convert, a configuration from the command line, the suite."""
 
+import contextlib
 import re
 import subprocess
 import sys
 from typing import ClassVar
 
 import pytest
+from commands import invoke
 from places import ROOT
 from torch import nn
+from typer.testing import Result
 
 import biotorch
 from biotorch.errors import OwnModuleError
@@ -27,17 +30,27 @@ def folder(tmp_path, monkeypatch):
         (tmp_path / (named[1] if named else "script.py")).write_text(block)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    with unknown_rules():
+        yield tmp_path
+
+
+@contextlib.contextmanager
+def unknown_rules():
+    """Forgets afterwards whatever is registered within."""
     before = dict(registry._REGISTRY)
-    yield tmp_path
-    registry._REGISTRY.clear()
-    registry._REGISTRY.update(before)
-    sys.modules.pop("my_rules", None)
+    try:
+        yield
+    finally:
+        registry._REGISTRY.clear()
+        registry._REGISTRY.update(before)
+        sys.modules.pop("my_rules", None)
 
 
-def command(folder, *arguments) -> subprocess.CompletedProcess:
-    """`biotorch` in a process of its own, which knows of no rule but the package's."""
-    call = [sys.executable, "-m", "biotorch.cli", *map(str, arguments)]
-    return subprocess.run(call, check=False, cwd=folder, capture_output=True, text=True, timeout=100)
+def command(*arguments) -> Result:
+    """`biotorch`, which knows of no rule but the package's and of those that it imports itself."""
+    assert "flipped" not in biotorch.rules.available()
+    with unknown_rules():
+        return invoke(*arguments)
 
 
 def test_the_rule_has_less_than_forty_lines():
@@ -54,19 +67,19 @@ def test_convert_takes_it(folder):
 
 
 def test_a_configuration_takes_it_in_every_process(folder):
-    found = command(folder, "run", "study.yaml", "--jobs", "2")
-    assert found.returncode == 0, found.stderr
+    found = command("run", "study.yaml", "--jobs", "2")
+    assert found.exit_code == 0, found.stderr
     assert len(list((folder / "runs" / "flipped").glob("*/results.json"))) == 4
     run = next((folder / "runs" / "flipped").glob("*flipped*xavier*"))
-    assert command(folder, "--import", "my_rules", "evaluate", run).returncode == 0
-    unknown = command(folder, "evaluate", run)
-    assert unknown.returncode == 2
+    assert command("--import", "my_rules", "evaluate", run).exit_code == 0
+    unknown = command("evaluate", run)
+    assert unknown.exit_code == 2
     assert "--import" in unknown.stderr
 
 
 def test_the_command_lists_it(folder):
-    assert "flipped" in command(folder, "--import", "my_rules.py", "rules").stdout
-    assert "flipped" not in command(folder, "rules").stdout
+    assert "flipped" in command("--import", "my_rules.py", "rules").stdout
+    assert "flipped" not in command("rules").stdout
 
 
 def test_a_layer_s_own_rule_is_asked_for_too(folder):
@@ -76,10 +89,10 @@ def test_a_layer_s_own_rule_is_asked_for_too(folder):
         "architecture: mlp", "architecture: mlp, mode: {type: fa, layers: {'hidden.1': flipped}}"
     )
     (folder / "layers.yaml").write_text(head)
-    found = command(folder, "run", "layers.yaml")
-    assert found.returncode == 0, found.stderr
-    unknown = command(folder, "evaluate", folder / "runs" / "flipped")
-    assert unknown.returncode == 2
+    found = command("run", "layers.yaml")
+    assert found.exit_code == 0, found.stderr
+    unknown = command("evaluate", folder / "runs" / "flipped")
+    assert unknown.exit_code == 2
     assert "has a rule of your own, 'flipped'" in " ".join(unknown.stderr.split())
 
 

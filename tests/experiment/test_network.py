@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import runs
 import torch
-from rule_names import RULES
+from rule_names import RULES, without_decay
 
 import biotorch
 from biotorch.errors import SectionError
@@ -38,6 +38,7 @@ def weights_of(folder) -> dict[str, torch.Tensor]:
 # Rules by layer ----------------------------------------------------------------------------------
 
 
+@without_decay
 def test_layers_have_rules_of_their_own(tmp_path):
     layers = '{classifier.3: backpropagation, "features.0": {type: fa, options: {init: normal}}}'
     runs.finish(tmp_path, f"model.mode={{type: kp, layers: {layers}}}")

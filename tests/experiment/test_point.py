@@ -12,6 +12,7 @@ import runs
 import torch
 import yaml
 from networks import RULES
+from rule_names import without_decay
 
 import biotorch
 from biotorch import data
@@ -122,6 +123,7 @@ def test_the_test_set_is_seen_once_and_by_the_best_model(tmp_path, monkeypatch):
 # Repeatable --------------------------------------------------------------------------------------
 
 
+@without_decay
 @pytest.mark.parametrize("precision", ["32", pytest.param("bf16-mixed", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("rule", RULES)
 def test_a_run_repeats_to_the_bit_and_another_seed_differs(rule, precision, tmp_path):
@@ -177,6 +179,7 @@ def test_threads_are_those_of_the_machine_and_recorded(tmp_path):
     assert written.infrastructure.threads == 1
 
 
+@without_decay
 def test_every_rule_starts_from_the_same_weights_and_sees_the_same_split(tmp_path):
     rules = ", ".join(RULES)
     finished = run(runs.quick(tmp_path, f"sweep={{model.mode.type: [{rules}]}}", "data.validation_size=1100"))

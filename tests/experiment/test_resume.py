@@ -14,6 +14,7 @@ import runs
 import torch
 from dying import start
 from networks import RULES
+from rule_names import without_decay
 
 from biotorch.experiment import Display, Interrupted, run
 
@@ -40,7 +41,7 @@ def uninterrupted(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("seconds", [0, 0.05])
+@pytest.mark.parametrize("seconds", [pytest.param(0, marks=pytest.mark.slow), 0.05])
 def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(seconds, uninterrupted, tmp_path):
     overrides = (*runs.EVERYTHING_MATTERS, f"infrastructure.checkpoint_seconds={seconds}")
     moments, kills, longest, folders = random.Random(int(1000 * seconds)), 0, 1.0, itertools.count()
@@ -130,6 +131,7 @@ def test_the_same_command_continues_what_a_signal_stopped(number, code, long_run
     require_the_same(tmp_path, long_run)
 
 
+@without_decay
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("precision", ["32", pytest.param("bf16-mixed", marks=pytest.mark.slow)])
 def test_every_rule_continues_to_the_bit(rule, precision, tmp_path):

@@ -7,7 +7,7 @@ import types
 
 import pytest
 import runs
-from rule_names import LAYERWISE, RULES, TRAINING
+from rule_names import LAYERWISE, RULES, TRAINING, without_decay
 
 import biotorch
 from biotorch.experiment import run
@@ -17,6 +17,7 @@ LAYERS = ["features.0", "features.3", "features.6", "classifier.1", "classifier.
 OPTIONS = {"weight_alignment": "angles", "weight_ratio": "norm_ratios", "gradient_alignment": "gradient_angles"}
 
 
+@without_decay
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_is_tracked_in_metrics_and_tensorboard(rule, tmp_path):
     overrides = (*runs.ALL_METRICS, f"model.mode.type={rule}", "training.hyperparameters.epochs=2")

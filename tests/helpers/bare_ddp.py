@@ -1,6 +1,6 @@
 """What system/test_other_trainers.py has torchrun start twice: a user's own DDP loop, in plain PyTorch.
 
-torchrun --nproc-per-node 2 tests/helpers/bare_ddp.py RULE FILE
+torchrun --nproc-per-node 2 tests/helpers/bare_ddp.py FOLDER RULE ...
 """
 
 from __future__ import annotations
@@ -16,9 +16,13 @@ from torch.nn import functional as F
 import biotorch
 
 
-def main(rule: str, path: str) -> None:
+def main(folder: str, *rules: str) -> None:
     distributed.init_process_group("gloo")
-    rank = distributed.get_rank()
+    for rule in rules:
+        train(rule, folder, distributed.get_rank())
+
+
+def train(rule: str, folder: str, rank: int) -> None:
     torch.manual_seed(rank)  # ranks that were seeded apart: DDP's own broadcast has to make them one network
     model = biotorch.convert(mlp(), rule)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -35,10 +39,11 @@ def main(rule: str, path: str) -> None:
         "moved": {name: bool((p.detach() != before[name]).any()) for name, p in model.named_parameters()},
         "draws": [layer.feedback_draws for layer in model if isinstance(layer, biotorch.layers.FeedbackLayer)],
     }
-    torch.save(found, f"{path}.{rank}")
+    torch.save(found, f"{folder}/{rule}.{rank}")
 
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    gc.collect()
     distributed.destroy_process_group()
     gc.collect()  # the wrapper holds threads of gloo, which can abort an interpreter that ends

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from networks import batch, mlp
-from rule_names import DIRECT, LAYERWISE, RULES
+from rule_names import DIRECT, LAYERWISE, RULES, one_per_path, without_decay
 from torch import nn
 
 import biotorch
@@ -42,7 +42,7 @@ def test_gradients_compiled_by_inductor_are_those_of_eager_mode(rule):
     assert_close(collect(model), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("rule", LAYERWISE)
+@pytest.mark.parametrize("rule", one_per_path(LAYERWISE))
 def test_the_loss_compiles_into_the_same_graph(rule):
     model = net(rule)
     expected = gradients(model, images())
@@ -50,7 +50,7 @@ def test_the_loss_compiles_into_the_same_graph(rule):
     assert_close(collect(model), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", one_per_path(RULES))
 def test_every_option_compiles(rule):
     options = {"gradient_clip": True, "constrain_weights": True, "init": "normal"}
     model = net(rule, **options)
@@ -59,6 +59,7 @@ def test_every_option_compiles(rule):
     assert_close(collect(model), expected, rtol=1e-4, atol=1e-5)
 
 
+@without_decay
 @pytest.mark.parametrize("rule", RULES)
 def test_compiled_training_follows_eager_training(rule):
     """Weights, and brsf's redrawn feedback, move between calls: nothing may be frozen into the graph."""
@@ -75,7 +76,7 @@ def test_compiled_training_follows_eager_training(rule):
     assert_close(*reversed(states), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", one_per_path(RULES))
 def test_compiled_bf16_autocast_gives_the_gradients_to_its_precision(rule):
     model = net(rule)
     expected = gradients(model, images())
@@ -86,7 +87,7 @@ def test_compiled_bf16_autocast_gives_the_gradients_to_its_precision(rule):
         assert (gradient - expected[name]).norm() < 0.05 * expected[name].norm(), name
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", one_per_path(RULES))
 def test_true_gradients_reach_a_compiled_model(rule):
     model = net(rule)
     step = compiled(model, rule)
@@ -101,14 +102,14 @@ def test_true_gradients_reach_a_compiled_model(rule):
     assert_close(collect(model), ruled, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", one_per_path(RULES))
 def test_a_compiled_model_runs_without_gradients(rule):
     model = net(rule)
     with torch.no_grad():
         torch.testing.assert_close(compiled(model, rule)(images()), model(images()))
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", one_per_path(RULES))
 @pytest.mark.parametrize(
     "layers",
     [
@@ -126,7 +127,7 @@ def test_every_kind_of_layer_compiles(rule, layers):
     assert_close(collect(model), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", one_per_path(RULES))
 def test_double_backward_through_a_compiled_model_is_refused(rule):
     x = images().requires_grad_()
     loss = loss_of(compiled(net(rule), rule)(x))
@@ -139,7 +140,7 @@ def test_double_backward_through_a_compiled_model_is_refused(rule):
         twice()
 
 
-# Large layers, compiled parts, exports, copies of parts ------------------------------------------
+# Compiled parts and exports ------------------------------------------
 
 
 def test_layers_of_one_kind_share_their_compiled_graph():

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from networks import same, state
-from rule_names import DIRECT, RULES, TRAINING
+from rule_names import DIRECT, RULES, TRAINING, without_decay
 from torch import Tensor, nn
 
 import biotorch
@@ -101,6 +101,7 @@ def test_an_optimizer_of_one_matrix_leaves_the_other_s_b_where_that_had_no_gradi
     assert unchanged == {"cell.weight_hh"}
 
 
+@without_decay
 @pytest.mark.parametrize("rule", TRAINING)
 def test_constrain_weights_keeps_the_norm_of_each_matrix(rule):
     model = mixed(rule, constrain_weights=True)
@@ -113,6 +114,7 @@ def test_constrain_weights_keeps_the_norm_of_each_matrix(rule):
         assert not torch.allclose(each.trained, before[name], rtol=1e-4), name
 
 
+@without_decay
 @pytest.mark.parametrize("rule", RULES)
 def test_a_resumed_network_goes_on_as_the_original(rule):
     model = mixed(rule)

@@ -4,13 +4,13 @@ import copy
 
 import pytest
 import torch
-from rule_names import TRAINING
+from rule_names import TRAINING, without_decay
 from torch import nn
 
 import biotorch
 from biotorch.testing import LAYER_NAMES, images, loss_of, net
 
-pytestmark = [pytest.mark.parametrize("rule", TRAINING), pytest.mark.usefixtures("targets")]
+pytestmark = [pytest.mark.parametrize("rule", TRAINING), pytest.mark.usefixtures("targets"), without_decay]
 
 
 def norms(model) -> torch.Tensor:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from learned_feedback import EXACT, backward, kp
 from networks import batch, labels, mlp
+from rule_names import without_decay
 from torch import nn
 from torch.nn import functional as F
 
@@ -153,6 +154,7 @@ def steps(run, optimizer, n: int) -> None:
         optimizer.step()
 
 
+@without_decay
 @pytest.mark.parametrize("rule", ["kp", "dkp"])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_groups_that_leave_b_out_are_told(rule, compiled):
@@ -164,6 +166,7 @@ def test_groups_that_leave_b_out_are_told(rule, compiled):
         steps(run, optimizer, 4)
 
 
+@without_decay
 def test_b_that_is_rescaled_with_w_has_not_learned():
     model = kp(constrain_weights=True)
     own = [parameter for name, parameter in model.named_parameters() if "feedback" not in name]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from learned_feedback import EXACT, backward, build, kp
 from networks import batch, labels, mlp
+from rule_names import without_decay
 from torch import nn
 from torch.nn import functional as F
 
@@ -101,6 +102,7 @@ OPTIMIZERS = {
 }
 
 
+@without_decay
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_w_and_b_are_two_parameters_with_one_gradient(name):
     """To the bit as a reference of two plain parameters: whatever the optimizer does, nothing of W gets into B."""

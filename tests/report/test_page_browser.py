@@ -39,11 +39,6 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(params=["light", "dark"])
-def scheme(request):
-    return request.param
-
-
 def opened(browser, path, scheme="light", width=1280, height=900, **more):
     """The page, and what it complained of or asked for."""
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, **more)
@@ -65,7 +60,15 @@ def visible_rules(page, place):
     return {row.get_attribute("data-rule") for row in page.locator(place).all() if row.is_visible()}
 
 
-@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+@pytest.mark.parametrize(
+    ("scheme", "width", "height"),
+    [
+        ("light", 1280, 900),
+        ("dark", 390, 844),
+        pytest.param("dark", 1280, 900, marks=pytest.mark.slow),
+        pytest.param("light", 390, 844, marks=pytest.mark.slow),
+    ],
+)
 def test_every_figure_draws_and_nothing_is_asked_for(browser, path, scheme, width, height):
     page, complaints = opened(browser, path, scheme, width, height)
     for name in ("attacked", "learning", "cost", "layers", "depth"):

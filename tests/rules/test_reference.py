@@ -78,6 +78,7 @@ def assert_agrees(model, inputs, rule, **options):
         torch.testing.assert_close(x.grad, gradient, **close, msg=lambda m: f"input: {m}")
 
 
+@pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask and attn_mask:UserWarning")
 @pytest.mark.parametrize("torch_type", LAYERS, ids=lambda t: t.__name__)
 @pytest.mark.parametrize("rule", RULES)
 @settings(max_examples=20)

@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 from networks import BY_ERROR, TRAINING, batch, gradients, images, labels, mlp
+from rule_names import without_decay
 from torch import nn
 from torch.nn import functional as F
 
@@ -39,6 +40,7 @@ def convolutions() -> nn.Sequential:
 # constrain_weights ---------------------------------------------------------------------------------
 
 
+@without_decay
 @pytest.mark.parametrize("optimizer_type", [torch.optim.SGD, torch.optim.Adam])
 @pytest.mark.parametrize("rule", TRAINING)
 def test_constrain_weights_trains_the_live_parameter_at_its_initial_norm(rule, optimizer_type):

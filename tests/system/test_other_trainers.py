@@ -9,6 +9,7 @@ import pytest
 import torch
 from networks import TRAINING, batch, labels, mlp
 from places import HELPERS
+from rule_names import without_decay
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from torchrun import TORCHRUN
@@ -27,12 +28,17 @@ def unmoved(model: torch.nn.Module, before: dict[str, torch.Tensor]) -> list[str
     return [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
 
 
+@pytest.fixture(scope="module")
+def by_ddp(tmp_path_factory):
+    """What both processes have found, by rule."""
+    folder, env = tmp_path_factory.mktemp("ddp"), {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*TORCHRUN, HELPERS / "bare_ddp.py", folder, "dfa", "brsf"], check=True, env=env, timeout=200)
+    return {rule: [torch.load(folder / f"{rule}.{rank}") for rank in (0, 1)] for rule in ("dfa", "brsf")}
+
+
 @pytest.mark.parametrize("rule", ["dfa", "brsf"])
-def test_a_bare_ddp_loop_trains_one_network_on_two_processes(rule, tmp_path):
-    script = HELPERS / "bare_ddp.py"
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*TORCHRUN, script, rule, tmp_path / "found"], check=True, env=env, timeout=200)
-    first, second = (torch.load(tmp_path / f"found.{rank}") for rank in (0, 1))
+def test_a_bare_ddp_loop_trains_one_network_on_two_processes(rule, by_ddp):
+    first, second = by_ddp[rule]
     assert all(first["moved"].values())
     assert first["draws"] == ([3, 3, 3] if rule == "brsf" else [0, 0, 0])
     for name, value in first["state"].items():
@@ -40,6 +46,9 @@ def test_a_bare_ddp_loop_trains_one_network_on_two_processes(rule, tmp_path):
             assert torch.equal(value, second["state"][name]), name
 
 
+@without_decay
+@pytest.mark.filterwarnings("ignore:The `srun` command is available on your system but is not used:UserWarning")
+@pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated")
 @pytest.mark.parametrize("rule", TRAINING)
 def test_pytorch_lightning_trains_every_layer_and_redraws_once_per_update(rule):
     lightning = pytest.importorskip("pytorch_lightning")

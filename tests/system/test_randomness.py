@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from rule_names import TRAINING
+from rule_names import TRAINING, without_decay
 
 import biotorch
 from biotorch.testing import LAYER_NAMES, Net, images, loss_of, net
@@ -36,6 +36,7 @@ def test_conversion_leaves_every_global_generator_alone(rule, copy_weights, seed
     assert np.random.get_state()[1].tolist() == before[2]
 
 
+@without_decay
 @every_rule
 def test_training_leaves_the_global_generator_alone(rule):
     model = net(rule, constrain_weights=True)

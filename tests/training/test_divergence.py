@@ -6,6 +6,7 @@ import pytest
 import runs
 import torch
 from networks import TRAINING
+from rule_names import without_decay
 
 import biotorch
 from biotorch.experiment import CheckpointError, Display, run
@@ -15,6 +16,7 @@ from biotorch.training import DivergenceError
 CURES = ("training.optimizer.lr", "training.warmup_epochs", "training.clip_gradient_norm", "gradient_clip")
 
 
+@without_decay
 @pytest.mark.parametrize("seconds", [0, 60])
 @pytest.mark.parametrize("rule", TRAINING)
 def test_a_rate_far_too_high_stops_with_place_and_cure_and_leaves_a_good_checkpoint(rule, seconds, tmp_path):

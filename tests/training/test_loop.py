@@ -7,6 +7,7 @@ import pytest
 import runs
 import torch
 from networks import RULES
+from rule_names import without_decay
 from torch import nn
 from torch.nn import functional as F
 
@@ -67,6 +68,7 @@ def slow_feedback(digits, settings, observer=None) -> Trainer:
 # Updates -----------------------------------------------------------------------------------------
 
 
+@without_decay
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("clip", [None, 0.2])
 def test_accumulated_batches_are_one_large_batch(rule, clip, digits):
@@ -384,5 +386,6 @@ def test_a_frozen_layer_stays(digits):
 
 
 def test_a_run_of_two_epochs_with_sixteen_bit_scaling_is_told_or_works_on_the_cpu(tmp_path):
-    result = run(runs.quick(tmp_path, "infrastructure.precision=16-mixed", "data.validation_size=1200"))[""]
+    with pytest.warns(UserWarning, match="the CPU has no 16-mixed, using bf16-mixed"):
+        result = run(runs.quick(tmp_path, "infrastructure.precision=16-mixed", "data.validation_size=1200"))[""]
     assert math.isfinite(result["test"]["loss"])

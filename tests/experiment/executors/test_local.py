@@ -22,8 +22,8 @@ from biotorch.experiment.executors import Local, Task
 RULES = "sweep={model.mode.type: [fa, dfa, usf]}"
 #: The second point diverges.
 BROKEN = (
-    "sweep={rate: {good: {training.optimizer.lr: 0.01}, bad: {training.optimizer.lr: 1.0e+30}, "
-    "low: {training.optimizer.lr: 0.001}}}"
+    "sweep={point: {fa: {model.mode.type: fa}, bad: {training.optimizer.lr: 1.0e+30}, "
+    "dfa: {model.mode.type: dfa}, usf: {model.mode.type: usf}}}"
 )
 
 
@@ -31,26 +31,21 @@ def hashes(results):
     return {name: result["state_hash"] for name, result in results.items()}
 
 
-def test_points_at_once_give_what_they_give_one_after_another(tmp_path):
-    one_by_one = run(quick(tmp_path / "a", RULES))
-    at_once = run(quick(tmp_path / "b", RULES), executor=Local(2))
-    assert list(at_once) == ["rule=fa", "rule=dfa", "rule=usf"]
-    assert hashes(at_once) == hashes(one_by_one)
-    assert [result["test"] for result in at_once.values()] == [result["test"] for result in one_by_one.values()]
-
-
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_a_point_that_breaks_does_not_stop_the_others(tmp_path, jobs):
-    study = quick(tmp_path, BROKEN)
-    with pytest.raises(BrokenPointsError, match=r"1 of 3 points have no result.*error\.txt") as caught:
-        run(study, executor=Local(jobs) if jobs > 1 else None)
-    assert list(caught.value.results) == ["rate=good", "rate=low"]
-    assert {name: failure.kind for name, failure in caught.value.failures.items()} == {"rate=bad": "diverged"}
-    assert "DivergenceError" in (study.folder / "rate=bad" / "error.txt").read_text()
-    again = quick(tmp_path, BROKEN.replace("1.0e+30", "0.02"), "training.hyperparameters.epochs=1")
-    results = run(again, overwrite=True)
-    assert len(results) == 3
-    assert not (study.folder / "rate=bad" / "error.txt").exists()
+def test_points_at_once_give_what_they_give_one_after_another_and_one_that_breaks_stops_no_other(tmp_path):
+    found = {}
+    for jobs in (1, 2):
+        study = quick(tmp_path / str(jobs), BROKEN)
+        with pytest.raises(BrokenPointsError, match=r"1 of 4 points have no result.*error\.txt") as caught:
+            run(study, executor=Local(jobs) if jobs > 1 else None)
+        found[jobs] = caught.value.results
+        assert list(found[jobs]) == ["point=fa", "point=dfa", "point=usf"]
+        assert {name: failure.kind for name, failure in caught.value.failures.items()} == {"point=bad": "diverged"}
+        assert "DivergenceError" in (study.folder / "point=bad" / "error.txt").read_text()
+        again = quick(tmp_path / str(jobs), BROKEN.replace("1.0e+30", "0.02"), "training.hyperparameters.epochs=1")
+        assert len(run(again, overwrite=True)) == 4
+        assert not (study.folder / "point=bad" / "error.txt").exists()
+    assert hashes(found[2]) == hashes(found[1])
+    assert [each["test"] for each in found[2].values()] == [each["test"] for each in found[1].values()]
 
 
 def test_the_error_of_a_study_of_one_point_is_raised_as_it_is(tmp_path):
@@ -98,7 +93,7 @@ def test_a_worker_that_is_killed_breaks_its_task_alone(tmp_path):
 LONG = ("training.hyperparameters.epochs=30", "sweep={model.mode.type: [fa, usf]}", "training.optimizer.lr=0.001")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_stops_all_with_checkpoints_and_the_same_command_continues_to_the_same_bits(tmp_path, number):
     process = _start(tmp_path, *LONG, "--jobs", "2")
     points = [tmp_path / "quick" / f"rule={rule}" for rule in ("fa", "usf")]
@@ -137,7 +132,7 @@ def test_workers_save_and_go_when_their_parent_is_killed(tmp_path):
 def test_the_command_tells_what_broke_after_the_table_of_the_rest(tmp_path):
     result = invoke("run", quick_file(tmp_path), BROKEN, "--jobs", "1")
     assert result.exit_code == 3, result.stderr
-    assert "rate=bad" in result.stderr
+    assert "point=bad" in result.stderr
     assert "the loss is" in result.stderr
     assert "Traceback" not in result.stderr
     assert (tmp_path / "quick" / "table.md").is_file()
