@@ -9,6 +9,7 @@ import pytest
 import torch
 import torchvision
 from networks import RULES, batch, images, mlp
+from reference import TRANSPORTS
 from torch import nn
 
 import biotorch
