@@ -409,8 +409,8 @@ def test_pixels_have_columns_of_their_own_and_are_no_radius(data):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"attacks": ["few_pixel"]}, "no epsilon to judge"), ({"epsilons": [8]}, "fraction of 255"),
-     ({"attacks": ["pgd", {"type": "pgd", "norm": "l2"}]}, "in a study of linf")],
+    [({"attacks": ["few_pixel"]}, "no epsilon to judge"), ({"epsilons": [8]}, "fraction such as 8/255"),
+     ({"attacks": ["pgd", {"type": "pgd", "norm": "l2"}]}, "but the study uses linf")],
 )  # fmt: skip
 def test_what_cannot_be_compared_is_refused(data, settings, message):
     with pytest.raises(ValueError, match=message):
@@ -464,8 +464,8 @@ def test_settings_reach_the_attack_and_the_label(data):
         ({"attacks": [{"steps": 3}]}, r"a name, a class or"),
         ({"attacks": [7]}, r"a name, a class or .* not 7"),
         ({"attacks": [{"type": "pgd", "gradient": "both"}]}, r"gradient: 'true' or 'feedback' is needed, not 'both'"),
-        ({"epsilons": [0, 0.0]}, r"epsilons: one above 0"),
-        ({"epsilons": []}, r"epsilons: one above 0"),
+        ({"epsilons": [0, 0.0]}, r"epsilons: at least one above 0"),
+        ({"epsilons": []}, r"epsilons: at least one above 0"),
         ({"epsilons": [-0.1]}, r"epsilon: a number from 0 on"),
         ({"norm": "l3"}, r"norm: .* not 'l3'"),
     ],
