@@ -94,7 +94,7 @@ def test_summary_is_mean_std_and_n_over_seeds_and_never_over_settings(results, t
 def test_a_copy_of_a_run_counts_once(results, tmp_path):
     stored(tmp_path, [made(results[0]), made(results[0], seed=1)])
     shutil.copytree(tmp_path / "0", tmp_path / "again")
-    with pytest.warns(UserWarning, match="1 runs are there twice"):
+    with pytest.warns(UserWarning, match="1 runs are copies of others"):
         frame = biotorch.results.load(tmp_path)
     assert len(frame) == 2
     assert table([made(results[0])] * 2).rows[0][-1] == "1"
@@ -178,7 +178,7 @@ def test_runs_of_several_data_sets_and_networks_have_columns_for_them(results):
     assert [row[3] for row in found.rows] == ["0.91", "1.70", "9.20", "13.06"]
     assert [row[-1] for row in found.rows] == ["2"] * 4
     assert found.title == "le_net_mnist, 1 epochs"
-    assert any("100 on fashion_mnist, 100 on mnist" in note for note in found.notes)
+    assert any("100 (fashion_mnist), 100 (mnist) epochs" in note for note in found.notes)
 
 
 def test_settings_that_differ_are_rows_of_their_own_with_what_differs(results):
