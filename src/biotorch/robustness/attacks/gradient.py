@@ -238,7 +238,7 @@ class TPGD(PGD):
 
     fixed: ClassVar[Mapping[str, str]] = {
         "loss": "its loss is the KL divergence",
-        "random_start": "it starts beside the image",
+        "random_start": "it starts at a random point near the image",
     }
 
     def __init__(self, model: nn.Module, epsilon: float = 8 / 255, **pgd: Unpack[PGDArguments]) -> None:
