@@ -154,7 +154,7 @@ def test_folders_that_cannot_be_a_set_are_named(tmp_path):
     write(tmp_path / "a" / "test.parquet", pixels(2))
     file = tmp_path / "a" / "train.parquet"
     file.write_bytes(file.read_bytes()[:-20])
-    with pytest.raises(data.DataError, match=r"a/train\.parquet is not a whole parquet file"):
+    with pytest.raises(data.DataError, match=r"a/train\.parquet is not a complete parquet file"):
         load(tmp_path / "a")
 
 
@@ -263,7 +263,7 @@ def test_npz_files_that_are_damaged_or_missing_are_named(tmp_path):
     path = Path(write_npz(tmp_path / "set.npz"))
     content = path.read_bytes()
     path.write_bytes(content[:-100])
-    with pytest.raises(data.DataError, match=r"set\.npz is not a whole \.npz file"):
+    with pytest.raises(data.DataError, match=r"set\.npz is not a complete \.npz file"):
         data.load(data.DataConfig(dataset=str(path)), seed=0)
     path.write_bytes(content[:500] + b"\0" * 100 + content[600:])
     with pytest.raises(data.DataError, match=r"set\.npz cannot be read"):
