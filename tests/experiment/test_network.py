@@ -73,7 +73,7 @@ def test_the_first_pattern_counts_and_one_that_meets_nothing_is_told(tmp_path):
     [
         ("{fc: pk}", r"model\.mode\.layers\.fc\.type: .*'pk'"),
         ("{fc: {type: fa, options: {angle: 3}}}", r"options\.angle"),
-        ('{"*": fa}', r"model\.mode\.layers: .*give that as its type"),
+        ('{"*": fa}', r"model\.mode\.layers: .*give this rule as the type of the mode"),
         ("{fc: 3}", r"model\.mode\.layers\.fc"),
     ],
 )

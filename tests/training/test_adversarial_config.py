@@ -65,7 +65,7 @@ def test_a_wrong_value_is_told_at_its_key(tmp_path, spec, key, told):
 
 def test_a_section_that_is_none_is_told(tmp_path):
     (problem,) = refused(write(tmp_path), "training.adversarial=8/255")
-    assert "a section with keys of its own is needed, not '8/255'" in problem
+    assert "a section with keys is needed, not '8/255'" in problem
 
 
 def test_a_text_is_refused_with_its_configuration(tmp_path):

@@ -133,9 +133,12 @@ def test_every_optimizer_takes_groups_of_feedback_or_says_why_not(name):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ("{type: kp, options: {feedback_rate: -1}}", "options.feedback_rate: feedback_rate is a number of at least 0"),
-        ("{type: dkp, options: {feedback_rate: .inf}}", "options.feedback_rate: feedback_rate is a number"),
-        ("{type: dkp, options: {feedback_decay: true}}", "options.feedback_decay: feedback_decay is a number"),
+        (
+            "{type: kp, options: {feedback_rate: -1}}",
+            "options.feedback_rate: feedback_rate must be a number of at least 0",
+        ),
+        ("{type: dkp, options: {feedback_rate: .inf}}", "options.feedback_rate: feedback_rate must be a number"),
+        ("{type: dkp, options: {feedback_decay: true}}", "options.feedback_decay: feedback_decay must be a number"),
         ("{type: dkp, options: {feedback_decai: 1}}", "Did you mean 'feedback_decay'"),
         ("{type: ia, options: {feedback_rate: 0}}", "feedback_rate is a number above 0"),
         ("{type: fa, options: {feedback_rate: 1}}", "unknown option of rule 'fa' 'feedback_rate'"),

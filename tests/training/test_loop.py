@@ -269,7 +269,7 @@ def test_a_state_whose_optimizer_had_no_feedback_is_refused(digits):
     old = Trainer(network("fa"), digits, config(), F.cross_entropy, seed=5).state_dict()
     before = torch.get_rng_state()
     for trainer in (Trainer(network("kp"), digits, config(), F.cross_entropy, seed=5), slow_feedback(digits, config())):
-        with pytest.raises(ResumeError, match="anew with --overwrite"):
+        with pytest.raises(ResumeError, match="start the run again with --overwrite"):
             trainer.load_state_dict(old)
     assert torch.equal(torch.get_rng_state(), before)
 
