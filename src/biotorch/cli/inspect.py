@@ -132,7 +132,7 @@ def attack_command(
     twin: Annotated[
         Path | None,
         typer.Option(
-            help="The run whose network makes the transfer attacks; default: the sweep's run with backpropagation."
+            help="A run whose network takes part in transfer attacks; default: the sweep's run with backpropagation."
         ),
     ] = None,
 ) -> None:
