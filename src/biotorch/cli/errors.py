@@ -30,7 +30,7 @@ ConfigFile = Annotated[Path, typer.Argument(help="A YAML configuration, such as 
 
 
 _EXIT_CODES: dict[Kind, int] = {"defect": 1, "mistake": 2, "diverged": 3, "disk": 4}
-#: 128 + SIGPIPE, the exit code of a program whose output nobody reads any more.
+#: 128 + SIGPIPE, the exit code of a program whose output is no longer read.
 _READER_GONE = 141
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
@@ -71,7 +71,7 @@ def plain_errors(command: _Command) -> _Command:
 
 
 class Commands(TyperGroup):
-    """The group of commands. If nobody reads its output any more (`biotorch models | head`), it ends silently."""
+    """The group of commands, which ends silently if its output is no longer read (`biotorch models | head`)."""
 
     def main(self, *arguments: Any, **settings: Any) -> Any:
         try:

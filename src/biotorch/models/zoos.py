@@ -104,7 +104,7 @@ def _create(name: str, **arguments: Any) -> nn.Module:
 
 
 def _take_heads(model: nn.Module, fresh: nn.Module, num_classes: int | None) -> None:
-    """Replace the modules of `model` whose number of rows (the classes) differs from `fresh` by those of `fresh`.
+    """Replace each module of `model` that has other numbers of rows (the classes) in `fresh` by the one of `fresh`.
 
     Other dimensions are not compared, because position embeddings depend on the image size of the published weights.
     """

@@ -140,7 +140,7 @@ AUXILIARY_WEIGHT = 0.3
 def training_loss(loss: Callable[[Tensor, Tensor], Tensor], outputs: Any, labels: Tensor) -> Tensor:
     """Training loss: the loss of the main output plus `AUXILIARY_WEIGHT` times the loss of each auxiliary head.
 
-    Auxiliary heads are the entries `aux_logits`, `aux_logits1` ... beside `logits`.
+    Auxiliary heads are the entries `aux_logits`, `aux_logits1` ... of the outputs.
 
     Raises:
         TypeError: `main_output` does not know the kind of outputs.

@@ -34,7 +34,7 @@ class MetricsConfig(Section):
     top_k: int = Field(default=1, ge=1)
     """If greater than 1, also report the top-k error: how often the label is not among the k highest outputs (%)."""
     display_iterations: int | None = Field(default=None, ge=1)
-    """Without a terminal for the live display, also print a line after each so many updates."""
+    """Number of updates after which a line is printed if there is no terminal for the live display."""
     weight_alignment: bool = Field(default=False, validation_alias=AliasChoices("weight_alignment", "layer_alignment"))
     """Alignment angle between W and B per layer (`layer_alignment` in the first system's files)."""
     weight_ratio: bool = False
@@ -92,7 +92,7 @@ class TrainingConfig(Section):
     warmup_epochs: float = Field(default=0.0, ge=0)
     """Epochs during which the learning rate rises linearly to its value; may be a fraction."""
     clip_gradient_norm: float | None = Field(default=None, gt=0)
-    """Largest norm of an update's gradients, without those of B; above it, all are scaled down by one factor."""
+    """Largest norm of an update's gradients, without B's gradients; above it, all are scaled down by one factor."""
     noise_pretraining: NoiseConfig | None = None
     """Train on noise before the first epoch."""
     early_stop: EarlyStop | None = None
