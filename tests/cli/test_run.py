@@ -112,7 +112,7 @@ def test_a_warning_of_a_configuration_that_is_refused_does_not_hide_the_error(tm
 MISTAKES = [
     (["run", "nowhere.yaml"], "no configuration file nowhere.yaml"),
     (["run", "{tmp}"], "is a folder"),
-    (["run", QUICKSTART, "nonsense"], "'nonsense' is no override: write key.path=value"),
+    (["run", QUICKSTART, "nonsense"], "'nonsense' is not an override: write key.path=value"),
     (["run", QUICKSTART, "model.mode.type=faa"], "Did you mean 'fa'"),
     (["run", QUICKSTART, "training.optimizer.lr=[1"], "not valid YAML"),
     (["run", QUICKSTART, *SHORT, "model.architecture=resnet20"], "does not take the examples"),

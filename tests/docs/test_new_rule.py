@@ -98,7 +98,7 @@ def test_a_layer_s_own_rule_is_asked_for_too(folder):
 
 def test_a_rule_that_nothing_imports_is_told_with_the_cure(folder):
     (folder / "study.yaml").write_text((folder / "study.yaml").read_text().replace("imports: [my_rules]", ""))
-    with pytest.raises(ConfigError, match=r"unknown rule 'flipped'.*its module stands under `imports:`"):
+    with pytest.raises(ConfigError, match=r"unknown rule 'flipped'.*list its module under `imports:`"):
         read(folder / "study.yaml")
 
 

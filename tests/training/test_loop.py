@@ -269,7 +269,7 @@ def test_a_state_whose_optimizer_had_no_feedback_is_refused(digits):
     old = Trainer(network("fa"), digits, config(), F.cross_entropy, seed=5).state_dict()
     before = torch.get_rng_state()
     for trainer in (Trainer(network("kp"), digits, config(), F.cross_entropy, seed=5), slow_feedback(digits, config())):
-        with pytest.raises(ResumeError, match="anew with --overwrite"):
+        with pytest.raises(ResumeError, match="start the run again with --overwrite"):
             trainer.load_state_dict(old)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -386,6 +386,6 @@ def test_a_frozen_layer_stays(digits):
 
 
 def test_a_run_of_two_epochs_with_sixteen_bit_scaling_is_told_or_works_on_the_cpu(tmp_path):
-    with pytest.warns(UserWarning, match="the CPU has no 16-mixed, using bf16-mixed"):
+    with pytest.warns(UserWarning, match="the CPU does not support 16-mixed, so bf16-mixed is used"):
         result = run(runs.quick(tmp_path, "infrastructure.precision=16-mixed", "data.validation_size=1200"))[""]
     assert math.isfinite(result["test"]["loss"])
