@@ -16,7 +16,20 @@ from biotorch.experiment import run
 
 # Children start from a process that has loaded everything once, and has no threads.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["pytest", "biotorch.experiment", "torch.utils.tensorboard", "tensorboard", "pandas"])
+FORKS.set_forkserver_preload(
+    [
+        "pytest",
+        "pandas",
+        "tensorboard",
+        "torch.utils.tensorboard",
+        "torch._dynamo",
+        "torchvision.models",
+        "biotorch.conversion.convert",
+        "biotorch.experiment.study",
+        "biotorch.report.figures",
+        "biotorch.training.loop",
+    ]
+)
 
 
 def child(folder: Path, overrides: tuple[str, ...], die_at: int | None = None) -> None:
