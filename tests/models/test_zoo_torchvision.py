@@ -129,6 +129,10 @@ def shapes(model: nn.Module) -> dict[str, torch.Size]:
     return {name: parameter.shape for name, parameter in model.named_parameters()}
 
 
+def test_the_names_read_from_files_are_those_that_torchvision_registers():
+    assert list(zoos.torchvision_names()) == sorted(torchvision.models.list_models(module=torchvision.models))
+
+
 @pytest.mark.parametrize("name", zoos.torchvision_names())
 def test_every_pretrained_network_gets_a_head_of_its_kind(name, meta):
     plain, model = models.build(name, pretrained=True), models.build(name, 7, pretrained=True)
