@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from networks import images
 from torch import nn
 from torchvision.models import WeightsEnum, get_model, get_model_weights, regnet
