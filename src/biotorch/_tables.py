@@ -1,4 +1,4 @@
-"""Tables of figures, as text."""
+"""Tables as Markdown, LaTeX, CSV and on a terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.table import Table as RichTable
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Cells as text, ready to print."""
+    """Table whose cells are text, ready to print."""
 
     title: str
     header: list[str]
@@ -68,7 +68,7 @@ def _latex_row(cells: Sequence[str]) -> str:
     return " & ".join(map(_latex, cells)) + r" \\"
 
 
-#: What LaTeX takes for something else, and signs that its older engines do not know.
+#: Replacements for characters that LaTeX interprets, and for characters that older engines do not know.
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "→": r"$\to$",
@@ -81,7 +81,7 @@ def _latex(text: str) -> str:
 
 
 def print_table(content: Table, console: Console) -> None:
-    """The table on a terminal; on a narrow one its lines go on beyond the edge, since no figure may be cut off."""
+    """Print the table on a terminal. On a narrow one, lines run past the edge, because no figure may be cut off."""
     rendered = RichTable(title=content.title, title_justify="left")
     for index, name in enumerate(content.header):
         cells = [row[index] for row in content.rows]

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torchvision
 from networks import RULES, batch, images, mlp
+from reference import TRANSPORTS
 from torch import nn
 
 import biotorch
@@ -30,11 +31,6 @@ def resnet18() -> nn.Module:
 
 
 NETWORKS = {"mlp": (mlp, batch()), "le_net": (le_net, images()), "resnet20": (resnet20, images())}
-VERDICT = {
-    **dict.fromkeys(("backpropagation", "sa", "sham"), "weights"),
-    **dict.fromkeys(("brsf", "frsf", "usf"), "signs"),
-    **dict.fromkeys(("dfa", "dkp", "drtp", "fa", "ia", "kp", "sdfa", "shallow", "wm"), "nothing"),
-}
 LEAK = {"weights": 1.0, "signs": 0.5, "nothing": 0.0}
 
 
@@ -57,8 +53,8 @@ def test_each_rule_transports_what_it_declares(rule, network):
     build, inputs = NETWORKS[network]
     model = biotorch.convert(build(), rule)
     result = biotorch.audit(model, inputs)
-    assert set(result.layers.values()) == {VERDICT[rule]} == {biotorch.rules.get(rule).transports}
-    assert result.leak == LEAK[VERDICT[rule]]
+    assert set(result.layers.values()) == {TRANSPORTS[rule]} == {biotorch.rules.get(rule).transports}
+    assert result.leak == LEAK[TRANSPORTS[rule]]
     assert len(result.layers) == len(biotorch.summary(model).rows) - sum(
         isinstance(m, nn.BatchNorm2d) for m in model.modules()
     )
@@ -70,7 +66,7 @@ def test_each_rule_transports_what_it_declares(rule, network):
 def test_a_torchvision_resnet_is_audited_like_our_own(rule):
     model = biotorch.convert(resnet18(), rule)
     result = biotorch.audit(model, images())
-    assert set(result.layers.values()) == {VERDICT[rule]}
+    assert set(result.layers.values()) == {TRANSPORTS[rule]}
     assert len(result.layers) == 21
 
 

@@ -43,7 +43,7 @@ def test_evaluate_takes_other_data_by_an_override(trained, tmp_path):
     told = mistake(invoke("evaluate", folder, "data.datset=mnist"))
     assert "override data.datset=mnist: data.datset: unknown key. Did you mean 'dataset'" in told
     assert "only data and infrastructure" in mistake(invoke("evaluate", folder, "experiment.name.x=1"))
-    assert "no override" in mistake(invoke("evaluate", folder, "nonsense"))
+    assert "not an override" in mistake(invoke("evaluate", folder, "nonsense"))
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_a_warning_of_a_configuration_that_is_refused_does_not_hide_the_error(tm
 MISTAKES = [
     (["run", "nowhere.yaml"], "no configuration file nowhere.yaml"),
     (["run", "{tmp}"], "is a folder"),
-    (["run", QUICKSTART, "nonsense"], "'nonsense' is no override: write key.path=value"),
+    (["run", QUICKSTART, "nonsense"], "'nonsense' is not an override: write key.path=value"),
     (["run", QUICKSTART, "model.mode.type=faa"], "Did you mean 'fa'"),
     (["run", QUICKSTART, "training.optimizer.lr=[1"], "not valid YAML"),
     (["run", QUICKSTART, *SHORT, "model.architecture=resnet20"], "does not take the examples"),
@@ -126,7 +126,7 @@ MISTAKES = [
     (["run", QUICKSTART, *SHORT, "training.lr_scheduler={type: StepLR, step_size: 0}"], "training.lr_scheduler"),
     (["run", QUICKSTART, *SHORT, "training.lr_scheduler={type: OneCycleLR, max_lr: 1, total_steps: 3}"], "scheduler"),
     (["run", QUICKSTART, *SHORT, "model.checkpoint=nowhere.pth"], "no checkpoint nowhere.pth"),
-    (["run", QUICKSTART, *SHORT, f"model.checkpoint={QUICKSTART}"], "damaged, no checkpoint"),
+    (["run", QUICKSTART, *SHORT, f"model.checkpoint={QUICKSTART}"], "damaged, is not a checkpoint"),
     (["run", QUICKSTART, *SHORT, "experiment.seed=99999999999999999999"], "experiment.seed"),
     (["run", QUICKSTART, *SHORT, "infrastructure.threads=1000000000000"], "infrastructure.threads"),
     (["run", QUICKSTART, *SHORT, "experiment.output_dir=/proc/nowhere"], "/proc/nowhere"),
@@ -135,9 +135,9 @@ MISTAKES = [
     (["rnu"], "No such command 'rnu'"),
     (["audit", QUICKSTART, "sweep={}", "model.architecture=resnet20"], "does not take the examples"),
     (["audit", QUICKSTART, "data.dataset=mnits"], "Did you mean 'mnist'"),
-    (["evaluate", "{tmp}"], "it is no run"),
+    (["evaluate", "{tmp}"], "it is not a run"),
     (["evaluate", "nowhere"], "nowhere"),
-    (["evaluate", QUICKSTART], "damaged, no checkpoint"),
+    (["evaluate", QUICKSTART], "damaged, is not a checkpoint"),
 ]  # fmt: skip
 
 

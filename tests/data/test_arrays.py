@@ -169,7 +169,7 @@ def test_a_truncated_archive_is_named(tmp_path):
 def test_files_that_do_not_belong_together_are_named(tmp_path):
     raw = write_mnist(tmp_path)
     (raw / "train-labels-idx1-ubyte").write_bytes((raw / "t10k-labels-idx1-ubyte").read_bytes())
-    with pytest.raises(data.DataError, match=r"train-images-idx3-ubyte and its labels do not belong together"):
+    with pytest.raises(data.DataError, match=r"train-images-idx3-ubyte and its labels do not fit each other"):
         mnist(tmp_path)
 
 
@@ -216,7 +216,7 @@ def test_cifar_by_name(cifar, dataset, count, augment):
 
 
 def test_the_customary_number_of_held_out_examples_may_be_too_large(cifar):
-    with pytest.raises(ValueError, match=r"data\.validation_size 5000 leaves nothing of the 40"):
+    with pytest.raises(ValueError, match=r"data\.validation_size 5000 leaves none of the 40"):
         data.load(data.DataConfig(dataset="cifar10", dataset_path=cifar), seed=0)
 
 

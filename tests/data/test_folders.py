@@ -237,7 +237,9 @@ def test_folders_that_cannot_be_a_set_are_named(folder, tmp_path_factory):
     empty = tmp_path_factory.mktemp("empty")
     with pytest.raises(data.DataError, match=r"has no class folders"):
         load(empty)
-    with pytest.raises(FileNotFoundError, match=r"'/no/where' of data.dataset is neither of: /no/where"):
+    with pytest.raises(
+        FileNotFoundError, match=r"'/no/where' of data.dataset was not found; these paths do not exist: /no/where"
+    ):
         load("/no/where")
     (folder / "train" / "cow").mkdir()
     with pytest.raises(data.DataError, match=r"classes of .*differ: \['cow'\] only in .*train"):

@@ -140,8 +140,8 @@ def test_holding_everything_out_is_an_error(size):
         ({"dataset": "digits", "num_workers": -1}, r"num_workers[\s\S]*greater than or equal to 0"),
         ({"dataset": "digits", "augment": {"crop": -1}}, r"crop[\s\S]*greater than or equal to 0"),
         ({"dataset": "digits", "validation": "test", "validation_size": 5}, r"validation_size.*remove one"),
-        ({"dataset": "imagenet", "augment": {"crop": 4}}, r"augment: true or false for imagenet"),
-        ({"dataset": "folder:x", "augment": {"flip": True}}, r"augment: true or false for folder:x"),
+        ({"dataset": "imagenet", "augment": {"crop": 4}}, r"augment: must be true or false for imagenet"),
+        ({"dataset": "folder:x", "augment": {"flip": True}}, r"augment: must be true or false for folder:x"),
         ({"dataset": "digits", "augmentation": True}, r"augmentation[\s\S]*Extra inputs"),
     ],
 )

@@ -149,12 +149,12 @@ def test_folders_that_cannot_be_a_set_are_named(tmp_path):
     with pytest.raises(data.DataError, match=r"a has train\*\.parquet, but neither test\*\.parquet"):
         load(tmp_path)
     write(tmp_path / "b" / "train.parquet", pixels(9))
-    with pytest.raises(data.DataError, match=r"more than one folder.*give one of: .*a, .*b"):
+    with pytest.raises(data.DataError, match=r"more than one folder.*give one of them: .*a, .*b"):
         load(tmp_path)
     write(tmp_path / "a" / "test.parquet", pixels(2))
     file = tmp_path / "a" / "train.parquet"
     file.write_bytes(file.read_bytes()[:-20])
-    with pytest.raises(data.DataError, match=r"a/train\.parquet is not a whole parquet file"):
+    with pytest.raises(data.DataError, match=r"a/train\.parquet is not a complete parquet file"):
         load(tmp_path / "a")
 
 
@@ -244,7 +244,10 @@ def test_npz_images_in_every_layout(tmp_path, shape, expected, column):
         ),
         ({"x_test": np.zeros((10, 8, 8, 2), np.uint8)}, r"x_test in .*found shape \(10, 8, 8, 2\)"),
         ({"x_test": np.zeros((10, 64), np.uint8)}, r"x_test in .*found shape \(10, 64\)"),
-        ({"x_test": np.zeros((10, 4, 4, 3), np.uint8)}, r"training images are \(8, 8, 3\).*test images \(4, 4, 3\)"),
+        (
+            {"x_test": np.zeros((10, 4, 4, 3), np.uint8)},
+            r"training images are \(8, 8, 3\).*test images are \(4, 4, 3\)",
+        ),
         ({"x_test": np.zeros((0, 8, 8, 3), np.uint8), "y_test": np.zeros(0, int)}, r"no test images"),
         ({"y_train": np.zeros(39, int)}, r"x_train has 40 images, but y_train has 39 labels"),
         ({"y_train": np.zeros(40)}, r"y_train in .*one integer per image.*found float64"),
@@ -263,7 +266,7 @@ def test_npz_files_that_are_damaged_or_missing_are_named(tmp_path):
     path = Path(write_npz(tmp_path / "set.npz"))
     content = path.read_bytes()
     path.write_bytes(content[:-100])
-    with pytest.raises(data.DataError, match=r"set\.npz is not a whole \.npz file"):
+    with pytest.raises(data.DataError, match=r"set\.npz is not a complete \.npz file"):
         data.load(data.DataConfig(dataset=str(path)), seed=0)
     path.write_bytes(content[:500] + b"\0" * 100 + content[600:])
     with pytest.raises(data.DataError, match=r"set\.npz cannot be read"):

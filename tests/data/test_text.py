@@ -127,11 +127,11 @@ def test_a_relative_path_starts_at_the_folder_of_data(positions):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"", r"odd\.txt holds no character: .* Take another text"),
-        (b"a", r"odd\.txt holds no other character than 'a'"),
-        (b"aaaa" * 100, r"odd\.txt holds no other character than 'a'"),
-        ("é".encode("latin-1") * 300, r"odd\.txt is no text in UTF-8 \(see byte 0\): convert it"),
-        (b"ab", r"odd\.txt: 0 of its 2 characters are for the test, .* takes 9: take a longer text"),
+        (b"", r"odd\.txt holds no characters, .* Take another text"),
+        (b"a", r"odd\.txt holds only the character 'a'"),
+        (b"aaaa" * 100, r"odd\.txt holds only the character 'a'"),
+        ("é".encode("latin-1") * 300, r"odd\.txt is not a text in UTF-8 \(see byte 0\): convert it"),
+        (b"ab", r"odd\.txt: 0 of its 2 characters are for the test, .* needs 9: take a longer text"),
         (b"ab" * 60, r"odd\.txt: 6 of its 120 characters are for the test"),
     ],
 )

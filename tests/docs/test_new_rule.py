@@ -93,12 +93,12 @@ def test_a_layer_s_own_rule_is_asked_for_too(folder):
     assert found.exit_code == 0, found.stderr
     unknown = command("evaluate", folder / "runs" / "flipped")
     assert unknown.exit_code == 2
-    assert "has a rule of your own, 'flipped'" in " ".join(unknown.stderr.split())
+    assert "uses a rule of your own, 'flipped'" in " ".join(unknown.stderr.split())
 
 
 def test_a_rule_that_nothing_imports_is_told_with_the_cure(folder):
     (folder / "study.yaml").write_text((folder / "study.yaml").read_text().replace("imports: [my_rules]", ""))
-    with pytest.raises(ConfigError, match=r"unknown rule 'flipped'.*its module stands under `imports:`"):
+    with pytest.raises(ConfigError, match=r"unknown rule 'flipped'.*list its module under `imports:`"):
         read(folder / "study.yaml")
 
 
@@ -180,7 +180,7 @@ def test_a_rule_of_the_script_itself_is_told(folder):
     )
     call = [sys.executable, "check.py"]
     found = subprocess.run(call, check=False, cwd=folder, capture_output=True, text=True, timeout=100)
-    assert "put it into a module of its own" in found.stderr
+    assert "move it into a module of its own" in found.stderr
 
 
 @pytest.mark.slow

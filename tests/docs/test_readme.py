@@ -25,18 +25,18 @@ def test_linked_and_listed_files_exist():
     linked = re.findall(r"\]\(([^)#:]+)\)", README)
     assert linked
     tree = re.search(r"## The house\n\n```\n(.*?)```", README, flags=re.DOTALL).group(1)
-    folder, listed = "", []
+    folders, listed = [], set()
     for line in tree.splitlines():
-        name = line.split()[0]
-        if line.startswith("  "):
-            listed.append(folder + name)
-        else:
-            folder = name if name.endswith("/") else ""
-            listed.append(name)
+        depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        folders[depth:] = [name] if name.endswith("/") else []
+        listed.add("".join([*folders[:depth], name]))
+        assert len(line.split()) > 1, f"{name} is not described"
     for path in [*linked, *listed]:
         assert (ROOT / path).exists(), path
-    packages = {f"src/biotorch/{path.parent.name}/" for path in (ROOT / "src" / "biotorch").glob("*/__init__.py")}
-    assert packages <= set(listed)
+    source = ROOT / "src" / "biotorch"
+    files = {str(path.relative_to(ROOT)) for path in source.rglob("*.py") if not path.stem.startswith("__")}
+    folders = {f"{path.parent.relative_to(ROOT)}/" for path in source.rglob("*.py")}
+    assert files | folders <= listed
 
 
 def test_the_table_has_every_rule_and_no_placeholder():

@@ -132,7 +132,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(damage, finishe
     latest.write_bytes(damage(whole))
     with pytest.raises(CheckpointError, match=r"latest_model\.pth"):
         biotorch.load(unfinished, "latest")
-    with pytest.warns(UserWarning, match=r"[^_]latest_model\.pth.* The one before is used"):
+    with pytest.warns(UserWarning, match=r"[^_]latest_model\.pth.* Using the previous checkpoint"):
         result = again(unfinished)
     # Nothing was left to train, so that times and all are those of the checkpoint.
     assert result["history"] == runs.json.loads((finished / "results.json").read_text())["history"]
@@ -158,7 +158,7 @@ def test_a_kill_while_a_damaged_checkpoint_is_replaced_leaves_a_good_one(tmp_pat
     checkpoints.save(path, {"n": 0}, keep_previous=True)
     checkpoints.save(path, {"n": 1}, keep_previous=True)
     path.write_bytes(b"damaged")
-    with pytest.warns(UserWarning, match="The one before"):
+    with pytest.warns(UserWarning, match="Using the previous checkpoint"):
         assert checkpoints.load(checkpoints.newest(path))["n"] == 0
     replace, calls = type(path).replace, []
 
@@ -197,7 +197,7 @@ def test_code_is_refused_and_does_not_run(kind, unfinished, tmp_path):
         path.write_bytes(pickle.dumps(Malicious()))
     else:
         torch.save({**torch.load(unfinished / "latest_model.pth"), "extra": Malicious()}, path)
-    with pytest.raises(CheckpointError, match=r"given\.pth is (refused|damaged, no checkpoint)"):
+    with pytest.raises(CheckpointError, match=r"given\.pth is (refused|damaged, is not a checkpoint)"):
         biotorch.load(path)
     with pytest.raises(CheckpointError, match=r"given\.pth"):
         run(runs.quick(tmp_path / "other", f"model.checkpoint={path}"))
@@ -244,7 +244,7 @@ def test_a_file_of_a_run_loads_like_its_folder(finished):
 def test_what_cannot_be_loaded_is_told(tmp_path, finished):
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         biotorch.load(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="no run, or has not begun"):
+    with pytest.raises(FileNotFoundError, match="not a run, or it has not begun"):
         biotorch.load(tmp_path)
     torch.save(biotorch.load(finished).state_dict(), tmp_path / "plain.pth")
     with pytest.raises(CheckpointError, match="not written by a run"):

@@ -68,13 +68,13 @@ def test_an_override_makes_the_sections_it_needs_and_the_last_one_counts(tmp_pat
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("nonsense", "'nonsense' is no override: write key.path=value"),
-        ("", "'' is no override: write key.path=value"),
+        ("nonsense", "'nonsense' is not an override: write key.path=value"),
+        ("", "'' is not an override: write key.path=value"),
         ("=3", "write key.path=value"),
         ("experiment..name=3", "write key.path=value"),
         ("training.optimizer.lr=[1", "override training.optimizer.lr=[1 is not valid YAML"),
         ("experiment.name.x=1", "override experiment.name.x=1: experiment.name is a value, not a section"),
-        ("experiment={name: a, name: b}", "name: stands here again"),
+        ("experiment={name: a, name: b}", "name: this key is already set"),
         ("experiment.name=a\x00", "experiment.name=a"),
         ("training.optimizer.lr=*x", "not valid YAML"),
         ("training.optimizer.lr=", "training.optimizer.lr: Input should be a valid number"),

@@ -244,7 +244,9 @@ def require_place(error, path, overrides):
     if first.startswith("FILE: "):
         for problem in problems:
             somewhere = problem.startswith(("FILE:", "override ", "'")) or "missing" in problem
-            assert somewhere or "is no override" in problem or problem.startswith((" ", "in ")), f"no place: {problem}"
+            assert somewhere or "is not an override" in problem or problem.startswith((" ", "in ")), (
+                f"no place: {problem}"
+            )
 
 
 def check(text, overrides, path):

@@ -73,7 +73,7 @@ def test_the_first_pattern_counts_and_one_that_meets_nothing_is_told(tmp_path):
     [
         ("{fc: pk}", r"model\.mode\.layers\.fc\.type: .*'pk'"),
         ("{fc: {type: fa, options: {angle: 3}}}", r"options\.angle"),
-        ('{"*": fa}', r"model\.mode\.layers: .*give that as its type"),
+        ('{"*": fa}', r"model\.mode\.layers: .*give this rule as the type of the mode"),
         ("{fc: 3}", r"model\.mode\.layers\.fc"),
     ],
 )
@@ -177,7 +177,7 @@ def test_a_run_from_before_feedback_was_a_parameter_is_not_continued_but_evaluat
         "0.feedback_state_momentum_buffer": content["model"]["0.feedback"],
     }
     torch.save({**content, "optimizer": old, "model": content["model"] | kept}, path)
-    with pytest.raises(ResumeError, match=r"earlier version.*begin the run anew with --overwrite"):
+    with pytest.raises(ResumeError, match=r"earlier version.*start the run again with --overwrite"):
         run(runs.quick(tmp_path, *overrides))
     assert torch.equal(load(tmp_path / "quick", "latest").get_parameter("0.feedback"), content["model"]["0.feedback"])
     runs.finish(tmp_path, *overrides, overwrite=True)
@@ -323,7 +323,7 @@ def test_statistics_that_a_checkpoint_brought_are_kept(tmp_path):
 def test_more_processes_than_examples_are_refused():
     config = NoiseConfig(updates=1, batch_size=6)
     config.require_shares(3, 2)
-    with pytest.raises(SectionError, match=r"6 examples for 4 processes, each of which needs 2"):
+    with pytest.raises(SectionError, match=r"6 examples are too few for 4 processes: each needs 2"):
         config.require_shares(4, 2)
 
 

@@ -171,7 +171,7 @@ def test_a_checkpoint_knows_its_architecture_and_rule(tmp_path):
 )
 def test_a_key_that_stands_twice_is_told_with_both_lines(tmp_path, text, line, key):
     (problem,) = refused(write(tmp_path, text))
-    assert problem.startswith(f"base.yaml:{line}: {key}: stands here again, first in line ")
+    assert problem.startswith(f"base.yaml:{line}: {key}: this key is already set in line ")
 
 
 @pytest.mark.parametrize("key", ["1", "1.5", "~", "on", "2020-01-01", "[a, b]", "{a: b}"])
@@ -224,7 +224,9 @@ def test_missing_files_folders_and_unreadable_ones_are_named(tmp_path):
     write(tmp_path)
     with pytest.raises(ConfigError, match=r"no configuration file .*bse\.yaml.* Did you mean 'base\.yaml'"):
         read(tmp_path / "bse.yaml")
-    with pytest.raises(ConfigError, match=r"is a folder; a run's resolved configuration is its .*config\.yaml"):
+    with pytest.raises(
+        ConfigError, match=r"is a folder, not a file; in the folder of a run, the configuration is .*config\.yaml"
+    ):
         read(tmp_path)
     (tmp_path / "latin.yaml").write_bytes(BASE.encode() + b"# \xe9\n")
     with pytest.raises(ConfigError, match=r"latin\.yaml cannot be read"):

@@ -88,7 +88,7 @@ def test_optuna_comes_near_the_best_rate_and_a_stopped_search_asks_for_the_same_
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
-    [(("data.validation=test",), "chosen by the test set"), (("training=null", "model.checkpoint=x"), "no rate")],
+    [(("data.validation=test",), "chosen on the test set"), (("training=null", "model.checkpoint=x"), "no rate")],
 )
 def test_a_study_without_a_rate_to_choose_is_refused(tmp_path, overrides, message):
     with pytest.raises(ConfigError, match=message):

@@ -323,10 +323,10 @@ def test_an_override_is_stronger_than_when_and_narrows_it(tmp_path):
 
 @pytest.mark.parametrize(
     ("entry", "line", "message"),
-    [("{model.mode.type: usf, set: {training.optimizer.lr: 1}}", 20, "holds at no point"),
-     ("{model.mode.typ: fa, set: {training.optimizer.lr: 1}}", 20, "holds at no point"),
+    [("{model.mode.type: usf, set: {training.optimizer.lr: 1}}", 20, "no point of the sweep meets"),
+     ("{model.mode.typ: fa, set: {training.optimizer.lr: 1}}", 20, "no point of the sweep meets"),
      ("{set: {training.optimizer.lr: 1}}", 20, "a condition is needed"),
-     ("{model.mode.type: fa}", 20, "`set` is a mapping"),
+     ("{model.mode.type: fa}", 20, "`set` must be a mapping"),
      ("{model.mode.type: fa, set: {experiment.name: x}}", 20, "cannot be swept"),
      ("{model.mode.type: fa, set: {training.optimizer.momentun: 1}}", 20, "Did you mean 'momentum'"),
      ("fa", 20, "conditions and `set` are needed")],

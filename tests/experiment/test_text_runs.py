@@ -226,7 +226,7 @@ def test_the_audit_takes_a_text(rule, text, tmp_path):
     [
         (["model.arguments.widht=3"], r"model\.arguments .*widht"),
         (["model.arguments.heads=3"], r"model\.arguments .*heads=3"),
-        (["model.arguments.num_classes=3"], r"model\.arguments\.num_classes: follows from the data"),
+        (["model.arguments.num_classes=3"], r"model\.arguments\.num_classes: is set by the data"),
         (["model.architecture=char_transfomer", "model.arguments={}"], "Did you mean 'char_transformer'"),
         (["model.architecture=le_net_mnist", "model.arguments={}"], r"le_net_mnist.*\(8, see data\.sequence_length\)"),
         (["data.sequence_length=5000"], "take a longer text, a smaller"),

@@ -88,6 +88,13 @@ RULES: dict[str, Transport] = {
     "shallow": nothing,
 }
 
+#: What each rule carries backwards of W, or learns from it.
+TRANSPORTS = {
+    **dict.fromkeys(("backpropagation", "sa", "sham"), "weights"),
+    **dict.fromkeys(("brsf", "frsf", "usf"), "signs"),
+    **dict.fromkeys(("dfa", "dkp", "drtp", "fa", "ia", "kp", "sdfa", "shallow", "wm"), "nothing"),
+}
+
 
 class Result(NamedTuple):
     output: Tensor

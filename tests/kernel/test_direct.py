@@ -203,7 +203,7 @@ def test_numbers_of_examples_that_do_not_divide_are_refused(rule, rows):
             return self.head(self.hidden(x)[torch.arange(rows) % len(x)])
 
     model = biotorch.convert(Selecting(), rule)
-    with pytest.raises(RuntimeError, match=rf"^hidden: .*{rows} example.*saw 4.*batch as the first dimension"):
+    with pytest.raises(RuntimeError, match=rf"^hidden: .*{rows} example.*input has 4.*batch as the first dimension"):
         model(torch.randn(4, 6, requires_grad=True)).sum().backward()
 
 

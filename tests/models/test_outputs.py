@@ -181,7 +181,7 @@ def test_a_network_with_auxiliary_heads_is_trained_on_all_and_measured_on_its_ma
     )
     model = biotorch.convert(WithHeads(wrapped), "backpropagation")
     trainer = Trainer(model, digits, config, LossConfig().build(), seed=0)
-    order = trainer._updates(1)
+    order = trainer.updates_of(1)
     history = trainer.run()
     reference, total = WithHeads(), 0.0
     optimizer = torch.optim.SGD(reference.parameters(), lr=0.1)

@@ -170,9 +170,9 @@ def test_a_local_folder_with_weights(transformers, tmp_path):
         ("vit", {"hidden_size": "x"}, "'hf/vit' cannot be built with these arguments.*hidden_size"),
         ("vitt", {}, "unknown model type of transformers 'vitt'.*'vit"),
         ("nobody/nothing", {}, "'hf/nobody/nothing' cannot be read as a hub id or a local folder"),
-        ("vit", {"pretrained": True}, "'hf/vit' is a model type and has no weights"),
+        ("vit", {"pretrained": True}, "'hf/vit' is a model type, which has no weights"),
         ("wav2vec2", {}, "'hf/wav2vec2' .*neither an image classifier nor a causal language model"),
-        ("gpt2", {"input_shape": (20,), "n_positions": 16}, "at most 16 tokens, the sequences have 20"),
+        ("gpt2", {"input_shape": (20,), "n_positions": 16}, "at most 16 tokens, but the sequences have 20"),
     ],
 )
 def test_wrong_names_and_arguments_of_transformers_are_errors(name, arguments, message, transformers):
@@ -182,5 +182,5 @@ def test_wrong_names_and_arguments_of_transformers_are_errors(name, arguments, m
 
 def test_a_pretrained_language_model_is_refused(transformers, tmp_path):
     models.build("hf/gpt2", 11, **GPT2).network.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"is a language model.*biotorch\.convert"):
+    with pytest.raises(ValueError, match=r"is a pretrained language model.*biotorch\.convert"):
         models.build(f"hf/{tmp_path}", 11, pretrained=True)

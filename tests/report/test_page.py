@@ -102,7 +102,7 @@ def test_a_hundred_long_runs_of_a_deep_network_stay_under_eight_megabytes(store,
     page = path.read_text()
     shown = data(page)
     assert shown["every"] > 1
-    assert f"one epoch of {shown['every']} is shown" in page
+    assert f"figures show one epoch in {shown['every']}" in page
     assert shown["panels"][0]["curves"][0]["runs"][0]["epochs"][-1] == 250
 
 
@@ -113,14 +113,14 @@ def test_what_is_left_out_stands_on_it(store, tmp_path):
     ).read_text()
     assert "half/way" in page
     assert "x/results.json is damaged" in page
-    assert "1 not finished, 1 that cannot be read" in page
+    assert "1 unfinished, 1 unreadable" in page
 
 
 def test_a_seed_that_is_there_twice_with_different_results_is_told(store, tmp_path):
     found = collect(store).runs
     other = {**copy.deepcopy(found[0].result), "state_hash": "0" * 32}
     page = write_page(Collection([*found, Run(Path("other"), other)], [], []), tmp_path / "page.html").read_text()
-    assert "backpropagation: seed 0 is there 2 times with different results" in page
+    assert "backpropagation: seed 0 occurs 2 times with different results" in page
 
 
 def test_runs_that_trained_nothing_or_have_undefined_figures_are_shown(store, tmp_path):

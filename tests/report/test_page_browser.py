@@ -93,7 +93,7 @@ def test_choosing_rules_filters_tables_runs_and_figures(browser, path):
     page.locator("fieldset[data-facet=seed] input[value='1']").uncheck()
     assert page.locator(".run:visible").count() == 2
     page.locator("button[data-none=rule]").click()
-    assert "Nothing of what is chosen" in page.locator("#learning .plots").inner_text()
+    assert "None of the chosen runs" in page.locator("#learning .plots").inner_text()
     page.locator("button[data-all=rule]").click()
     to_figure(page, "learning")
     assert complaints == []

@@ -194,7 +194,7 @@ def test_variants_of_an_attack_have_line_styles():
     few = both(true=20.0, told="steps=10 step_size=0.01")
     figure = draw_white_box([study("fa", *both(), *few, *both("fgsm"))])
     assert curves(figure.axes[3]) == {("fa", "-"): [[0, CLEAN], [0.1, 5]], ("fa", "--"): [[0, CLEAN], [0.1, 20]]}
-    assert legend(figure) == ["fa", "PGD, as it is", "PGD, steps=10 step_size=0.01"]
+    assert legend(figure) == ["fa", "PGD, default settings", "PGD, steps=10 step_size=0.01"]
 
 
 # Figure 6 ----------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ def test_runs_of_several_data_sets_and_networks_have_columns_for_them(results):
     assert [row[3] for row in found.rows] == ["0.91", "1.70", "9.20", "13.06"]
     assert [row[-1] for row in found.rows] == ["2"] * 4
     assert found.title == "le_net_mnist, 1 epochs"
-    assert any("100 on fashion_mnist, 100 on mnist" in note for note in found.notes)
+    assert any("100 (fashion_mnist), 100 (mnist) epochs" in note for note in found.notes)
 
 
 def test_settings_that_differ_are_rows_of_their_own_with_what_differs(results):

@@ -58,7 +58,7 @@ def test_summary_is_mean_std_and_n_over_seeds_and_never_over_settings(results, t
 def test_a_copy_of_a_run_counts_once(results, tmp_path):
     stored(tmp_path, [made(results[0]), made(results[0], seed=1)])
     shutil.copytree(tmp_path / "0", tmp_path / "again")
-    with pytest.warns(UserWarning, match="1 runs are there twice"):
+    with pytest.warns(UserWarning, match="1 runs are copies of others"):
         frame = biotorch.results.load(tmp_path)
     assert len(frame) == 2
     assert table([made(results[0])] * 2).rows[0][-1] == "1"

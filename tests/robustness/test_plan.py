@@ -128,8 +128,8 @@ def test_budgets_of_square():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"attacks": ["few_pixel"]}, "no epsilon to judge"), ({"epsilons": [8]}, "fraction of 255"),
-     ({"attacks": ["pgd", {"type": "pgd", "norm": "l2"}]}, "in a study of linf")],
+    [({"attacks": ["few_pixel"]}, "no epsilon to judge"), ({"epsilons": [8]}, "fraction such as 8/255"),
+     ({"attacks": ["pgd", {"type": "pgd", "norm": "l2"}]}, "but the study uses linf")],
 )  # fmt: skip
 def test_what_cannot_be_compared_is_refused(data, settings, message):
     with pytest.raises(ValueError, match=message):

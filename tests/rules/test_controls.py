@@ -69,5 +69,5 @@ def test_under_shallow_a_part_converted_again_leaves_the_head_to_learn():
 
 
 def test_shallow_by_hand_is_refused():
-    with pytest.raises(ValueError, match=r"rule 'shallow' concerns a whole network: use biotorch\.convert"):
+    with pytest.raises(ValueError, match=r"rule 'shallow' needs a whole network: use biotorch\.convert"):
         biotorch.layers.Linear(3, 2, rule="shallow")

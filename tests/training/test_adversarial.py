@@ -172,7 +172,7 @@ def test_three_channels_and_their_memory_format(digits):
 
 def test_images_that_are_not_normalised_as_the_data_say_are_refused(digits):
     inputs, labels = first(digits)
-    with pytest.raises(DataError, match=r"values from 3\.76 to 4\.76, and values from 0 to 1 are needed"):
+    with pytest.raises(DataError, match=r"values from 3\.76 to 4\.76, but need values from 0 to 1"):
         adversary(digits, network())(inputs + 10, labels, 1, 0, 0)
 
 

@@ -45,7 +45,7 @@ def test_the_section_and_its_defaults(tmp_path):
         ("{epsilon: null}", "epsilon", "valid number"),
         ("{epsilon: '0.1'}", "epsilon", "a number or a fraction such as 8/255 is needed, not the text '0.1'"),
         ("{epsilon: 8/0}", "epsilon", "'8/0' divides by zero"),
-        ("{epsilon: 8}", "epsilon", "8 is more than any pixel can change: they lie in [0, 1], write a fraction of 255"),
+        ("{epsilon: 8}", "epsilon", "8 is too large: pixels lie in [0, 1]; give a fraction such as 8/255"),
         ("{epsilon: 0.1, steps: 0}", "steps", "greater than or equal to 1"),
         ("{epsilon: 0.1, steps: true}", "steps", "true is no number"),
         ("{epsilon: 0.1, step_size: 0}", "step_size", "greater than 0"),
@@ -65,21 +65,21 @@ def test_a_wrong_value_is_told_at_its_key(tmp_path, spec, key, told):
 
 def test_a_section_that_is_none_is_told(tmp_path):
     (problem,) = refused(write(tmp_path), "training.adversarial=8/255")
-    assert "a section with keys of its own is needed, not '8/255'" in problem
+    assert "a section with keys is needed, not '8/255'" in problem
 
 
 def test_a_text_is_refused_with_its_configuration(tmp_path):
     text = BASE.replace("dataset: digits\n  target_size: 32", "dataset: text:a.txt")
     (problem,) = refused(write(tmp_path, text + "  adversarial: {epsilon: 8/255}\n"))
     assert problem == (
-        "base.yaml:16: training.adversarial: a setting of images, and text:a.txt is a text: leave it out"
+        "base.yaml:16: training.adversarial: a setting of images, but text:a.txt is a text: leave it out"
     )
     (problem,) = refused(write(tmp_path, text + "attacks: {images: 5}\n"))
     assert "attacks: a setting of images" in problem
 
 
 def test_data_without_images_are_refused_by_the_trainer(digits):
-    told = "adversarial: examples are made of images with one label each, and the training set has none: leave it out"
+    told = "adversarial: images with one label each are needed, but the training set has none: leave it out"
     labels = digits.train.labels[:, None].repeat(1, 2)
     per_token = MemorySplit.of(digits.train.images, labels, digits.train.normalisation)
     for kind in (dataclasses.replace(digits, mean=(), std=()), dataclasses.replace(digits, train=per_token)):
@@ -95,7 +95,7 @@ def test_the_trainer_tells_it_at_the_key_of_a_run(tmp_path, monkeypatch):
         return dataclasses.replace(whole(*args), mean=(), std=())
 
     monkeypatch.setattr("biotorch.data.load", without_mean)
-    with pytest.raises(ConfigError, match=r"^training\.adversarial: examples are made of images"):
+    with pytest.raises(ConfigError, match=r"^training\.adversarial: images with one label each are needed"):
         runs.finish(tmp_path, runs.ADVERSARIAL)
 
 

@@ -72,7 +72,7 @@ def test_adams_momentum_is_ignored_with_a_warning_and_sgds_is_not(tmp_path):
     ("spec", "key", "told"),
     [
         ("{type: LBFGS, lr: 1}", "type", "it evaluates the loss several times per step"),
-        ("{type: SparseAdam, lr: 1}", "type", "it takes sparse gradients alone"),
+        ("{type: SparseAdam, lr: 1}", "type", "it takes only sparse gradients"),
         ("{type: Adamm, lr: 1}", "type", "Did you mean 'Adam'"),
         ("{type: Optimizer, lr: 1}", "type", "unknown optimizer 'Optimizer'"),
         ("{type: SGD, lr: 1, momentun: 0.9}", "momentun", "Did you mean 'momentum'"),
@@ -123,7 +123,7 @@ def test_every_optimizer_takes_groups_of_feedback_or_says_why_not(name):
     assert [(group["params"], group["lr"]) for group in built.param_groups] == [([weight], 0.125), ([feedback], 0.5)]
     decayed = FeedbackGroup([feedback], decay=0.25)
     if name == "Rprop":
-        with pytest.raises(SectionError, match="Rprop takes no weight_decay, and so no feedback_decay"):
+        with pytest.raises(SectionError, match="Rprop takes no weight_decay, so feedback_decay cannot be used"):
             config.build([weight, feedback], [decayed])
     else:
         own = config.build([weight, feedback], [decayed]).param_groups[1]
@@ -133,9 +133,12 @@ def test_every_optimizer_takes_groups_of_feedback_or_says_why_not(name):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ("{type: kp, options: {feedback_rate: -1}}", "options.feedback_rate: feedback_rate is a number of at least 0"),
-        ("{type: dkp, options: {feedback_rate: .inf}}", "options.feedback_rate: feedback_rate is a number"),
-        ("{type: dkp, options: {feedback_decay: true}}", "options.feedback_decay: feedback_decay is a number"),
+        (
+            "{type: kp, options: {feedback_rate: -1}}",
+            "options.feedback_rate: feedback_rate must be a number of at least 0",
+        ),
+        ("{type: dkp, options: {feedback_rate: .inf}}", "options.feedback_rate: feedback_rate must be a number"),
+        ("{type: dkp, options: {feedback_decay: true}}", "options.feedback_decay: feedback_decay must be a number"),
         ("{type: dkp, options: {feedback_decai: 1}}", "Did you mean 'feedback_decay'"),
         ("{type: ia, options: {feedback_rate: 0}}", "feedback_rate is a number above 0"),
         ("{type: fa, options: {feedback_rate: 1}}", "unknown option of rule 'fa' 'feedback_rate'"),
@@ -294,7 +297,7 @@ def test_arguments_of_losses_do_what_they_do_in_torch(tmp_path):
     ("spec", "key", "told"),
     [
         ("{name: crossentropi}", "name", "Did you mean 'CrossEntropyLoss'"),
-        ("{name: CTCLoss}", "name", "it is no loss of outputs and class labels"),
+        ("{name: CTCLoss}", "name", "it does not compare outputs with class labels"),
         ("{name: cross_entropy, reduction: sum}", "reduction", "leave it out"),
         ("{name: cross_entropy, label_smothing: 0.1}", "label_smothing", "Did you mean 'label_smoothing'"),
         ("{name: mse, label_smoothing: 0.1}", "label_smoothing", "unknown argument of MSELoss"),

@@ -98,7 +98,7 @@ def test_the_loop_is_the_plain_loop(rule, digits):
     own = [parameter for name, parameter in reference.named_parameters() if "feedback" not in name]
     clipped, number = 0, 0
     for epoch in (1, 2):
-        for update in trainer._updates(epoch):
+        for update in trainer.updates_of(epoch):
             optimizer.zero_grad()
             for images, labels in digits.train.batches(torch.split(update, 16)):
                 (F.cross_entropy(reference(images), labels) * (len(labels) / len(update))).backward()
@@ -133,11 +133,11 @@ def test_gradients_are_unscaled_before_they_are_clipped(digits, monkeypatch):
 
 def test_every_example_is_seen_once_per_epoch_in_another_order(digits):
     trainer = Trainer(network(), digits, config(epochs=3, batch_size=16), F.cross_entropy, seed=5)
-    orders = [torch.cat(trainer._updates(epoch)).tolist() for epoch in (1, 2, 3)]
+    orders = [torch.cat(trainer.updates_of(epoch)).tolist() for epoch in (1, 2, 3)]
     assert all(sorted(order) == list(range(len(digits.train))) for order in orders)
     assert orders[0] != orders[1] != orders[2]
     other = Trainer(network(), digits, config(batch_size=16), F.cross_entropy, seed=6)
-    assert torch.cat(other._updates(1)).tolist() != orders[0]
+    assert torch.cat(other.updates_of(1)).tolist() != orders[0]
 
 
 def test_the_tracked_training_loss_is_that_of_the_batches_as_they_came(digits):
@@ -269,7 +269,7 @@ def test_a_state_whose_optimizer_had_no_feedback_is_refused(digits):
     old = Trainer(network("fa"), digits, config(), F.cross_entropy, seed=5).state_dict()
     before = torch.get_rng_state()
     for trainer in (Trainer(network("kp"), digits, config(), F.cross_entropy, seed=5), slow_feedback(digits, config())):
-        with pytest.raises(ResumeError, match="anew with --overwrite"):
+        with pytest.raises(ResumeError, match="start the run again with --overwrite"):
             trainer.load_state_dict(old)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -386,6 +386,6 @@ def test_a_frozen_layer_stays(digits):
 
 
 def test_a_run_of_two_epochs_with_sixteen_bit_scaling_is_told_or_works_on_the_cpu(tmp_path):
-    with pytest.warns(UserWarning, match="the CPU has no 16-mixed, using bf16-mixed"):
+    with pytest.warns(UserWarning, match="the CPU does not support 16-mixed, so bf16-mixed is used"):
         result = run(runs.quick(tmp_path, "infrastructure.precision=16-mixed", "data.validation_size=1200"))[""]
     assert math.isfinite(result["test"]["loss"])

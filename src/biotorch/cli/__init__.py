@@ -1,1 +1,1 @@
-"""The command line: `biotorch run CONFIG [key.path=value ...]` and what goes with it."""
+"""The command line: `biotorch run CONFIG [key.path=value ...]` and the other commands."""

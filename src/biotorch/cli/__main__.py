@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> None:
-    """Run a command; Ctrl-C ends it with one line, also while modules are imported."""
+    """Run a command. Ctrl-C ends it with one line instead of a traceback, even during imports."""
     try:
         from biotorch.cli.app import app
 

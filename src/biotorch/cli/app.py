@@ -37,7 +37,7 @@ def _options(
         list[str] | None,
         typer.Option(
             "--import",
-            help="A module or .py file that registers rules, layers or networks of your own; may be repeated. "
+            help="A module or .py file that registers your own rules, layers or networks; may be repeated. "
             "`imports:` in a configuration does the same for `run`.",
         ),
     ] = None,

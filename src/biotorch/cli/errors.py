@@ -1,4 +1,4 @@
-"""Errors of commands: a message and an exit code instead of a traceback; arguments that commands share."""
+"""Errors of commands, shown as a message and an exit code, and the arguments that commands share."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from typer.core import TyperGroup
 
 from biotorch.errors import BrokenPointsError, DataError, Interrupted, Kind, disk_is_full, kind_of, message_of
 
-EXIT_CODES = """Exit codes: 0 done; 1 a defect of biotorch (please report it); 2 a mistake in what was asked for;
-3 the training diverged; 4 the disk is full; 130 and 143 stopped by Ctrl-C and SIGTERM, with a checkpoint: the same
-command continues; 141 the reader of its output has gone."""
+EXIT_CODES = """Exit codes: 0 success; 1 a defect of biotorch (please report it); 2 a mistake in the command, the
+configuration or the data; 3 the training diverged; 4 the disk is full; 130 and 143 stopped by Ctrl-C and SIGTERM, with
+a checkpoint, from which the same command continues; 141 the program that read the output has ended."""
 
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Changes to it: key.path=value, for example data.dataset=mnist.")
+    list[str] | None,
+    typer.Argument(help="Changes to the configuration: key.path=value, for example data.dataset=mnist."),
 ]
 ConfigFile = Annotated[Path, typer.Argument(help="A YAML configuration, such as configs/quickstart.yaml.")]
 
 
 _EXIT_CODES: dict[Kind, int] = {"defect": 1, "mistake": 2, "diverged": 3, "disk": 4}
-#: 128 + SIGPIPE, with which a shell reports programs whose reader has gone.
+#: 128 + SIGPIPE, the exit code of a program whose output is no longer read.
 _READER_GONE = 141
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
@@ -38,7 +39,7 @@ _Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an 
 
 
 def plain_errors(command: _Command) -> _Command:
-    """A user's mistake ends with a message and an exit code, never with a traceback; adds `--debug`."""
+    """Make a command end with a message and an exit code, not a traceback, after a user's mistake; add `--debug`."""
 
     @functools.wraps(command)
     def guarded(*args: Any, debug: bool = False, **kwargs: Any) -> None:
@@ -70,16 +71,16 @@ def plain_errors(command: _Command) -> _Command:
 
 
 class Commands(TyperGroup):
-    """The commands; one whose reader has gone, as in `biotorch models | head`, ends without a word."""
+    """The group of commands, which ends silently if its output is no longer read (`biotorch models | head`)."""
 
     def main(self, *arguments: Any, **settings: Any) -> Any:
         try:
             return super().main(*arguments, **settings)
         except SystemExit as end:
-            if isinstance(end.__context__, BrokenPipeError):  # typer and rich make a 1 of it
+            if isinstance(end.__context__, BrokenPipeError):  # typer and rich exit with 1
                 end.code = _READER_GONE
             raise
-        except OSError as error:  # of `--help`, which is no command
+        except OSError as error:  # from `--help`, which is not a command
             if not disk_is_full(error):
                 raise
             sys.exit(_tell(error))
@@ -89,13 +90,13 @@ def _tell(error: Exception) -> int:
     """Print the message of an exception, and return the exit code."""
     if isinstance(error, OSError) and disk_is_full(error):
         _give_up_output(error)
-    if is_first_process() or isinstance(error, DataError):  # a file that this process alone has read
+    if is_first_process() or isinstance(error, DataError):  # only this process may have read the file
         typer.echo(f"error: {message_of(error)}", err=True)
     return _EXIT_CODES[kind_of(error)]
 
 
 def _give_up_output(error: OSError) -> None:
-    """Name standard output if it is what is full, and drop what it did not take, or the interpreter writes it again."""
+    """Name standard output in `error` if its disk is full, and drop its buffer, which the interpreter would write."""
     try:
         if error.filename is None:
             sys.stdout.write("\n")
@@ -106,7 +107,7 @@ def _give_up_output(error: OSError) -> None:
 
 
 def _warn_once() -> Callable[..., None]:
-    """A `warnings.showwarning` that prints each message as one line, and once."""
+    """Make a `warnings.showwarning` that prints each message once, as one line."""
     shown: set[str] = set()
 
     def show(message: Warning | str, *where: Any, **kwargs: Any) -> None:
@@ -118,7 +119,7 @@ def _warn_once() -> Callable[..., None]:
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that writes and prints, of those that torchrun or Slurm has started."""
+    """Whether this process writes and prints: the first of the processes that torchrun or Slurm has started."""
     if "lightning_fabric" in sys.modules:
         from lightning_fabric.utilities.rank_zero import rank_zero_only
 

@@ -1,4 +1,4 @@
-"""Commands that look: `rules`, `models`, `schema`, and `evaluate`, `audit`, `attack`, `report` of finished runs."""
+"""Commands that show something: `rules`, `models`, `schema`, `audit`, and `evaluate`, `attack`, `report` of runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def schema_command() -> None:
     """Print the JSON schema of configurations, for editors.
 
-    Write it to a file and point an editor at it with a configuration's first line:
+    Write it to a file, and name this file in the first line of a configuration:
 
     \b
     biotorch schema > biotorch.schema.json
@@ -71,11 +71,13 @@ class _Which(StrEnum):
 def evaluate_command(
     run: Annotated[Path, typer.Argument(help="The folder of a run, or one of its .pth files.")],
     overrides: Overrides = None,
-    split: Annotated[_Split, typer.Option(help="Which part of the data.")] = _Split.test,
-    which: Annotated[_Which, typer.Option(help="The best model on validation, or the latest.")] = _Which.best,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    split: Annotated[_Split, typer.Option(help="The part of the data to measure on.")] = _Split.test,
+    which: Annotated[
+        _Which, typer.Option(help="The model with the best validation error, or the latest.")
+    ] = _Which.best,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Measure the network of a run again, on its own data or on other (data.dataset=...)."""
+    """Measure the network of a run again, on its own data or on other data (data.dataset=...)."""
     from biotorch.experiment.measure import evaluate_run
     from biotorch.experiment.reading import parse_override
 
@@ -95,7 +97,7 @@ def evaluate_command(
 
 @plain_errors
 def audit_command(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Prove by experiment what the backward pass of a configuration's network transports."""
+    """Prove by experiment whether the backward pass of a configuration's network transports weights."""
     import torch
 
     from biotorch import data
@@ -120,17 +122,24 @@ class _Preset(StrEnum):
 
 @plain_errors
 def attack_command(
-    run: Annotated[Path, typer.Argument(help="The folder of a run, or of a sweep: all of its finished points.")],
+    run: Annotated[
+        Path, typer.Argument(help="The folder of a run, or of a sweep, whose finished points are all attacked.")
+    ],
     overrides: Overrides = None,
-    images: Annotated[int | None, typer.Option(help="The first so many of the test set.")] = None,
+    images: Annotated[int | None, typer.Option(help="Number of test images, from the first on.")] = None,
     autoattack: Annotated[bool, typer.Option("--autoattack", help="Run AutoAttack (standard), too.")] = False,
-    preset: Annotated[_Preset | None, typer.Option(help="The settings of the attacks.")] = None,
-    twin: Annotated[Path | None, typer.Option(help="A run for transfer attacks; default: by backpropagation.")] = None,
+    preset: Annotated[_Preset | None, typer.Option(help="The set of attacks and settings.")] = None,
+    twin: Annotated[
+        Path | None,
+        typer.Option(
+            help="A run whose network takes part in transfer attacks; default: the sweep's run with backpropagation."
+        ),
+    ] = None,
 ) -> None:
-    """Study how robust trained networks are, under the true gradient and under the one that they learn with.
+    """Study how robust trained networks are to attacks by their true gradient and by their rule's gradient.
 
-    What is measured already is not measured again: an interrupted study goes on with the same command. The
-    settings are those of the section `attacks` of the run's configuration, and can be changed here.
+    Finished measurements are not repeated, so the same command continues an interrupted study. Settings come from the
+    section `attacks` of the run's configuration, and can be changed here.
 
     \b
     biotorch attack runs/robustness
@@ -146,7 +155,7 @@ def attack_command(
 
 
 def attack(folder: Path, changes: Sequence[tuple[str, Any]], console: Console) -> None:
-    """Study the runs in a folder; print and write what was found."""
+    """Study the robustness of the runs in a folder; print and write the results."""
     from biotorch.experiment.display import Progress
     from biotorch.experiment.measure import attack_run, runs_in
     from biotorch.report import black_box_figure, example_sheet, white_box_figure
@@ -191,17 +200,19 @@ _TABLES = ("md", "tex", "csv")
 
 @plain_errors
 def report_command(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of runs, of sweeps, or of several of either.")],
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders of runs or sweeps, or folders that hold several of them.")
+    ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The page: one HTML file that needs nothing beside it.")
+        Path | None, typer.Option("--output", "-o", help="The page, one HTML file that needs no other file.")
     ] = None,
     tables: Annotated[
-        Path | None, typer.Option("--table", help="The headline table, a file that ends in .md, .tex or .csv.")
+        Path | None, typer.Option("--table", help="A file for the table, whose name ends in .md, .tex or .csv.")
     ] = None,
-    figures: Annotated[Path | None, typer.Option(help="A folder for still figures.")] = None,
-    formats: Annotated[str, typer.Option(help="Of the figures: png, svg, pdf, with commas between them.")] = "png",
+    figures: Annotated[Path | None, typer.Option(help="A folder for the figures.")] = None,
+    formats: Annotated[str, typer.Option(help="Formats of the figures: png, svg, pdf, separated by commas.")] = "png",
 ) -> None:
-    """Print the table of all runs in some folders, and write it, the figures and a page with everything.
+    """Print the table of all runs in the folders; on request, write the table, the figures and a page with everything.
 
     \b
     biotorch report runs/quickstart -o page.html
@@ -217,7 +228,7 @@ def report_command(
         raise ConfigError(f"--output: a name that ends in .html is needed, not {output}")
     kinds = formats.split(",")
     if unknown := set(kinds) - set(_FIGURES):
-        raise ConfigError(f"--formats: {', '.join(_FIGURES)} are known, not {', '.join(sorted(unknown))}")
+        raise ConfigError(f"--formats: only {', '.join(_FIGURES)} are known, not {', '.join(sorted(unknown))}")
     collection, console = collect(folders), Console()
     tell(collection, console)
     if not collection.runs:
@@ -235,7 +246,7 @@ def report_command(
 
 
 def tell(collection: Collection, console: Console) -> None:
-    """What of some folders is not shown, and why."""
+    """Print the runs of a collection that are left out, with the reason, and the unfinished ones."""
     for problem in collection.problems:
         console.print(f"left out: {problem}", highlight=False, markup=False, soft_wrap=True)
     if collection.unfinished:

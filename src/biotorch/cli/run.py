@@ -1,4 +1,4 @@
-"""`biotorch run` and `biotorch search`: a study, wherever it runs."""
+"""The commands `biotorch run` and `biotorch search`, which run a study here or on a cluster."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from biotorch.experiment.results import Result
     from biotorch.experiment.search import Setting
 
-#: In the folder of the study.
+#: Name of the page in the folder of the study.
 _PAGE = "page.html"
 #: The paper's grid of learning rates.
 _RATES = "0.1,0.01,0.001,0.0001"
@@ -39,24 +39,29 @@ class _Executor(StrEnum):
 def run_command(
     config: ConfigFile,
     overrides: Overrides = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Run anew what is finished or begun.")] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Start finished and interrupted points again, and overwrite their results."),
+    ] = False,
     jobs: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Points at once; default: by cores and the size of the networks, with Slurm all.",
+            help="Points at once; default: all with Slurm, else a number that fits the cores and the networks.",
             show_default=False,
         ),
     ] = None,
-    executor: Annotated[_Executor, typer.Option(help="Where points run.")] = _Executor.local,
+    executor: Annotated[
+        _Executor, typer.Option(help="Where to run the points: on this machine, by Slurm or by Ray.")
+    ] = _Executor.local,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the points and estimate their time; write nothing.")
     ] = False,
 ) -> None:
     """Run one experiment, or every point of its sweep; print the table and write figure and page.
 
-    Finished points are not run again, and an interrupted one continues from its last checkpoint to the same
-    result as if it had never been interrupted: repeat the command. A point that breaks does not stop the others.
+    To continue after an interruption, repeat the command: finished points are not run again, and others continue from
+    their last checkpoint to the same result as without interruption. A point that fails does not stop the others.
 
     \b
     biotorch run configs/quickstart.yaml
@@ -98,7 +103,7 @@ def run_command(
 
 
 def _executor(kind: _Executor, jobs: int, left: Mapping[str, Config], study: Study) -> Executor | None:
-    """None: one point after another, in this process."""
+    """Create the executor of the points; None runs one point after another in this process."""
     from biotorch.experiment.executors import Local, Ray, Slurm
 
     if kind is _Executor.local:
@@ -111,7 +116,7 @@ def _executor(kind: _Executor, jobs: int, left: Mapping[str, Config], study: Stu
 
 
 def _list(study: Study, left: Mapping[str, Config], jobs: int, console: Console) -> None:
-    """The points that are to be run, with the time that each would take alone."""
+    """Print all points with their state, and for unfinished ones the estimated time alone."""
     from biotorch.experiment import RunFolder
     from biotorch.experiment.display import duration
     from biotorch.experiment.estimating import estimates
@@ -131,14 +136,14 @@ def _list(study: Study, left: Mapping[str, Config], jobs: int, console: Console)
         f", about {duration(total / jobs)} with {jobs} at once" if jobs > 1 else ""
     )
     notes = [
-        f"{len(left)} of {len(study.points)} points to run: {shared}. Measured at the first point of each network,",
-        "from the start; nothing was written.",
+        f"{len(left)} of {len(study.points)} points to run: {shared}. Measured on the first point of each network,",
+        "for whole runs from the start; nothing was written.",
     ]
     print_table(Table(str(study.folder), ["point", "", "time alone"], rows, notes), console)
 
 
 def _show(study: Study, finished: Sequence[Result], console: Console) -> None:
-    """The table, the figure and the page of what is finished."""
+    """Print and write the table of the finished points, and write their figure and page."""
     from biotorch.report import angle_figure, table
     from biotorch.report.page import write_page
     from biotorch.results.collecting import collect
@@ -158,19 +163,25 @@ def _show(study: Study, finished: Sequence[Result], console: Console) -> None:
 def search_command(
     config: ConfigFile,
     overrides: Overrides = None,
-    rates: Annotated[str, typer.Option(help="Rates to try; with --trials, the ends of a range.")] = _RATES,
+    rates: Annotated[
+        str, typer.Option(help="Learning rates to try; with --trials, the range to choose from.")
+    ] = _RATES,
     trials: Annotated[
         int | None,
-        typer.Option(min=1, help="Rates that optuna chooses, for each setting; default: --rates.", show_default=False),
+        typer.Option(
+            min=1,
+            help="Number of rates that optuna chooses for each setting; default: the rates of --rates are tried.",
+            show_default=False,
+        ),
     ] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Runs at once; default: as for `biotorch run`.", show_default=False)
     ] = None,
 ) -> None:
-    """Find the learning rate of each rule by the validation error; the test set is not looked at.
+    """Find the best learning rate of each rule by the validation error; the test set is not used.
 
-    Points of the sweep that differ by their seed alone share a rate, which is looked for with the first seed. What
-    is found is printed as a part of the configuration. A search that was stopped goes on with the same command.
+    Points of the sweep that differ only in the seed share a rate; the search uses the first seed. The rates are printed
+    as a part of the configuration. The same command continues an interrupted search.
 
     \b
     biotorch search configs/paper/table1.yaml training.hyperparameters.epochs=10
@@ -201,7 +212,7 @@ def search_command(
     _files.write_text(study.folder / "search" / "rates.md", rows.markdown())
     _files.write_text(study.folder / "search" / "rates.yaml", refinements)
     print_table(rows, console)
-    console.print("for the section `sweep` of the configuration:\n", highlight=False)
+    console.print("to add to the section `sweep` of the configuration:\n", highlight=False)
     console.print(refinements, highlight=False, markup=False, soft_wrap=True)
     for path in ("rates.md", "rates.yaml"):
         console.print(f"written {study.folder / 'search' / path}", soft_wrap=True)
@@ -211,9 +222,7 @@ def _numbers(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise ConfigError(
-            f"--rates: numbers with commas between them are needed, such as 0.1,0.01, not {text!r}"
-        ) from error
+        raise ConfigError(f"--rates: numbers separated by commas are needed, such as 0.1,0.01, not {text!r}") from error
 
 
 def _table(found: Sequence[Setting], study: Study) -> Table:
@@ -229,7 +238,7 @@ def _table(found: Sequence[Setting], study: Study) -> Table:
     edges = [setting.name for setting in found if setting.at_the_edge]
     notes = ["Validation error (%) of the best epoch, one seed."]
     if edges:
-        notes.append(f"At the end of what was tried, where a better rate may lie beyond: {'; '.join(edges)}.")
+        notes.append(f"Best rate at the end of the tried range, so a better one may lie beyond it: {'; '.join(edges)}.")
     return Table(
         f"{study.config.experiment.name}: learning rates",
         ["setting", *(f"{rate:g}" for rate in rates), "best"],

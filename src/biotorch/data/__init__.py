@@ -1,4 +1,4 @@
-"""Data sets, their splits, and batches of them."""
+"""Data sets, their splits, and batches of examples."""
 
 from biotorch.data.config import DataConfig
 from biotorch.data.images import Augmentation

@@ -1,4 +1,4 @@
-"""Sets held in arrays: torchvision's MNIST, Fashion-MNIST and CIFAR, and .npz files."""
+"""Data sets in arrays: torchvision's MNIST, Fashion-MNIST and CIFAR, and .npz files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _IMAGES = "uint8 images (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 chan
 
 
 def read_npz(path: str, folder: Path, target_size: int | None) -> Pool:
-    """Arrays `x_train`, `y_train`, `x_test`, `y_test`; raises DataError that says which of them is not as needed."""
+    """Read the arrays `x_train`, `y_train`, `x_test`, `y_test`. Raises DataError that names a missing or wrong one."""
     file = locate(path, folder)
     x_train, y_train, x_test, y_test = _arrays(file)
     train, test = _part(x_train, y_train, "train", file), _part(x_test, y_test, "test", file)
@@ -34,13 +34,13 @@ def read_npz(path: str, folder: Path, target_size: int | None) -> Pool:
 
 
 def watched_npz(path: str, folder: Path) -> list[Path]:
-    """The file."""
+    """The .npz file."""
     return [locate(path, folder)]
 
 
 def _arrays(file: Path) -> list[NDArray[np.generic]]:
     if not zipfile.is_zipfile(file):
-        raise DataError(f"{file} is not a whole .npz file, as numpy.savez(file, x_train=..., ...) writes it.")
+        raise DataError(f"{file} is not a complete .npz file. Write it with numpy.savez(file, x_train=..., ...).")
     try:
         with np.load(file, allow_pickle=False) as stored:
             found = stored.files
@@ -61,7 +61,7 @@ def _part(images: NDArray[np.generic], targets: NDArray[np.generic], part: str, 
 
 
 def _pixels(found: NDArray[np.generic], name: str) -> Tensor:
-    """Images in any of the layouts as (N, H, W, C)."""
+    """Convert images of any allowed layout to (N, H, W, C)."""
     if found.dtype != np.uint8:
         cure = " Multiply pixels in [0, 1] by 255 and cast them to uint8." if found.dtype.kind == "f" else ""
         raise DataError(f"{name} must be {_IMAGES}; found {found.dtype} of shape {found.shape}.{cure}")
@@ -79,10 +79,10 @@ _IDX = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("
 
 
 def read_mnist(name: str, folder: Path, target_size: int | None, kind: str, normalisation: Normalisation) -> Pool:
-    """The four files of `<kind>/raw`, as they are or each compressed to `.gz`.
+    """Read the four files in `<kind>/raw`, each plain or compressed as `.gz`; download them if one is missing.
 
-    Raises FileNotFoundError, which says which files belong where, if they are missing and cannot be
-    downloaded, and DataError if one is damaged.
+    Raises FileNotFoundError, which says which files belong where, if the download fails, and DataError if a file is
+    damaged.
     """
     inner = f"{kind}/raw"
     if not all(_stored(folder / inner / file).is_file() for file in _IDX):
@@ -92,13 +92,13 @@ def read_mnist(name: str, folder: Path, target_size: int | None, kind: str, norm
     for images, targets, file in zip(arrays[::2], arrays[1::2], _IDX[::2], strict=True):
         if images.ndim != 3 or targets.shape != (len(images),):
             shapes = f"{images.shape} and {targets.shape}"
-            raise DataError(f"{folder / inner / file} and its labels do not belong together: shapes {shapes}.")
+            raise DataError(f"{folder / inner / file} and its labels do not fit each other: shapes {shapes}.")
         parts.append(Images(torch.from_numpy(images).unsqueeze(-1), labels(targets, inner)))
     return in_memory(parts[0], parts[1], target_size, str(folder / inner), normalisation)
 
 
 def read_cifar(name: str, folder: Path, target_size: int | None, kind: str, normalisation: Normalisation) -> Pool:
-    """The Python version of CIFAR, unpacked. Raises what `read_mnist` does."""
+    """Read the unpacked Python version of CIFAR, and download it if missing. Raises the errors of `read_mnist`."""
     from torchvision.datasets.utils import check_integrity
 
     source, files = _dataset(kind), _cifar_files(kind)
@@ -107,25 +107,25 @@ def read_cifar(name: str, folder: Path, target_size: int | None, kind: str, norm
         _download(kind, folder, inner, list(files))
     damaged = [file for file, md5 in files.items() if not check_integrity(folder / inner / file, md5)]
     if damaged:
-        raise DataError(_damaged(folder / inner / damaged[0], "it is not what its checksum says"))
+        raise DataError(_damaged(folder / inner / damaged[0], "its checksum is wrong"))
     parts = (source(str(folder), train=part) for part in (True, False))
     train, test = (Images(torch.from_numpy(part.data), labels(np.array(part.targets), kind)) for part in parts)
     return in_memory(train, test, target_size, kind, normalisation)
 
 
 def watched_mnist(name: str, folder: Path, kind: str) -> list[Path]:
-    """Those of its files that are there."""
+    """Existing ones of the four files."""
     return [path for file in _IDX if (path := _stored(folder / kind / "raw" / file)).is_file()]
 
 
 def watched_cifar(name: str, folder: Path, kind: str) -> list[Path]:
-    """Those of its files that are there."""
+    """Existing ones of CIFAR's files."""
     inner = folder / _dataset(kind).base_folder
     return [path for file in _cifar_files(kind) if (path := inner / file).is_file()]
 
 
 def _dataset(kind: str) -> Any:
-    """torchvision's class of that name."""
+    """Data set class of torchvision with the name `kind`."""
     from torchvision import datasets
 
     return getattr(datasets, kind)
@@ -133,7 +133,7 @@ def _dataset(kind: str) -> Any:
 
 def _download(kind: str, folder: Path, inner: str, files: Iterable[str]) -> None:
     def download(partial: Path) -> None:
-        # Its checksums are compared, and both parts read once.
+        # torchvision compares the checksums; reading both parts shows that they are complete.
         for train in (True, False):
             _dataset(kind)(str(partial), train=train, download=True)
 
@@ -150,19 +150,19 @@ def _download(kind: str, folder: Path, inner: str, files: Iterable[str]) -> None
 
 
 def _cifar_files(kind: str) -> dict[str, str]:
-    """Names and checksums."""
+    """MD5 checksums of CIFAR's files by file name."""
     source = _dataset(kind)
     return {**dict([*source.train_list, *source.test_list]), source.meta["filename"]: source.meta["md5"]}
 
 
 def _stored(path: Path) -> Path:
-    """The file, or what it is compressed to where only that is there."""
+    """Path of the file, or of its compressed form `.gz` if only that exists."""
     packed = path.with_name(f"{path.name}.gz")
     return packed if packed.is_file() and not path.is_file() else path
 
 
 def _idx(path: Path) -> NDArray[np.uint8]:
-    """The array of bytes in an IDX file: two zero bytes, a type, the number of axes, their lengths, the values."""
+    """Read the array of bytes in an IDX file: two zero bytes, a type, the number of axes, their lengths, the values."""
     stored = _stored(path)
     try:
         content = stored.read_bytes() if stored == path else gzip.decompress(stored.read_bytes())

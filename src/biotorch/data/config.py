@@ -16,43 +16,43 @@ from biotorch.errors import SectionError
 
 
 class DataConfig(Section):
-    """The `data` section of a configuration."""
+    """`data`: the data set, its split and its augmentation."""
 
     dataset: str
-    """`mnist`, `fashion_mnist`, `cifar10`, `cifar10_benchmark` (augmented as in the paper), `cifar100`,
-    `imagenet`, `digits`, or `folder:<path>` of class folders, `parquet:<path>` of a folder, `hf:<name>`
-    on the Hugging Face hub, `<path>.npz`, `text:<path>` of a file in UTF-8. A relative path starts at the
-    working folder or at `folder`."""
+    """A name: `mnist`, `fashion_mnist`, `cifar10`, `cifar10_benchmark` (augmented as in the paper), `cifar100`,
+    `imagenet` or `digits`. Or a place: `folder:<path>` (class folders), `parquet:<path>` (a folder), `hf:<name>`
+    (Hugging Face hub), `<path>.npz` or `text:<path>` (a file in UTF-8). Relative paths are looked for in the working
+    folder, then in the folder of the data."""
     dataset_path: Path | None = None
-    """Folder of the data; default: the environment variable BIOTORCH_DATA, else the user's cache folder.
-    For imagenet: the one with train/ and val/, by default imagenet/ in that folder."""
+    """Folder of the data; default: the environment variable BIOTORCH_DATA, else the user's cache folder. For imagenet
+    it holds train/ and val/, or a folder imagenet/ with them."""
     target_size: int | None = Field(default=None, ge=1)
-    """Side length in pixels that images are resized to; for sets in files (imagenet and folder:) that of
-    the crop, by default 224."""
+    """Side length in pixels to which images are resized. For image files (imagenet and folder:) it is the side length
+    of the crop, by default 224."""
     sequence_length: int | None = Field(default=None, ge=1, le=10**9)
     """Characters per example of a text, by default 128."""
     num_workers: int = Field(default=0, ge=0)
-    """Worker processes that read sets in files; sets in memory need none."""
+    """Worker processes that read image files (imagenet and folder:); sets in memory need none."""
     batch_size: int | None = Field(default=None, ge=1, le=10**9)
-    """Examples per batch in evaluation; no figure depends on it."""
+    """Examples per batch in evaluation; the results do not depend on it."""
     validation: Literal["split", "test"] = "split"
-    """`split`: hold out part of the training set, of a text its end. `test`: the test set itself, as the
-    paper has it for MNIST and Fashion-MNIST; the best epoch is then chosen on the test set, which flatters
-    every figure."""
+    """Examples for validation. `split` holds out part of the training set (of a text, its end). `test` takes the test
+    set, as the paper does for MNIST and Fashion-MNIST; the best epoch is then chosen on the test set, so its results
+    are too good."""
     validation_size: int | None = Field(default=None, ge=1)
-    """Training images that are held out; default: 180 of digits, 5,000 of MNIST, Fashion-MNIST and
-    CIFAR, 10,000 of ImageNet, a tenth of other sets. Of a text its characters, by default 5 % of the whole."""
+    """Number of held-out training images; default: 180 of digits, 5,000 of MNIST, Fashion-MNIST and CIFAR, 10,000 of
+    ImageNet, a tenth of other sets. For a text the number of held-out characters, by default 5 % of the whole."""
     augment: Augmentation | bool | None = None
-    """Augmentation of the training images; true: the usual one, false: none, default: what is usual for
-    the set (cifar10_benchmark: crop and flip; sets in files: random resized crop and flip)."""
+    """Augmentation of the training images: true, false, or settings. Default: random resized crop and flip for image
+    files (imagenet and folder:), crop and flip for cifar10_benchmark, none for other sets."""
     skip_corrupt: bool = False
-    """Leave out images of sets in files that cannot be read, instead of stopping there."""
+    """Leave out image files that cannot be read, instead of ending with an error."""
 
     @field_validator("augment", mode="before")
     @classmethod
     def _switch_or_section(cls, value: object) -> object:
         if not isinstance(value, dict | bool | Augmentation | None):
-            raise ValueError(f"true, false or a section such as {{crop: 4, flip: true}}, not {value!r}")
+            raise ValueError(f"true, false or a section such as {{crop: 4, flip: true}} is needed, not {value!r}")
         return value
 
     @field_validator("dataset")
@@ -65,41 +65,43 @@ class DataConfig(Section):
     def _compatible(self) -> DataConfig:
         if self.validation == "test" and self.validation_size is not None:
             raise SectionError(
-                {"validation_size": "nothing is held out where data.validation is test: remove one of the two"}
+                {"validation_size": "nothing is held out if data.validation is test: remove one of the two"}
             )
         if problems := self._images_alone() if self.is_text else self._texts_alone():
             raise SectionError(problems)
         if self.skip_corrupt and not self.in_files:
-            raise SectionError({"skip_corrupt": f"{self.dataset} is read into memory as a whole: nothing is skipped"})
+            raise SectionError(
+                {"skip_corrupt": f"has no effect on {self.dataset}, which is read into memory as a whole: leave it out"}
+            )
         if self.in_files and isinstance(self.augment, Augmentation):
             raise SectionError(
                 {
-                    "augment": f"true or false for {self.dataset}: images in files get a random resized crop and a "
-                    "flip, whose settings are fixed; crop and flip are settings of sets in memory"
+                    "augment": f"must be true or false for {self.dataset}: image files get a random resized crop and a "
+                    "flip with fixed settings; only sets in memory have the settings crop and flip"
                 }
             )
         return self
 
     def _images_alone(self) -> dict[str, str]:
-        """What is set that has no meaning for a text."""
+        """Problems of settings that only images have, in a section with a text."""
         keys = [key for key in ("target_size", "augment", "skip_corrupt") if getattr(self, key)]
-        return {key: f"a setting of images, and {self.dataset} is a text: leave it out" for key in keys}
+        return {key: f"a setting of images, but {self.dataset} is a text: leave it out" for key in keys}
 
     def _texts_alone(self) -> dict[str, str]:
-        """What is set that has no meaning for images."""
+        """Problems of settings that only texts have, in a section with images."""
         if self.sequence_length is None:
             return {}
-        return {"sequence_length": f"a setting of texts (text:<path>), and {self.dataset} has images: leave it out"}
+        return {"sequence_length": f"a setting of texts (text:<path>), but {self.dataset} has images: leave it out"}
 
     @property
     def folder(self) -> Path:
-        """Where the files are, or are downloaded to."""
+        """Folder that holds the files, or into which they are downloaded."""
         chosen = self.dataset_path or os.environ.get("BIOTORCH_DATA") or platformdirs.user_cache_dir("biotorch")
         return Path(chosen).expanduser()
 
     @property
     def in_files(self) -> bool:
-        """Whether images are read from files as they are needed, instead of all into memory."""
+        """Whether images are read from files when they are needed, instead of all into memory."""
         return sources.find(self.dataset)[0].in_files
 
     @property
@@ -114,7 +116,7 @@ class DataConfig(Section):
 
     @property
     def side(self) -> int:
-        """Side length of the crop of sets in files."""
+        """Side length in pixels of the crop of image files."""
         return self.target_size or 224
 
     @property
@@ -124,7 +126,7 @@ class DataConfig(Section):
 
     @property
     def augmentation(self) -> Augmentation | None:
-        """That of the training images; for sets in files, whose augmentation has no settings, whether there is one."""
+        """Augmentation of the training images, or None. For image files only whether it is None matters."""
         if isinstance(self.augment, Augmentation):
             return self.augment if self.augment.crop or self.augment.flip else None
         wanted = sources.find(self.dataset)[0].augmented if self.augment is None else self.augment

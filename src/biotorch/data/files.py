@@ -1,4 +1,4 @@
-"""Images that are read from files as they are needed, by a DataLoader and its worker processes."""
+"""Images that a DataLoader and its worker processes read from files when they are needed."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from biotorch.data.images import Normalisation, decode
 from biotorch.data.splits import Paths, Split
 from biotorch.errors import DataError
 
-#: Test images are resized to this multiple of the crop, as ImageNet's 224 out of 256.
+#: Test images are resized to this multiple of the crop, as usual for ImageNet (a crop of 224 out of 256).
 _MARGIN = 256 / 224
 _CPU = torch.device("cpu")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FileSplit(Split):
-    """Image files, cropped to `size` x `size`: at random with `augmented`, else from the centre."""
+    """Image files, cropped to `size` x `size`: at random if `augmented`, else at the centre."""
 
     paths: Paths
     labels: Tensor
@@ -59,7 +59,7 @@ class FileSplit(Split):
             collate_fn=_Batch.of,
             worker_init_fn=_leave_signals_to_the_parent,
             pin_memory=self.device.type == "cuda",
-            # Without one of its own, the loader draws the seeds of its workers from the global generator.
+            # Otherwise the loader draws the seeds of its workers from the global generator.
             generator=_seeding.generator(0),
         )
         for batch in loader:
@@ -73,14 +73,14 @@ class FileSplit(Split):
 
 
 class _Failure(NamedTuple):
-    """Why a worker could not read a file. An exception would reach the parent wrapped in a second traceback."""
+    """Reason why a worker could not read a file. An exception would reach the parent in a second traceback."""
 
     path: str
     message: str
 
 
 class _Batch(NamedTuple):
-    """Images (n, H, W, C) uint8, their indices (n,), and the message for every file that could not be read."""
+    """Images (n, H, W, C) uint8, their indices (n,), and by path the message for every file that cannot be read."""
 
     images: Tensor
     indices: Tensor
@@ -97,7 +97,7 @@ class _Batch(NamedTuple):
 
 
 class _Files(data.Dataset[tuple[int, "Tensor | _Failure"]]):
-    """What a worker process does: one file at a time to its pixels (H, W, C) uint8."""
+    """Work of a worker process: it turns one file at a time into its pixels (H, W, C) uint8."""
 
     def __init__(self, paths: Paths, size: int, augmentation: int | None) -> None:
         from torchvision.transforms import v2
@@ -119,13 +119,13 @@ class _Files(data.Dataset[tuple[int, "Tensor | _Failure"]]):
         if self.augmentation is None:
             return index, _pixels(self.view(image))
         with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed: that seeds the devices too, which the fork does not restore.
+            # Not torch.manual_seed, which also seeds the devices; the fork does not restore these.
             torch.default_generator.manual_seed(_seeding.derive(self.augmentation, index))
             return index, _pixels(self.view(image))
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C and Slurm's SIGTERM reach the workers too; the parent still needs them to finish its step."""
+    """Ignore Ctrl-C and Slurm's SIGTERM in a worker, which the parent needs until its step is finished."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -133,7 +133,7 @@ def _leave_signals_to_the_parent(worker: int) -> None:
 
 
 def _end_for_the_parent() -> None:
-    """A parent that exits in the middle of an epoch terminates its workers and waits for them: only then obey."""
+    """Obey a SIGTERM only if the parent sends it, which it does when it exits in the middle of an epoch."""
     while sys.platform == "linux" and signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)

@@ -13,14 +13,14 @@ from biotorch.data.splits import Paths, Pool, fifth
 from biotorch.errors import DataError
 
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-#: Classes that are listed where two parts do not have the same.
+#: Largest number of classes that the message lists for each part if the parts have different ones.
 _LISTED = 5
 
 
 def locate(path: str, folder: Path) -> Path:
-    """A path that a user wrote: `~` is the home, and what is not in the working folder is looked for in `folder`.
+    """Find a path that a user wrote, first in the working folder, then in `folder`; `~` is the home.
 
-    Raises FileNotFoundError that names the places.
+    Raises FileNotFoundError that names both places.
     """
     given = Path(path).expanduser()
     places = list(dict.fromkeys(place.absolute() for place in (given, folder / given)))
@@ -28,15 +28,15 @@ def locate(path: str, folder: Path) -> Path:
         if place.exists():
             return place
     raise FileNotFoundError(
-        f"{path!r} of data.dataset is neither of: {', '.join(map(str, places))}. "
-        "Correct the path, or point BIOTORCH_DATA or data.dataset_path at the folder it is in."
+        f"{path!r} of data.dataset was not found; these paths do not exist: {', '.join(map(str, places))}. "
+        "Correct the path, or set BIOTORCH_DATA or data.dataset_path to the folder that it is in."
     )
 
 
 def read_folder(path: str, folder: Path, target_size: int | None) -> Pool:
-    """`train/<class>/*` and `test/<class>/*` (or `val/<class>/*`), or `<class>/*`, of which a fifth is for the test.
+    """List the images in `train/<class>/*` and `test/<class>/*` (or `val/<class>/*`), or those in `<class>/*`.
 
-    Raises DataError where classes or images are missing.
+    If there is no `train/`, a fifth of the images is for the test. Raises DataError if classes or images are missing.
     """
     root = locate(path, folder)
     if not _is_split(root):
@@ -51,9 +51,9 @@ def read_folder(path: str, folder: Path, target_size: int | None) -> Pool:
 
 
 def read_imagenet(name: str, folder: Path, target_size: int | None) -> Pool:
-    """ImageNet's `train/` and `val/`. The public labels end there, so `val/` is the test set.
+    """List the images in ImageNet's `train/` and `val/`. `val/` is the test set: the real one has no public labels.
 
-    Raises FileNotFoundError, which says what belongs where, and DataError where classes or images are missing.
+    Raises FileNotFoundError, which says which folder belongs where, and DataError if classes or images are missing.
     """
     root = _imagenet(folder)
     for part in ("train", "val"):
@@ -61,13 +61,13 @@ def read_imagenet(name: str, folder: Path, target_size: int | None) -> Pool:
             raise FileNotFoundError(
                 f"imagenet is not in {root}: {part}/ is missing. ImageNet cannot be downloaded without an account at "
                 f"image-net.org: unpack it into {root / 'train'}/<class>/ and {root / 'val'}/<class>/, or "
-                "point data.dataset_path at the folder that holds train/ and val/."
+                "set data.dataset_path to the folder that holds train/ and val/."
             )
     return _read(root / "train", root / "val")
 
 
 def watched_folder(path: str, folder: Path) -> list[Path]:
-    """All class folders: their times change when a file comes or goes."""
+    """All class folders, whose modification times change when a file is added or removed."""
     root = locate(path, folder)
     parts = [root / part for part in ("train", "test", "val") if (root / part).is_dir()] if _is_split(root) else [root]
     return [part / name for part in parts for name in _folders(part)]
@@ -84,7 +84,7 @@ def _imagenet(folder: Path) -> Path:
 
 
 def _is_split(root: Path) -> bool:
-    """Whether `train/` holds class folders; one that holds images is a class of trains."""
+    """Whether `train/` holds class folders; if it holds images, it is a class called train."""
     return (root / "train").is_dir() and bool(_folders(root / "train"))
 
 
@@ -97,7 +97,9 @@ def _folders(root: Path) -> list[str]:
 def _classes(root: Path) -> list[str]:
     names = _folders(root)
     if not names:
-        raise DataError(f"{root} has no class folders: one folder for each class is needed, with its images in it.")
+        raise DataError(
+            f"{root} has no class folders: it needs a folder for each class, with the images of the class in it."
+        )
     return names
 
 
@@ -128,8 +130,8 @@ def _list(root: Path, names: list[str]) -> Paths:
     ]
     if empty:
         raise DataError(
-            f"{root / empty[0]} holds no images{f' (nor do {len(empty) - 1} other classes)' if empty[1:] else ''}. "
-            f"Remove the folder, or put images into it: {', '.join(IMG_EXTENSIONS)}."
+            f"{root / empty[0]} holds no images{f', as {len(empty) - 1} other class folders' if empty[1:] else ''}. "
+            f"Remove the folder, or put images into it ({', '.join(IMG_EXTENSIONS)})."
         )
     start = len(os.fsencode(root)) + 1
     return Paths(root, np.array([os.fsencode(path)[start:] for path, _ in found]), labels)

@@ -1,4 +1,4 @@
-"""Pixels: decoding, resizing, normalising, random crops and reflections."""
+"""Operations on pixels: decoding, resizing, normalisation, random crops and reflections."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from biotorch import _seeding
 from biotorch._sections import Section
 from biotorch.errors import DataError
 
-#: What Pillow raises on damaged files, depending on the format and on where the damage is.
+#: Exceptions that Pillow raises for damaged files, depending on the format and the place of the damage.
 _DAMAGED = (
     OSError,
     EOFError,
@@ -32,27 +32,27 @@ _DAMAGED = (
     Image.DecompressionBombError,
 )
 _GREY = ("1", "L", "LA")
-#: Images that are resized at once: bounds the memory that resizing needs besides its result.
+#: Number of images that are resized at once, which bounds the memory that resizing needs besides its result.
 _CHUNK = 1000
 
 
 def decode(source: str | BinaryIO, name: str, keep_grey: bool = False) -> Image.Image:
-    """The image in a file as 8-bit RGB, whatever its colours; with `keep_grey` a grey one stays grey ("L").
+    """Read an image file as 8-bit RGB, whatever its mode; with `keep_grey` grey images stay grey ("L").
 
-    Raises DataError with `name` in it if the file cannot be read.
+    Raises DataError, which contains `name`, if the file cannot be read.
     """
     try:
         with Image.open(source) as image:
             if image.mode.startswith(("I", "F")):
-                # Pillow would clip these at 255, which leaves a white image.
-                raise ValueError(f"pixels of mode {image.mode} have more than 8 bits; convert them to 8")
+                # Pillow would clip these pixels at 255, which leaves a white image.
+                raise ValueError(f"pixels of mode {image.mode} have more than 8 bits; convert them to 8 bits")
             return image.convert("L" if keep_grey and image.mode in _GREY else "RGB")
     except _DAMAGED as error:
         raise DataError(f"{name} cannot be read as an image: {error}.") from error
 
 
 def resize(images: Tensor, size: int | None) -> Tensor:
-    """Images (N, H, W, C) uint8 as (N, size, size, C), by antialiased bilinear interpolation; None: as they are."""
+    """Resize images (N, H, W, C) uint8 to (N, size, size, C) by antialiased bilinear interpolation; None: no change."""
     if size is None or images.shape[1:3] == (size, size):
         return images
     from torchvision.transforms.v2 import functional as transforms
@@ -64,15 +64,15 @@ def resize(images: Tensor, size: int | None) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Normalisation:
-    """Mean and standard deviation of each channel, of pixels in [0, 1]."""
+    """Normalisation of images by mean and standard deviation of each channel, for pixels in [0, 1]."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     @classmethod
     def measured(cls, images: Tensor) -> Normalisation:
-        """That of images (N, H, W, C) uint8, rounded to 4 decimals; a constant channel gets the deviation 1."""
-        # How often each value occurs: whole numbers, so no order of summing can change the result.
+        """Measure images (N, H, W, C) uint8, to 4 decimals; a constant channel gets a standard deviation of 1."""
+        # Counts of each value are integers, so the result does not depend on the order of summation.
         channels = images.flatten(0, -2).unbind(-1)
         counts = torch.stack([channel.contiguous().bincount(minlength=256) for channel in channels]).double()
         values, total = torch.arange(256, dtype=torch.float64) / 255, len(channels[0])
@@ -83,41 +83,42 @@ class Normalisation:
         )
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images (N, H, W, C) uint8 as normalised float32 (N, C, H, W) in channels_last memory format."""
-        # Two operations, each rounded by itself: a fused one rounds differently at the end of a batch.
+        """Normalise images (N, H, W, C) uint8 to float32 (N, C, H, W) in channels_last memory format."""
+        # Two operations that round separately, because a fused one rounds differently at the end of a batch.
         scale, shift = _rows(self, images.shape[1] * images.shape[2], images.device)
         return images.flatten(1).float().mul_(scale).add_(shift).view(images.shape).permute(0, 3, 1, 2)
 
 
 @functools.lru_cache(maxsize=8)
 def _rows(normalisation: Normalisation, pixels: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Factor and summand of every value of an image: broadcasting them over three channels is four times as slow."""
+    """Factor and summand of every value of an image. Broadcasting them over three channels is four times as slow."""
     mean, std = torch.tensor(normalisation.mean), torch.tensor(normalisation.std)
     scale, shift = (row.repeat(pixels).to(device) for row in (1 / (255 * std), -mean / std))
     return scale, shift
 
 
 class Augmentation(Section):
-    """The `data.augment` section, for sets in memory."""
+    """`data.augment`: random crops and reflections of the training images of a set in memory."""
 
     crop: int = Field(default=4, ge=0)
-    """Pixels of black border on each side, out of which a window of the image's size is cut at random."""
+    """Width in pixels of the black border added to each side before a random crop to the image's size."""
     flip: bool = True
-    """Mirror left and right with probability 1/2."""
+    """Swap left and right with probability 1/2."""
 
     def padded(self, images: Tensor) -> Tensor:
-        """Images (N, H, W, C) with the border that `window` cuts from."""
+        """Add the black border to images (N, H, W, C)."""
         return F.pad(images, (0, 0, *[self.crop] * 4)) if self.crop else images
 
     def centre(self, padded: Tensor) -> Tensor:
-        """Those images without the border."""
+        """Remove the border that `padded` has added."""
         height, width = padded.shape[1:3]
         return padded[:, self.crop : height - self.crop, self.crop : width - self.crop]
 
     def view(self, padded: Tensor, seed: int) -> Callable[[Tensor], Tensor]:
-        """From indices (n,) to their augmented images (n, H, W, C), under one seed.
+        """Function from indices (n,) to the augmented images (n, H, W, C) under one seed.
 
-        All draws are made here, for every example of the set, so that an example's fate cannot depend on its batch.
+        All random numbers are drawn here, for every example of the set, so that the augmentation of an example does not
+        depend on its batch.
         """
         generator = _seeding.generator(seed)
         count, device = len(padded), padded.device

@@ -1,4 +1,4 @@
-"""From a configuration to a data set in three parts."""
+"""Loading of the data set of a configuration, split into training, validation and test."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ from biotorch.errors import DataError
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A set in three parts; nothing of `validation` or `test` is in `train`."""
+    """A data set in three parts. No example of `validation` or `test` is in `train`."""
 
     train: Split
     validation: Split
     test: Split
     num_classes: int
-    #: Of each channel, of pixels in [0, 1]; images are normalised by them. Empty for a text.
+    #: Mean and standard deviation of each channel, for pixels in [0, 1], which normalise the images; empty for a text.
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    #: What a result has to tell of its data, in plain JSON values. `held_out` is a digest of the sorted
-    #: indices of the held-out training images, or of the held-out characters of a text; null where none
-    #: are held out. `split_seed` is null, too, where no seed decides which: a text is split by position.
+    #: Description of the data for results.json, in plain JSON values. `held_out` is a digest of the sorted indices of
+    #: the held-out training images, or of the held-out characters of a text; None if nothing is held out. `split_seed`
+    #: is the seed of the split; None if nothing is held out, and for a text, which is split by position.
     record: dict[str, Any]
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """That of every example: (C, H, W) of an image, (T,) of a text."""
+        """Shape of every example: (C, H, W) of an image, (T,) of a text."""
         return self.train.input_shape
 
     def to(self, device: torch.device) -> Dataset:
-        """The same set on `device`."""
+        """The same data set on `device`."""
         test = self.test.to(device)
         validation = test if self.validation is self.test else self.validation.to(device)
         return dataclasses.replace(self, train=self.train.to(device), validation=validation, test=test)
 
 
 def load(config: DataConfig, seed: int) -> Dataset:
-    """The data set of a configuration; which training images are held out is decided by `seed` alone.
+    """Load the data set of a configuration. The choice of the held-out training images depends only on `seed`.
 
-    Raises FileNotFoundError, saying which file belongs where, if it is missing and cannot be
-    downloaded; DataError if files are damaged or in another form than needed, or if
-    data.validation_size or data.sequence_length leave nothing to train on.
+    Raises FileNotFoundError, which says which file belongs where, if a file is missing and cannot be downloaded.
+    Raises DataError if files are damaged or have a wrong form, or if data.validation_size or data.sequence_length
+    leaves no example to train on.
     """
     found = sources.read(config.dataset, config.folder, config.target_size)
     return _text(found, config) if isinstance(found, Text) else _images(found, config, seed)
@@ -86,7 +86,7 @@ def _images(pool: Pool, config: DataConfig, seed: int) -> Dataset:
 def _record(
     config: DataConfig, train: Split, validation: Split, test: Split, held_out: Tensor | None, seed: int | None
 ) -> dict[str, Any]:
-    """What a result has to tell of a split, which `seed` has decided."""
+    """Description of a split for results.json; `seed` is the seed that has chosen the held-out examples."""
     return {
         "dataset": config.dataset,
         "train": len(train),
@@ -115,18 +115,18 @@ def _split(examples: Images | Paths, normalisation: Normalisation, config: DataC
 
 
 def _validation_size(config: DataConfig, count: int) -> int:
-    """Of `count` training examples, those to hold out."""
+    """Number of examples to hold out of `count` training examples."""
     size = config.validation_size or sources.find(config.dataset)[0].validation_size or max(1, round(count / 10))
     if size >= count:
         raise DataError(
-            f"data.validation_size {size} leaves nothing of the {count} training examples of {config.dataset} to "
-            f"train on: set it to less than {count}."
+            f"data.validation_size {size} leaves none of the {count} training examples of {config.dataset} for "
+            f"training: set it to less than {count}."
         )
     return size
 
 
 def _digest(index: Tensor) -> str:
-    """The same for the same examples in any order, on every machine."""
+    """Digest of a set of indices, which depends neither on their order nor on the machine."""
     return hashlib.blake2b(index.sort().values.numpy().astype("<i8").tobytes(), digest_size=16).hexdigest()
 
 

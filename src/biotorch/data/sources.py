@@ -1,4 +1,4 @@
-"""Where data sets come from, by name."""
+"""Sources of data sets by name."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from biotorch.data.text import Text
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A set, or a kind of sets, and what is customary for it."""
+    """A data set, or a kind of data sets, with its reader and its defaults."""
 
-    #: From the name (what follows the prefix), the folder of all data, and the size to resize images to.
+    #: Reader, called with the name (the part after the prefix), the folder of all data and the target size of images.
     read: Callable[[str, Path, int | None], Pool | Text]
-    #: Files and folders that change when the set does.
+    #: Function that lists the files and folders whose size or time changes when the data set does.
     watched: Callable[[str, Path], list[Path]] = lambda name, folder: []
-    #: Whether images are read from files as they are needed, instead of all into memory.
+    #: Whether images are read from files when they are needed, instead of all into memory.
     in_files: bool = False
-    #: Whether it is a text instead of images.
+    #: Whether the data set is a text instead of images.
     is_text: bool = False
-    #: Whether training images are augmented unless data.augment says otherwise.
+    #: Whether training images are augmented by default.
     augmented: bool = False
-    #: Training images that are held out for validation; None: a tenth.
+    #: Default number of training images held out for validation; None: a tenth.
     validation_size: int | None = None
 
 
 def find(dataset: str) -> tuple[Source, str]:
-    """The source of `data.dataset` and the name or path for it. Raises ValueError for one that does not exist."""
+    """Find the source of `data.dataset`, and the name or path for its reader. Raises ValueError if there is none."""
     prefix, _, rest = dataset.partition(":")
     if rest and prefix in _PREFIXES:
         return _PREFIXES[prefix], rest
@@ -51,12 +51,12 @@ def find(dataset: str) -> tuple[Source, str]:
 
 
 def available() -> list[str]:
-    """The names of all data sets; besides them there are paths, see DataConfig.dataset."""
+    """Names of all data sets. A configuration can also give a path, see `DataConfig.dataset`."""
     return list(_NAMED)
 
 
 def read(dataset: str, folder: Path, target_size: int | None) -> Pool | Text:
-    """The whole set, out of memory if it was the last one read and has not changed since."""
+    """Read a whole data set. The last one is kept in memory and reused if its files have not changed."""
     source, name = find(dataset)
     folder = folder.absolute()
     stamps = ((path, path.stat()) for path in source.watched(name, folder))
@@ -72,7 +72,7 @@ def _read(
 
 
 def _digits(name: str, folder: Path, target_size: int | None) -> Pool:
-    """1,797 digits of 8x8 pixels (UCI, Alpaydin & Kaynak 1998), embedded; every fifth is for the test."""
+    """Read the 1,797 embedded digits of 8x8 pixels (UCI, Alpaydin & Kaynak 1998); a fifth is for the test."""
     with resources.as_file(resources.files("biotorch.data") / "digits.npz") as path, np.load(path) as archive:
         pixels = torch.from_numpy(archive["images"].astype(np.float32) * (255 / 16)).round().to(torch.uint8)
         digits = Images(pixels.unsqueeze(-1), torch.from_numpy(archive["labels"].astype(np.int64)))

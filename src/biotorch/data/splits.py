@@ -1,4 +1,4 @@
-"""Pools of examples as a source gives them, the parts they are split into, and batches of those."""
+"""Pools of examples, which sources return, the splits made from them, and batches of splits."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from biotorch.errors import DataError
 
 
 class Split(ABC):
-    """Labelled examples: images with one label each, or texts with one for each of their characters."""
+    """Labelled examples: images with one label each, or texts with one label for each of their characters."""
 
-    #: (N,) int64 from 0 on, or (N, T) with a label at each of T positions.
+    #: Labels (N,) int64 from 0 on, or (N, T) with a label at each of T positions.
     labels: Tensor
 
     def __len__(self) -> int:
@@ -30,7 +30,7 @@ class Split(ABC):
     @property
     @abstractmethod
     def input_shape(self) -> tuple[int, ...]:
-        """That of every example: (C, H, W) of an image, (T,) of a text."""
+        """Shape of every example: (C, H, W) of an image, (T,) of a text."""
 
     @property
     def per_token(self) -> bool:
@@ -39,7 +39,7 @@ class Split(ABC):
 
     @property
     def skipped(self) -> list[str]:
-        """Paths of the unreadable images left out so far, sorted; of all batches that were drawn from this split."""
+        """Sorted paths of the unreadable images that all batches of this split have left out so far."""
         return []
 
     @abstractmethod
@@ -48,19 +48,23 @@ class Split(ABC):
 
     @abstractmethod
     def batches(self, parts: Iterable[Tensor], augmentation: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """One batch for each of `parts`, index tensors (n,) int64 on the CPU, in their order.
+        """One batch for each of `parts`, which are index tensors (n,) int64 on the CPU, in their order.
 
-        A batch is normalised float32 images (n, C, H, W) in channels_last memory format and labels
-        (n,) int64, or characters (n, T) and labels (n, T), both int64; on the device of the split.
-        `augmentation` seeds the split's augmentation, if it has one: what becomes of example i follows
-        from (seed, i) alone, so neither batch size nor workers nor the processes of a distributed run
-        change it. None: the images as they are.
-        Images that are left out because they cannot be read may leave a batch smaller, or empty.
-        Raises DataError at an image file that cannot be read.
+        A batch is normalised float32 images (n, C, H, W) in channels_last memory format and labels (n,) int64, or
+        characters (n, T) and labels (n, T), both int64, on the device of the split. If images that cannot be read are
+        left out, a batch is smaller, or even empty.
+
+        Args:
+            parts: indices of the examples of each batch.
+            augmentation: seed of the split's augmentation, if it has one; None: no augmentation. The augmentation of
+                example i depends only on (seed, i), not on the batch size, the workers or the number of processes.
+
+        Raises:
+            DataError: an image file cannot be read.
         """
 
     def in_order(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """All examples as they are, in order, in batches of `size`."""
+        """All examples in order and without augmentation, in batches of `size`."""
         return self.batches(torch.split(torch.arange(len(self)), size))
 
 
@@ -69,9 +73,9 @@ _NONE = Augmentation(crop=0, flip=False)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MemorySplit(Split):
-    """Images as one uint8 tensor on the device that trains."""
+    """Images in one uint8 tensor on the device of the training."""
 
-    #: (N, H, W, C), with the border that the augmentation cuts from, so that it is added only once.
+    #: Images (N, H, W, C) with the border of the augmentation, which is so added only once.
     padded: Tensor
     labels: Tensor
     normalisation: Normalisation
@@ -81,13 +85,13 @@ class MemorySplit(Split):
     def of(
         cls, images: Tensor, labels: Tensor, normalisation: Normalisation, augmentation: Augmentation | None = None
     ) -> MemorySplit:
-        """Images (N, H, W, C) uint8 and labels (N,) int64."""
+        """Make a split of images (N, H, W, C) uint8 and labels (N,) int64."""
         augmentation = augmentation or _NONE
         return cls(augmentation.padded(images), labels, normalisation, augmentation)
 
     @property
     def images(self) -> Tensor:
-        """(N, H, W, C) uint8."""
+        """Images (N, H, W, C) uint8 without border."""
         return self.augmentation.centre(self.padded)
 
     @property
@@ -126,7 +130,7 @@ class Paths:
     """Paths (N,) of image files, relative to `root`, and labels (N,) int64."""
 
     root: Path
-    #: One array of bytes: of a list of strings, every worker process would soon hold a copy of its own.
+    #: One array of bytes, which worker processes share. Each of them would soon hold a copy of a list of strings.
     paths: NDArray[np.bytes_]
     labels: Tensor
 
@@ -134,13 +138,13 @@ class Paths:
         return Paths(self.root, self.paths[index.numpy()], self.labels[index])
 
     def full(self, index: int) -> str:
-        """The whole path of one file."""
+        """Full path of one file."""
         return os.path.join(self.root, os.fsdecode(self.paths[index]))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pool:
-    """A whole source. It is kept for the next experiment on the same data, so nobody may write to it."""
+    """All examples of a source. It is kept for the next experiment on the same data, so it must not be changed."""
 
     train: Images | Paths
     test: Images | Paths
@@ -151,9 +155,9 @@ class Pool:
 def in_memory(
     train: Images, test: Images, target_size: int | None, name: str, normalisation: Normalisation | None = None
 ) -> Pool:
-    """A pool of images, resized; without a known normalisation, that of the training images is measured.
+    """Make a pool of resized images; if `normalisation` is None, it is measured on the training images.
 
-    Raises DataError, with `name` in it, if images of the two parts differ in shape or there are none.
+    Raises DataError, which contains `name`, if the images of the two parts differ in shape, or a part has none.
     """
     for part, images in (("training", train), ("test", test)):
         if not len(images.labels):
@@ -162,24 +166,24 @@ def in_memory(
     shapes = [tuple(part.pixels.shape[1:]) for part in (train, test)]
     if shapes[0] != shapes[1]:
         raise DataError(
-            f"{name}: training images are {shapes[0]} (height, width, channels), test images {shapes[1]}. "
+            f"{name}: training images are {shapes[0]} (height, width, channels), but test images are {shapes[1]}. "
             "Set data.target_size if only height and width differ."
         )
     return Pool(train, test, classes(train.labels, test.labels), normalisation or Normalisation.measured(train.pixels))
 
 
 def classes(train: Tensor, test: Tensor) -> int:
-    """One more than the greatest label of both parts."""
+    """Number of classes: one more than the greatest label of both parts."""
     return int(max(train.max(), test.max())) + 1
 
 
 def labels(found: NDArray[np.generic], name: str) -> Tensor:
-    """Labels as (N,) int64. Raises DataError, with `name` in it, unless they are (N,) or (N, 1) integers from 0 on."""
+    """Convert labels (N,) or (N, 1) to (N,) int64. Raises DataError, with `name`, unless they are integers >= 0."""
     if found.shape[1:] == (1,):
         found = found[:, 0]
     if found.ndim != 1 or not np.issubdtype(found.dtype, np.integer):
         raise DataError(
-            f"{name} must hold one integer per image, from 0 to the number of classes less one; "
+            f"{name} must hold one integer per image, from 0 to the number of classes minus one; "
             f"found {found.dtype} of shape {found.shape}."
         )
     if len(found) and int(found.min()) < 0:
@@ -188,6 +192,6 @@ def labels(found: NDArray[np.generic], name: str) -> Tensor:
 
 
 def fifth(count: int) -> tuple[Tensor, Tensor]:
-    """Training and test indices of a source that has no test set: always the same fifth is for the test."""
+    """Indices for training and test of a source without a test set; the same fifth is always for the test."""
     order = torch.randperm(count, generator=_seeding.generator(0))
     return order[torch.arange(count) % 5 != 0], order[::5]

@@ -1,4 +1,4 @@
-"""Sets in parquet files, local or from the Hugging Face hub."""
+"""Data sets in parquet files, local or from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from biotorch.data.images import decode, resize
 from biotorch.data.splits import Images, Pool, in_memory, labels
 from biotorch.errors import DataError, disk_is_full
 
-#: Names of a test table, in the order of preference.
+#: Names of a test table, in order of preference.
 _TESTS = ("test", "validation", "val")
-#: Names of a label column, in the order of preference.
+#: Names of a label column, in order of preference.
 _LABELS = ("label", "labels", "fine_label")
 _SHARD = re.compile(r"-(\d+)-of-(\d+)\.parquet$")
-#: Rows that are read at once: bounds the memory for compressed images.
+#: Number of rows that are read at once, which bounds the memory for compressed images.
 _ROWS = 1000
 
 
 def read_parquet(path: str, folder: Path, target_size: int | None) -> Pool:
-    """`train*.parquet` and `test*.parquet` in a folder, with compressed images in a column of structs with `bytes`.
+    """Read `train*.parquet` and `test*.parquet` in a folder; a column holds compressed images as structs with `bytes`.
 
     Raises DataError, which names the file and the row or the columns.
     """
@@ -43,11 +43,11 @@ def watched_parquet(path: str, folder: Path) -> list[Path]:
 
 
 def read_hub(name: str, folder: Path, target_size: int | None) -> Pool:
-    """The parquet files of a data set on the Hugging Face hub, downloaded into `folder` unless they are there.
+    """Read the parquet files of a data set on the Hugging Face hub, downloading them into `folder` if needed.
 
-    `<name>@<revision>` is that commit or tag, without which the hub's present one is taken.
+    `<name>@<revision>` takes a certain commit or tag instead of the newest.
 
-    Raises FileNotFoundError if they cannot be had, and DataError as `read_parquet`.
+    Raises FileNotFoundError if the download fails, and DataError as `read_parquet`.
     """
     hub, cache = _extra("huggingface_hub"), folder / "huggingface"
     name, _, revision = name.partition("@")
@@ -69,7 +69,7 @@ def read_hub(name: str, folder: Path, target_size: int | None) -> Pool:
 
 def _read(root: Path, target_size: int | None) -> Pool:
     parts = [_decoded(files, target_size) for files in _tables(root)]
-    # One coloured image makes all of both parts RGB.
+    # If any image has colours, all images of both parts become RGB.
     channels = max((image.shape[-1] for images, _ in parts for image in images), default=1)
     train, test = (
         Images(
@@ -81,15 +81,15 @@ def _read(root: Path, target_size: int | None) -> Pool:
 
 
 def _tables(root: Path) -> tuple[list[Path], list[Path]]:
-    """Files of the training and of the test table: in the folder, in data/, or in the one other subfolder with any."""
+    """Files of the training and the test table, in the folder, in data/, or in the only subfolder that has any."""
     if not root.is_dir():
-        raise DataError(f"{root} is not a folder; parquet:<path> takes the one that train*.parquet is in.")
+        raise DataError(f"{root} is not a folder; parquet:<path> needs the folder that holds train*.parquet.")
     folders = [place for place in (root, root / "data") if any(place.glob("train*.parquet"))][:1]
     folders = folders or sorted({file.parent for file in root.glob("*/train*.parquet")})
     if not folders:
-        raise DataError(f"there is no train*.parquet in {root}, in its folder data/ or in another one.")
+        raise DataError(f"there is no train*.parquet in {root} or in one of its subfolders.")
     if len(folders) > 1:
-        raise DataError(f"more than one folder has train*.parquet; give one of: {', '.join(map(str, folders))}.")
+        raise DataError(f"more than one folder has train*.parquet; give one of them: {', '.join(map(str, folders))}.")
     train = _shards(folders[0], "train")
     for name in _TESTS:
         if test := _shards(folders[0], name):
@@ -98,7 +98,7 @@ def _tables(root: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _shards(folder: Path, name: str) -> list[Path]:
-    """All files of a table. Raises DataError if one of the shards that their names count is missing."""
+    """List all files of a table. Raises DataError if there are fewer shards than their names state."""
     files = sorted(folder.glob(f"{name}*.parquet"))
     for file in files:
         if shard := _SHARD.search(file.name):
@@ -110,7 +110,7 @@ def _shards(folder: Path, name: str) -> list[Path]:
 
 
 def _decoded(files: list[Path], target_size: int | None) -> tuple[list[NDArray[np.uint8]], list[int]]:
-    """Images (H, W, C) with 1 or 3 channels and their labels."""
+    """Read all images (H, W, C) with 1 or 3 channels, and their labels."""
     images, targets = [], []
     for file in files:
         for row, (encoded, target) in enumerate(_rows(file)):
@@ -119,7 +119,7 @@ def _decoded(files: list[Path], target_size: int | None) -> tuple[list[NDArray[n
             pixels = np.array(decode(io.BytesIO(encoded), f"row {row} of {file}", keep_grey=True))
             pixels = pixels.reshape(*pixels.shape[:2], -1)
             if target_size is not None:
-                # At once: images as they come from a camera would fill the memory.
+                # Resized one by one, because all large photographs together would fill the memory.
                 pixels = resize(torch.from_numpy(pixels)[None], target_size)[0].numpy()
             images.append(pixels)
             targets.append(target)
@@ -131,7 +131,7 @@ def _rows(file: Path) -> Iterator[tuple[bytes | None, int | None]]:
     try:
         table = parquet.ParquetFile(file)
     except (OSError, ValueError) as error:
-        raise DataError(f"{file} is not a whole parquet file: {error}") from error
+        raise DataError(f"{file} is not a complete parquet file: {error}") from error
     with table:
         image, label = _columns(table.schema_arrow, file)
         try:
@@ -153,14 +153,14 @@ def _columns(schema: Any, file: Path) -> tuple[str, str]:
     if len(images) == 1 and len(named) == 1:
         return images[0], named[0]
     raise DataError(
-        f"{file} needs one image column, a struct with the field `bytes`, and one label column of integers, named "
-        f"{', '.join(_LABELS)} or the only one; its columns: "
+        f"{file} needs one image column (structs with a field `bytes`) and one label column (integers; if there are "
+        f"several such columns, named {', '.join(_LABELS)}); its columns: "
         f"{', '.join(f'{field.name} ({field.type})' for field in schema)}."
     )
 
 
 def _stacked(images: list[NDArray[np.uint8]], channels: int, root: Path) -> torch.Tensor:
-    """Images (N, H, W, C); grey ones are repeated over three channels where others have colours."""
+    """Stack images into (N, H, W, C); with 3 `channels`, grey images are repeated over all three."""
     sizes = sorted({image.shape[:2] for image in images})
     if len(sizes) > 1:
         (height, width), (other_height, other_width) = sizes[0], sizes[-1]
@@ -175,5 +175,5 @@ def _stacked(images: list[NDArray[np.uint8]], channels: int, root: Path) -> torc
 
 
 def _extra(module: str) -> Any:
-    """A module of the optional extra. Raises MissingPackageError with the command that installs it."""
+    """Import a module of the optional extra. Raises MissingPackageError with the command that installs it."""
     return require(module, "data", "this data set")

@@ -1,4 +1,4 @@
-"""Text files, read character by character: each character is to be predicted from those before it."""
+"""Text files as data sets, in which a network predicts each character from the characters before it."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from biotorch.data.folders import locate
 from biotorch.data.splits import Split
 from biotorch.errors import DataError
 
-#: One part in so many of the characters is for the test, and unless told otherwise one for validation.
+#: A text has this many equal parts; one is for the test and, by default, one for validation.
 _PARTS = 20
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Text:
-    """A whole file. It is kept for the next experiment on the same data, so nobody may write to it."""
+    """A whole text file. It is kept for the next experiment on the same data, so it must not be changed."""
 
     path: Path
-    #: Its different characters, sorted; a character is known by its place among them.
+    #: The different characters of the text, sorted; the number of a character is its index here.
     vocabulary: str
-    #: (L,) int64, all of its characters in order.
+    #: Numbers (L,) int64 of all characters in order.
     characters: Tensor
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextSplit(Split):
-    """Windows of a text, one behind the other: characters (n, T), and as its label the character after each.
+    """Consecutive windows of a text: characters (n, T), each labelled with the character that follows it.
 
-    The window after the last whole one is left out.
+    An incomplete window at the end is left out.
     """
 
-    #: (L,) int64
+    #: Numbers (L,) int64 of the characters in order.
     characters: Tensor
-    #: T
+    #: Characters T per window.
     length: int
-    #: (N, T) int64: a view of `characters`.
+    #: Labels (N, T) int64, a view of `characters`.
     labels: Tensor = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
@@ -64,7 +64,7 @@ class TextSplit(Split):
 
 
 def read_text(path: str, folder: Path, target_size: int | None) -> Text:
-    """A file in UTF-8, its characters as they are: no case, space or end of line is changed.
+    """Read a file in UTF-8 without any change of case, spaces or line ends.
 
     Raises DataError, which names the file, if it cannot be read or holds fewer than two different characters.
     """
@@ -73,39 +73,40 @@ def read_text(path: str, folder: Path, target_size: int | None) -> Text:
         text = file.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{file} is no text in UTF-8 (see byte {error.start}): convert it, such as by iconv -f latin1 -t utf-8."
+            f"{file} is not a text in UTF-8 (see byte {error.start}): convert it, for example by "
+            "iconv -f latin1 -t utf-8."
         ) from error
     except OSError as error:
-        raise DataError(f"{file} cannot be read as a text: {error.strerror}. text:<path> takes one file.") from error
+        raise DataError(f"{file} cannot be read as a text: {error.strerror}. text:<path> needs one file.") from error
     codes, characters = np.unique(np.frombuffer(text.encode("utf-32-le"), "<u4"), return_inverse=True)
     if len(codes) < 2:
         raise DataError(
-            f"{file} holds {'no character' if not text else f'no other character than {text[0]!r}'}: there is nothing "
+            f"{file} holds {'no characters' if not text else f'only the character {text[0]!r}'}, so there is nothing "
             "to predict. Take another text."
         )
     return Text(file, "".join(map(chr, codes)), torch.from_numpy(characters.astype(np.int64)))
 
 
 def watched_text(path: str, folder: Path) -> list[Path]:
-    """The file."""
+    """The text file."""
     return [locate(path, folder)]
 
 
 def regions(
     text: Text, length: int, validation_size: int | None, validate_on_test: bool
 ) -> tuple[TextSplit, TextSplit, TextSplit]:
-    """Training, validation and test in the order of the text: 90, 5 and 5 % of its characters.
+    """Divide a text into training, validation and test, in its order: by default 90, 5 and 5 % of the characters.
 
-    No character is in two of them, be it as input or as label.
+    No character is in two regions, neither as input nor as label.
 
     Args:
-        text: the whole file.
-        length: characters of a window.
-        validation_size: characters for validation; default: a twentieth.
-        validate_on_test: leave validation out, and take the test region for it.
+        text: the whole text.
+        length: characters per window.
+        validation_size: characters for validation; default: a twentieth of the text.
+        validate_on_test: use the test region for validation, too, and hold out no other.
 
     Raises:
-        DataError: a region has not one window.
+        DataError: a region is too short for one window.
     """
     count = len(text.characters)
     held_out = 0 if validate_on_test else validation_size or count // _PARTS
@@ -117,11 +118,11 @@ def regions(
 
 
 def _region(text: Text, name: str, start: int, end: int, length: int) -> TextSplit:
-    """The characters from `start` to `end`. Raises DataError if they are less than a window with its labels."""
+    """Split of the characters from `start` to `end`. Raises DataError if one window with its labels does not fit."""
     if end - start <= length:
         raise DataError(
-            f"{text.path}: {max(end - start, 0):,} of its {len(text.characters):,} characters are for {name}, and one "
-            f"example with its labels takes {length + 1:,}: take a longer text, a smaller data.sequence_length"
+            f"{text.path}: {max(end - start, 0):,} of its {len(text.characters):,} characters are for {name}, but one "
+            f"example with its labels needs {length + 1:,}: take a longer text, a smaller data.sequence_length"
             f"{'' if name == 'the test' else ', or another data.validation_size'}."
         )
     return TextSplit(text.characters[start:end], length)

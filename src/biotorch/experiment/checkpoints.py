@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole or absent, checked when read, and never code."""
+"""Checkpoint files: written atomically, checked when read, and never executed as code."""
 
 from __future__ import annotations
 
@@ -15,18 +15,24 @@ import torch
 from biotorch._files import previous, write
 from biotorch.errors import CheckpointError
 
-#: Of what a run saves; 2 has the shape of the examples, and figures per token.
+#: Version of the checkpoints' format; 2 added the shape of the examples, and figures per token.
 FORMAT = 2
 
 
 def save(path: Path, content: dict[str, Any], keep_previous: bool = False) -> None:
-    """Write tensors and plain values, so that `load` and `torch.load(path, weights_only=True)` read them."""
+    """Write tensors and plain values atomically; `load` and `torch.load(path, weights_only=True)` can read them.
+
+    Args:
+        path: file to write.
+        content: tensors and plain values by name.
+        keep_previous: keep the checkpoint that was at `path`, see `newest`.
+    """
 
     def fill(file: IO[bytes]) -> None:
         try:
             torch.save(content, file)
         except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # torch hides a full disk behind an error of its own
+            if isinstance(error.__context__, OSError):  # torch hides a full disk behind its own error
                 raise error.__context__ from None
             raise
 
@@ -34,23 +40,23 @@ def save(path: Path, content: dict[str, Any], keep_previous: bool = False) -> No
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU.
+    """Read the content of a checkpoint, onto the CPU.
 
     Raises:
-        FileNotFoundError: there is none.
-        CheckpointError: it is truncated or damaged, or a pickle that carries code.
+        FileNotFoundError: the file does not exist.
+        CheckpointError: the file is truncated or damaged, or is a pickle that contains code.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint {path}")
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch.load does not look at the checksums
+            damaged = archive.testzip()  # torch.load does not verify the checksums
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError) as error:
         raise CheckpointError(
-            f"{path} is damaged, no checkpoint, or in torch's format of before 2020 ({error})."
+            f"{path} is damaged, is not a checkpoint, or has torch's format from before 2020 ({error})."
         ) from error
     if damaged is not None:
-        raise CheckpointError(f"{path} is damaged: the checksum of {damaged} does not fit.")
+        raise CheckpointError(f"{path} is damaged: the checksum of {damaged} does not match.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -59,24 +65,24 @@ def load(path: Path) -> dict[str, Any]:
             "Save model.state_dict() instead of the model itself."
         ) from error
     except (RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} is no checkpoint of torch ({error}).") from error
+        raise CheckpointError(f"{path} is not a torch checkpoint ({error}).") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state_dict or a checkpoint.")
     return content
 
 
 def require_format(content: dict[str, Any], source: object) -> None:
-    """Raise CheckpointError if what a run has saved at `source` is in another format than this version's."""
+    """Raise CheckpointError if the checkpoint `content`, read from `source`, has another format than this version's."""
     found = content.get("format")
     if found != FORMAT:
         raise CheckpointError(
-            f"{source} was written by another version of biotorch, in format {found!r} instead of {FORMAT}: "
-            "repeat the run with --overwrite, or use the version that has written it"
+            f"{source} was written by another version of biotorch, in format {found!r} instead of {FORMAT}; "
+            "repeat the run with --overwrite, or use the version that wrote it"
         )
 
 
 def digest(path: Path) -> str:
-    """A hash of a file. Raises FileNotFoundError where there is none."""
+    """SHA-256 digest of a file. Raises FileNotFoundError if it does not exist."""
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint {path}")
     with path.open("rb") as file:
@@ -84,9 +90,9 @@ def digest(path: Path) -> str:
 
 
 def newest(path: Path) -> Path | None:
-    """The checkpoint at `path`, or where that is damaged the one before; None where there is neither.
+    """Path of the newest intact checkpoint: the one at `path`, or else the previous one; None if there is neither.
 
-    A damaged one is set aside, so that it never takes the place of the one before.
+    A damaged checkpoint is renamed, so that it never replaces the previous one.
 
     Warns:
         UserWarning: a checkpoint is damaged.
@@ -99,13 +105,13 @@ def newest(path: Path) -> Path | None:
         except CheckpointError as error:
             candidate.replace(candidate.with_name(f"damaged_{candidate.name}"))
             others = candidate == path and previous(path).exists()
-            warnings.warn(f"{error} {'The one before is used.' if others else 'Starting again.'}", stacklevel=2)
+            warnings.warn(f"{error} {'Using the previous checkpoint.' if others else 'Starting again.'}", stacklevel=2)
         else:
             return candidate
     return None
 
 
 def withdraw(path: Path) -> None:
-    """Put the checkpoint before the one at `path` in its place, if there is one."""
+    """Replace the checkpoint at `path` by the previous one, if there is one."""
     if previous(path).exists():
         previous(path).replace(path)

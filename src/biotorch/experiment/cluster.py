@@ -1,4 +1,4 @@
-"""The `cluster` section: what is asked of Slurm or Ray for each point of a study."""
+"""Section `cluster` of a configuration: resources that each point of a study asks Slurm or Ray for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from biotorch._sections import Section
 from biotorch.errors import SectionError
 
-#: Options of sbatch that follow from something else: what to set instead.
+#: Options of sbatch that another setting decides, with that setting.
 _DECIDED = {
     "account": "cluster.account",
     "array": "--jobs",
@@ -30,46 +30,48 @@ _DECIDED = {
 
 
 class RayConfig(Section):
-    """`cluster.ray`."""
+    """Section `cluster.ray`: the Ray cluster and the environment of its workers."""
 
     address: str | None = None
-    """Of a running cluster: `auto` on one of its machines, `ray://host:10001` from elsewhere, or host:port. Without
-    it a cluster of this machine alone is started, with as many workers as --jobs says."""
+    """Address of a running cluster: `auto` on one of its machines, `ray://host:10001` from elsewhere, or host:port.
+    Without it, a cluster of this machine alone is started, with as many workers as --jobs says."""
     runtime_env: dict[str, Any] = Field(default_factory=dict)
     """Ray's runtime environment of the workers, such as {py_modules: [my_rules], env_vars: {...}}."""
 
 
 class ClusterConfig(Section):
-    """`cluster`: for --executor slurm and --executor ray; it changes nothing of what a run computes."""
+    """Section `cluster`: settings of --executor slurm and --executor ray. They change none of a run's numbers."""
 
     minutes: int = Field(default=240, ge=2)
-    """Slurm's time limit of a job. A run that needs more is put back into the queue and continues."""
+    """Slurm's time limit of a job, in minutes. A run that needs longer is put back into the queue and continues."""
     requeues: int = Field(default=50, ge=0)
-    """How often a job may be put back at its time limit; 0: what it does not finish within one limit fails."""
+    """Number of times that a job may be put back into the queue at its time limit. With 0, a job that does not finish
+    within one limit fails."""
     grace_seconds: int = Field(default=60, ge=10, le=3600)
-    """Before the time limit the run is told to save and go: longer than an update and the writing of a checkpoint."""
+    """Seconds before the time limit at which the run is asked to save and stop. They must be longer than an update and
+    the writing of a checkpoint."""
     partition: str | None = None
     account: str | None = None
     memory_gb: float | None = Field(default=None, gt=0)
-    """Per machine; default: what the cluster gives."""
+    """Memory per machine, in GB. Default: the cluster's default."""
     cpus_per_task: int | None = Field(default=None, ge=1)
-    """CPUs of each process; default: infrastructure.threads (or 1) and the data's workers."""
+    """CPUs of each process. Default: infrastructure.threads (or 1) plus data.num_workers."""
     processes_per_node: int | None = Field(default=None, ge=1)
-    """Processes of a point per machine, each on a GPU of its own where it uses GPUs; default: one per device
-    of infrastructure.gpus. The machines of a point are infrastructure.num_nodes."""
+    """Processes of a point per machine, each with its own GPU if the point uses GPUs. Default: one per device of
+    infrastructure.gpus. The number of machines is infrastructure.num_nodes."""
     options: dict[str, str | int | float | bool] = Field(default_factory=dict)
     """Further options of sbatch, such as {qos: high, constraint: a100, exclusive: true}."""
     setup: list[str] = Field(default_factory=list)
-    """Lines of shell that a Slurm job runs first, such as `module load cuda`."""
+    """Shell lines that a Slurm job runs first, such as `module load cuda`."""
     ray: RayConfig = RayConfig()
 
     @model_validator(mode="before")
     @classmethod
     def _imports_have_moved(cls, values: Any) -> Any:
-        """Configurations of earlier runs have the key, mostly empty."""
+        """Accept the empty `imports` that configurations of earlier runs contain."""
         if isinstance(values, dict) and "imports" in values:
             if values["imports"]:
-                raise SectionError({"imports": "it stands at the top of the file now, as `imports:`"})
+                raise SectionError({"imports": "it has moved to the top of the file, as `imports:`"})
             return {key: value for key, value in values.items() if key != "imports"}
         return values
 
@@ -80,15 +82,15 @@ class ClusterConfig(Section):
         for name, value in options.items():
             decided = _DECIDED.get(name.replace("-", "_"))
             if decided is not None:
-                problems[name] = f"it follows from {decided}"
+                problems[name] = f"this option follows from {decided}"
             elif value is False:
-                problems[name] = "true is an option without a value; what is not to be given is left out"
+                problems[name] = "write true for an option without a value; leave out an unwanted one"
         if problems:
             raise SectionError({f"options.{name}": text for name, text in problems.items()})
         return options
 
     @model_validator(mode="after")
     def _time_to_work(self) -> ClusterConfig:
-        if self.grace_seconds > 30 * self.minutes:  # and Slurm may send its signal up to a minute early
-            raise SectionError({"grace_seconds": f"more than half of the time limit of {self.minutes} minutes"})
+        if self.grace_seconds > 30 * self.minutes:  # Slurm may also signal up to a minute early
+            raise SectionError({"grace_seconds": f"this is more than half of the time limit of {self.minutes} minutes"})
         return self

@@ -1,4 +1,4 @@
-"""The configuration of an experiment: the paper's format (appendix 6.2), and more."""
+"""The configuration of an experiment, in the format of the paper (appendix 6.2) with further keys."""
 
 from __future__ import annotations
 
@@ -23,37 +23,38 @@ from biotorch.training.settings import InfrastructureConfig, TrainingConfig
 
 
 class ExperimentConfig(Section):
-    """`experiment`: its name, where it writes, and what it can repeat."""
+    """`experiment`: name, output folder, seed and determinism."""
 
     name: str = Field(min_length=1)
     output_dir: Path = Path("runs")
     seed: int = Field(default=0, ge=0, lt=2**63)
     deterministic: bool = True
-    """Only deterministic PyTorch operations; an operation that has no such version raises."""
+    """Use only deterministic PyTorch operations; an operation without a deterministic version raises an error."""
 
     @field_validator("name")
     @classmethod
     def _folder(cls, name: str) -> str:
         path = Path(name)
         if not name.strip() or not name.isprintable() or path.is_absolute() or not path.parts or ".." in path.parts:
-            raise ValueError(f"the name of a folder below output_dir is needed, not {name!r}")
+            raise ValueError(f"must be the name of a folder below output_dir, not {name!r}")
         return name
 
     @field_validator("output_dir")
     @classmethod
     def _home(cls, path: Path) -> Path:
         if not str(path).isprintable():
-            raise ValueError("a folder is needed")
+            raise ValueError("must be the path of a folder, in printable characters")
         return path.expanduser()
 
 
 class RuleConfig(Section):
-    """A learning rule and its options."""
+    """Name of a learning rule, and its options."""
 
     type: str
     options: dict[str, Any] = Field(default_factory=dict)
-    """Options of the rule. Where its B is a parameter (kp, dkp), also feedback_rate and feedback_decay: learning
-    rate and weight decay of B, by default those of W. The rate keeps its ratio to training.optimizer.lr."""
+    """Options of the rule. Rules whose B is a parameter (kp, dkp) also take feedback_rate and feedback_decay, the
+    learning rate and weight decay of B; by default B has the rate and decay of W. The ratio of feedback_rate to
+    training.optimizer.lr stays constant."""
 
     @field_validator("type")
     @classmethod
@@ -61,7 +62,7 @@ class RuleConfig(Section):
         try:
             rules.get(name)
         except ValueError as error:
-            raise ValueError(f"{error} A rule of your own is known once its module stands under `imports:`.") from error
+            raise ValueError(f"{error} To use a rule of your own, list its module under `imports:`.") from error
         return name
 
     @model_validator(mode="after")
@@ -75,18 +76,18 @@ class RuleConfig(Section):
         return self
 
     def build(self) -> rules.Rule:
-        """The rule."""
+        """Create the rule."""
         own = {name: value for name, value in self.options.items() if name not in self._of_group}
         return rules.make(self.type, **own)
 
     @property
     def feedback_rate(self) -> float | None:
-        """Learning rate of B, where it is a parameter and has one of its own."""
+        """Learning rate of B, or None if the options set none."""
         return self._of_group.get("feedback_rate")
 
     @property
     def feedback_decay(self) -> float | None:
-        """Weight decay of B, where it is a parameter and has one of its own."""
+        """Weight decay of B, or None if the options set none."""
         return self._of_group.get("feedback_decay")
 
     @property
@@ -100,7 +101,7 @@ class RuleConfig(Section):
                 return str(unknown(f"option of rule {rules.get(self.type).name!r}", name, [*known, *own]))
             number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
             if name in own and value is not None and not number:
-                return f"{name} is a number of at least 0, not {value!r}"
+                return f"{name} must be a number of at least 0, not {value!r}"
         try:
             rules.make(self.type, **{name: value for name, value in options.items() if name in known})
         except (TypeError, ValueError) as error:
@@ -108,7 +109,7 @@ class RuleConfig(Section):
         return None
 
 
-#: In a file, a name is enough.
+#: A rule, or in a file only its name.
 _NamedRule = Annotated[
     RuleConfig,
     BeforeValidator(
@@ -118,17 +119,19 @@ _NamedRule = Annotated[
 
 
 class ModeConfig(RuleConfig):
-    """`model.mode`: the learning rule, and other rules for some of the layers."""
+    """`model.mode`: the learning rule, and possibly other rules for some layers."""
 
     layers: dict[str, _NamedRule] | None = None
-    """Patterns of layer names, with * and ? as in file names, and their rule: a name, or type and options. The first
-    pattern that matches a layer counts; the others have the rule of the mode."""
+    """Rules by patterns of layer names (* and ? as in file names); a rule is a name, or type and options. A layer gets
+    the rule of the first pattern that matches its name, else the rule of the mode."""
 
     @field_validator("layers")
     @classmethod
     def _leave_some(cls, layers: dict[str, RuleConfig] | None) -> dict[str, RuleConfig] | None:
         if layers and "*" in layers:
-            raise ValueError("'*' would leave no layer for the rule of the mode: give that as its type")
+            raise ValueError(
+                "'*' would leave no layer for the rule of the mode: give this rule as the type of the mode instead"
+            )
         return layers
 
 
@@ -136,15 +139,15 @@ class ModelConfig(Section):
     """`model`: an architecture under a rule, from scratch, from published weights or from a checkpoint."""
 
     architecture: str | None = None
-    """May be left out with a checkpoint of this package, which knows its own."""
+    """Name of the network; may be left out with a checkpoint of this package, which contains it."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the architecture, such as {depth: 3, width: 256} of mlp."""
     mode: ModeConfig | None = None
     pretrained: bool = False
     checkpoint: Path | None = None
-    """A run's folder, one of its .pth files, or a file with a plain state_dict: where the weights start."""
+    """Initial weights: the folder of a run, one of its .pth files, or a file with a plain state_dict."""
     train_only: list[str] | None = Field(default=None, min_length=1)
-    """Names of modules or parameters, with * for any letters: all other parameters stay as they start."""
+    """Names of modules or parameters to train, with * for any characters; all others keep their initial values."""
     loss_function: LossConfig = LossConfig()
 
     @field_validator("architecture")
@@ -159,63 +162,67 @@ class ModelConfig(Section):
     def _not_given_already(cls, arguments: dict[str, Any]) -> dict[str, Any]:
         given = [name for name in arguments if name in _GIVEN]
         if given:
-            raise SectionError({name: "follows from the data and the keys of `model`: leave it out" for name in given})
+            raise SectionError(
+                {name: "is set by the data and the other keys of `model`: leave it out" for name in given}
+            )
         return arguments
 
     @model_validator(mode="after")
     def _weights_have_one_source(self) -> ModelConfig:
         if self.pretrained and self.checkpoint is not None:
-            raise SectionError({"pretrained": "the checkpoint has the weights: give one of the two"})
+            raise SectionError({"pretrained": "the checkpoint contains the weights: give only one of the two"})
         if self.architecture is None and self.checkpoint is None:
             raise SectionError({"architecture": "missing"})
         if self.architecture is None and self.arguments:
-            raise SectionError({"arguments": "the checkpoint has its own: name the architecture that takes these"})
+            raise SectionError(
+                {"arguments": "the checkpoint contains its own: give the architecture, too, or leave them out"}
+            )
         return self
 
     @model_validator(mode="before")
     @classmethod
     def _backpropagation_unless_told(cls, values: Any) -> Any:
-        """A checkpoint knows its rule; a network from scratch has the default."""
+        """Set the default rule, unless there is a checkpoint, which contains its rule."""
         if isinstance(values, dict) and values.get("mode") is None and values.get("checkpoint") is None:
             return {**values, "mode": {"type": "backpropagation"}}
         return values
 
 
-#: What `models.build` is told beside the arguments of an architecture.
+#: Parameters of `models.build` that this package sets itself.
 _GIVEN = inspect.signature(models.build).parameters.keys() - {"arguments"}
 
 
 class LoggingConfig(Section):
-    """`logging`: what is written beside metrics.jsonl, which always is."""
+    """`logging`: logs to write besides metrics.jsonl, which is always written."""
 
     tensorboard: bool = True
     wandb: str | None = None
-    """Weights & Biases: the name of a project (`pip install 'biotorch[wandb]'`)."""
+    """Name of a project of Weights & Biases to log to (`pip install 'biotorch[wandb]'`)."""
 
 
 class Config(Section):
-    """One experiment, or with `sweep` several."""
+    """One experiment, or several with `sweep`."""
 
     model_config = ConfigDict(title="biotorch experiment")
 
     imports: list[str] = Field(default_factory=list)
-    """Modules, or .py files seen from the working folder, that register rules, layers or networks of your own."""
+    """Modules, or .py files by their path from the working folder, that register your rules, layers or networks."""
     experiment: ExperimentConfig
     data: DataConfig
     model: ModelConfig
     training: TrainingConfig | None = None
-    """Without it, the checkpoint of `model` is evaluated."""
+    """Left out, the checkpoint of `model` is only evaluated."""
     infrastructure: InfrastructureConfig = InfrastructureConfig()
     cluster: ClusterConfig = ClusterConfig()
-    """What --executor slurm and --executor ray ask for."""
+    """Resources for --executor slurm and --executor ray."""
     attacks: AttacksConfig | None = None
-    """Study the robustness of the best model; `biotorch attack` does it without this section, too."""
+    """Study the robustness of the best model after training; `biotorch attack` also works without this section."""
     evaluation: bool = True
     """Evaluate the best model on the test set."""
     logging: LoggingConfig = LoggingConfig()
     sweep: dict[str, Any] = Field(default_factory=dict)
-    """Axes of a grid: `key.path: [values]`, or named cases, `axis: {case: {key.path: value, ...}}`; where the
-    axis is itself a key path, it takes the name of the case as its value."""
+    """Axes of a grid: `key.path: [values]`, or named cases, `axis: {case: {key.path: value, ...}}`. If the name of the
+    axis is a key path, this key is set to the name of the case."""
 
     @field_validator("imports")
     @classmethod
@@ -233,7 +240,7 @@ class Config(Section):
         }
         wrong = [key for key, value in given.items() if self.data.is_text and value is not None]
         if wrong:
-            text = f"a setting of images, and {self.data.dataset} is a text: leave it out"
+            text = f"a setting of images, but {self.data.dataset} is a text: leave it out"
             raise SectionError(dict.fromkeys(wrong, text))
         return self
 
@@ -245,7 +252,9 @@ class Config(Section):
         modes = {"model.mode": mode, **{f"model.mode.layers.{key}": rule for key, rule in (mode.layers or {}).items()}}
         wrong = [f"{key}.options.feedback_decay" for key, rule in modes.items() if rule.feedback_decay is not None]
         if wrong:
-            text = f"{training.optimizer.type} takes no weight_decay: leave it out, or take another optimizer"
+            text = (
+                f"{training.optimizer.type} takes no weight_decay: leave feedback_decay out, or use another optimizer"
+            )
             raise SectionError(dict.fromkeys(wrong, text))
         return self
 
@@ -253,7 +262,9 @@ class Config(Section):
     def _something_to_do(self) -> Config:
         if self.training is None:
             if self.model.checkpoint is None:
-                raise SectionError({"training": "missing: without it, model.checkpoint has to name what to evaluate"})
+                raise SectionError(
+                    {"training": "missing; to evaluate a trained network without training, set model.checkpoint"}
+                )
             if not self.evaluation:
-                raise SectionError({"evaluation": "false, and there is no training: nothing is left to do"})
+                raise SectionError({"evaluation": "false, although there is no training: there would be nothing to do"})
         return self

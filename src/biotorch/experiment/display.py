@@ -1,4 +1,4 @@
-"""Progress of studies: live bars on a terminal, one plain line per epoch or attack elsewhere."""
+"""Progress display of studies: live bars on a terminal, one plain line per epoch or attack elsewhere."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ from biotorch.experiment.results import Result
 from biotorch.robustness.measurement import Measurement, Planned
 from biotorch.training import Record, TrainingState
 
-#: Seconds between two looks at the loss, which on a GPU wait for it.
+#: Seconds between two readings of the loss, because each reading waits for the GPU.
 _LIVE = 0.2
 
 
 class Display(robustness.Display):
-    """What a study of runs, and of their robustness, shows while it goes on; this one shows nothing."""
+    """Receiver of a study's progress, of runs and of robustness; this base class shows nothing."""
 
     def start(self, name: str, config: Config) -> None:
-        """The point `name` begins, or continues."""
+        """Show that the point `name` begins or continues."""
 
     def noise(self, done: int, updates: int) -> None:
-        """So many of the updates on noise before epoch one are done."""
+        """Show that `done` of the updates on noise before the first epoch are finished."""
 
     def update(self, trainer: TrainingState) -> None:
-        """The weights were updated once more."""
+        """Show one more update of the weights."""
 
     def epoch(self, record: Record, name: str | None = None) -> None:
-        """An epoch of the point `name` has been measured; None: of the one that began last."""
+        """Show the record of an epoch of the point `name`; None is the point that began last."""
 
     def finished(self, name: str, result: Result) -> None:
-        """The point `name` is finished, now or in an earlier command."""
+        """Show that the point `name` is finished, now or by an earlier command."""
 
     def failed(self, name: str, message: str) -> None:
-        """The point `name` broke."""
+        """Show that the point `name` broke, with the error's message."""
 
     def warn(self, message: str) -> None:
-        """Another process has warned."""
+        """Show a warning from another process."""
 
 
 @dataclasses.dataclass
 class _Point:
-    """What is shown of a point that runs."""
+    """Display state of a running point."""
 
     name: str
     number: int
@@ -63,8 +63,8 @@ class Progress(Display):
     """Live bars of a study on a terminal, else one line per epoch or attack; a context manager.
 
     Args:
-        console: where it is printed.
-        points: how many points the study has; one or several of them run.
+        console: console to print on.
+        points: number of points of the study, of which one or several run at a time.
     """
 
     def __init__(self, console: Console, points: int = 0) -> None:
@@ -158,7 +158,7 @@ class Progress(Display):
             name,
             f"{name or result['config']['experiment']['name']}: "
             f"{split} {_errors(result[split])}, {duration(result['seconds'])}"
-            + (f", {left_out} unreadable images left out (named in results.json)" if left_out else ""),
+            + (f", {left_out} unreadable images left out (listed in results.json)" if left_out else ""),
         )
 
     def failed(self, name: str, message: str) -> None:
@@ -171,8 +171,7 @@ class Progress(Display):
         self.has_attacks = bool(attacks)
         if attacks:
             self._print(
-                f"  {len(attacks)} attacks to run, at most {duration(seconds)}: "
-                "each is done with an image that it has broken"
+                f"  {len(attacks)} attacks to run, at most {duration(seconds)}; less if they break images early"
             )
 
     def attack(self, attack: Planned, images: int) -> None:
@@ -190,9 +189,9 @@ class Progress(Display):
 
     def _end(self, name: str, line: str) -> None:
         self.done += 1
-        point = self.running.pop(name, None)  # one of an earlier command has not begun here
+        point = self.running.pop(name, None)  # a point that an earlier command finished has not begun here
         if point is not None:
-            self.bars.refresh()  # with what its last epoch has told
+            self.bars.refresh()  # shows the last epoch before the bar goes
             self.bars.remove_task(point.bar)
         self.bars.update(self.step_bar, visible=False)
         self.bars.update(self.overall, completed=self.done)
@@ -215,7 +214,7 @@ def _errors(figures: Mapping[str, float]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Such as `12 s`, `7 min`, `3 h 20 min`."""
+    """Duration as text, such as `12 s`, `7 min`, `3 h 20 min`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

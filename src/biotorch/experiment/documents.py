@@ -1,4 +1,4 @@
-"""YAML as everybody reads it, and the JSON schema of configurations."""
+"""Reading and writing of YAML with YAML 1.2's numbers, and the JSON schema of configurations."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from biotorch.training.losses import loss_names
 from biotorch.training.optimizers import optimizer_names
 from biotorch.training.schedules import scheduler_names
 
-#: PyYAML reads `1e-3` as a string; YAML 1.2, and everybody who writes a learning rate, as a number.
+#: Numbers in scientific notation. PyYAML reads `1e-3` as a string, YAML 1.2 as a number.
 _FLOAT = ("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
 
 
 class Loader(yaml.SafeLoader):
-    """Reads numbers in scientific notation."""
+    """YAML loader that reads numbers in scientific notation as numbers."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """A date that does not exist, a number of 5,000 digits: told with its line."""
+        """Construct a value; an impossible one (such as the date 2024-02-31) raises MarkedYAMLError with its line."""
         try:
             return super().construct_object(node, deep)
         except ValueError as error:
@@ -29,7 +29,7 @@ class Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes strings that `Loader` would read as numbers."""
+    """YAML dumper that quotes strings which `Loader` would read as numbers."""
 
 
 Loader.add_implicit_resolver(*_FLOAT)
@@ -37,16 +37,16 @@ _Dumper.add_implicit_resolver(*_FLOAT)
 
 
 def dump(tree: Any) -> str:
-    """A tree of plain values as YAML that `Loader` reads back as it was."""
+    """YAML text of a tree of plain values; `Loader` reads it back unchanged."""
     text: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     return text
 
 
 def json_schema() -> dict[str, Any]:
-    """For editors: they complete keys and names, and mark what is wrong while it is typed.
+    """JSON schema of configurations, with which editors complete keys and names, and mark errors.
 
-    Names of rules, optimizers and the like are examples rather than the only values: their spelling is
-    free (`multistep_lr`), and users register rules of their own.
+    Names of rules, optimizers and the like are given as examples and not as the only values, because spellings may vary
+    (`multistep_lr`) and users register their own rules.
     """
     schema = Config.model_json_schema()
     names = {
@@ -60,11 +60,11 @@ def json_schema() -> dict[str, Any]:
     for (section, key), values in names.items():
         schema["$defs"][section]["properties"][key]["examples"] = values
     for section in (schema, *schema["$defs"].values()):
-        section.pop("required", None)  # a sweep may set what a section leaves open
+        section.pop("required", None)  # a sweep may set keys that a section omits
     precision = schema["$defs"]["InfrastructureConfig"]["properties"]["precision"]
     precision["enum"].append(32)
     precision.pop("type", None)
     metrics = schema["$defs"]["MetricsConfig"]["properties"]
-    for spelling in ("layer_alignment", "weight_alignment"):  # pydantic knows the first of two alone
+    for spelling in ("layer_alignment", "weight_alignment"):  # pydantic's schema has only the first of two aliases
         metrics.setdefault(spelling, {"type": "boolean", "default": False})
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -1,4 +1,4 @@
-"""How long a study would take, and in how many processes it is best run."""
+"""Estimates of a study's duration and of the best number of processes."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from biotorch.experiment.signals import StopRequest
 from biotorch.training import Record, TrainingState
 from biotorch.training.distributed import one_of_several
 
-#: Parameters up to which this many CPU threads are the fastest for a network: the first by benchmarks/jobs.py on two
-#: cores, the second not measured.
+#: Pairs of a number of parameters and the CPU threads that are fastest for networks below that size. The first pair was
+#: measured by benchmarks/jobs.py on two cores, the second was not measured.
 _THREADS = ((2_000_000, 1), (20_000_000, 4))
 _MOST_THREADS = 8
 
-#: What is measured of a point: updates, and seconds after which fewer are enough.
+#: Number of updates that are timed, and seconds after which fewer are enough.
 _UPDATES, _SECONDS = 30, 5.0
 
-#: A forward pass is about a third of an update.
+#: Share of an update's time that its forward pass takes.
 _FORWARD = 1 / 3
 
 
 def best_jobs(points: Mapping[str, Config]) -> int:
-    """Processes for these points on this machine: one per GPU; on the CPU, so many that the cores are busy.
+    """Best number of processes for these points on this machine: one per GPU, or enough to keep the CPU's cores busy.
 
-    Small networks run faster in several one-thread processes than one after another with all threads. Where torchrun
-    or Slurm has started the processes of one run, points go one after another.
+    Small networks run faster in several one-thread processes than one after another with all threads. If torchrun or
+    Slurm has started the processes of one run, the number is 1.
     """
     if not points or one_of_several():
         return 1
@@ -59,7 +59,7 @@ def _threads(config: Config) -> int:
 
 
 def _parameters(config: Config) -> int:
-    """Parameters of the network; 0 where a checkpoint alone knows it."""
+    """Number of parameters of the network; 0 if only a checkpoint knows the architecture."""
     if config.model.architecture is None:
         return 0
     shape = (3, config.data.target_size or 32, config.data.target_size or 32)
@@ -67,14 +67,14 @@ def _parameters(config: Config) -> int:
         warnings.simplefilter("ignore")
         try:
             model = models.build(config.model.architecture, 10, input_shape=shape, **config.model.arguments)
-        except (ValueError, TypeError, RuntimeError):  # the run itself tells what is wrong with it
+        except (ValueError, TypeError, RuntimeError):  # the run itself reports the error
             return 0
     return sum(each.numel() for each in model.parameters())
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Of one point: seconds of an update and of everything before the first one, and of the whole."""
+    """Estimated seconds of one point: of an update, of everything before the first update, and of the whole run."""
 
     update: float
     before: float
@@ -82,12 +82,13 @@ class Estimate:
 
 
 def estimates(points: Mapping[str, Config]) -> Iterator[tuple[str, Estimate]]:
-    """For each point the time that it would take alone; measured at the first of each network on each data set.
+    """Names of the points with the time that each would take alone.
 
-    Nothing is left on disk. Points are measured with some updates of their own, with the threads that they ask for.
+    The first point of each kind (network, data set, batch size, precision, threads) is timed for some updates, with the
+    threads that it asks for. Nothing is left on disk.
 
     Raises:
-        what `run_point` raises.
+        Any exception of `run_point`.
     """
     measured: dict[tuple[object, ...], _Stopwatch] = {}
     for name, config in points.items():
@@ -111,13 +112,13 @@ def _measure(config: Config) -> _Stopwatch:
     logging = config.logging.model_copy(update={"tensorboard": False, "wandb": None})
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with contextlib.suppress(Interrupted):  # by the stopwatch itself
+        with contextlib.suppress(Interrupted):  # raised by the stopwatch's own request
             run_point(config.model_copy(update={"logging": logging}), Path(folder), True, stopwatch, request)
     return stopwatch
 
 
 class _Stopwatch(Display):
-    """Times some updates, then asks to stop."""
+    """Display that times some updates, and then requests a stop."""
 
     def __init__(self, request: StopRequest) -> None:
         self.request, self.begin = request, time.perf_counter()
@@ -138,8 +139,8 @@ class _Stopwatch(Display):
             self.request.number = signal.SIGTERM
 
     def estimate(self, config: Config) -> Estimate:
-        """Of a point like the one that was timed."""
-        if len(self.times) < 2:  # it only evaluates, or is over in a moment
+        """Estimate for a point of the timed kind."""
+        if len(self.times) < 2:  # the point only evaluates, or has very few updates
             seconds = time.perf_counter() - self.begin
             return Estimate(0.0, seconds, seconds)
         assert config.training is not None

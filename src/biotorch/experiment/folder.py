@@ -1,4 +1,4 @@
-"""The folder of one run: who may write it, and what stands where."""
+"""Folder of one run: its lock, its paths and its files."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from biotorch.training import Record
 class RunFolder:
     """Paths and files of one run.
 
-    `config.yaml` is the resolved configuration, `metrics.jsonl` one record per epoch, `latest_model.pth`
-    the checkpoint, `model_best_acc.pth` the best model, `best_acc.txt` its accuracy (%), and
-    `results.json` and `results.csv`, written last, make it a finished run. `error.txt` says what broke it.
+    `config.yaml` is the resolved configuration, `metrics.jsonl` has one record per epoch, `latest_model.pth` is the
+    checkpoint, `model_best_acc.pth` the best model, and `best_acc.txt` its accuracy (%). `results.csv` and
+    `results.json` are written last; a folder that has the latter is a finished run. `error.txt` holds the error of a
+    run that broke.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,33 +38,33 @@ class RunFolder:
         self._lock = FileLock(path / ".lock")
 
     def lock(self) -> None:
-        """Take the folder for this process; the system frees it however the process ends.
+        """Lock the folder for this process; the system unlocks it however the process ends.
 
         Raises:
-            LockedError: another process has it.
+            LockedError: another process holds the lock.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise LockedError(
-                f"another process is working on {self.path}: wait for it, or choose another experiment.name"
+                f"another process is working on {self.path}; wait for it, or choose another experiment.name"
             ) from error
         _files.remove_unfinished(self.path)
 
     def release(self) -> None:
-        """Give the folder back."""
+        """Unlock the folder."""
         self._lock.release()
 
     def begin(self, config: dict[str, Any], overwrite: bool) -> None:
-        """Make the folder that of a run of `config`; with `overwrite` forget what an earlier one has written."""
+        """Start or continue a run of `config` in the folder; with `overwrite`, first delete an earlier run's files."""
         if overwrite:
             self.clear()
         self.error.unlink(missing_ok=True)
         self.write_config(config)
 
     def clear(self) -> None:
-        """Forget a run: remove what an earlier one has written, its results first."""
+        """Delete the files of a run, its results first."""
         mine = (self.results, self.table, self.latest, _files.previous(self.latest), self.best)
         for path in (*mine, self.best_accuracy, self.metrics, self.wandb, self.config):
             path.unlink(missing_ok=True)
@@ -73,14 +74,14 @@ class RunFolder:
     # Configuration ---------------------------------------------------------------------------------
 
     def write_config(self, config: dict[str, Any]) -> None:
-        """The resolved configuration; run again, it gives the same run."""
+        """Write the resolved configuration; `biotorch run` on this file repeats the run."""
         head = f"# Resolved by biotorch {biotorch.__version__}; `biotorch run` on this file repeats the run.\n"
         _files.write_text(self.config, head + documents.dump(config))
 
     def read_config(self) -> dict[str, Any] | None:
-        """The resolved configuration of an earlier start, or None.
+        """Read the resolved configuration of an earlier start, or None.
 
-        Where the file is missing or damaged, the checkpoint knows it too.
+        If the file is missing or damaged, the configuration in the checkpoint is returned.
         """
         try:
             tree = yaml.load(self.config.read_text(), documents.Loader) if self.config.is_file() else None
@@ -94,11 +95,11 @@ class RunFolder:
     # Metrics ---------------------------------------------------------------------------------------
 
     def write_metrics(self, history: Sequence[Record]) -> None:
-        """Make metrics.jsonl hold exactly these records."""
+        """Replace the content of metrics.jsonl by these records."""
         _files.write_text(self.metrics, "".join(map(_line, history)))
 
     def append_metrics(self, record: Record) -> None:
-        """One more record."""
+        """Append a record to metrics.jsonl."""
         with _files.naming(self.metrics), self.metrics.open("a") as file:
             file.write(_line(record))
 

@@ -1,4 +1,4 @@
-"""Whose run is in a folder: continue it, forget it, or leave it alone."""
+"""Comparison of a configuration with the run that is already in its folder: same run or another one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from biotorch.experiment.folder import RunFolder
 from biotorch.experiment.network import checkpoint_digest, model_of_checkpoint
 from biotorch.experiment.results import Result
 
-#: Keys that change where a run writes, or what it shows, but nothing of what it computes.
+#: Keys that change where a run writes or what it displays, but none of its numbers.
 _BESIDE_THE_POINT = (
     ("imports",),
     ("experiment", "name"),
@@ -29,33 +29,35 @@ _BESIDE_THE_POINT = (
 
 
 def finished(config: Config, folder: RunFolder) -> Result | None:
-    """The result of this very run, or None where it is not finished.
+    """Result of the run of `config` in the folder, or None if it is not finished.
 
     Raises:
-        OtherRunError: the result is of another configuration.
-        DamagedResultError: it cannot be read.
+        OtherRunError: the folder holds the result of another configuration.
+        DamagedResultError: the result cannot be read.
     """
     result = results.load_results(folder.path)
     if result is not None:
         _require_same(resolved(config, result["config"]), result["config"], folder)
         if result.get("started_from") != checkpoint_digest(config.model):
             raise OtherRunError(
-                f"{folder.path} holds figures of what {config.model.checkpoint} was before: run it anew with "
-                "--overwrite, or choose another experiment.name"
+                f"{folder.path} holds results of a run that started from an older {config.model.checkpoint}, which "
+                "has changed since; run it anew with --overwrite, or choose another experiment.name"
             )
     return result
 
 
 def claim(config: Config, folder: RunFolder, overwrite: bool) -> Config:
-    """The resolved configuration; an earlier run in the folder is to be continued, or with `overwrite` forgotten.
+    """Resolve the configuration, and check that it may run in the folder.
+
+    An earlier run of the same configuration in the folder will be continued, or discarded with `overwrite`.
 
     Raises:
-        OtherRunError: the earlier run is of another configuration, and `overwrite` is False.
-        ConfigError: the run would start from a checkpoint in its own folder, and write over it.
+        OtherRunError: the folder holds a run of another configuration, and `overwrite` is False.
+        ConfigError: the run would start from a checkpoint in its own folder, and overwrite it.
     """
     start = config.model.checkpoint
     if start is not None and folder.path.resolve() in (start.resolve(), *start.resolve().parents):
-        raise ConfigError(f"model.checkpoint: {start} lies in the folder of this run: choose another experiment.name")
+        raise ConfigError(f"model.checkpoint: {start} lies in the folder of this run; choose another experiment.name")
     earlier = None if overwrite else folder.read_config()
     mine = resolved(config, earlier)
     if earlier is not None:
@@ -64,7 +66,7 @@ def claim(config: Config, folder: RunFolder, overwrite: bool) -> Config:
 
 
 def resolved(config: Config, earlier: dict[str, Any] | None) -> Config:
-    """With what the machine, the checkpoint or the start of the run decide; valid as a configuration file."""
+    """Configuration with the values filled in that depend on machine, checkpoint or an earlier start of the run."""
     infrastructure, model = config.infrastructure, config.model
     if infrastructure.threads is None:
         started_with = (earlier or {}).get("infrastructure", {}).get("threads")
@@ -83,19 +85,19 @@ def _require_same(config: Config, earlier: dict[str, Any], folder: RunFolder) ->
     differing = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
     if differing:
         shown = "".join(
-            f"\n  {'.'.join(key)}: {theirs.get(key, 'absent')!r} there, {mine.get(key, 'absent')!r} here"
+            f"\n  {'.'.join(key)}: {theirs.get(key, 'absent')!r} in the folder, {mine.get(key, 'absent')!r} asked for"
             for key in differing
         )
         raise OtherRunError(
-            f"{folder.path} holds a run of another configuration: choose another experiment.name, "
+            f"{folder.path} holds a run of another configuration; choose another experiment.name, "
             f"or run it anew with --overwrite.{shown}"
         )
 
 
 def what_counts(config: dict[str, Any]) -> dict[tuple[str, ...], Any]:
-    """The values of a configuration by key path, without those that change nothing of what a run computes.
+    """Values of a configuration that change a run's numbers, by key path.
 
-    What is off or empty is left out, too: an older run does not know keys that came later.
+    Values that are off or empty are left out too, because older runs lack keys that were added later.
     """
     return {
         key: value

@@ -1,4 +1,4 @@
-"""Modules of the user's own, which register rules, layers or networks."""
+"""Import of the user's own modules, which register rules, layers or networks."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from biotorch.errors import OwnModuleError
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError unless `name` is a module as `import` takes it, or the path of a .py file."""
+    """Raise ValueError unless `name` is a dotted module name or the path of a .py file."""
     dotted = all(part.isidentifier() for part in name.split("."))
     if not dotted and not (name.endswith(".py") and Path(name).stem.isidentifier()):
-        raise ValueError(f"names of modules as `import` takes them, or paths of .py files, not {name!r}")
+        raise ValueError(f"names of modules as `import` takes them, or paths of .py files, are needed, not {name!r}")
 
 
 def import_all(names: Iterable[str]) -> None:
-    """Import each module, once per process; they are looked for in the working folder, too.
+    """Import each module once per process; the working folder is searched too.
 
     Raises:
-        OwnModuleError: there is no such module, or it fails.
+        OwnModuleError: a module does not exist, or raises an error.
     """
     for name in names:
         try:
             _import_file(Path(name)) if name.endswith(".py") else _import_module(name)
-        except Exception as error:  # whatever a module of the user's raises, it is theirs to know
+        except Exception as error:  # a user's module may raise anything
             missing = isinstance(error, ModuleNotFoundError) and error.name in _prefixes(name)
             if missing or isinstance(error, OwnModuleError):
                 raise OwnModuleError(f"imports: {name}: {error}") from error
@@ -38,7 +38,7 @@ def import_all(names: Iterable[str]) -> None:
 
 
 def _prefixes(name: str) -> set[str]:
-    """A dotted name and those of the packages around it."""
+    """Dotted name of a module, and the names of the packages around it."""
     parts = name.split(".")
     return {".".join(parts[:end]) for end in range(1, len(parts) + 1)}
 
@@ -55,7 +55,7 @@ def _import_file(path: Path) -> None:
     known = sys.modules.get(path.stem)
     if known is not None:
         if Path(getattr(known, "__file__", None) or "").resolve() != path:
-            raise OwnModuleError(f"another module is called {path.stem}: rename the file")
+            raise OwnModuleError(f"another module is called {path.stem}; rename the file")
         return
     if not path.is_file():
         raise OwnModuleError("no such file, seen from the working folder")

@@ -1,4 +1,4 @@
-"""What a training leaves on disk while it runs: checkpoints, metrics, and copies for TensorBoard and W&B."""
+"""Files that a training writes while it runs: checkpoints, metrics, and logs for TensorBoard and W&B."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from biotorch.training import DivergenceError, Observer, Record, TrainingState
 
 
 class Log(Protocol):
-    """Something that takes one record per epoch."""
+    """Log that receives one record per epoch."""
 
     def write(self, record: Record) -> None: ...
 
@@ -29,10 +29,10 @@ class Log(Protocol):
 
 
 def open_logs(config: Config, folder: RunFolder, history: Sequence[Record]) -> list[Log]:
-    """The logs that a configuration asks for, brought to the state of `history`.
+    """Open the logs that a configuration asks for, and write `history` into them.
 
     Raises:
-        MissingPackageError: wandb is asked for and not installed; the message says how to.
+        MissingPackageError: wandb is configured but not installed; the message says how to install it.
     """
     logs: list[Log] = []
     if config.logging.tensorboard:
@@ -43,7 +43,7 @@ def open_logs(config: Config, folder: RunFolder, history: Sequence[Record]) -> l
 
 
 def scalars(record: Record) -> Iterator[tuple[str, float]]:
-    """Tag and value of every figure of a record, grouped as `error/validation`, `angles/conv1`."""
+    """Tag and value of every number in a record, with tags such as `error/validation` and `angles/conv1`."""
     for key, value in record.items():
         if key in ("train", "validation"):
             yield from ((f"{name}/{key}", figure) for name, figure in value.items())
@@ -54,7 +54,7 @@ def scalars(record: Record) -> Iterator[tuple[str, float]]:
 
 
 class TensorBoard:
-    """One run with grouped tags, written anew from `history`: neither gaps nor doubles after a resume."""
+    """TensorBoard log, rewritten from `history` at the start, so that a resumed run has neither gaps nor duplicates."""
 
     def __init__(self, folder: Path, history: Sequence[Record]) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -76,7 +76,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run per folder, continued under its own identifier; W&B ignores steps that it already has."""
+    """W&B log, one W&B run per folder, resumed by its stored identifier; W&B ignores steps that it already has."""
 
     def __init__(self, project: str, config: Config, folder: RunFolder, history: Sequence[Record]) -> None:
         wandb = require("wandb", "wandb", "logging.wandb")
@@ -101,9 +101,9 @@ class WeightsAndBiases:
 
 
 class Keeper(Observer):
-    """Writes metrics, logs and checkpoints of one run; a context manager.
+    """Observer that writes metrics, logs and checkpoints of one run; a context manager.
 
-    In the first process alone, though all of them have to agree on when a checkpoint is taken.
+    Only the first process writes, but all processes must agree on when a checkpoint is taken.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class Keeper(Observer):
         for log in self.logs:
             log.close()
         if isinstance(value, DivergenceError) and self.first and self.saved_state == self._state(self.trainer):
-            checkpoints.withdraw(self.folder.latest)  # what was saved last is what diverged
+            checkpoints.withdraw(self.folder.latest)  # the last saved state is the diverged one
 
     @staticmethod
     def _state(trainer: TrainingState) -> tuple[int, int]:
@@ -149,7 +149,7 @@ class Keeper(Observer):
 
     @property
     def seconds_in_all(self) -> float:
-        """What the run has taken so far, interruptions left out."""
+        """Seconds that the run has taken so far, without interruptions."""
         return time.monotonic() - self.started
 
     def on_noise(self, done: int, updates: int) -> None:

@@ -1,4 +1,4 @@
-"""Finished runs measured again: evaluation on any data, robustness."""
+"""Measurements of finished runs: evaluation on any data, and robustness."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def evaluate_run(
     which: Which = "best",
     overrides: Sequence[tuple[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Loss and errors of a run's network, with what they were measured on: plain values.
+    """Evaluate a run's network: loss and errors as plain values, with a record of the data.
 
     Args:
-        run: a run's folder, or one of its .pth files.
-        split: which part of the data.
+        run: folder of a run, or one of its .pth files.
+        split: part of the data to evaluate on.
         which: the `best` model on validation, or the `latest`.
         overrides: changes of the run's configuration, such as ("data.dataset_path", "/elsewhere").
 
     Raises:
-        FileNotFoundError, CheckpointError: as `load`.
+        FileNotFoundError, CheckpointError: as in `load`.
         ConfigError: the network does not fit the data, or an override is wrong.
     """
     content = read_checkpoint(run, which)
@@ -54,13 +54,13 @@ def evaluate_run(
         if dataset.num_classes != content["num_classes"]:
             raise ConfigError(
                 f"{run} was trained for {content['num_classes']} classes, "
-                f"data.dataset {config.data.dataset!r} has {dataset.num_classes}"
+                f"but data.dataset {config.data.dataset!r} has {dataset.num_classes}"
             )
         known = content["data"].get("characters")
         if dataset.record.get("characters") != known:
             raise ConfigError(
-                f"{run} was trained on the characters {known!r}, and those of data.dataset {config.data.dataset!r} "
-                f"are {dataset.record.get('characters')!r}"
+                f"{run} was trained on the characters {known!r}, but data.dataset {config.data.dataset!r} has the "
+                f"characters {dataset.record.get('characters')!r}"
             )
         check_input(model, dataset.test, config)
         loss = config.model.loss_function.build().to(fabric.device)
@@ -75,10 +75,10 @@ def evaluate_run(
 
 
 def changed(config: Config, overrides: Sequence[tuple[str, Any]], source: str, sections: Sequence[str]) -> Config:
-    """The configuration of a trained network with changes in some of its sections.
+    """Copy of a trained network's configuration with changes in some of its sections.
 
     Raises:
-        ConfigError: a change is wrong, or in another section.
+        ConfigError: a change is invalid, or is not in one of `sections`.
     """
     for key, _ in overrides:
         if key.split(".")[0] not in sections:
@@ -87,49 +87,49 @@ def changed(config: Config, overrides: Sequence[tuple[str, Any]], source: str, s
     return validate(config.model_dump(mode="json"), source, dict(overrides), places).config
 
 
-#: Examples on the sheet.
+#: Number of examples on the sheet.
 _SHOWN = 8
 
 
 def runs_in(path: Path) -> list[Path]:
-    """The folder of a run, or those of all finished points of a sweep.
+    """Folders of trained runs: `path` itself if it is one, or else those of a sweep's points.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: `path` holds no trained network.
     """
     if RunFolder(path).best.is_file():
         return [path]
     found = sorted(each.parent for each in path.glob(f"*/{RunFolder(path).best.name}"))
     if not found:
-        raise FileNotFoundError(f"{path} holds no trained network: a run's folder is needed, or that of a sweep")
+        raise FileNotFoundError(f"{path} holds no trained network; the folder of a run or of a sweep is needed")
     return found
 
 
 def attack_run(
     run: Path, overrides: Sequence[tuple[str, Any]] = (), display: Display | None = None
 ) -> tuple[dict[str, Any], Examples]:
-    """Study the best network of a run, by the `attacks` section of its configuration.
+    """Study the robustness of a run's best network, as the `attacks` section of its configuration says.
 
-    Measurements are kept in `run/attacks`, one file each, and found again by the next call; `study.json` and
-    `study.md` there hold the whole.
+    Measurements are kept in `run/attacks`, one file each, and the next call reuses them. `study.json` and `study.md` in
+    that folder hold the whole study.
 
     Args:
-        run: its folder.
+        run: folder of the run.
         overrides: changes of its configuration, in `attacks`, `data` and `infrastructure`.
-        display: is told what happens.
+        display: receives the progress.
 
     Returns:
-        What stands in study.json: `config`, `environment`, `study`; and some adversarial examples.
+        The content of study.json (`config`, `twin`, `environment`, `study`), and some adversarial examples.
 
     Raises:
-        FileNotFoundError, CheckpointError: as `load`.
-        ConfigError: an override is wrong, or the data are no images.
+        FileNotFoundError, CheckpointError: as in `load`.
+        ConfigError: an override is wrong, or the data are not images.
         LockedError: another process attacks this run.
     """
     content = read_checkpoint(run)
     config = changed(own_config(content, str(run)), overrides, str(run), ("attacks", "data", "infrastructure"))
     if config.data.is_text:
-        raise ConfigError(f"{run} was trained on a text: attacks are made for images")
+        raise ConfigError(f"{run} was trained on text, but attacks need images")
     section = config.attacks or AttacksConfig()
     folder, fabric = RunFolder(run / "attacks"), launched(config)
     folder.lock()
@@ -176,13 +176,14 @@ def attack_run(
 
 
 class Examples:
-    """Images, what PGD along the true gradient makes of them at the epsilon of the verdict, and how they are seen.
+    """Images with adversarial examples (PGD along the true gradient at the epsilon of the verdict) and predictions.
 
     Attributes:
         images, adversarial: (n, C, H, W) in [0, 1].
-        labels, before, after: (n,) int64, what stands there and what the network sees without and with the attack.
-        epsilon: the radius.
-        study: that they belong to.
+        labels: (n,) int64.
+        before, after: (n,) int64, the network's predictions without and with the attack.
+        epsilon: radius of the attack.
+        study: study that the examples belong to.
     """
 
     def __init__(self, model: Normalised, images: Tensor, labels: Tensor, study: Study, section: AttacksConfig) -> None:
@@ -195,14 +196,14 @@ class Examples:
 
 
 def _right_ones(model: Normalised, images: Tensor, labels: Tensor) -> Tensor:
-    """The first images that are classified right, of the first hundreds; the first ones where there are none."""
+    """Indices of the first correctly classified images among the first 256, or of the first images without any."""
     with torch.no_grad():
         right = (model(images[:256]).argmax(1) == labels[:256]).nonzero()[:, 0]
     return (right if len(right) else torch.arange(len(images)))[:_SHOWN]
 
 
 def pixels(dataset: data.Dataset, count: int | None, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The first `count` test images (n, C, H, W) in [0, 1], and their labels (n,)."""
+    """First `count` test images (n, C, H, W) in [0, 1], and their labels (n,); None takes all."""
     chosen = torch.arange(len(dataset.test) if count is None else min(count, len(dataset.test)))
     parts = list(dataset.test.batches(torch.split(chosen, 500)))
     images, labels = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -211,9 +212,9 @@ def pixels(dataset: data.Dataset, count: int | None, device: torch.device) -> tu
 
 
 def find_twin(run: Path, config: Config) -> Path | None:
-    """A finished run of the same sweep that is like this one but for being trained by backpropagation; or None.
+    """Backpropagation run of the same sweep with otherwise the same settings as this run, or None.
 
-    Its optimizer may be another, since rules have rates of their own.
+    Its optimizer may differ, because each rule has its own learning rate.
     """
     for path in sorted(run.resolve().parent.glob(f"*/{RunFolder(run).best.name}")):
         if path.parent == run.resolve():
@@ -227,7 +228,7 @@ def find_twin(run: Path, config: Config) -> Path | None:
 
 
 def _read(run: Path) -> Config | None:
-    """The configuration of a run, with the defaults of today; None where it is not valid any more."""
+    """Configuration of a run, with the current defaults; None if it is no longer valid."""
     try:
         return Config.model_validate(RunFolder(run).read_config())
     except ValidationError:
@@ -235,7 +236,7 @@ def _read(run: Path) -> Config | None:
 
 
 def _kind(config: Config) -> Any:
-    """What twins have in common."""
+    """Settings that a run and its twin must share."""
     tree = config.model_dump(mode="json")
     model = {key: value for key, value in tree["model"].items() if key != "mode"}
     own = ("optimizer", "lr_scheduler", "metrics")

@@ -1,4 +1,4 @@
-"""The network of a configuration and of a checkpoint, and which of its weights are trained."""
+"""Networks built from configurations and checkpoints, and the choice of their trained weights."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from biotorch.training.optimizers import FeedbackGroup
 
 
 def train_only(model: nn.Module, patterns: Iterable[str]) -> None:
-    """From here on no parameter of `model` needs a gradient but those that one of `patterns` names.
+    """Freeze all parameters of `model` except those that match one of `patterns`.
 
-    A pattern is the name of a parameter, or of a module with all parameters in it, with `*` and `?` as in
-    file names. Statistics of batch norm are no parameters: they follow the batches as ever. Feedback weights that are
-    parameters are trained where their W is.
+    A pattern is the name of a parameter, or of a module with all its parameters, with `*` and `?` as in file names.
+    Batch norm's running statistics are not parameters, so they still follow the batches. Feedback weights that are
+    parameters are trained if their W is.
 
     Raises:
-        ConfigError: a pattern names nothing.
+        ConfigError: a pattern matches nothing.
     """
     names: dict[nn.Parameter, set[str]] = {}
     feedback = set(feedback_parameters(model))
@@ -55,30 +55,30 @@ def train_only(model: nn.Module, patterns: Iterable[str]) -> None:
 
 
 def _above(name: str) -> Iterator[str]:
-    """The name of a parameter and those of all modules around it: `a`, `a.b`, `a.b.weight`."""
+    """Name of a parameter and names of all modules around it: `a`, `a.b`, `a.b.weight`."""
     parts = name.split(".")
     return (".".join(parts[:length]) for length in range(1, len(parts) + 1))
 
 
-#: Which model of a run: that of the lowest validation error, or that of the last checkpoint.
+#: Model of a run: `best` has the lowest validation error, `latest` is from the last checkpoint.
 Which = Literal["best", "latest"]
 
-#: What networks and losses raise at tensors that they do not take.
+#: Exceptions that networks and losses raise for unsuitable tensors.
 _REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
 
 
 def build_model(config: Config, num_classes: int, input_shape: Sequence[int]) -> nn.Module:
-    """The network of a resolved configuration under its rule, on the CPU.
+    """Build the network of a resolved configuration under its rule, on the CPU.
 
-    W is drawn by the rule's `init` unless it comes from published weights or a checkpoint.
+    W is drawn by the rule's `init`, unless it comes from published weights or a checkpoint.
 
     Args:
-        config: resolved.
-        num_classes: outputs of the network.
-        input_shape: that of an example, (C, H, W) or (T,).
+        config: resolved configuration.
+        num_classes: number of outputs.
+        input_shape: shape of an example, (C, H, W) or (T,).
 
     Raises:
-        ConfigError: the architecture cannot be had like this, or model.train_only names nothing of it.
+        ConfigError: the architecture cannot be built like this, or model.train_only matches nothing in it.
         CheckpointError, FileNotFoundError: the checkpoint does not fit, or does not exist.
     """
     section = config.model
@@ -95,7 +95,7 @@ def build_model(config: Config, num_classes: int, input_shape: Sequence[int]) ->
         if disk_is_full(error):
             raise
         raise ConfigError(
-            f"model.architecture {section.architecture!r}: its files could not be downloaded or read: {error}"
+            f"model.architecture {section.architecture!r}: its files could not be downloaded or read ({error})"
         ) from error
     content = None if section.checkpoint is None else read_checkpoint(section.checkpoint)
     if content is not None:  # before the conversion: rules may derive their feedback from W
@@ -114,7 +114,7 @@ def build_model(config: Config, num_classes: int, input_shape: Sequence[int]) ->
 
 
 def _rules(mode: ModeConfig) -> rules.Rule | dict[str, rules.Rule]:
-    """One rule for all layers, or one by pattern; the layers that none names have the mode's."""
+    """Rule for all layers, or rules by layer pattern; layers that match no pattern get the mode's own rule."""
     if not mode.layers:
         return mode.build()
     return {pattern: rule.build() for pattern, rule in _by_pattern(mode).items()}
@@ -125,9 +125,9 @@ def _by_pattern(mode: ModeConfig) -> dict[str, RuleConfig]:
 
 
 def feedback_groups(model: nn.Module, mode: ModeConfig) -> list[FeedbackGroup]:
-    """The parameter groups of the optimizer for B: one for each rule of `mode` that gives B a rate or decay of its own.
+    """Optimizer parameter groups for B, one for each rule in `mode` that gives B its own learning rate or decay.
 
-    `model` has been built under it. A B that several layers share is in the group of the first.
+    `model` must have been built under `mode`. A B that several layers share is in the group of the first layer.
     """
     named = _by_pattern(mode)
     members: dict[str, dict[int, nn.Parameter]] = {pattern: {} for pattern in named}
@@ -146,17 +146,17 @@ def feedback_groups(model: nn.Module, mode: ModeConfig) -> list[FeedbackGroup]:
 
 
 def read_checkpoint(source: Path, which: Which = "best") -> dict[str, Any]:
-    """The content of a .pth file, or of the best or latest one in a run's folder.
+    """Read a .pth file, or the best or latest one in a run's folder.
 
     Raises:
-        FileNotFoundError: there is none.
-        CheckpointError: it is damaged, or carries code.
+        FileNotFoundError: the file does not exist.
+        CheckpointError: the file is damaged, or contains code.
     """
     return checkpoints.load(_checkpoint_file(source, which))
 
 
 def checkpoint_digest(section: ModelConfig) -> str | None:
-    """A hash of the file that the network starts from; None where it starts from scratch."""
+    """Digest of the checkpoint file that the network starts from, or None if it starts from scratch."""
     return None if section.checkpoint is None else checkpoints.digest(_checkpoint_file(section.checkpoint, "best"))
 
 
@@ -167,15 +167,15 @@ def _checkpoint_file(source: Path, which: Which) -> Path:
     path = folder.best if which == "best" else folder.latest
     if not path.is_file():
         points = sorted(found.parent.name for found in source.glob(f"*/{path.name}"))
-        hint = f"choose one of its points: {', '.join(points)}" if points else "it is no run, or has not begun"
-        raise FileNotFoundError(f"{source} holds no {path.name}: {hint}")
+        hint = f"choose one of its points: {', '.join(points)}" if points else "it is not a run, or it has not begun"
+        raise FileNotFoundError(f"{source} holds no {path.name}; {hint}")
     return path
 
 
 def own_config(content: dict[str, Any], source: str) -> Config:
-    """The configuration inside a checkpoint of this package. Raises CheckpointError where there is none."""
+    """Configuration stored in a checkpoint of this package. Raises CheckpointError if there is none."""
     if not _is_own(content):
-        raise CheckpointError(f"{source} holds no configuration: it was not written by a run, name the architecture")
+        raise CheckpointError(f"{source} was not written by a run and holds no configuration; name the architecture")
     checkpoints.require_format(content, source)
     try:
         return Config.model_validate(content["config"])
@@ -183,8 +183,8 @@ def own_config(content: dict[str, Any], source: str) -> Config:
         mode = content["config"].get("model", {}).get("mode", {})
         named = [mode.get("type"), *(rule.get("type") for rule in (mode.get("layers") or {}).values())]
         own = ", ".join(repr(name) for name in named if name is not None and not rules.is_known(name))
-        cure = "name the module that registers it, biotorch --import my_rules ..., or import it"
-        why = f"has a rule of your own, {own}: {cure}" if own else f"was written by another version: {error}"
+        cure = "name the module that registers it (biotorch --import my_rules ...), or import that module"
+        why = f"uses a rule of your own, {own}; {cure}" if own else f"was written by another version: {error}"
         raise CheckpointError(f"{source} {why}") from error
 
 
@@ -193,14 +193,14 @@ def _is_own(content: dict[str, Any]) -> bool:
 
 
 def model_of_checkpoint(checkpoint: Path) -> ModelConfig:
-    """The `model` section that a checkpoint was trained with. Raises CheckpointError where it does not know it."""
+    """Section `model` that a checkpoint was trained with. Raises CheckpointError if the file does not contain it."""
     return own_config(read_checkpoint(checkpoint), str(checkpoint)).model
 
 
 def _weights(content: dict[str, Any], section: ModelConfig) -> dict[str, Tensor]:
     state = content["model"] if _is_own(content) else content
     if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
-        raise CheckpointError(f"{section.checkpoint} is no state_dict: a mapping of names to tensors is needed")
+        raise CheckpointError(f"{section.checkpoint} is not a state_dict, which maps names to tensors")
     return dict(state)
 
 
@@ -223,16 +223,16 @@ def _load(model: nn.Module, state: dict[str, Tensor], section: ModelConfig) -> N
 
 
 def load(run: Path | str, which: Which = "best", device: torch.device | str = "cpu") -> nn.Module:
-    """The trained network of a run, under its rule, in eval mode. Nothing of the run is executed.
+    """Load the trained network of a run, under its rule and in eval mode. No code stored in the run is executed.
 
     Args:
-        run: a run's folder, or one of its .pth files.
+        run: folder of a run, or one of its .pth files.
         which: `best` on validation, or `latest`.
-        device: where to put it.
+        device: device of the network.
 
     Raises:
-        FileNotFoundError: no such run, or it has not finished an epoch.
-        CheckpointError: the file is damaged, carries code, or was not written by a run.
+        FileNotFoundError: the run does not exist, or has not finished an epoch.
+        CheckpointError: the file is damaged, contains code, or was not written by a run.
     """
     content = read_checkpoint(Path(run), which)
     config = own_config(content, str(run))
@@ -246,17 +246,17 @@ def load(run: Path | str, which: Which = "best", device: torch.device | str = "c
 
 
 def check_input(model: nn.Module, split: data.Split, config: Config) -> None:
-    """Two examples through the network and the loss, so that a mismatch is told before anything else happens.
+    """Pass two examples through network and loss, so that a mismatch is reported before a run starts.
 
-    In eval mode, and where `model` is to be trained in training mode, too, in which auxiliary heads take part.
+    The pass is made in eval mode and, if `model` will be trained, also in training mode, which adds auxiliary heads.
 
     Raises:
-        ConfigError: the network does not take the examples, or the loss not what it gives.
+        ConfigError: the network does not take the examples, or the loss does not take the network's outputs.
     """
     inputs, labels = next(iter(split.batches([torch.arange(min(2, len(split)))])))
     loss = config.model.loss_function.build().to(inputs.device)
     training = model.training
-    # Statistics of a batch need two examples, and one may be unreadable.
+    # Batch statistics need two examples, and one of the two may have been unreadable.
     trained = training and config.training is not None and len(labels) > 1
     try:
         for mode in (False, True) if trained else (False,):

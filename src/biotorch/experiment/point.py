@@ -1,4 +1,4 @@
-"""One run: config -> data -> model under a rule -> training with metrics -> test -> results on disk."""
+"""One run: configuration, data, model under a rule, training with metrics, test, results on disk."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from biotorch.training.randomness import repeatable
 
 
 def launched(config: Config) -> Fabric:
-    """Start, or join, the processes. Raises ConfigError where `infrastructure` does not fit what was started."""
+    """Start or join the processes of a run. Raises ConfigError if `infrastructure` does not fit those started."""
     try:
         return launch(config.infrastructure)
     except SectionError as error:
@@ -45,16 +45,16 @@ _T = TypeVar("_T")
 
 @dataclasses.dataclass
 class Run:
-    """A point of a study at work: its configuration, and everything that was made of it.
+    """Run of one point of a study: its configuration, and the objects made from it.
 
     Attributes:
-        config: the configuration, with what depends on the machine filled in.
+        config: the configuration, completed with settings that depend on the machine.
         fabric: the launched processes.
         folder: the folder of the run.
         dataset: the data, on the device of `fabric`.
-        model: the network under its rule, there too.
-        display: what shows the progress.
-        request: whether somebody asked to stop.
+        model: the network under its rule, on the same device.
+        display: object that shows the progress.
+        request: object that knows whether a signal has asked to stop.
     """
 
     config: Config
@@ -66,7 +66,7 @@ class Run:
     request: StopRequest
 
     def result(self) -> Result:
-        """Train, where the configuration says so, and test; what results.json holds."""
+        """Train and test, as far as the configuration asks for it, and return the content of results.json."""
         config, start = self.config, time.perf_counter()
         self.loss = config.model.loss_function.build().to(self.fabric.device)
         outcome: Result = {"validation": None, "history": [], "seconds": 0.0, "skipped_images": []}
@@ -93,12 +93,12 @@ class Run:
         }
 
     def _train(self, training: TrainingConfig) -> Result:
-        """Train the model, or go on with it, and leave it at its best epoch; `state_hash` is of its last state."""
+        """Train the model, or continue. It ends with the weights of its best epoch; `state_hash` is of the last one."""
         trainer = self._trainer(training)
         newest = _on_first(self.fabric, lambda: checkpoints.newest(self.folder.latest))
         seconds = 0.0
         if newest is not None:
-            state = checkpoints.load(newest)  # on the CPU: generators stay there, the rest is copied to its device
+            state = checkpoints.load(newest)  # to the CPU, where generators stay; the rest is copied to its device
             checkpoints.require_format(state, newest)
             trainer.load_state_dict(state)
             seconds = state["seconds_in_all"]
@@ -126,8 +126,8 @@ class Run:
         assert config.model.mode is not None
         if batch_size < self.fabric.world_size:
             raise ConfigError(
-                f"training.hyperparameters.batch_size: {batch_size} examples cannot be shared by "
-                f"{self.fabric.world_size} processes"
+                f"training.hyperparameters.batch_size: {batch_size} examples are too few for "
+                f"{self.fabric.world_size} processes: give at least one example per process"
             )
         try:
             return Trainer(
@@ -152,16 +152,16 @@ def run_point(
     display: Display | None = None,
     request: StopRequest | None = None,
 ) -> Result:
-    """Train and test one network in the folder `path`, from its last checkpoint where there is one.
+    """Train and test one network in the folder `path`; a run with a checkpoint continues from there.
 
     Raises:
         LockedError: another process works on the folder.
-        OtherRunError: it holds a run of another configuration, and `overwrite` is False.
+        OtherRunError: the folder holds a run of another configuration, and `overwrite` is False.
         ConfigError: network, loss, optimizer or processes do not fit each other or the data.
         DivergenceError: loss or weights are no longer finite; the last good checkpoint stays.
-        Interrupted: `request` came; the checkpoint is on disk.
+        Interrupted: a signal has asked to stop; the checkpoint is on disk.
     """
-    import_all(config.imports)  # this may be a process of its own
+    import_all(config.imports)  # a new process has not imported them yet
     fabric, folder = launched(config), RunFolder(path)
     with _locked(folder, fabric):
         config = _on_first(fabric, lambda: claim(config, folder, overwrite))
@@ -173,7 +173,7 @@ def run_point(
                 model = model.to(memory_format=torch.channels_last)
             check_input(model, dataset.train, config)
             _on_first(fabric, lambda: folder.begin(config.model_dump(mode="json"), overwrite))
-            if fabric.world_size > 1:  # dropout is each process's own
+            if fabric.world_size > 1:  # each process draws its own dropout masks
                 torch.manual_seed(_seeding.derive(experiment.seed, "rank", fabric.global_rank))
             run = Run(config, fabric, folder, dataset, model, display or Display(), request or StopRequest())
             result = run.result()
@@ -201,12 +201,12 @@ def _locked(folder: RunFolder, fabric: Fabric) -> Iterator[None]:
 
 
 def _on_first(fabric: Fabric, action: Callable[[], _T]) -> _T:
-    """What `action` returns in the first process, in all of them; where it raises, all raise."""
+    """Run `action` in the first process only. All processes return its value, or raise its exception."""
     outcome: tuple[_T | None, Exception | None] = (None, None)
     if fabric.is_global_zero:
         try:
             outcome = (action(), None)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is raised again, and nobody waits for ever
+        except Exception as error:  # noqa: BLE001 - raised again below in all processes, which would wait forever otherwise
             outcome = (None, error)
     value, problem = fabric.broadcast(outcome)
     if problem is not None:

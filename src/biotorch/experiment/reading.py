@@ -1,4 +1,4 @@
-"""From a YAML file to a checked configuration; every problem is told with its line."""
+"""Reading of a YAML file into checked configurations; one error lists all problems, each with its line."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from biotorch.experiment.config import Config
 from biotorch.experiment.documents import Loader
 from biotorch.experiment.importing import import_all
 
-#: A key path; the place in a file, or the override, where it was set.
+#: A key path, split at its dots.
 _Location = tuple[str, ...]
+#: For each key path, the file and line, or the override, that has set it.
 _Places = dict[_Location, str]
 
 _NO_CHANGE = sweep.Point({}, {})
@@ -27,12 +28,12 @@ _NO_CHANGE = sweep.Point({}, {})
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """The points of a configuration by name, each checked; without a sweep, one point named "".
+    """The points of a configuration file, by name. Without a sweep there is one point, named "".
 
     Attributes:
-        folder: below which each point has its own.
-        points: their configurations.
-        cases: what each point is on every axis of the sweep: a value, or the name of a case.
+        folder: folder of the study, in which each point has a folder of its own.
+        points: checked configuration of each point.
+        cases: for each point, its value or the name of its case on every axis of the sweep.
     """
 
     folder: Path
@@ -41,22 +42,24 @@ class Study:
 
     @property
     def config(self) -> Config:
-        """The first point."""
+        """Configuration of the first point."""
         return next(iter(self.points.values()))
 
 
 def read(path: Path | str, overrides: Sequence[str] = ()) -> Study:
-    """The study in a YAML file, with `key.path=value` overrides (values in YAML, too).
+    """Read the study in a YAML file, with overrides `key.path=value` whose values are YAML, too.
 
-    An override of a key that the sweep varies takes it out of the sweep.
+    If the sweep varies an overridden key, the override takes the key out of the sweep.
 
     Raises:
-        ConfigError: no such file, no valid YAML, keys that stand twice, unknown keys, wrong values and
-            impossible combinations: all of them, listed.
+        ConfigError: there is no such file, or it is not valid YAML; or, all in one list: repeated keys, unknown keys,
+            wrong values and impossible combinations.
     """
     path = Path(path)
     if path.is_dir():
-        raise ConfigError(f"{path} is a folder; a run's resolved configuration is its {path / 'config.yaml'}")
+        raise ConfigError(
+            f"{path} is a folder, not a file; in the folder of a run, the configuration is {path / 'config.yaml'}"
+        )
     if not path.is_file():
         raise ConfigError(f"no configuration file {path}{nearest(path.name, _yaml_files(path.parent))}")
     try:
@@ -80,13 +83,20 @@ def validate(
     problems: Sequence[str] = (),
     narrowed: bool = False,
 ) -> Study:
-    """The study in a tree of plain values, with `changes` at every point, whatever the sweep says.
+    """Make the study from a tree of plain values, checking every point of its sweep.
 
-    What the sweep sets need not be set outside of it. An entry of its `when` has to hold at some point, unless
-    overrides have `narrowed` the sweep.
+    Keys that the sweep sets may be missing outside of it.
+
+    Args:
+        tree: the configuration.
+        source: name of the configuration in messages.
+        changes: values by key path, set at every point even if the sweep sets other ones.
+        places: for each key path, the place that has set it, for messages.
+        problems: problems that are known already.
+        narrowed: whether overrides have narrowed the sweep. If not, each entry of its `when` must hold at some point.
 
     Raises:
-        ConfigError: listing `problems` and all that are found at any point.
+        ConfigError: lists `problems` and those found at any point.
     """
     places, found = places or {}, list(problems)
     _import(tree, found, places)
@@ -114,7 +124,7 @@ def validate(
         except ValidationError as error:
             found += _lines(error, places, point)
     if not narrowed:
-        found += [_line(entry.place, "it holds at no point of the sweep", places) for entry in unused]
+        found += [_line(entry.place, "no point of the sweep meets these conditions", places) for entry in unused]
     if found:
         listed = list(dict.fromkeys(found))
         count = f"{len(listed)} problem{'s' if len(listed) > 1 else ''}"
@@ -124,7 +134,7 @@ def validate(
 
 
 def _import(tree: Mapping[str, Any], found: list[str], places: _Places) -> None:
-    """Import what the file names, before the names of its rules are looked up; wrong types are told later."""
+    """Import the modules of `imports`, which may register rules. Values of a wrong type are reported later."""
     names = tree.get("imports")
     if isinstance(names, list) and all(isinstance(name, str) for name in names):
         try:
@@ -137,7 +147,7 @@ def _import(tree: Mapping[str, Any], found: list[str], places: _Places) -> None:
 
 
 def _parse(text: str, source: str) -> tuple[Any, _Places, list[str]]:
-    """The tree of a document, the place of each key, and the keys that YAML would lose without a word."""
+    """Parse a document into its tree, the place of each key, and problems with keys that YAML drops silently."""
     places: _Places = {}
     problems: list[str] = []
     try:
@@ -165,7 +175,7 @@ def _walk(
     node: yaml.Node, location: _Location, source: str, places: _Places, problems: list[str], above: frozenset[int]
 ) -> None:
     if id(node) in above:
-        raise ConfigError(f"{source}:{node.start_mark.line + 1}: an alias holds itself")
+        raise ConfigError(f"{source}:{node.start_mark.line + 1}: an alias contains itself")
     above |= {id(node)}
     if isinstance(node, yaml.SequenceNode):
         for number, value in enumerate(node.value):
@@ -181,21 +191,21 @@ def _walk(
             continue
         word = isinstance(key, yaml.ScalarNode) and (key.tag.endswith(":str") or location[:1] == ("sweep",))
         if not word:
-            problems.append(f"{source}:{line}: {'.'.join((*location, str(key.value)))}: a key is a word")
+            problems.append(f"{source}:{line}: {'.'.join((*location, str(key.value)))}: a key must be a word")
             continue
         if key.value in seen:
             path = ".".join((*location, key.value))
-            problems.append(f"{source}:{line}: {path}: stands here again, first in line {seen[key.value]}")
+            problems.append(f"{source}:{line}: {path}: this key is already set in line {seen[key.value]}")
         seen[key.value] = line
         places.setdefault((*location, key.value), f"{source}:{line}")
         _walk(value, (*location, key.value), source, places, problems, above)
 
 
 def parse_override(override: str) -> tuple[str, Any]:
-    """Key path and value of `key.path=value`, the value read as YAML. Raises ConfigError where it is none."""
+    """Split `key.path=value` into key path and value, which is read as YAML. Raises ConfigError if it is malformed."""
     key, separator, text = override.partition("=")
     if not separator or not all(key.split(".")):
-        raise ConfigError(f"{override!r} is no override: write key.path=value")
+        raise ConfigError(f"{override!r} is not an override: write key.path=value")
     value, _, problems = _parse(text, f"override {override}")
     if problems:
         raise ConfigError("\n  ".join(problems))
@@ -239,7 +249,7 @@ def _lines(error: ValidationError, places: _Places, point: sweep.Point) -> Itera
             for key, text in inner.problems.items():
                 yield _line((*location, *key.split(".")) if key else location, text, places, point)
         elif location[-1:] == ("bool",) or "Keys should be strings" in problem["msg"]:
-            continue  # the other half of a union, and what _walk has told with its line
+            continue  # the other branch of a union, or a key that _walk has reported
         else:
             yield _line(location, _message(problem, location), places, point)
 
@@ -250,13 +260,13 @@ def _message(problem: Any, location: _Location) -> str:
     if problem["type"] == "missing":
         return "missing"
     if problem["type"] in ("model_type", "dict_type"):
-        return f"a section with keys of its own is needed, not {reprlib.repr(problem['input'])}"
+        return f"a section with keys is needed, not {reprlib.repr(problem['input'])}"
     message = str(problem["msg"]).removeprefix("Value error, ")
     return message if problem["type"] == "value_error" else f"{message}, got {reprlib.repr(problem['input'])}"
 
 
 def _line(location: _Location, message: str, places: _Places, point: sweep.Point = _NO_CHANGE) -> str:
-    """`file:line: key.path: message`, at the nearest place that is known."""
+    """Format a problem as `file:line: key.path: message`, with the nearest known place."""
     key = ".".join(location)
     candidates = [location[:length] for length in range(len(location), 0, -1)]
     for swept, where in point.places.items():
@@ -264,7 +274,7 @@ def _line(location: _Location, message: str, places: _Places, point: sweep.Point
             message = f"{message} (at the point of the sweep where {swept} is {point.changes[swept]!r})"
             candidates = [where[:length] for length in range(len(where), 0, -1)]
     place = next((places[known] for known in candidates if known in places), None)
-    if place is None:  # a section that an override or the sweep has made
+    if place is None:  # an override or the sweep has made the section
         made = [known for known in places if known[: len(location)] == location]
         made += [where[:2] for swept, where in point.places.items() if f"{swept}.".startswith(f"{key}.")]
         place = next((places[known] for known in [*made, *(known[:1] for known in made)] if known in places), None)

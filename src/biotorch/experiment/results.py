@@ -1,4 +1,4 @@
-"""Results on disk: everything needed to judge and repeat a run."""
+"""Results of a run on disk, with everything that is needed to judge and repeat it."""
 
 from __future__ import annotations
 
@@ -20,15 +20,14 @@ from biotorch.errors import DamagedResultError
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-
-#: One finished run: config, data, validation, test, history, state_hash, seconds, environment.
+#: Result of a finished run, with the keys config, data, validation, test, history, state_hash, seconds, environment.
 Result = dict[str, Any]
 
 
 def save(path: Path, result: Result) -> Result:
     """Write `results.csv` beside `path`, then `path` itself (JSON), and return what was written.
 
-    The results come last and whole: a folder that has them is a finished run.
+    Both are written atomically, and JSON comes last, so a folder that has it is a finished run.
     """
     result = plain(result)
     _files.write_text(path.with_suffix(".csv"), _csv(result))
@@ -37,7 +36,7 @@ def save(path: Path, result: Result) -> Result:
 
 
 def plain(value: Any) -> Any:
-    """`value` for strict JSON: an undefined figure (the angle of a zero gradient) is null."""
+    """Copy of `value` for strict JSON, where undefined numbers (such as the angle of a zero gradient) become null."""
     if isinstance(value, dict):
         return {key: plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -46,7 +45,7 @@ def plain(value: Any) -> Any:
 
 
 def _csv(result: Result) -> str:
-    """One line per split: plain numbers, with what they depend on."""
+    """CSV text with one line per split: its figures, main settings and environment."""
     config, environment = result["config"], result["environment"]
     rows = [
         {
@@ -74,21 +73,21 @@ def _csv(result: Result) -> str:
 
 
 def load_results(folder: Path) -> Result | None:
-    """The result of a finished run, or None. Raises DamagedResultError, naming the file."""
+    """Read the result of a finished run, or None. Raises DamagedResultError, which names the file."""
     path = folder / "results.json"
     if not path.is_file():
         return None
     try:
         result: Result = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DamagedResultError(f"{path} is damaged ({error}): delete it to run this point again") from error
+        raise DamagedResultError(f"{path} is damaged ({error}); delete it to run this point again") from error
     if not isinstance(result, dict) or not isinstance(result.get("config"), dict):
-        raise DamagedResultError(f"{path} is damaged (no result in it): delete it to run this point again")
+        raise DamagedResultError(f"{path} is damaged (it contains no result); delete it to run this point again")
     return result
 
 
 def environment(fabric: Fabric, threads: int | None) -> dict[str, Any]:
-    """What a figure depends on beside its configuration."""
+    """Versions, device and other facts that a result depends on in addition to its configuration."""
     import torchvision
 
     device = fabric.device
@@ -107,9 +106,9 @@ def environment(fabric: Fabric, threads: int | None) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree this runs from; None for an installed package."""
+    """Commit of the source tree that this code runs from, or None for an installed package."""
     source = Path(biotorch.__file__).parents[2]
-    if not (source / ".git").exists():  # an environment may lie in a repository of somebody else's
+    if not (source / ".git").exists():  # a virtual environment may lie inside another project's repository
         return None
     command = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=12"]
     try:

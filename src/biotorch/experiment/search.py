@@ -1,4 +1,4 @@
-"""The learning rate of every setting of a study, by its validation error (appendix 6.1 of the paper)."""
+"""Search for the learning rate of each setting of a study by validation error (appendix 6.1 of the paper)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from biotorch.experiment.results import Result
 
 _RATE, _SEED = "training.optimizer.lr", "experiment.seed"
 
-#: Runs a study and gives its results; raises BrokenPointsError where points have none.
+#: Function that runs a study and returns its results; it raises BrokenPointsError if points have none.
 Run = Callable[[Study], dict[str, Result]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What a rate is looked for: points of a study that differ by seed and rate alone.
+    """Setting that gets one learning rate: points of a study that differ only by seed and rate.
 
     Attributes:
-        name: of its points, without them.
-        conditions: what its points have in common, by axis of the sweep.
-        config: of its first point.
-        errors: validation error (%) by rate; infinite where the training diverged.
+        name: common part of the points' names, without seed and rate.
+        conditions: common values of the points, by axis of the sweep.
+        config: configuration of the first point.
+        errors: validation error (%) by rate; infinite if the training diverged.
     """
 
     name: str
@@ -38,29 +38,29 @@ class Setting:
 
     @property
     def best(self) -> float | None:
-        """The rate of the lowest validation error, of equal ones the smallest; None where all of them diverged."""
+        """Rate with the lowest validation error, the smallest one of a tie; None if all rates diverged."""
         finite = {rate: error for rate, error in self.errors.items() if math.isfinite(error)}
         return min(sorted(finite), key=finite.__getitem__, default=None)
 
     @property
     def at_the_edge(self) -> bool:
-        """Whether a better rate may lie outside of those that were tried."""
+        """Whether the best rate is the smallest or largest one tried, so that a better one may lie beyond."""
         return self.best is not None and len(self.errors) > 1 and self.best in (min(self.errors), max(self.errors))
 
 
 def settings(study: Study) -> list[Setting]:
-    """The settings of a study.
+    """Settings of a study.
 
     Raises:
-        ConfigError: a point does not train, or has the test set as its validation set.
+        ConfigError: a point does not train, or uses the test set as its validation set.
     """
     found: dict[str, Setting] = {}
     for name, config in study.points.items():
         if config.training is None:
-            raise ConfigError("training: missing: there is no rate to look for")
+            raise ConfigError("training: the section is missing, so there is no rate to search for")
         if config.data.validation == "test":
             raise ConfigError(
-                "data.validation: test: the rate would be chosen by the test set; leave some training data"
+                "data.validation: with `test` the rate would be chosen on the test set; hold out training data instead"
             )
         parts = [part for part in name.split(",") if part.split("=")[0] not in ("seed", "lr")]
         conditions = {axis: value for axis, value in study.cases[name].items() if axis not in (_RATE, _SEED)}
@@ -70,11 +70,11 @@ def settings(study: Study) -> list[Setting]:
 
 
 def grid(study: Study, rates: Sequence[float], run: Run) -> list[Setting]:
-    """Every setting with every rate.
+    """Measure every setting with every rate.
 
     Raises:
-        ConfigError: as `settings`, or a rate that is not above 0.
-        BrokenPointsError: a run broke that has not just diverged.
+        ConfigError: as in `settings`, or the rates are not different numbers above 0.
+        BrokenPointsError: a run broke for another reason than divergence.
     """
     if not rates or min(rates) <= 0 or len(set(rates)) < len(rates):
         raise ConfigError(f"rates: different numbers above 0 are needed, not {', '.join(map(str, rates))}")
@@ -84,14 +84,14 @@ def grid(study: Study, rates: Sequence[float], run: Run) -> list[Setting]:
 
 
 def by_optuna(study: Study, low: float, high: float, trials: int, seed: int, run: Run) -> list[Setting]:
-    """Rates between `low` and `high` that optuna's TPE sampler asks for, as many as `trials` for each setting.
+    """Measure every setting with `trials` rates between `low` and `high` that optuna's TPE sampler proposes.
 
-    The first one is the configuration's own, where it lies between. The same seed asks for the same rates, so that a
-    search that was stopped goes on.
+    The first rate is the configuration's own, if it lies in the range. The same seed proposes the same rates, so a
+    search that was stopped can be continued.
 
     Raises:
-        ConfigError: as `settings`, or `low` and `high` are no range.
-        BrokenPointsError: as `grid`.
+        ConfigError: as in `settings`, or `low` and `high` are not a range above 0.
+        BrokenPointsError: as in `grid`.
         MissingPackageError: optuna is not installed.
     """
     if not 0 < low < high:
@@ -121,7 +121,7 @@ def by_optuna(study: Study, low: float, high: float, trials: int, seed: int, run
 
 
 def _measure(study: Study, wanted: Sequence[tuple[Setting, float]], run: Run) -> None:
-    """Fill in the validation error of each setting with each rate."""
+    """Run the wanted pairs of setting and rate, and store their validation errors in the settings."""
     points = {_name(setting, rate): _with_rate(setting.config, rate) for setting, rate in wanted}
     folder = study.folder / "search"
     try:
@@ -140,7 +140,7 @@ def _name(setting: Setting, rate: float) -> str:
 
 
 def _with_rate(config: Config, rate: float) -> Config:
-    """The configuration with another rate, and without a look at the test set."""
+    """Copy of the configuration with another rate, and without evaluation on the test set."""
     assert config.training is not None
     optimizer = config.training.optimizer.model_copy(update={"lr": rate})
     training = config.training.model_copy(update={"optimizer": optimizer})
@@ -152,7 +152,7 @@ def _rounded(rate: float) -> float:
 
 
 def as_refinements(found: Sequence[Setting]) -> Iterator[dict[str, Any]]:
-    """Entries for `when` of the sweep, which give every setting its best rate."""
+    """Entries for the sweep's `when` that give every setting its best rate."""
     for setting in found:
         if setting.best is not None:
             yield {**setting.conditions, "set": {_RATE: setting.best}}

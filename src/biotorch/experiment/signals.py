@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM (Slurm's, before it takes the machine away): finish the step, save, go."""
+"""Handling of Ctrl-C and SIGTERM (which Slurm sends before it kills a job): finish the step, save, stop."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from types import FrameType
 
 from biotorch.errors import Interrupted
 
-#: Seconds within which a second signal is the first, sent twice.
+#: Seconds within which a second signal counts as a repetition of the first.
 _REPEATED = 1.0
 
 
 class StopRequest:
-    """The signal that has asked to stop, if one has.
+    """Request to stop, made by a signal; `number` is the signal, or None while there is none.
 
-    It stops what runs at once, but for what runs inside `deferred`: that looks at `number` when it can stop.
+    A signal interrupts the running code at once, except inside `deferred`, where the code checks `number` itself.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """For a training, which saves before it goes."""
+        """Context in which the first signal only sets `number`, so that a training can save before it stops."""
         self._deferred = True
         try:
             yield
@@ -36,7 +36,7 @@ class StopRequest:
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        # The second one does not wait for anything; but torchrun repeats what a terminal has sent already.
+        # A second signal interrupts at once, but torchrun repeats a signal that the terminal has already sent.
         again = self.number is not None and now - self._since > _REPEATED
         if self.number is None:
             self.number, self._since = number, now
@@ -46,9 +46,9 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Turn SIGINT and SIGTERM into a request while inside.
+    """Context in which SIGINT and SIGTERM become a request to stop.
 
-    In a thread other than the main one signals cannot be caught: there the request never comes.
+    Signals can be caught only in the main thread. In other threads the request stays empty.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():

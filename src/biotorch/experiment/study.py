@@ -1,4 +1,4 @@
-"""All points of a study: those that are finished are left alone, those that break do not stop the rest."""
+"""Run of all points of a study: finished points are not run again, and a failed point does not stop the others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from biotorch.experiment.results import Result, load_results
 from biotorch.experiment.signals import StopRequest, stop_requests
 from biotorch.training import Record
 
-#: Seconds between two looks at what the processes of an executor have written.
+#: Seconds between two readings of the files that the processes of an executor write.
 _LOOK = 0.5
 
 
@@ -35,16 +35,16 @@ def run(
     A finished point is not run again, an unfinished one continues from its last checkpoint.
 
     Args:
-        study: as `read` gives it.
-        overwrite: forget what earlier runs have written.
-        display: is told what happens.
-        executor: where points run; default: one after another in this process.
+        study: the study, as `read` returns it.
+        overwrite: whether to replace the results of earlier runs.
+        display: object whose methods are called to show the progress.
+        executor: executor of the points; default: one after another in this process.
 
     Raises:
         OtherRunError: a folder holds a run of another configuration, and `overwrite` is False.
         Interrupted: by SIGINT or SIGTERM; the last checkpoint is on disk.
-        BrokenPointsError: after all others have been run, some points of a sweep have failed. What breaks the one
-            point of a study without a sweep is raised as it is, see `run_point`.
+        BrokenPointsError: some points of a sweep have failed; it is raised after all others have been run. Without a
+            sweep, the error of the only point is raised itself, see `run_point`.
     """
     progress = _Progress(study, display or Display())
     if not overwrite:
@@ -66,23 +66,23 @@ def run(
 
 
 class _Progress:
-    """How far a study has come: results of the points that are done, and failures, by name."""
+    """Progress of a study: results of the finished points and failures of the broken ones, by name."""
 
     def __init__(self, study: Study, display: Display) -> None:
         self.study, self.display = study, display
         self.done: dict[str, Result] = {}
         self.failures: dict[str, Failure] = {}
-        #: Epochs of running points that the display has been told of.
+        #: Number of epochs of each running point that the display has shown.
         self._shown: dict[str, int] = {}
 
     @property
     def left(self) -> dict[str, Config]:
-        """Configurations of the points that have neither."""
+        """Configurations of the points that have neither a result nor a failure."""
         ended = self.done.keys() | self.failures.keys()
         return {name: config for name, config in self.study.points.items() if name not in ended}
 
     def collect(self) -> None:
-        """Take in points that earlier commands have finished, and those whose results cannot be read."""
+        """Collect the results of earlier commands; a result that cannot be read counts as a failure."""
         for name, config in self.study.points.items():
             try:
                 result = finished(config, RunFolder(self.study.folder / name))
@@ -95,12 +95,12 @@ class _Progress:
                 self._finish(name, result)
 
     def run_one_by_one(self, left: Mapping[str, Config], overwrite: bool, request: StopRequest) -> None:
-        """Run points in this process."""
+        """Run points one after another in this process."""
         for name, config in left.items():
             self.display.start(name, config)
             try:
                 result = run_point(config, self.study.folder / name, overwrite, self.display, request)
-            except Exception as error:  # whatever it is, the other points are run, and it is reported at the end
+            except Exception as error:  # of any kind: it is reported at the end, after the other points
                 # Other processes may wait for this one.
                 if len(self.study.points) == 1 or torch.distributed.is_initialized():
                     raise
@@ -111,7 +111,7 @@ class _Progress:
     def run_side_by_side(
         self, left: Mapping[str, Config], overwrite: bool, request: StopRequest, executor: Executor
     ) -> None:
-        """Run points in the processes of an executor, and show what they write."""
+        """Run points in the processes of an executor, and show the epochs that they write."""
         waiting = set(left)
         with request.deferred():
             executor.submit([Task(name, config, self.study.folder / name, overwrite) for name, config in left.items()])
@@ -123,7 +123,7 @@ class _Progress:
                     waiting.discard(task.name)
                     result = None if failure is not None else load_results(task.path)
                     if result is None:
-                        self._fail(task.name, failure or Failure("defect", "it has ended without a result"))
+                        self._fail(task.name, failure or Failure("defect", "the process ended without a result"))
                     else:
                         self._finish(task.name, result)
         if waiting:
@@ -136,8 +136,8 @@ class _Progress:
         self.display.finished(name, result)
 
     def _fail(self, name: str, failure: Failure) -> None:
-        """Note a failure, also in the folder of its point."""
-        with contextlib.suppress(OSError):  # a full disk may be the failure: it is printed, too
+        """Record a failure, and write it into the folder of its point."""
+        with contextlib.suppress(OSError):  # the failure may be a full disk; it is also printed
             path = RunFolder(self.study.folder / name).error
             _files.write_text(path, failure.traceback or f"{failure.message}\n")
         self.failures[name] = failure
@@ -148,19 +148,19 @@ class _Progress:
             self.display.warn(message)
 
     def _show(self, executor: Executor) -> None:
-        """Report the epochs that running points have written since the last look."""
+        """Show the epochs that running points have written since the last call."""
         for task in executor.running():
             records = _records(RunFolder(task.path).metrics)
             if task.name not in self._shown:
                 self.display.start(task.name, task.config)
-                self._shown[task.name] = max(0, len(records) - 1)  # of an earlier command, where there are any
+                self._shown[task.name] = max(0, len(records) - 1)  # lines of an earlier command
             for record in records[self._shown[task.name] :]:
                 self.display.epoch(record, task.name)
             self._shown[task.name] = len(records)
 
 
 def _records(path: Path) -> list[Record]:
-    """The whole lines of a metrics.jsonl."""
+    """Records in the complete lines of a metrics.jsonl."""
     try:
         lines = path.read_text().split("\n")[:-1]
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The points of a sweep: the grid over its axes, refined where several of them meet."""
+"""Points of a sweep: the grid over its axes, and changes at points where several axes take certain values."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any, NamedTuple
 
 from biotorch.errors import SectionError
 
-#: Values by dotted key path.
+#: Changes of a configuration: values by dotted key path.
 Changes = dict[str, Any]
 
-#: They say where a point writes, which follows from its name.
+#: Keys that a sweep must not set, because a point's folder follows from its name.
 _NOT_SWEPT = ("experiment.name", "experiment.output_dir", "sweep")
 
-#: No axis: a list of what else is set where several axes meet.
+#: Key of a sweep that is not an axis: a list of further changes, each with conditions on the axes.
 _WHEN = "when"
 _SET = "set"
 _ZIP = "zip"
 
 
 class Point(NamedTuple):
-    """What one point of a sweep changes, for each change where in the document it stands, and the case of each axis."""
+    """Changes of one sweep point, the place of each change in the document, and the chosen case of each axis."""
 
     changes: Changes
     places: dict[str, tuple[str, ...]]
@@ -37,14 +37,14 @@ class _Case(NamedTuple):
 
 
 class Refinement(NamedTuple):
-    """An entry of `when`: at points where every condition holds, its changes are made."""
+    """Entry of `when`: changes that are made at points where all of its conditions hold."""
 
     conditions: dict[str, list[Any]]
     changes: Changes
     place: tuple[str, ...]
 
     def holds(self, tree: Mapping[str, Any], point: Point) -> bool:
-        """Whether the configuration of a point, or its cases, are what the conditions ask for."""
+        """Whether the configuration `tree` or the cases of a point fulfil all conditions."""
         return all(
             str(point.cases[key]) in map(str, wanted)
             if key in point.cases and "." not in key
@@ -54,11 +54,11 @@ class Refinement(NamedTuple):
 
 
 def points(sweep: Any) -> dict[str, Point]:
-    """The points of the grid by name. Without a sweep, one point named "".
+    """Points of the grid, by name. An empty sweep has a single point, named "".
 
     Raises:
-        SectionError: an axis without values, a case that is no mapping, a key that two axes set or that
-            cannot be swept, two points that are the same.
+        SectionError: an axis has no values, a case is not a mapping, two axes set one key, a key cannot be swept, or
+            two points have the same name.
     """
     if not isinstance(sweep, Mapping):
         raise SectionError({"": f"a mapping of axes to their values is needed, not {sweep!r}"})
@@ -79,17 +79,17 @@ def points(sweep: Any) -> dict[str, Point]:
         name = ",".join(case.label for case in combination)
         changes = {key: value for case in combination for key, value in case.point.changes.items()}
         if name in grid:
-            raise SectionError({"": f"two points would both write into {name!r}: give one of them another name"})
+            raise SectionError({"": f"two points would both write into {name!r}; give one of them another name"})
         places = {key: place for case in combination for key, place in case.point.places.items()}
         grid[name] = Point(changes, places, dict(zip(axes, (case.name for case in combination), strict=True)))
     return grid
 
 
 def refinements(sweep: Mapping[str, Any]) -> list[Refinement]:
-    """The entries of `when`, in their order.
+    """Entries of `when`, in their order.
 
     Raises:
-        SectionError: one is not a mapping of conditions and `set`.
+        SectionError: an entry is not a mapping of conditions and `set`.
     """
     entries = sweep.get(_WHEN)
     if entries is None:
@@ -113,15 +113,15 @@ def _refinement(entry: Any, place: tuple[str, ...]) -> Refinement:
     conditions = {key: value if isinstance(value, list) else [value] for key, value in entry.items() if key != _SET}
     changes = entry.get(_SET)
     if not isinstance(changes, dict) or not changes or not all(isinstance(key, str) for key in changes):
-        raise ValueError(f"`set` is a mapping of key paths to values, not {changes!r}")
+        raise ValueError(f"`set` must be a mapping of key paths to values, not {changes!r}")
     if not conditions:
-        raise ValueError("a condition is needed, such as model.mode.type: fa; what holds everywhere needs no `when`")
+        raise ValueError("a condition is needed, such as model.mode.type: fa; settings for all points need no `when`")
     _require_sweepable(changes)
     return Refinement(conditions, changes, ("sweep", *place))
 
 
 def refined(point: Point, entry: Refinement) -> Point:
-    """The point with what an entry of `when` sets there."""
+    """Copy of the point with the changes of a `when` entry."""
     places = {key: (*entry.place, _SET, key) for key in entry.changes}
     return point._replace(changes=point.changes | entry.changes, places=point.places | places)
 
@@ -134,24 +134,24 @@ def _at(tree: Any, key: str) -> Any:
 
 def _cases(axis: Any, values: Any) -> list[_Case]:
     if not isinstance(axis, str):
-        raise ValueError("the name of an axis is a word")
+        raise ValueError("the name of an axis must be a word")
     if not isinstance(values, list | dict) or not values:
-        raise ValueError(f"an axis is a list of values or a mapping of named cases, not {values!r}")
+        raise ValueError(f"an axis must be a list of values or a mapping of named cases, not {values!r}")
     if axis == "sweep" or not all(axis.split(".")):
-        raise ValueError("the name of an axis is a key path, or a word of your own")
+        raise ValueError("the name of an axis must be a key path, or a word of your own")
     if isinstance(values, dict) and list(values) == [_ZIP]:
         return _zipped(axis, values[_ZIP])
     is_key = "." in axis
     if isinstance(values, list):
         if not is_key:
-            raise ValueError("a list needs a key path such as training.optimizer.lr as its axis; named cases do not")
+            raise ValueError("the axis of a list must be a key path, such as training.optimizer.lr")
         if any(value in values[:number] for number, value in enumerate(values)):
-            raise ValueError(f"a value stands twice in {values!r}")
+            raise ValueError(f"a value occurs twice in {values!r}")
         return [_Case(value, _labelled(axis, value), _point({axis: value}, (axis,), axis)) for value in values]
     cases = []
     for name, changes in values.items():
         if not isinstance(changes, dict | None) or not all(isinstance(key, str) for key in changes or {}):
-            raise ValueError(f"case {name!r} is a mapping of key paths to values, not {changes!r}")
+            raise ValueError(f"case {name!r} must be a mapping of key paths to values, not {changes!r}")
         own = {axis: name} if is_key else {}
         point = _point(own | (changes or {}), (axis, str(name)), axis)
         cases.append(_Case(name, _labelled(axis, name), point))
@@ -159,11 +159,11 @@ def _cases(axis: Any, values: Any) -> list[_Case]:
 
 
 def _zipped(axis: str, lists: Any) -> list[_Case]:
-    """The first values of all lists, then the second ones."""
+    """Cases of a zipped axis: the first values of all lists together, then the second ones, and so on."""
     if "." in axis:
-        raise ValueError("the name of an axis with a zip is a word of your own")
+        raise ValueError("the name of an axis with a zip must be a word of your own, not a key path")
     if not isinstance(lists, dict) or not lists or not all(isinstance(each, list) and each for each in lists.values()):
-        raise ValueError(f"zip is a mapping of key paths to lists of values, not {lists!r}")
+        raise ValueError(f"zip must be a mapping of key paths to lists of values, not {lists!r}")
     lengths = {key: len(values) for key, values in lists.items()}
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{length} of {key}" for key, length in lengths.items())
@@ -177,7 +177,7 @@ def _zipped(axis: str, lists: Any) -> list[_Case]:
 
 
 def _labelled(axis: str, value: Any) -> str:
-    """Such as `lr=0.1`: an axis and its value, as part of a folder's name."""
+    """Axis and value as part of a folder's name, such as `lr=0.1`."""
     name = "rule" if axis == "model.mode.type" else _word(axis.rsplit(".", 1)[-1])
     return f"{name}={_word(value)}"
 
@@ -186,7 +186,7 @@ def _require_sweepable(changes: Changes) -> None:
     for key in changes:
         for fixed in _NOT_SWEPT:
             if _overlap(key, fixed):
-                raise ValueError(f"{key} cannot be swept: a point's folder follows from its name")
+                raise ValueError(f"{key} cannot be swept, because a point's folder follows from its name")
 
 
 def _point(changes: Changes, place: tuple[str, ...], axis: str) -> Point:
@@ -195,10 +195,10 @@ def _point(changes: Changes, place: tuple[str, ...], axis: str) -> Point:
 
 
 def _shared(axes: Mapping[str, list[_Case]]) -> dict[str, str]:
-    """Keys that two axes set, of which one would win without a word."""
+    """Problems by axis: keys that two axes set, one of which would silently win."""
     keys = {axis: {key for case in cases for key in case.point.changes} for axis, cases in axes.items()}
     return {
-        axis: f"it sets {mine}, and the axis {other} sets {theirs}: which of the two is meant?"
+        axis: f"it sets {mine}, but the axis {other} sets {theirs}; remove one of the two"
         for other, axis in itertools.combinations(axes, 2)
         for mine in sorted(keys[axis])
         for theirs in sorted(keys[other])
@@ -207,17 +207,17 @@ def _shared(axes: Mapping[str, list[_Case]]) -> dict[str, str]:
 
 
 def _overlap(one: str, other: str) -> bool:
-    """Whether one key path is the other, or a section around it."""
+    """Whether the key paths are equal, or one is a section around the other."""
     return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def _word(value: Any) -> str:
-    """The value as part of a folder's name."""
+    """Value as part of a folder's name."""
     return re.sub(r"[^\w.+=-]+", "_", str(value)).strip("_") or "empty"
 
 
 def changed(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of `tree` with the values at dotted key paths replaced."""
+    """Copy of `tree` with the values at dotted key paths replaced."""
     result = copy.deepcopy(dict(tree))
     for key, value in changes.items():
         set_key(result, key, value)
@@ -225,7 +225,9 @@ def changed(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 
 def set_value(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key path in place; below `sweep`, the key path of an axis is one key: sweep.experiment.seed=[0, 1].
+    """Set a dotted key path in place.
+
+    Below `sweep` the key path of an axis counts as one key, as in sweep.experiment.seed=[0, 1].
 
     Raises:
         SectionError: the path runs through a plain value.
@@ -240,11 +242,11 @@ def set_value(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key path in place. Raises SectionError where the path runs through a plain value."""
+    """Set a dotted key path in place. Raises SectionError if the path runs through a plain value."""
     *parents, last = key.split(".")
     for number, parent in enumerate(parents):
         below = tree.get(parent)
-        if below is None:  # an empty section, or none
+        if below is None:  # the section is empty or missing
             below = tree[parent] = {}
         if not isinstance(below, dict):
             raise SectionError({".".join(parents[: number + 1]): f"is a value, not a section that could hold {key}"})
@@ -253,9 +255,9 @@ def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def overridden(sweep: Any, key: str, value: Any) -> Any:
-    """The sweep where an override sets `key` for all points.
+    """Copy of the sweep after an override sets `key` for all points.
 
-    An axis over that key is left out; of one with named cases the case of that name stays, with all it sets.
+    An axis over `key` is removed. If it has named cases, the case named `value` stays, with everything it sets.
     """
     if not isinstance(sweep, dict):
         return sweep

@@ -1,4 +1,4 @@
-"""Architectures. `biotorch.models.<rule>` holds every one of them under that rule."""
+"""Architectures by name. `biotorch.models.<rule>` has the constructors of all of them under that rule."""
 
 from biotorch.models.char_transformer import CharTransformer
 from biotorch.models.constructors import under_rule

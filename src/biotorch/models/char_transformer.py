@@ -1,4 +1,4 @@
-"""A small decoder-only transformer for sequences of tokens (Radford et al. 2019, with untied embeddings)."""
+"""Small decoder-only transformer for sequences of tokens (Radford et al. 2019, with untied embeddings)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class CharTransformer(nn.Module):
     """Causal pre-norm transformer: int64 tokens (N, T), T <= context -> logits (N, T, num_classes).
 
     Raises:
-        ValueError: heads that do not divide the width; in the forward, a sequence longer than the context.
+        ValueError: `heads` does not divide `width`; in the forward pass, a sequence is longer than `context`.
     """
 
     def __init__(self, num_classes: int, context: int, width: int, depth: int, heads: int, dropout: float) -> None:
@@ -30,7 +30,7 @@ class CharTransformer(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, num_classes)
-        # torch draws embeddings with std 1, which drowns what the blocks add to the residual stream.
+        # torch draws embeddings with std 1, which would dominate the blocks' contributions to the residual stream.
         nn.init.normal_(self.embedding.weight, std=0.02)
         nn.init.normal_(self.position.weight, std=0.02)
 
@@ -38,7 +38,7 @@ class CharTransformer(nn.Module):
         length, context = tokens.shape[1], self.position.num_embeddings
         if length > context:
             raise ValueError(
-                f"a sequence of {length} tokens exceeds the context of {context}: build it with context={length}"
+                f"a sequence of {length} tokens exceeds the context of {context}; build with context={length}"
             )
         x = self.embedding(tokens) + self.position(torch.arange(length, device=tokens.device))
         future = torch.ones(length, length, dtype=torch.bool, device=tokens.device).triu(1)
@@ -59,23 +59,23 @@ def char_transformer(
 
     Args:
         num_classes: size of the vocabulary.
-        context: the longest sequence it takes.
-        width: of the residual stream; the hidden layer of a block has 4 * width.
+        context: length of the longest sequence that the network takes.
+        width: units of the residual stream; the hidden layer of a block has 4 * width units.
         depth: number of blocks.
-        heads: attention heads of a block.
-        dropout: probability of zeroing a unit, in training.
+        heads: number of attention heads per block.
+        dropout: probability of zeroing a unit during training.
 
     Raises:
-        ValueError: heads that do not divide the width.
+        ValueError: `heads` does not divide `width`.
     """
     return CharTransformer(num_classes, context, width, depth, heads, dropout)
 
 
 def char_transformer_for(input_shape: Sequence[int], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """`arguments` with a `context` for sequences of shape (T,).
+    """Copy of `arguments` with `context` set for sequences of shape (T,), unless it is given.
 
     Raises:
-        ValueError: the examples are no sequences, or longer than the context that `arguments` contain.
+        ValueError: the examples are not sequences, or are longer than the given `context`.
     """
     if len(input_shape) != 1:
         raise ValueError(f"'char_transformer' takes sequences of shape (T,), not examples of {tuple(input_shape)}")

@@ -1,4 +1,4 @@
-"""Constructors of every architecture under one rule, the contents of `biotorch.models.<rule>`."""
+"""Constructors of all architectures under one rule, the contents of `biotorch.models.<rule>`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from biotorch.rules import from_layer_config
 
 
 def under_rule(rule: str) -> dict[str, Any]:
-    """The constructors by name, and a `__getattr__` whose error names the nearest architecture."""
+    """Contents of the module `biotorch.models.<rule>`: its constructors, `__all__`, `__dir__` and `__getattr__`.
+
+    An unknown name raises AttributeError or ImportError with the nearest architecture.
+    """
     found: dict[str, Any] = {name: _constructor(rule, name) for name in available()}
 
     def missing(name: str) -> Any:
         message = str(unknown(f"architecture in biotorch.models.{rule}", name, found))
-        # Python would replace an AttributeError by a bare "cannot import name": keep the nearest name.
+        # In `from ... import`, Python would replace an AttributeError and lose the nearest name.
         raise ImportError(message) if _asked_by_import(sys._getframe(1)) else AttributeError(message)
 
     names = sorted(found)
@@ -52,9 +55,9 @@ def _constructor(rule: str, architecture: str) -> Callable[..., nn.Module]:
 
     Args:
         pretrained: start from published weights, which conversion keeps.
-        progress: show their download.
-        num_classes: number of outputs; default: the architecture's.
-        layer_config: `{{"type": ..., "options": {{...}}}}`; the options are the rule's. Never changed.
-        **arguments: the architecture's own; see `biotorch.models.build`.
+        progress: show the download of the weights.
+        num_classes: number of outputs. Default: the architecture's own.
+        layer_config: `{{"type": ..., "options": {{...}}}}` with options of the rule. It is not modified.
+        **arguments: arguments of the architecture, see `biotorch.models.build`.
     """
     return construct

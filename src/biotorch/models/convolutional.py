@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 class LeNetMNIST(nn.Module):
-    """Convolutions 5x5 of 6, 16 and 120 channels, linear 84, linear `num_classes`.
+    """LeNet for MNIST: 5x5 convolutions of 6, 16 and 120 channels, linear 84, linear `num_classes`.
 
     Input (N, 1, 32, 32), output (N, num_classes).
     """
@@ -33,7 +33,7 @@ class LeNetMNIST(nn.Module):
 
 
 class LeNetCIFAR(nn.Module):
-    """Convolutions 3x3 of 32, 64 and 128 channels, mean over space, linear 256, linear `num_classes`.
+    """LeNet for CIFAR: 3x3 convolutions of 32, 64 and 128 channels, mean over space, linear 256 and `num_classes`.
 
     Input (N, 3, 32, 32), output (N, num_classes).
     """
@@ -83,7 +83,7 @@ class BasicBlock(nn.Module):
         return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """Option A: every `stride`-th pixel, the new channels zero, half of them before the old ones."""
+        """Parameter-free shortcut (option A): every `stride`-th pixel; new channels are zero, half before the old."""
         if self.stride > 1:
             x = x[:, :, :: self.stride, :: self.stride]
         if self.extra_channels:
@@ -93,7 +93,7 @@ class BasicBlock(nn.Module):
 
 
 class CIFARResNet(nn.Module):
-    """A ResNet of 6 n + 2 layers. Input (N, 3, 32, 32), output (N, num_classes)."""
+    """ResNet of 6 n + 2 layers for CIFAR. Input (N, 3, 32, 32), output (N, num_classes)."""
 
     def __init__(self, depth: int, num_classes: int = 10) -> None:
         super().__init__()

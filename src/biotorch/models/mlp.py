@@ -1,4 +1,4 @@
-"""A multilayer perceptron."""
+"""Multilayer perceptron."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from biotorch._names import unknown
 
-#: Elementwise activations that need no argument, by lower-case name.
+#: Elementwise activations without arguments, by lower-case name.
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     kind.__name__.casefold(): kind
     for kind in (
@@ -45,7 +45,7 @@ class MLP(nn.Module):
             raise unknown("activation of 'mlp'", activation, ACTIVATIONS)
         sizes = [in_features, *widths]
         if any(not isinstance(size, int) or size < 1 for size in sizes):
-            raise ValueError(f"in_features and widths of 'mlp' are positive integers, not {sizes}")
+            raise ValueError(f"in_features and widths of 'mlp' must be positive integers, not {sizes}")
         self.hidden = nn.Sequential(nn.Flatten())
         for n_in, n_out in itertools.pairwise(sizes):
             self.hidden.extend([nn.Linear(n_in, n_out), kind()])
@@ -65,36 +65,36 @@ def mlp(
     """A multilayer perceptron: flatten, hidden linear layers, linear head.
 
     Args:
-        num_classes: outputs.
+        num_classes: number of outputs.
         in_features: numbers per example; input (N, *), output (N, num_classes).
-        width: of every hidden layer, or a list with the width of each.
+        width: units of every hidden layer, or a list with one number per layer.
         depth: number of hidden layers, unless `width` is a list. With 0 the network is linear.
         activation: name of a `torch.nn` activation, in any case; `identity` for a deep linear network.
 
     Raises:
-        ValueError: an unknown activation, or a size that is not a positive integer.
+        ValueError: the activation is unknown, or a size is not a positive integer.
     """
     if isinstance(width, int):
         if not isinstance(depth, int) or depth < 0:
-            raise ValueError(f"depth of 'mlp' is a number of hidden layers, not {depth!r}")
+            raise ValueError(f"depth of 'mlp' must be a number of hidden layers, not {depth!r}")
         width = [width] * depth
     if not isinstance(width, list | tuple):
         raise ValueError(
-            f"width of 'mlp' is a number of units, or a list with that of each hidden layer, not {width!r}"
+            f"width of 'mlp' must be a number of units, or a list with one number per hidden layer, not {width!r}"
         )
     return MLP(num_classes, in_features, width, activation)
 
 
 def mlp_for(input_shape: Sequence[int], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """`arguments` with `in_features` for examples of this shape.
+    """Copy of `arguments` with `in_features` set for examples of shape `input_shape`.
 
     Raises:
-        ValueError: they contain another `in_features`.
+        ValueError: `arguments` contain another `in_features`.
     """
     n = math.prod(input_shape)
     if arguments.get("in_features", n) != n:
         raise ValueError(
             f"in_features={arguments['in_features']} of 'mlp' contradicts examples of shape {tuple(input_shape)}, "
-            f"which have {n} numbers: leave it out"
+            f"which have {n} numbers; leave it out"
         )
     return {**arguments, "in_features": n}

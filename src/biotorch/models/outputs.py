@@ -1,4 +1,4 @@
-"""What a network returns: one tensor, or logits with those of auxiliary heads."""
+"""Access to a network's outputs: a single tensor, or main logits with auxiliary ones."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 def main_output(outputs: Any) -> Tensor:
-    """The outputs (n, C) or (n, T, C) that predictions are made of, of whatever a network returns.
+    """Outputs (n, C) or (n, T, C) from which predictions are made.
 
-    That is a tensor, or the entry `logits` of a mapping or an object: the named tuples of GoogLeNet and
-    Inception v3 in training, the outputs of Hugging Face.
+    They are the tensor that a network returns, or the entry `logits` of a mapping or an object, such as the named
+    tuples of GoogLeNet and Inception v3 in training, and the outputs of Hugging Face.
 
     Raises:
-        TypeError: anything else.
+        TypeError: the network returns anything else.
     """
     if isinstance(outputs, Tensor):
         return outputs
@@ -23,15 +23,15 @@ def main_output(outputs: Any) -> Tensor:
     if isinstance(logits, Tensor):
         return logits
     raise TypeError(
-        f"the network returns a {type(outputs).__name__}: a tensor is needed, or a mapping or an object whose "
-        "`logits` are one; wrap the network in a module that returns its logits"
+        f"the network returns a {type(outputs).__name__}, but a tensor is needed, or a mapping or an object whose "
+        "`logits` are a tensor; wrap the network in a module that returns its logits"
     )
 
 
 def entries(outputs: Any) -> Mapping[str, Any]:
-    """Its parts by name; a tensor and a plain tuple have none."""
+    """Parts of a network's outputs by name; empty for a tensor or a plain tuple."""
     if isinstance(outputs, Mapping):
         return outputs
-    if isinstance(outputs, tuple):  # `_fields` are those of a named one
+    if isinstance(outputs, tuple):  # only a named tuple has `_fields`
         return dict(zip(getattr(outputs, "_fields", ()), outputs, strict=False))
     return getattr(outputs, "__dict__", {})

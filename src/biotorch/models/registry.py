@@ -1,4 +1,4 @@
-"""Architectures by name: the package's own, torchvision's, and those of timm and transformers."""
+"""Registry of architectures by name: the package's own, torchvision's, timm's and Hugging Face's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from biotorch.models.char_transformer import char_transformer, char_transformer_
 from biotorch.models.convolutional import RESNETS, le_net_cifar, le_net_mnist
 from biotorch.models.mlp import mlp, mlp_for
 
-#: The package's own architectures.
+#: Constructors of the package's own architectures.
 OWN: dict[str, Callable[..., nn.Module]] = {
     "char_transformer": char_transformer,
     "le_net_cifar": le_net_cifar,
@@ -23,29 +23,29 @@ OWN: dict[str, Callable[..., nn.Module]] = {
     **RESNETS,
 }
 
-#: Those of them that depend on the shape of an example: (shape, arguments) -> arguments.
+#: Functions (shape, arguments) -> arguments for architectures that depend on the shape of an example.
 _FITTED: dict[str, Callable[[Sequence[int], Mapping[str, Any]], dict[str, Any]]] = {
     "char_transformer": char_transformer_for,
     "mlp": mlp_for,
 }
 
-#: Prefixes of names that other libraries define.
+#: Prefixes of architectures that other libraries define.
 _ZOOS = ("timm", "hf")
 
 
 def available() -> list[str]:
-    """The names of the package's own and of torchvision's architectures; `timm/...` and `hf/...` exist beside them."""
+    """Names of the package's own and torchvision's architectures; `timm/...` and `hf/...` names are not listed."""
     return sorted({*OWN, *zoos.torchvision_names()})
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError if there is no architecture of that name; other libraries are not asked for theirs."""
+    """Raise ValueError for an unknown architecture; names of timm and Hugging Face are not looked up."""
     zoo, slash, rest = name.partition("/")
     if slash and zoo in _ZOOS:
         if not rest:
-            raise ValueError(f"{name!r} names no architecture: it is {name}<name>")
+            raise ValueError(f"{name!r} names no architecture; write {name}<name>")
     elif name not in available():
-        raise ValueError(f"{unknown('architecture', name, available())} Beside them: timm/<name> and hf/<name>.")
+        raise ValueError(f"{unknown('architecture', name, available())} Also valid: timm/<name> and hf/<name>.")
 
 
 def build(
@@ -56,25 +56,25 @@ def build(
     input_shape: Sequence[int] | None = None,
     **arguments: Any,
 ) -> nn.Module:
-    """A plain network by name, trained by backpropagation until it is converted.
+    """Build a plain network by name; it trains by backpropagation until it is converted.
 
     Args:
         name: one of `available()`; `timm/<name>`; `hf/<model type, hub id or local folder>`.
-        num_classes: outputs, or the size of the vocabulary. Default: the architecture's (the package's
-            own 10, `char_transformer` 65, torchvision's 1000).
-        pretrained: start from published weights, downloaded where missing. With another number of
-            classes than theirs the heads are drawn anew.
+        num_classes: number of outputs, or the size of the vocabulary. Default: the architecture's own
+            (10 for the package's architectures, 65 for `char_transformer`, 1000 for torchvision's).
+        pretrained: start from published weights, which are downloaded if missing. If `num_classes` differs
+            from theirs, the heads are initialised anew.
         progress: show torchvision's download.
-        input_shape: shape of one example, (C, H, W) or (T,). `mlp` takes `in_features` from it and
-            `char_transformer` its `context`; a network from scratch whose size depends on that of the
-            images (vision transformers) is built for it. The others take any size.
-        **arguments: the architecture's own: those of the constructor of ours, torchvision's or timm's,
-            or attributes of the Hugging Face configuration.
+        input_shape: shape of one example, (C, H, W) or (T,). `mlp` takes `in_features` from it, and
+            `char_transformer` its `context`. A network from scratch whose size depends on the image size
+            (a vision transformer) is built for it. Other networks take any size.
+        **arguments: arguments of the constructor (the package's, torchvision's or timm's), or attributes of
+            the Hugging Face configuration.
 
     Raises:
-        ValueError: unknown name or argument, a value that does not fit, `pretrained` where no weights are
-            published.
-        ModuleNotFoundError: timm or transformers is needed and not installed.
+        ValueError: a name or an argument is unknown, a value does not fit, or `pretrained` is set and no weights
+            are published.
+        ModuleNotFoundError: timm or transformers is needed but not installed.
     """
     check_name(name)
     zoo, _, rest = name.partition("/")

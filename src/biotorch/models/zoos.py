@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from biotorch._names import require, unknown
 from biotorch.errors import disk_is_full
 
-#: Builders as torchvision registers them.
+#: Definition of a builder that torchvision registers.
 _REGISTERED = re.compile(r"^@register_model\(\)\n(?:@.*\n)*def (\w+)", re.MULTILINE)
-#: Arguments that the builders of MobileNetV3 take beside those of its class.
+#: Arguments that the builders of MobileNetV3 take in addition to the arguments of its class.
 _MOBILENET_V3 = ("width_mult", "reduced_tail", "dilated")
 
 
 @functools.cache
 def torchvision_names() -> tuple[str, ...]:
-    """The names of torchvision's classification networks, read from its files, which take a second to import."""
+    """Names of torchvision's classification networks, read from its source, because importing it takes a second."""
     spec = importlib.util.find_spec("torchvision")
     files = Path(spec.origin).parent.glob("models/*.py") if spec is not None and spec.origin is not None else ()
     sources = (path.read_text(encoding="utf-8") for path in files)
@@ -33,7 +33,7 @@ def torchvision_names() -> tuple[str, ...]:
 
 
 def argument_names(name: str) -> list[str]:
-    """The keyword arguments that torchvision's network of that name takes, beside the number of classes."""
+    """Names of the keyword arguments of a network of torchvision, without the number of classes."""
     from torchvision import models
 
     network = inspect.signature(models.get_model_builder(name)).return_annotation
@@ -43,7 +43,7 @@ def argument_names(name: str) -> list[str]:
 
 
 def implied_by_weights(name: str) -> dict[str, Any]:
-    """Arguments that torchvision sets with the published weights of a network, and that no state_dict holds."""
+    """Arguments that torchvision sets with the published weights of a network, which are not in its state_dict."""
     return (
         {"transform_input": True} if name in torchvision_names() and "transform_input" in argument_names(name) else {}
     )
@@ -57,14 +57,14 @@ def build_torchvision(
     input_shape: Sequence[int] | None,
     arguments: Mapping[str, Any],
 ) -> nn.Module:
-    """torchvision's network of that name; its outputs are the logits, in training mode as well.
+    """Build a network of torchvision, whose outputs are the logits in training mode, too.
 
-    Auxiliary heads (GoogLeNet, Inception v3), which turn the outputs into a tuple, are there only with
-    `aux_logits=True`. Published weights keep every module but the heads, and those too if `num_classes`
-    is theirs. A vision transformer from scratch is built for the size of the images in `input_shape`.
+    Auxiliary heads (GoogLeNet, Inception v3), with which the outputs are a tuple, exist only with `aux_logits=True`.
+    With published weights, the heads are new and random, unless `num_classes` is the published number. A vision
+    transformer from scratch is built for the image size in `input_shape`.
 
     Raises:
-        ValueError: arguments that the network, or its weights, do not take.
+        ValueError: the network, or its published weights, do not take these arguments.
     """
     known = argument_names(name)
     for argument in arguments:
@@ -73,8 +73,10 @@ def build_torchvision(
     given = dict(arguments)
     auxiliary = given.pop("aux_logits", False)
     if auxiliary:
-        given["aux_logits"] = True  # False contradicts the published weights, which have these heads
-    scratch = {"init_weights": True, **given} if "aux_logits" in known else given  # their default, without its warning
+        given["aux_logits"] = True  # with published weights, which have these heads, torchvision refuses False
+    scratch = (
+        {"init_weights": True, **given} if "aux_logits" in known else given
+    )  # the default of these networks, without its warning
     if pretrained:
         from torchvision import models
 
@@ -96,26 +98,26 @@ def _create(name: str, **arguments: Any) -> nn.Module:
 
     try:
         model: nn.Module = models.get_model(name, **arguments)
-    except (TypeError, AssertionError) as error:  # how torchvision refuses a value, or what the builder sets itself
+    except (TypeError, AssertionError) as error:  # a refused value, or an argument that the builder sets itself
         raise ValueError(f"{name!r} cannot be built with these arguments: {error}") from error
     return model
 
 
 def _take_heads(model: nn.Module, fresh: nn.Module, num_classes: int | None) -> None:
-    """Put the modules of `fresh` with another number of rows, which are the classes, into `model`.
+    """Replace each module of `model` that has other numbers of rows (the classes) in `fresh` by the one of `fresh`.
 
-    Other dimensions do not count: position embeddings depend on the image size of the weights.
+    Other dimensions are not compared, because position embeddings depend on the image size of the published weights.
     """
     replacements = dict(fresh.named_modules())
     for name, module in list(model.named_modules()):
         if _rows(module) != _rows(replacements[name]):
             model.set_submodule(name, replacements[name])
     if hasattr(model, "num_classes"):
-        setattr(model, "num_classes", num_classes)  # noqa: B010 - an int, where typed modules hold tensors
+        setattr(model, "num_classes", num_classes)  # noqa: B010 - an int, but the type of module attributes is Tensor
 
 
 def _rows(module: nn.Module) -> dict[str, Any]:
-    """The first dimension of each parameter that the module itself owns."""
+    """First dimension of each parameter that belongs to the module itself."""
     return {name: p.shape[:1] for name, p in module._parameters.items() if p is not None}
 
 
@@ -133,11 +135,13 @@ def build_timm(
     input_shape: Sequence[int] | None,
     arguments: Mapping[str, Any],
 ) -> nn.Module:
-    """`timm.create_model`; from scratch with the channels and, where it depends on it, the size of the images.
+    """Build a network by `timm.create_model`.
+
+    From scratch, it is built for the channels of the images and, if the network depends on it, for their size.
 
     Raises:
         ModuleNotFoundError: timm is not installed.
-        ValueError: unknown name, or arguments that the network does not take.
+        ValueError: the name is unknown, or the network does not take these arguments.
     """
     timm = require("timm", "timm", f"architecture {'timm/' + name!r}")
     if not (timm.is_model(name) and ("." not in name or name in timm.list_pretrained())):
@@ -157,16 +161,15 @@ def build_timm(
         except TypeError as error:
             if "img_size" not in sized or "'img_size'" not in str(error):
                 raise
-            return create({"in_chans": sized["in_chans"]})  # it takes images of any size
+            return create({"in_chans": sized["in_chans"]})  # this network takes images of any size
     except (TypeError, AssertionError) as error:
         raise ValueError(f"'timm/{name}' cannot be built with these arguments: {error}") from error
 
 
 class HuggingFace(nn.Module):
-    """A network of transformers that returns its logits alone.
+    """A network of transformers that returns only its logits. The wrapped network is `network`.
 
-    Images (N, C, H, W) -> (N, num_classes), or int64 tokens (N, T) -> (N, T, vocabulary). The network
-    itself is `network`.
+    Images (N, C, H, W) -> (N, num_classes), or int64 tokens (N, T) -> (N, T, vocabulary).
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -184,16 +187,16 @@ def build_huggingface(
     input_shape: Sequence[int] | None,
     arguments: Mapping[str, Any],
 ) -> HuggingFace:
-    """An image classifier, or a causal language model, by model type (`vit`, `gpt2`), hub id or folder.
+    """Build an image classifier or a causal language model by model type (`vit`, `gpt2`), hub id or folder.
 
-    A type stands for its default configuration; `arguments` are attributes of the configuration. From
-    scratch, a classifier is built for the images of `input_shape`, and a language model without
-    special tokens: each of the `num_classes` tokens is data.
+    A model type stands for its default configuration. `arguments` are attributes of the configuration. From scratch, a
+    classifier is built for images of `input_shape`. A language model is built without special tokens, because all
+    `num_classes` tokens are data.
 
     Raises:
         ModuleNotFoundError: transformers is not installed.
-        ValueError: nothing of that name, a network of another kind, a pretrained language model,
-            arguments that the configuration does not have or refuses.
+        ValueError: there is no network of that name, it is of another kind, it is a pretrained language model, or the
+            configuration does not have an argument or refuses its value.
     """
     source = _Source(require("transformers", "hf", f"architecture {'hf/' + name!r}"), name, pretrained)
     default = source.config({})
@@ -208,8 +211,8 @@ def build_huggingface(
     elif type(default) in source.library.MODEL_FOR_CAUSAL_LM_MAPPING:
         if pretrained:
             raise ValueError(
-                f"{str(source)!r} is a language model, whose vocabulary is not that of a data set of this package: "
-                "load it with transformers, and put it under a rule with biotorch.convert"
+                f"{str(source)!r} is a pretrained language model, whose vocabulary does not fit the data sets of this "
+                "package: load it with transformers, and put it under a rule with biotorch.convert"
             )
         auto = source.library.AutoModelForCausalLM
         config = source.config({**_for_tokens(default, num_classes), **arguments})
@@ -226,7 +229,7 @@ def build_huggingface(
 
 
 class _Source(NamedTuple):
-    """Where a configuration comes from."""
+    """Source of a configuration of transformers: a model type, a hub id or a folder."""
 
     library: ModuleType
     name: str
@@ -236,14 +239,16 @@ class _Source(NamedTuple):
         return f"hf/{self.name}"
 
     def config(self, arguments: Mapping[str, Any]) -> Any:
-        """The configuration of that name with these attributes."""
+        """Load the configuration and set `arguments` as its attributes."""
         from huggingface_hub.errors import StrictDataclassError
 
         types = self.library.CONFIG_MAPPING
         by_type = self.name in types and not self.pretrained
         if not by_type and "/" not in self.name and not Path(self.name).is_dir():
             if self.name in types:
-                raise ValueError(f"{str(self)!r} is a model type and has no weights: name a hub id or a local folder")
+                raise ValueError(
+                    f"{str(self)!r} is a model type, which has no weights: give a hub id or a local folder"
+                )
             raise ValueError(f"{unknown('model type of transformers', self.name, types)} A hub id is <owner>/<name>.")
         try:
             if not by_type:
@@ -268,7 +273,7 @@ def _for_images(default: Any, input_shape: Sequence[int] | None, num_classes: in
 
 def _for_tokens(default: Any, num_classes: int | None) -> dict[str, Any]:
     fitted: dict[str, Any] = {} if num_classes is None else {"vocab_size": num_classes}
-    # A padding token would have no embedding; BERT and its family look ahead unless they are decoders.
+    # A padding token would have no embedding. BERT and its relatives see later tokens unless they are decoders.
     special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None, "is_decoder": True, "use_cache": False}
     return fitted | {key: value for key, value in special.items() if hasattr(default, key)}
 
@@ -277,6 +282,6 @@ def _check_length(source: _Source, config: Any, input_shape: Sequence[int] | Non
     longest = getattr(config, "max_position_embeddings", None)
     if input_shape is not None and longest is not None and input_shape[0] > longest:
         raise ValueError(
-            f"{str(source)!r} takes at most {longest} tokens, the sequences have {input_shape[0]}: "
-            f"give max_position_embeddings={input_shape[0]}"
+            f"{str(source)!r} takes at most {longest} tokens, but the sequences have {input_shape[0]}: "
+            f"set max_position_embeddings={input_shape[0]}"
         )

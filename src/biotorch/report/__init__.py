@@ -1,4 +1,4 @@
-"""Results to tables and figures."""
+"""Tables and figures made from results."""
 
 from biotorch.report.angles import angle_figure
 from biotorch.report.examples import example_sheet

@@ -1,4 +1,4 @@
-"""Angles and norm ratios: how well feedback weights and updates are aligned, over epochs and through the layers."""
+"""Figures of alignment angles (W to B), gradient angles (update to true gradient) and norm ratios."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ from biotorch.report.style import caption, frame, legend, new_figure, write
 from biotorch.results.groups import method
 from biotorch.training import Record
 
-#: Keys of a record, with what they are.
-_ROWS = {"angles": "angle between W and B (°)", "norm_ratios": "norm of B / norm of W"}
+#: Keys of a history record, with the label of the axis.
+_ROWS = {"angles": "alignment angle between W and B (°)", "norm_ratios": "norm of B / norm of W"}
 
-#: Layers up to which their names stand at the colour bar.
+#: Largest number of layers whose names are written at the colour bar.
 _NAMED = 24
 
 
 def angle_figure(results: Sequence[Result], path: Path) -> Path | None:
-    """Write the angles over epochs, see `draw_angles`; None if none were tracked."""
+    """Write the figure of `draw_angles` and return its path, or None if no angle was tracked."""
     figure = draw_angles(results)
     return None if figure is None else write(figure, path)
 
 
 def draw_angles(results: Sequence[Result]) -> Figure | None:
-    """Left the angle between W and B, right that between update and true gradient, both as means over layers.
+    """Figure of angles over epochs: left the alignment angle, right the gradient angle.
 
-    Lines are means over seeds, bands their standard deviation; a row of panels for each network and optimizer. None
-    if no angle was tracked.
+    The alignment angle is between W and B, the gradient angle between update and true gradient. Both are means over
+    layers. Lines are means over seeds, bands their standard deviation. There is one row of panels
+    for each network and optimizer. Returns None if no angle was tracked.
     """
     keys = ("angles", "gradient_angles")
     shown = {title: curves for title, curves in panels(results).items() if _tracked(curves, *keys)}
@@ -49,8 +50,8 @@ def draw_angles(results: Sequence[Result]) -> Figure | None:
                 if (series := over_epochs(curve.runs, _mean_of(key))) is not None:
                     curve.draw(axes, series, clip_on=False)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        row[0].set_title(f"{title}\nweights: angle between W and B", fontsize="medium")
-        row[1].set_title("updates: angle to the true gradient", fontsize="medium")
+        row[0].set_title(f"{title}\nalignment angle, between W and B", fontsize="medium")
+        row[1].set_title("gradient angle, between update and true gradient", fontsize="medium")
         row[0].set_ylabel("degrees, mean over layers")
     _as_angles(grid.flat)
     for axes in grid[-1]:
@@ -61,17 +62,17 @@ def draw_angles(results: Sequence[Result]) -> Figure | None:
 
 
 def draw_layers(results: Sequence[Result], name: str) -> Figure | None:
-    """Figures 2 to 4 of the paper: above the angle between W and B of every layer over epochs, below the norm ratio.
+    """Figures 2 to 4 of the paper: alignment angle (top) and norm ratio (bottom) of every layer over epochs.
 
-    A column for each network and optimizer. Layers are coloured by depth, from the input (dark) to the output (light);
-    lines are means over seeds, bands their standard deviation. A direct rule has ratios alone.
+    There is one column for each network and optimizer. Layers are coloured by depth, from the input (dark) to the
+    output (light). Lines are means over seeds, bands their standard deviation. A direct rule has only norm ratios.
 
     Args:
-        results: of any rules.
-        name: of the method that is shown, such as `fa`.
+        results: runs of any rules.
+        name: method to show, such as `fa`.
 
     Returns:
-        None if neither was tracked under this method.
+        The figure, or None if neither quantity was tracked under this method.
     """
     chosen = [result for result in results if method(result) == name]
     found = panels(chosen) if chosen else {}
@@ -112,9 +113,9 @@ def draw_layers(results: Sequence[Result], name: str) -> Figure | None:
 
 
 def draw_depth(results: Sequence[Result]) -> Figure | None:
-    """The angle between update and true gradient in every layer, from the input to the output, after the last epoch.
+    """Figure of the gradient angle after the last epoch in every layer, from the input to the output.
 
-    A panel for each network and optimizer. None if it was not tracked.
+    There is one panel for each network and optimizer. Returns None if the angle was not tracked.
     """
     shown = {title: curves for title, curves in panels(results).items() if _tracked(curves, "gradient_angles")}
     if not shown:
@@ -132,7 +133,7 @@ def draw_depth(results: Sequence[Result]) -> Figure | None:
         axes.set_xticks(range(len(names)), labels=names, rotation=90, fontsize="x-small")
         axes.set_title(title, fontsize="medium")
     _as_angles(grid)
-    grid[0].set_ylabel("angle to the true gradient (°)")
+    grid[0].set_ylabel("gradient angle (°)")
     legend(figure, grid)
     note = legend_note(_curves_of(shown))
     caption(figure, f"layer, from the input to the output; after the last epoch; {note}")
@@ -160,7 +161,7 @@ def _values(record: Record, key: str) -> Mapping[str, float | None]:
 
 
 def _layers(runs: Sequence[Result], keys: Sequence[str]) -> list[str]:
-    """Names of the layers, in the order of the network."""
+    """Names of all tracked layers, in the order of the network."""
     records = [record for run in runs for record in run["history"]]
     return list(dict.fromkeys(name for record in records for key in keys for name in _values(record, key)))
 
@@ -174,7 +175,7 @@ def _curves_of(shown: Mapping[str, Sequence[Curve]]) -> list[Curve]:
 
 
 def _through(runs: Sequence[Result], names: Sequence[str]) -> Series | None:
-    """The last angles to the true gradient by layer, as a series over depth."""
+    """Gradient angles after the last epoch, as a series over layers."""
     as_history = [
         {**run, "history": [{"value": _values(run["history"][-1], "gradient_angles").get(name)} for name in names]}
         for run in runs
@@ -184,7 +185,10 @@ def _through(runs: Sequence[Result], names: Sequence[str]) -> Series | None:
 
 
 def _depth_colors(layers: Sequence[str]) -> tuple[list[tuple[float, float, float, float]], ScalarMappable]:
-    """A colour for each layer, dark to light, and what a colour bar needs; it stops before yellow, unseen on white."""
+    """One colour per layer, dark to light, and the mappable of their colour bar.
+
+    The colours stop before yellow, which cannot be seen on white.
+    """
     colormap = mpl.colormaps["viridis"].resampled(max(2, round(1.15 * len(layers))))
     colors = [colormap(number) for number in range(len(layers))]
     edges = [number - 0.5 for number in range(len(layers) + 1)]
@@ -200,7 +204,7 @@ def _line(axes: Axes, series: Series, color: tuple[float, float, float, float]) 
 
 
 def _as_angles(panels: Iterable[Axes]) -> None:
-    """From 0 to a little over 90 degrees, or as far as there are angles, with a line at 90; alike in all panels."""
+    """Give all panels the same axis from 0 to a little over 90 degrees, or to the largest angle, with a line at 90."""
     panels = list(panels)
     for axes in panels:
         axes.axhline(90, color="0.6", linewidth=0.8, linestyle=":", label="_right angle")

@@ -1,4 +1,4 @@
-"""A sheet of adversarial examples to look at."""
+"""Sheet of adversarial examples, as pictures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def example_sheet(
     path: Path,
     title: str,
 ) -> Path:
-    """Write the first eight examples, see `draw_examples`, and return the path."""
+    """Write the sheet of `draw_examples` and return its path."""
     return write(draw_examples(images, adversarial, labels, before, after, names, title), path)
 
 
@@ -39,17 +39,17 @@ def draw_examples(
     names: Sequence[str] | None,
     title: str,
 ) -> Figure:
-    """A row per example, eight at most: image, perturbation magnified around grey, adversarial image.
+    """Sheet of the first eight examples, one per row: image, perturbation magnified around grey, adversarial image.
 
     Args:
-        images, adversarial: (n, C, H, W) in [0, 1], C 1 or 3.
+        images, adversarial: (n, C, H, W) in [0, 1], where C is 1 or 3.
         labels: (n,) int64.
-        before, after: (n,) int64, the predictions for either.
-        names: of the classes; None: their numbers.
-        title: of the sheet.
+        before, after: (n,) int64, predictions for the images and for the adversarial images.
+        names: names of the classes, or None to show their numbers.
+        title: title of the sheet.
 
     Raises:
-        ValueError: these are not the tensors of n examples.
+        ValueError: a tensor has another shape, type or range.
     """
     _check(images, adversarial, labels=labels, before=before, after=after)
     images, adversarial = (each[:_ROWS_OF_EXAMPLES].detach().cpu().float() for each in (images, adversarial))
@@ -76,9 +76,9 @@ def _check(images: Tensor, adversarial: Tensor, **classes: Tensor) -> None:
     if images.dim() != 4 or len(images) == 0 or images.shape[1] not in (1, 3):
         raise ValueError(f"images: (n, C, H, W) with n > 0 and C 1 or 3 is needed, not {tuple(images.shape)}")
     if adversarial.shape != images.shape:
-        raise ValueError(f"adversarial: {tuple(images.shape)} is needed, as images, not {tuple(adversarial.shape)}")
+        raise ValueError(f"adversarial: {tuple(images.shape)} is needed, like images, not {tuple(adversarial.shape)}")
     for name, each in {"images": images, "adversarial": adversarial}.items():
-        if not bool(((each >= 0) & (each <= 1)).all()):  # not where a value is NaN
+        if not bool(((each >= 0) & (each <= 1)).all()):  # also raises if a value is NaN
             raise ValueError(f"{name}: values from 0 to 1 are needed, not {float(each.min())} to {float(each.max())}")
     for name, each in classes.items():
         if each.shape != images.shape[:1] or each.dtype != torch.int64:
@@ -86,7 +86,7 @@ def _check(images: Tensor, adversarial: Tensor, **classes: Tensor) -> None:
 
 
 def _picture(axes: Axes, image: Tensor, below: str) -> None:
-    """(C, H, W) in [0, 1], its pixels as squares."""
+    """Show an image (C, H, W) in [0, 1] with text below it; no interpolation, so that pixels stay squares."""
     axes.imshow(image.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])

@@ -1,4 +1,4 @@
-"""Learning curves, and every still figure that some results have something to show for."""
+"""Figures of errors (learning curves, cost), and a function that writes all still figures."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from biotorch.training import Record
 
 
 def draw_learning(results: Sequence[Result]) -> Figure | None:
-    """Error on the training set (thin) and on the validation set over epochs, a panel for each network and optimizer.
+    """Figure of the errors on the training set (thin) and on the validation set over epochs.
 
-    None if nothing was trained.
+    There is one panel for each network and optimizer. Returns None if nothing was trained.
     """
     shown = _trained(results)
     if not shown:
@@ -43,10 +43,10 @@ def draw_learning(results: Sequence[Result]) -> Figure | None:
 
 
 def draw_cost(results: Sequence[Result]) -> Figure | None:
-    """Error on the validation set against the seconds of training that it took, a panel for each network and optimizer.
+    """Figure of the error on the validation set over seconds of training.
 
-    Seconds are those of the epochs themselves, without validation and metrics, on the machine that trained: compare
-    them within one study alone. None if nothing was trained.
+    There is one panel for each network and optimizer. Seconds count the epochs alone, without validation and metrics,
+    on the machine that trained, so compare them only within one study. Returns None if nothing was trained.
     """
     shown = _trained(results)
     if not shown:
@@ -78,7 +78,7 @@ def _error(split: str) -> Callable[[Record], float | None]:
 
 
 def _seconds(curve: Curve) -> list[float]:
-    """Seconds of training up to the end of each epoch, mean over the runs."""
+    """Seconds of training up to the end of each epoch, averaged over the runs."""
     epochs = range(min(len(run["history"]) for run in curve.runs))
     sums = [sum(run["history"][epoch].get("seconds") or 0.0 for run in curve.runs) for epoch in epochs]
     return list(itertools.accumulate(each / len(curve.runs) for each in sums))
@@ -111,13 +111,13 @@ def _finish(
 def draw_all(results: Sequence[Result], folder: Path, formats: Sequence[str] = ("png",)) -> list[Path]:
     """Write the figures into a folder and return their paths.
 
-    They are `learning`, `cost`, `angles`, `depth`, and for every method `layers_<method>` (figures 2 to 4 of the
-    paper). What was not tracked is not drawn, and a figure of that name from before is removed.
+    The figures are `learning`, `cost`, `angles`, `depth`, and for every method `layers_<method>` (figures 2 to 4 of the
+    paper). A figure whose data was not tracked is left out, and its file from an earlier call is removed.
 
     Args:
-        results: of any runs.
-        folder: is made where it is missing.
-        formats: among png, svg and pdf.
+        results: any runs.
+        folder: folder of the figures, created if missing.
+        formats: any of png, svg and pdf.
     """
     figures = {
         "learning": draw_learning(results),

@@ -1,4 +1,4 @@
-"""Figures of robustness studies: accuracy against epsilon or pixels, white box and black box."""
+"""Figures of robustness studies: accuracy over epsilon or pixels, under white-box and black-box attacks."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from biotorch.robustness.measurement import interval
 
 Measurement = Mapping[str, Any]
 
-#: Of networks of one rule.
+#: Marker fills that distinguish networks of one rule.
 _FILLS = ("full", "none", "left", "bottom")
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """The studies of a configuration, and how its curves are drawn."""
+    """Studies of one configuration, with the name and look of their curves."""
 
     name: str
     studies: list[Result]
@@ -38,7 +38,7 @@ class Network:
 
     @property
     def one_gradient(self) -> bool:
-        """Whether the gradient that the network is trained with is the true one."""
+        """Whether the network was trained by backpropagation, so that both gradients are equal."""
         return bool(self.studies[0]["config"]["model"]["mode"]["type"] == "backpropagation")
 
 
@@ -51,7 +51,7 @@ def of_attack(studies: Sequence[Result], attack: str) -> list[Measurement]:
 
 
 def networks_of(studies: Sequence[Result]) -> list[Network]:
-    """One per configuration; those that share a colour differ in how their markers are filled."""
+    """Networks of the studies, one per configuration; networks of one colour differ in the fill of their markers."""
     groups = by_configuration(studies)
     architectures = {group[0]["config"]["model"]["architecture"] for group in groups}
     networks: list[Network] = []
@@ -67,14 +67,14 @@ def networks_of(studies: Sequence[Result]) -> list[Network]:
 
 
 def words_of(each: Measurement) -> tuple[str, ...]:
-    """What an attack was told, the x of its curve left out."""
+    """Settings in an attack's label, without the one on the x axis; queries are written out."""
     words = [word for word in each["label"].split()[1:] if word.split("=")[0] not in ("pixels", "queries")]
     queries = each["settings"].get("queries")
     return (*([f"{queries:,} queries"] if queries else []), *words)
 
 
 def variants_of(studies: Sequence[Result], attack: str) -> dict[tuple[str, ...], str]:
-    """The variants of an attack, each with what tells it apart; queries are always told."""
+    """Variants of an attack, each with the settings that distinguish it; queries are always included."""
     variants = list(dict.fromkeys(words_of(each) for each in of_attack(studies, attack)))
     common = set.intersection(*(set(words) for words in variants))
     return {
@@ -89,7 +89,10 @@ def x_of(each: Measurement) -> float:
 def curve_of(
     network: Network, chosen: Callable[[Measurement], bool]
 ) -> tuple[list[float], list[float], list[float], list[float]] | None:
-    """x, accuracy, and the lower and upper end of its band, of the measurements that are `chosen`."""
+    """x, accuracy, and lower and upper end of the band, over the measurements for which `chosen` holds.
+
+    None if there is no such measurement.
+    """
     seeds: dict[int, dict[float, tuple[float, float, float]]] = {}
     for study in network.studies:
         for each in filter(chosen, figures_of(study)):
@@ -122,31 +125,31 @@ _ROWS = {
     "feedback": "the rule's feedback gradient:\nwhat the paper measured",
     "true": "true gradient:\nwhat an attacker gets",
 }
-#: Of variants of one attack. Dots are for random signs.
+#: Line styles of the variants of one attack. Dotted lines are kept for random signs.
 _LINES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (9, 3)))
 _NOISE = {"color": "0.45", "linestyle": ":"}
 _NORMS = {"linf": " (L∞)", "l2": " (L2)"}
 
 
 def white_box_figure(studies: Sequence[Result], path: Path) -> Path | None:
-    """Write figure 5 of the paper, see `draw_white_box`, and return its path; None if there is nothing to draw."""
+    """Write figure 5 of the paper (see `draw_white_box`) and return its path, or None if there is nothing to draw."""
     figure = draw_white_box(studies)
     return None if figure is None else write(figure, path)
 
 
 def black_box_figure(studies: Sequence[Result], path: Path) -> Path | None:
-    """Write figure 6 of the paper, see `draw_black_box`, and return its path; None if there is nothing to draw."""
+    """Write figure 6 of the paper (see `draw_black_box`) and return its path, or None if there is nothing to draw."""
     figure = draw_black_box(studies)
     return None if figure is None else write(figure, path)
 
 
 def draw_white_box(studies: Sequence[Result]) -> Figure | None:
-    """Figure 5 of the paper: accuracy against epsilon, a column per white-box attack that was measured.
+    """Figure 5 of the paper: accuracy over epsilon, with one column for each measured white-box attack.
 
-    Above under the gradient that the rule of the network feeds back, below under the true one; a network trained by
-    backpropagation has one gradient, and the same curve in both rows. Bands are 95 % intervals; of several seeds,
-    the curve is the mean where all of them were measured and the band the standard deviation. Every curve starts
-    with the accuracy without an attack.
+    Attacks of the top row follow the feedback gradient, attacks of the bottom row the true gradient. A network trained
+    by backpropagation has only one gradient, and the same curve in both rows. Bands are 95 % intervals. With several
+    seeds, a curve is the mean at the epsilons that all of them have, and the band is the standard deviation. Every
+    curve starts at the accuracy without an attack. Returns None if no white-box attack was measured.
     """
     attacks = [name for name in WHITE_BOX if of_attack(studies, name)]
     if not attacks:
@@ -170,9 +173,10 @@ def draw_white_box(studies: Sequence[Result]) -> Figure | None:
 
 
 def draw_black_box(studies: Sequence[Result]) -> Figure | None:
-    """Figure 6 of the paper: accuracy against the number of pixels, and against epsilon under Square.
+    """Figure 6 of the paper: accuracy over the number of pixels (few-pixel), and over epsilon (Square).
 
-    A line style per number of queries. Curves and bands as of `draw_white_box`; what was not measured is left out.
+    Each number of queries has a line style. Curves and bands are as in `draw_white_box`. An attack that was not
+    measured is left out. Returns None if neither was.
     """
     attacks = [name for name in BLACK_BOX if of_attack(studies, name)]
     if not attacks:
@@ -213,7 +217,7 @@ def _panel(
 
 
 def _noise(axes: Axes, networks: Sequence[Network]) -> None:
-    """Random signs, a line per network: those of the network's marker, in grey."""
+    """Draw random signs, one grey line per network with the network's marker."""
     for network in networks:
         if (curve := curve_of(network, lambda each: each["attack"] == "random_signs")) is not None:
             look = {**network.look, **_NOISE, "markersize": 2.5, "linewidth": 1}
@@ -236,7 +240,10 @@ def _legend(
     attacks: Mapping[str, str],
     more: Sequence[Line2D],
 ) -> None:
-    """Networks, variants of attacks and `more` below the panels, under a line that tells n and what the bands are."""
+    """Add a legend below the panels: networks, variants of attacks and `more`.
+
+    Its title gives the number of images and explains the bands.
+    """
     several = max(network.seeds for network in networks) > 1
     entries = [
         _line(network.name + (f" (seeds: {network.seeds})" if several else ""), **network.look, markersize=4)
@@ -246,14 +253,14 @@ def _legend(
         variants = list(variants_of(studies, attack).values())
         for index, words in enumerate(variants):
             if words or len(variants) > 1:
-                entries.append(_line(f"{title}, {words or 'as it is'}", linestyle=_LINES[index % len(_LINES)]))
+                entries.append(_line(f"{title}, {words or 'default settings'}", linestyle=_LINES[index % len(_LINES)]))
     entries += more
     longest = max(len(str(entry.get_label())) for entry in entries)
     columns = int(figure.get_figwidth() / (0.6 + 0.07 * longest))  # inches
     images = sorted({each["n"] for attack in attacks for each in of_attack(studies, attack)})
     bands = "standard deviation over seeds" if several else "95 % interval"
     if several and min(network.seeds for network in networks) == 1:
-        bands += ", of one seed 95 % interval"
+        bands += ", or 95 % interval for one seed"
     figure.legend(
         handles=entries,
         loc="outside lower center",

@@ -1,4 +1,4 @@
-"""Mean and spread over the runs of a configuration, epoch by epoch, and the panels that configurations share."""
+"""Mean and spread over the runs of a configuration, epoch by epoch, and the grouping of curves into panels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from biotorch.training import Record
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """x, and mean and standard deviation of y over the runs that have it; a run alone has a deviation of zero."""
+    """Mean and standard deviation of y at each x, over the runs that have a value; zero deviation for a single run."""
 
     x: list[float]
     mean: list[float]
@@ -27,7 +27,7 @@ class Series:
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """The runs of a configuration, and how they are drawn."""
+    """Runs of one configuration, with the name and look of their curve."""
 
     name: str
     runs: list[Result]
@@ -36,7 +36,7 @@ class Curve:
     line: str
 
     def draw(self, axes: Axes, series: Series, markers: int = 10, **look: Any) -> None:
-        """Mean as a line, spread as a band."""
+        """Draw the mean as a line and the spread as a band; `look` overrides the line's properties."""
         drawn: dict[str, Any] = {"linestyle": self.line, "linewidth": 1.4, "label": self.name, **look}
         every = max(1, math.ceil(len(series.x) / markers))
         axes.plot(series.x, series.mean, color=self.color, marker=self.marker, markersize=4, markevery=every, **drawn)
@@ -46,7 +46,7 @@ class Curve:
 
 
 def over_epochs(runs: Sequence[Result], value: Callable[[Record], float | None]) -> Series | None:
-    """The value of the records of each epoch that all runs have reached; None where no run has it."""
+    """Series of `value(record)` over the epochs that all runs have reached; None if no run has a value."""
     x, mean, spread = [], [], []
     for epoch in range(min(len(run["history"]) for run in runs)):
         values = [found for run in runs if (found := value(run["history"][epoch])) is not None]
@@ -58,9 +58,9 @@ def over_epochs(runs: Sequence[Result], value: Callable[[Record], float | None])
 
 
 def panels(results: Sequence[Result]) -> dict[str, list[Curve]]:
-    """The configurations by what a panel shows: data set, network and optimizer, such as `le_net_cifar, SGD`.
+    """Curves by the title of their panel, which names network and optimizer, such as `le_net_cifar, SGD`.
 
-    The data set is named where there are several.
+    The title also names the data set if there are several.
     """
     groups = by_configuration(without_copies(results))
     several = len({at(group[0], "data.dataset") for group in groups}) > 1
@@ -83,7 +83,7 @@ def _curves(groups: Sequence[list[Result]]) -> list[Curve]:
 
 
 def legend_note(curves: Sequence[Curve]) -> str:
-    """What bands are, and of how many seeds."""
+    """Text that says what the bands show, and over how many seeds."""
     counts = sorted({len(curve.runs) for curve in curves})
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     if counts[-1] == 1:

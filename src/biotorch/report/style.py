@@ -1,4 +1,4 @@
-"""How still figures look: readable in greyscale and by the colour-blind; a method has one colour everywhere."""
+"""Style of the still figures: readable in greyscale and for the colour-blind, one colour per method everywhere."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from matplotlib.lines import Line2D
 
 from biotorch._files import naming
 
-#: Dots per inch of what has pixels.
+#: Dots per inch of raster images.
 DPI = 300
 
-#: Colours of Okabe and Ito, and darker ones of the same hues; with a marker each, since there are more methods than
-#: colours that everybody can tell apart.
+#: Colour and marker of each method. The colours are those of Okabe and Ito, and darker ones of the same hues. Markers
+#: help because there are more methods than colours that everybody can distinguish.
 STYLE: dict[str, tuple[str, str]] = {
     "backpropagation": ("#000000", "o"),
     "fa": ("#D55E00", "s"),
@@ -38,7 +38,7 @@ STYLE: dict[str, tuple[str, str]] = {
 }
 _OTHER = ("#AA4499", "*")
 
-#: Of lines that share a colour and a panel.
+#: Line styles that distinguish curves of one colour in a panel.
 LINES = ("-", "--", "-.", ":")
 
 
@@ -48,23 +48,23 @@ def style(name: str) -> tuple[str, str]:
 
 
 def frame(axes: Axes) -> None:
-    """A light grid, and no more of a frame than the two axes."""
+    """Add a light grid, and remove the top and right edges."""
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches."""
+    """Empty figure; `width` and `height` are in inches."""
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
 def caption(figure: Figure, text: str) -> None:
-    """A line or more below the panels."""
+    """Add wrapped text below the panels."""
     figure.supxlabel(textwrap.fill(text, max(40, int(12 * figure.get_figwidth()))), fontsize="small")
 
 
 def legend(figure: Figure, grid: Iterable[Axes], more: Sequence[Line2D] = ()) -> None:
-    """Every curve of some panels once, to the right of them, and `more`."""
+    """Add a legend to the right of the panels: every curve once, then the lines of `more`."""
     lines = {str(line.get_label()): line for axes in grid for line in axes.get_lines()}
     handles = [line for name, line in lines.items() if not name.startswith("_")] + list(more)
     names = [str(each.get_label()) for each in handles]
@@ -80,12 +80,12 @@ def write(figure: Figure, path: Path) -> Path:
 
 
 def write_all(figure: Figure, folder: Path, name: str, formats: Sequence[str]) -> list[Path]:
-    """Save a figure in several formats."""
+    """Save a figure as `name` in several formats, and return the paths."""
     return [write(figure, folder / f"{name}.{each}") for each in formats]
 
 
 @contextmanager
 def _fonts() -> Iterator[None]:
-    """Text stays text: as text in SVG, in fonts that are embedded whole in PDF."""
+    """Context in which text stays text: as text elements in SVG, and in embedded fonts in PDF."""
     with mpl.rc_context({"svg.fonttype": "none", "pdf.fonttype": 42}):
         yield

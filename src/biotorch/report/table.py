@@ -1,4 +1,4 @@
-"""Tables: error by rule with angles and the paper's figure, and what an attacker gets."""
+"""Tables: errors by rule with angles and the paper's figures, and accuracies under attack."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from biotorch.results.groups import (
     without_copies,
 )
 
-#: Figures of a split, as the table's head has them.
+#: Column heads of a split's figures.
 _HEADS = {"error": "error (%)", "perplexity": "perplexity"}
 
-#: What gets a column where it is not the same in all rows.
+#: Settings that get a column if they differ between rows.
 _COLUMNS = {
     "data set": "data.dataset",
     "network": "model.architecture",
@@ -35,11 +35,11 @@ _COLUMNS = {
 
 
 def table(results: Sequence[Result]) -> Table:
-    """One row per configuration, over its seeds; with perplexities, where there are any.
+    """Headline table: one row per configuration, with means over its seeds, and perplexities if there are any.
 
-    Angles are means over layers, before training -> after the last epoch. Weight alignment is the angle
-    between W and B (direct rules have none); gradient alignment that between update and true gradient. A run that
-    is there twice, as a copy, counts once.
+    Angles are means over layers, before training → after the last epoch. The column "weight alignment" has the
+    alignment angle (between W and B; direct rules have none). The column "gradient alignment" has the gradient angle
+    (between update and true gradient). A copy of a run is not counted.
 
     Raises:
         ValueError: there are no results.
@@ -81,7 +81,7 @@ def table(results: Sequence[Result]) -> Table:
 
 
 def _title(result: Result, columns: dict[str, str]) -> str:
-    """What all rows have in common."""
+    """Title made of the settings that all rows share."""
     common = [str(at(result, _COLUMNS[name])) for name in ("network", "data set") if name not in columns]
     training = result["config"]["training"]
     epochs = f"{training['hyperparameters']['epochs']} epochs" if training else "evaluation"
@@ -92,8 +92,8 @@ def _notes(results: Sequence[Result], paper: bool) -> list[str]:
     environment = results[0]["environment"]
     notes = ["Mean ± standard deviation over n seeds. Angles: mean over layers, before → after training."]
     notes += [
-        f"{method(group[0])}: seed {seed} is there {times} times with different results (versions or machines?); n and "
-        "the mean count each."
+        f"{method(group[0])}: seed {seed} occurs {times} times with different results, perhaps from other versions or "
+        "machines; n and the mean count each of them."
         for group in by_configuration(results)
         for seed, times in Counter(result["config"]["experiment"]["seed"] for result in group).items()
         if times > 1
@@ -106,8 +106,8 @@ def _notes(results: Sequence[Result], paper: bool) -> list[str]:
             for result in results
             if published_error(result["config"]) is not None
         }
-        told = ", ".join(f"{epochs} on {name}" for name, epochs in sorted(recipes))
-        notes.append(f"Paper: its tables 1 to 3, one seed; epochs of its recipes: {told}.")
+        told = ", ".join(f"{epochs} ({name})" for name, epochs in sorted(recipes))
+        notes.append(f"Paper: errors from its tables 1 to 3, for one seed; its training takes {told} epochs.")
     versions = {(each["environment"]["biotorch"], each["environment"]["commit"]) for each in results}
     of = "" if len(versions) == 1 else f" and {len(versions) - 1} other version{'s' if len(versions) > 2 else ''}"
     notes.append(
@@ -143,7 +143,7 @@ def _change(group: Sequence[Result], key: str) -> str:
     return f"{statistics.fmean(first):.0f} → {statistics.fmean(last):.0f}"
 
 
-#: Name and gradient of the attacks that have a column, and its head.
+#: Column heads by name and gradient of the attack.
 _ROBUSTNESS_COLUMNS: dict[tuple[str, str | None], str] = {
     ("pgd", "feedback"): "PGD, feedback gradient",
     ("pgd", "true"): "PGD, true gradient",
@@ -155,14 +155,14 @@ _ROBUSTNESS_COLUMNS: dict[tuple[str, str | None], str] = {
 
 
 def robustness_table(studies: Sequence[Mapping[str, Any]], epsilon: float | None = None) -> Table:
-    """A row per study: accuracy (%) under each attack at one epsilon, and the verdict; below, the checks that fired.
+    """Table of studies, one per row: accuracy (%) under each attack at one epsilon, and the verdict.
+
+    The notes name the checks that fired. Of several variants of an attack, the strongest counts. A network with only
+    one gradient, such as under backpropagation, has the same figure in the columns of both gradients.
 
     Args:
-        studies: as study.json has them: `config`, `environment`, `study`.
-        epsilon: default: that of each study's verdict.
-
-    Of several variants of an attack, the strongest counts. A network with one gradient alone, such as one under
-    backpropagation, has the same figure under both.
+        studies: contents of study.json files: `config`, `environment`, `study`.
+        epsilon: radius of the accuracies. Default: the epsilon of each study's verdict.
     """
     groups = by_configuration([dict(each) for each in studies])
     names = {id(group[0]["study"]): label(group, groups) for group in groups}
@@ -172,14 +172,14 @@ def robustness_table(studies: Sequence[Mapping[str, Any]], epsilon: float | None
     environment = studies[0]["environment"]
     radius = "the epsilon of the verdict" if epsilon is None else f"epsilon {epsilon:.3g}"
     counts = sorted({each["n"] for one in studies for each in one["study"]["measurements"]})
-    n = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}, as each study.md tells,"
+    n = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,} (see each study.md)"
     return Table(
         title=f"{', '.join(sorted(architectures))} on {studies[0]['config']['data']['dataset']}: "
         f"accuracy (%) at {radius}",
         header=["network", "clean", *(_ROBUSTNESS_COLUMNS[key] for key in columns), "strongest", "cosine", "verdict"],
         rows=rows,
         notes=[
-            f"{n} test images. Strongest: every image under the worst of all attacks within epsilon. Cosine: between "
+            f"{n} test images. Strongest: each image under the worst of all attacks within epsilon. Cosine: between "
             "true and feedback gradient.",
             *(f"Checks that fired, {row[0]}: {_fired(each)}." for row, each in zip(rows, studies, strict=True)),
             f"biotorch {environment['biotorch']} ({environment['commit'] or 'no commit'}), "
@@ -218,7 +218,7 @@ def _fired(one: Mapping[str, Any]) -> str:
 
 
 def _found(one: Mapping[str, Any], key: tuple[str, str | None], epsilon: float | None) -> list[float]:
-    """The figures of an attack at the epsilon, one for each of its variants."""
+    """Accuracies (%) under an attack at the epsilon, one for each of its variants."""
     study, (name, gradient) = one["study"], key
     at = study["judged_at"] if epsilon is None else epsilon
     alone = not any(each["gradient"] == "feedback" for each in study["measurements"])

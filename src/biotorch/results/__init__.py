@@ -1,4 +1,4 @@
-"""Results on disk as tables of pandas: every run a row, mean and spread over seeds, paired differences.
+"""Results on disk as pandas frames: one row per run, mean and spread over seeds, paired differences.
 
 import biotorch
 runs = biotorch.results.load("runs/quickstart")

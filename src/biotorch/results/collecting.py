@@ -1,4 +1,4 @@
-"""The runs below some folders: what is finished, what is not, and what cannot be read."""
+"""Search of folders for runs: finished runs, unfinished runs, and unreadable files."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from biotorch.errors import DamagedResultError
 from biotorch.experiment.folder import RunFolder
 from biotorch.experiment.results import Result, load_results
 
-#: What every reader of a result relies on, as far as older versions wrote it, too.
+#: Keys of results.json that every reader of a result relies on.
 _NEEDED = ("config", "history", "test", "validation", "environment", "seconds", "state_hash")
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A finished run.
+    """Finished run.
 
     Attributes:
-        path: its folder.
-        result: what stands in results.json.
-        study: what stands in attacks/study.json; None where its robustness has not been studied.
+        path: folder of the run.
+        result: content of results.json.
+        study: content of attacks/study.json, or None if its robustness has not been studied.
     """
 
     path: Path
@@ -35,12 +35,12 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Collection:
-    """What is below some folders.
+    """Runs found below some folders.
 
     Attributes:
-        runs: those that are finished, by path; none twice.
-        unfinished: folders of runs that have begun and not ended.
-        problems: a sentence for each file that cannot be used, with its path.
+        runs: finished runs, sorted by path, each folder once.
+        unfinished: folders of runs that have begun but not ended.
+        problems: one sentence for each unusable file, with its path.
     """
 
     runs: list[Run]
@@ -49,20 +49,20 @@ class Collection:
 
     @property
     def results(self) -> list[Result]:
-        """Those of the runs."""
+        """Results of all finished runs."""
         return [run.result for run in self.runs]
 
     @property
     def studies(self) -> list[dict[str, Any]]:
-        """Those of robustness, as study.json has them."""
+        """Contents of study.json of all runs whose robustness was studied."""
         return [run.study for run in self.runs if run.study is not None]
 
 
 def collect(folders: Iterable[Path | str] | Path | str) -> Collection:
-    """All runs in or below the folders: of runs, of sweeps, or of several of either.
+    """All runs in or below the folders, which may be folders of runs, of sweeps or of several of either.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no run below any of them.
+        FileNotFoundError: a folder does not exist, or no folder contains a run.
     """
     found: dict[Path, Path] = {}
     roots = [Path(each) for each in ([folders] if isinstance(folders, Path | str) else folders)]
@@ -87,12 +87,12 @@ def collect(folders: Iterable[Path | str] | Path | str) -> Collection:
         else:
             runs.append(Run(path, result, _study(path, problems)))
     if not found:
-        raise FileNotFoundError(f"no runs in {', '.join(map(str, roots))}: neither results.json nor config.yaml")
+        raise FileNotFoundError(f"no runs in {', '.join(map(str, roots))}: found neither results.json nor config.yaml")
     return Collection(runs, unfinished, problems)
 
 
 def _run_folders(root: Path) -> Iterable[Path]:
-    """Folders below `root`, itself included, that hold a run; without their own subfolders."""
+    """Run folders in or below `root`; subfolders of a run folder are not searched."""
     for place, folders, files in os.walk(root):
         path = Path(place)
         folder = RunFolder(path)
@@ -109,7 +109,7 @@ def _checked(path: Path) -> Result | None:
     if missing:
         version = (result.get("environment") or {}).get("biotorch", "unknown")
         raise DamagedResultError(
-            f"{path / 'results.json'} was written by another version of biotorch ({version}): it has no "
+            f"{path / 'results.json'} was written by another version of biotorch ({version}) and lacks "
             f"{', '.join(missing)}; run this point again with --overwrite"
         )
     return result
@@ -122,8 +122,8 @@ def _study(path: Path, problems: list[str]) -> dict[str, Any] | None:
     try:
         study = json.loads(file.read_text())
         if not isinstance(study, dict) or not {"config", "study", "environment"} <= study.keys():
-            raise ValueError("no study in it")
+            raise ValueError("it contains no study")
     except ValueError as error:
-        problems.append(f"{file} is damaged ({error}): `biotorch attack {path}` writes it again")
+        problems.append(f"{file} is damaged ({error}); `biotorch attack {path}` writes it again")
         return None
     return study

@@ -1,4 +1,4 @@
-"""Results on disk as tables of pandas: every run a row, mean and spread over seeds, paired differences.
+"""Results on disk as pandas frames: one row per run, mean and spread over seeds, paired differences.
 
 import biotorch
 runs = biotorch.results.load("runs/quickstart")
@@ -29,33 +29,34 @@ COLUMNS = (
 
 
 def load(folders: Iterable[Path | str] | Path | str) -> pd.DataFrame:
-    """A row per finished run in or below the folders.
+    """Frame with one row per finished run in or below the folders.
 
-    Columns are `COLUMNS`, and one for every other key of the configurations that is not the same in all runs, by its
-    dotted path. Errors and accuracies are in percent, angles in degrees, means over layers after the last epoch;
-    `robust_accuracy` is that under the strongest attack at the epsilon of the verdict. `label` is equal in the runs
-    that differ by their seed alone. A copy of a run is left out.
+    Columns are `COLUMNS`, and one for every other configuration key that differs between runs, named by its dotted
+    path. Errors and accuracies are in percent. Angles are in degrees, as means over layers after the last epoch:
+    `weight_angle` is the alignment angle (between W and B), `gradient_angle` the gradient angle (between update and
+    true gradient). `robust_accuracy` is the accuracy under the strongest attack at the epsilon of the verdict. Runs
+    that differ only by their seed have the same `label`. Copies of a run are left out.
 
     Returns:
-        The frame; `frame.attrs["unfinished"]` has the folders of runs that are not finished.
+        The frame; `frame.attrs["unfinished"]` lists the folders of unfinished runs.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no run in it.
+        FileNotFoundError: a folder does not exist, or no folder contains a run.
 
     Warns:
-        UserWarning: a file is damaged or of a version that cannot be read, or runs are there twice.
+        UserWarning: a file is damaged or written by an unreadable version, or runs occur twice.
     """
     found = collect(folders)
     for problem in found.problems:
         warnings.warn(problem, stacklevel=2)
     frame = of_collection(found)
     if len(frame) < len(found.runs):
-        warnings.warn(f"{len(found.runs) - len(frame)} runs are there twice: each counts once", stacklevel=2)
+        warnings.warn(f"{len(found.runs) - len(frame)} runs are copies of others and are left out", stacklevel=2)
     return frame
 
 
 def of_collection(found: Collection) -> pd.DataFrame:
-    """The frame of `load`, of what was collected already."""
+    """Frame of runs that were already collected, see `load`."""
     results = without_copies(found.results)
     kept = {id(result) for result in results}
     runs = [run for run in found.runs if id(run.result) in kept]
@@ -76,7 +77,7 @@ def of_collection(found: Collection) -> pd.DataFrame:
     return frame
 
 
-#: Keys of a configuration that have a column of another name.
+#: Configuration keys that `COLUMNS` contains under another name.
 _HAVE_COLUMNS = {
     "data.dataset", "model.architecture", "model.mode.type", "training.optimizer.type", "training.optimizer.lr",
     "training.hyperparameters.epochs", "experiment.seed", "experiment.name",
@@ -121,14 +122,14 @@ def _robust(study: dict[str, Any]) -> float:
 
 
 def summary(frame: pd.DataFrame, value: str = "test_error") -> pd.DataFrame:
-    """Mean, standard deviation (n - 1 in its denominator) and n over the seeds of every configuration.
+    """Mean, standard deviation (denominator n - 1) and n over the seeds of every configuration.
 
     Args:
-        frame: as `load` gives it.
-        value: a column of numbers.
+        frame: result of `load`.
+        value: numeric column to average.
 
     Raises:
-        ValueError: there is no such column.
+        ValueError: the column does not exist.
     """
     _require(frame, value)
     names = ["dataset", "architecture", "optimizer", "epochs", "rule", "label"]
@@ -139,21 +140,20 @@ def summary(frame: pd.DataFrame, value: str = "test_error") -> pd.DataFrame:
 
 
 def paired(frame: pd.DataFrame, baseline: str = "backpropagation", value: str = "test_error") -> pd.DataFrame:
-    """How each rule differs from a baseline at the same seed, data set, network, optimizer and epochs.
+    """Difference of each rule to a baseline at the same seed, data set, network, optimizer and epochs.
 
-    Rules may have rates of their own. The interval is that of Student's t for the mean of the n differences.
+    Learning rates may differ between rules. The interval is Student's t interval for the mean of the n differences.
 
     Args:
-        frame: as `load` gives it.
-        baseline: a rule.
-        value: a column of numbers.
+        frame: result of `load`.
+        baseline: rule to compare with.
+        value: numeric column to compare.
 
     Returns:
         Per rule: `difference` (mean), `std`, `n`, and the 95 % interval `low`, `high` (NaN for one pair).
 
     Raises:
-        ValueError: there is no such column, no run of the baseline, or several of a rule for one seed, which
-            cannot be told apart.
+        ValueError: the column does not exist, the baseline has no run, or a rule has several runs for one seed.
     """
     _require(frame, value)
     if baseline not in set(frame["rule"]):
@@ -162,7 +162,7 @@ def paired(frame: pd.DataFrame, baseline: str = "backpropagation", value: str = 
     twice = frame[frame.duplicated([*setting, "rule", "seed"], keep=False)]
     if len(twice):
         names = ", ".join(sorted(set(twice["label"])))
-        raise ValueError(f"several runs of one rule and seed ({names}): choose among them, frame[frame.label == ...]")
+        raise ValueError(f"several runs of one rule and seed ({names}); keep one label, frame[frame.label == ...]")
     first = frame[frame["rule"] == baseline][[*setting, "seed", value]]
     others = frame[frame["rule"] != baseline]
     pairs = others.merge(first, on=[*setting, "seed"], suffixes=("", "_baseline"))
@@ -185,7 +185,7 @@ _T = (
 
 
 def _quantile(freedom: int) -> float:
-    """Beyond 30 degrees of freedom by the Cornish-Fisher expansion around the normal quantile."""
+    """97.5 % quantile of Student's t; beyond 30 degrees of freedom by the Cornish-Fisher expansion."""
     z = 1.959964
     if freedom <= len(_T):
         return _T[freedom - 1]

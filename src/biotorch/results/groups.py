@@ -1,4 +1,4 @@
-"""Runs that differ by their seed alone, and the paper's figure for them."""
+"""Groups of runs that differ only by their seed, their labels, and the paper's errors for them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _ERRORS: dict[tuple[str, str, str], tuple[float, ...]] = {
     ("imagenet", "resnet18", "SGD"): (30.39, 85.25, 82.45, 34.97, 37.21, 36.50),
 }
 
-#: The one row of table 3 that was trained by Adam, though it stands in the column of SGD (appendix 6.1).
+#: The only row of table 3 that was trained by Adam, although the column is SGD's (appendix 6.1).
 _BY_ADAM = ("imagenet", "resnet18", "dfa")
 
-#: Names of the same data: `cifar10_benchmark` has the paper's augmentation, the last is a copy of the images as JPEG.
+#: Other names of the same data: `cifar10_benchmark` has the paper's augmentation, the last is a copy as JPEG images.
 _SAME_DATA = {"cifar10_benchmark": "cifar10", "parquet:cifar10-jpeg": "cifar10"}
 
 #: Epochs of the paper's recipes.
@@ -36,13 +36,13 @@ EPOCHS = {"mnist": 100, "fashion_mnist": 100, "cifar10": 250, "imagenet": 75}
 
 
 def dataset(config: dict[str, Any]) -> str:
-    """The data set of a configuration, by the paper's name."""
+    """Name of a configuration's data set in the paper."""
     name = str(config["data"]["dataset"])
     return _SAME_DATA.get(name, name)
 
 
 def published_error(config: dict[str, Any]) -> float | None:
-    """The paper's test error (%) for the data set, network, optimizer and rule of a run; None where it has none."""
+    """The paper's test error (%) for the data set, network, optimizer and rule of a run, or None."""
     if config["training"] is None or config["model"].get("train_only"):
         return None
     rule, architecture = config["model"]["mode"]["type"], config["model"]["architecture"]
@@ -56,7 +56,7 @@ def published_error(config: dict[str, Any]) -> float | None:
     return None if errors is None or rule not in _RULES else errors[_RULES.index(rule)]
 
 
-#: What the label of a group names where it is not the same in all of them, beside arguments of the network.
+#: Settings that a group's label names if they differ between groups, in addition to the network's arguments.
 _TOLD_BY = (
     "model.architecture",
     "data.dataset",
@@ -66,14 +66,15 @@ _TOLD_BY = (
 )
 
 
-#: Differ between runs that belong together.
+#: Settings that may differ between runs of one group.
 _OF_A_SEED = (("experiment", "seed"), ("infrastructure", "threads"))
 
 
 def by_configuration(results: Sequence[Result]) -> list[list[Result]]:
-    """The results in groups of equal configuration, in order of first appearance.
+    """Results in groups of equal configuration, in order of first appearance.
 
-    Configurations are equal that compute the same but for the seed and the number of threads, wherever they write.
+    Configurations count as equal if they differ only in seed, number of threads and settings that do not change the
+    numbers, such as the output folder.
     """
     groups: dict[str, list[Result]] = {}
     for result in results:
@@ -82,13 +83,13 @@ def by_configuration(results: Sequence[Result]) -> list[list[Result]]:
 
 
 def _settings(result: Result) -> dict[str, object]:
-    """What tells the group of a result, by dotted key path."""
+    """Settings that determine the group of a result, by dotted key path."""
     values = what_counts(result["config"])
     return {".".join(key): value for key, value in values.items() if key not in _OF_A_SEED}
 
 
 def without_copies(results: Sequence[Result]) -> list[Result]:
-    """Each run once, where a folder was copied: runs of equal configuration, seed and weights at the end."""
+    """Results without copies, which have equal configuration, seed and final weights."""
     found: dict[str, Result] = {}
     for result in results:
         key = [_settings(result), result["config"]["experiment"]["seed"], result["state_hash"]]
@@ -97,15 +98,15 @@ def without_copies(results: Sequence[Result]) -> list[Result]:
 
 
 def method(result: Result) -> str:
-    """The rule; `shallow` where it is backpropagation in a part of the network alone."""
+    """Name of the rule, or `shallow` if backpropagation trains only a part of the network."""
     rule = str(at(result, "model.mode.type"))
     return "shallow" if rule == "backpropagation" and at(result, "model.train_only") else rule
 
 
 def label(group: Sequence[Result], groups: Sequence[Sequence[Result]]) -> str:
-    """The method with what it trains, and what else tells its groups apart.
+    """Label of a group: its method, the trained part, and the settings that distinguish it from other groups.
 
-    Such as `fa`, `shallow (head only)`, `fa depth=3 0.01`, `fa epochs=5`.
+    Examples: `fa`, `shallow (head only)`, `fa depth=3 0.01`, `fa epochs=5`.
     """
     name = _name(group[0])
     alike = [other[0] for other in groups if _name(other[0]) == name]
@@ -136,7 +137,7 @@ def _name(result: Result) -> str:
 
 
 def differs(path: str, groups: Sequence[Sequence[Result]]) -> bool:
-    """Whether a key of the configuration is not the same in all groups."""
+    """Whether a configuration key differs between groups."""
     return _differs(path, [group[0] for group in groups])
 
 
@@ -145,7 +146,13 @@ def _differs(path: str, results: Sequence[Result]) -> bool:
 
 
 def mean_angle(result: Result, key: str, epoch: int) -> float | None:
-    """The mean over layers of `angles` or `gradient_angles` at an entry of the history; None if not tracked."""
+    """Mean over layers of an angle (degrees) at an entry of the history; None if it was not tracked.
+
+    Args:
+        result: the run.
+        key: `angles` (alignment angle) or `gradient_angles` (gradient angle).
+        epoch: index into the history; 0 is before training, -1 the last epoch.
+    """
     if not result["history"]:
         return None
     values = [value for value in result["history"][epoch].get(key, {}).values() if value is not None]
@@ -153,8 +160,8 @@ def mean_angle(result: Result, key: str, epoch: int) -> float | None:
 
 
 def at(result: Result, path: str) -> object:
-    """The value of a dotted key path of its configuration; None where it was left out."""
+    """Value of a dotted key path in the result's configuration, or None if the key is missing."""
     value: object = result["config"]
     for part in path.split("."):
-        value = value.get(part) if isinstance(value, dict) else None  # what was left out
+        value = value.get(part) if isinstance(value, dict) else None
     return value

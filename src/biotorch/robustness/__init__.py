@@ -1,4 +1,4 @@
-"""Adversarial robustness: attacks, and studies of them that do not fool their user."""
+"""Adversarial robustness: attacks, and studies that check their own attacks before they give a verdict."""
 
 from biotorch.errors import BoundsError
 from biotorch.robustness.attacks.attempt import Normalised

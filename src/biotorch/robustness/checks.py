@@ -1,6 +1,6 @@
-"""Sanity checks: how an evaluation of robustness fools its user, and whether this one did.
+"""Sanity checks: known ways in which an evaluation of robustness misleads, and whether this one shows them.
 
-Most of them follow Carlini et al. 2019, "On evaluating adversarial robustness", and Athalye et al. 2018,
+Most checks follow Carlini et al. 2019, "On evaluating adversarial robustness", and Athalye et al. 2018,
 "Obfuscated gradients give a false sense of security".
 """
 
@@ -26,17 +26,17 @@ from biotorch.robustness.evidence import (
 from biotorch.robustness.measurement import Measurement, beats, interval
 from biotorch.robustness.plan import ATTACKS
 
-#: Share of images without a usable gradient, and share of images left by an unbounded attack, that may occur.
+#: Tolerated share of images without a usable gradient, and of images that withstand an unbounded attack.
 _FEW = 0.02
-#: Share of the rise of the loss in the last quarter of the steps. A straight line has 0.25, and PGD in 40 steps on
-#: undefended networks 0.01 to 0.10 (measured on le_net_cifar and resnet20).
+#: Share of the loss's rise in the last quarter of the steps above which the loss counts as still rising. A straight
+#: line has 0.25; PGD in 40 steps on undefended networks has 0.01 to 0.10 (measured on le_net_cifar and resnet20).
 _RISING = 0.2
-#: Share of the images that have to withstand for a rising loss to matter.
+#: Smallest share of withstanding images at which a rising loss matters.
 _WORTH = 0.05
 
 
 def run_checks(evidence: Evidence) -> list[Check]:
-    """Every check that has something to judge by."""
+    """Results of all checks for which there is evidence."""
     return [check for function in _CHECKS if (check := function(evidence)) is not None]
 
 
@@ -57,7 +57,7 @@ def _feedback_worse_than_noise(evidence: Evidence) -> Check | None:
         "reader",
         fired,
         f"at epsilon {radius(attack)}, PGD along the feedback gradient leaves {percent(attack)} and random signs "
-        f"{percent(noise)}: it is {word} noise",
+        f"leave {percent(noise)}, so PGD is {word} noise",
         {"feedback": attack.robust_accuracy, "random_signs": noise.robust_accuracy, "epsilon": attack.epsilon},
     )
 
@@ -131,8 +131,8 @@ def _unbounded_leaves_some(evidence: Evidence) -> Check | None:
         "an unbounded attack does not reach zero",
         "attack",
         fired,
-        f"with epsilon {measured.epsilon:.3g}, which holds every image there is, PGD along the true gradient leaves "
-        f"{percent(measured)}" + (": it fails for another reason than its bound" if fired else ""),
+        f"with epsilon {measured.epsilon:.3g}, which allows any image, PGD along the true gradient leaves "
+        f"{percent(measured)}" + (", so it fails for another reason than its bound" if fired else ""),
         {"robust_accuracy": measured.robust_accuracy},
     )
 
@@ -148,8 +148,8 @@ def _no_gradient(evidence: Evidence) -> Check | None:
         "zero or non-finite gradients",
         "attack",
         fired,
-        f"{worst.label} along the true gradient met a gradient of zero, or none that is finite, at {worst.blind} of "
-        f"{worst.n} images ({share:.1f} % of those classified correctly)",
+        f"{worst.label} along the true gradient met a zero or non-finite gradient at {worst.blind} of {worst.n} images "
+        f"({share:.1f} % of those classified correctly)",
         {"images": worst.blind, "share": share},
     )
 
@@ -165,8 +165,8 @@ def _cannot_reach_epsilon(evidence: Evidence) -> Check | None:
         "steps x step size is smaller than epsilon",
         "attack" if decides or not short else "reader",
         bool(short),
-        f"{shown.label}: {shown.settings['steps']} steps of {shown.settings['step_size']:.3g} reach "
-        f"{_reach(shown):.3g} from the image, and epsilon is {radius(shown)}",
+        f"the {shown.settings['steps']} steps of size {shown.settings['step_size']:.3g} of {shown.label} reach a "
+        f"distance of {_reach(shown):.3g} from the image, and epsilon is {radius(shown)}",
         {"reach": _reach(shown), "epsilon": shown.epsilon},
     )
 
@@ -176,8 +176,10 @@ def _reach(each: Measurement) -> float:
 
 
 def rising(evidence: Evidence) -> list[Measurement]:
-    """Figures of the reference with images left, whose loss rises in the last quarter of the steps about as much as
-    before: longer attacks tell whether that matters."""
+    """Measurements of the reference attack that images withstand while the loss still rises at the end.
+
+    The study repeats these with more steps, to see whether that breaks more images.
+    """
     return [
         each
         for each in evidence.reference
@@ -200,13 +202,13 @@ def _still_rising(evidence: Evidence) -> Check | None:
     better = [(each, other) for each, other in longer if beats(*common(other, each.withstands))]
     shown = better[0][0] if better else max(walked, key=lambda each: each.rising or 0.0)
     assert shown.rising is not None
-    told = "".join(f"; in twice as many {percent(other)} are left" for each, other in longer if each is shown)
+    told = "".join(f"; twice as many steps leave {percent(other)}" for each, other in longer if each is shown)
     return Check(
         "the loss is still rising at the last step",
         "attack",
         bool(better),
-        f"at epsilon {radius(shown)}, {100 * shown.rising:.1f} % of the rise of the loss of the images that withstand "
-        f"falls into the last quarter of PGD's {shown.settings['steps']} steps, which leave {percent(shown)}{told}",
+        f"at epsilon {radius(shown)}, on images that withstand, {100 * shown.rising:.1f} % of the loss's rise falls "
+        f"into the last quarter of PGD's {shown.settings['steps']} steps, which leave {percent(shown)}{told}",
         {"share": 100 * shown.rising, "epsilon": shown.epsilon},
     )
 
@@ -219,7 +221,7 @@ def _not_deterministic(evidence: Evidence) -> Check:
         "reader" if averaged else "attack",
         fired,
         f"two forward passes of the same images differ by up to {evidence.spread:.3g}"
-        + ("; attacks have to average over its noise (eot_pgd)" if fired else ""),
+        + ("; use an attack that averages over the noise (eot_pgd)" if fired else ""),
         {"difference": evidence.spread},
     )
 
@@ -229,9 +231,9 @@ def _softmaxed(evidence: Evidence) -> Check:
         "the outputs are probabilities",
         "attack",
         evidence.probabilities,
-        "all outputs lie in [0, 1] and sum to one: a softmax flattens the gradient; attack the logits in front of it"
+        "all outputs lie in [0, 1] and sum to one; a softmax flattens the gradient, so attack the logits before it"
         if evidence.probabilities
-        else "the outputs are no probabilities, as attacks want it",
+        else "the outputs are not probabilities, as attacks need",
         {},
     )
 
@@ -242,7 +244,7 @@ def _not_numbers(evidence: Evidence) -> Check:
         "outputs are not numbers",
         "attack",
         count > 0,
-        f"for {count} of {n} images without an attack an output is NaN; such an image counts as misclassified",
+        f"without an attack, an output is NaN for {count} of {n} images; such an image counts as misclassified",
         {"images": count},
     )
 
@@ -254,7 +256,7 @@ def _guesses(evidence: Evidence) -> Check:
         "the network only guesses",
         "attack",
         fired,
-        f"it classifies {100 * right / n:.1f} % of the images as labelled, and naming one class always "
+        f"the network classifies {100 * right / n:.1f} % of the images as labelled; always predicting one class gives "
         f"{evidence.guessing:.1f} %",
         {"accuracy": 100 * right / n, "guessing": evidence.guessing},
     )

@@ -1,4 +1,4 @@
-"""Evidence of a study of robustness, and the comparisons of attacks that its checks and its verdict are made of."""
+"""Evidence of a robustness study, and the comparisons of attacks from which its checks and its verdict are built."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from torch import Tensor
 
 from biotorch.robustness.measurement import Measurement, beats
 
-#: What a check speaks of: the attack along the true gradient or the network itself, whose failure leaves a study
-#: without a result; the feedback gradient, whose failure means that it masks; or neither, and it is for the reader.
+#: Subject of a check. `attack`: the attack along the true gradient, or the network itself; if this check fires, the
+#: study has no result. `feedback`: the feedback gradient; if this check fires, that gradient masks. `reader`: a hint
+#: that does not change the verdict.
 About = Literal["attack", "feedback", "reader"]
 
-#: Difference of two forward passes from which on a network has noise in it; less is rounding.
+#: Difference between two forward passes above which a network counts as noisy. Smaller differences are rounding.
 NOISE = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """What a check found.
+    """Result of one sanity check.
 
     Attributes:
-        name: of the check.
-        about: what it speaks of, see `About`.
-        fired: whether something is wrong.
-        sentence: what, in plain words, with the figures.
-        figures: them alone.
+        name: name of the check.
+        about: subject of the check, see `About`.
+        fired: whether the check found a problem.
+        sentence: the finding in plain words, with its figures.
+        figures: the same figures by name.
     """
 
     name: str
@@ -40,18 +41,19 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """What the checks judge by.
+    """Everything that the checks and the verdict are computed from.
 
     Attributes:
-        measurements: of the study, those for its checks included.
-        reference_label: of the attack that others are compared with, PGD along the true gradient; None without it.
-        judged_at: the epsilon that the verdict is given at.
-        unbounded: the epsilon that holds every image.
-        clean: (n,) bool, whether each image is classified as labelled.
-        guessing: accuracy (%) of always naming the most frequent label.
+        measurements: all measurements of the study, including those made only for its checks.
+        reference_label: label of the reference attack (PGD along the true gradient), which the other attacks are
+            compared with; None if it was not run.
+        judged_at: epsilon of the verdict.
+        unbounded: epsilon whose ball contains every possible image.
+        clean: (n,) bool, whether each image is classified as labelled without an attack.
+        guessing: accuracy (%) of always predicting the most frequent label.
         spread: largest difference between two forward passes of the same images.
         probabilities: whether all outputs lie in [0, 1] and sum to one.
-        not_numbers: images for which an output is NaN.
+        not_numbers: number of images for which an output is NaN.
     """
 
     measurements: Sequence[Measurement]
@@ -66,46 +68,49 @@ class Evidence:
 
     @property
     def epsilons(self) -> list[float]:
-        """Of the figures along the true gradient, ascending, zero left out."""
+        """Epsilons above zero of the attacks along the true gradient, ascending."""
         return sorted({each.epsilon for each in self.figures if is_white_box(each) and each.epsilon > 0})
 
     @property
     def figures(self) -> list[Measurement]:
+        """Measurements that stand in the table, without transfers to the twin (they attack the twin)."""
         return [each for each in self.measurements if each.purpose == "figure" and each.name != "transfer_to"]
 
     @property
     def reference(self) -> list[Measurement]:
-        """The attack that others are compared with, at every epsilon."""
+        """Measurements of the reference attack, one per epsilon."""
         return [each for each in self.figures if each.label == self.reference_label and each.gradient == "true"]
 
     def at(self, epsilon: float) -> list[Measurement]:
-        """The figures of radius `epsilon`; an attack that counts pixels has none."""
+        """Measurements at radius `epsilon`; few-pixel is left out, because it has no epsilon."""
         return [each for each in self.figures if each.epsilon == epsilon and each.name != "few_pixel"]
 
     def pairs(
         self, stronger: Callable[[Measurement], bool], weaker: Callable[[Measurement], bool]
     ) -> Iterator[tuple[Measurement, Measurement]]:
-        """Every two figures of the same epsilon, and of different labels, gradients or names."""
+        """All pairs (a, b) of different measurements at one epsilon where `stronger(a)` and `weaker(b)` hold."""
         for epsilon in sorted({each.epsilon for each in self.figures}):
             here = self.at(epsilon)
             yield from ((a, b) for a in here if stronger(a) for b in here if weaker(b) and a is not b)
 
 
 def is_white_box(each: Measurement) -> bool:
-    """Whether it follows a gradient of the network itself."""
+    """Whether the attack follows a gradient of the studied network."""
     return each.gradient is not None and each.name != "transfer_to"
 
 
 def is_black_box(each: Measurement) -> bool:
-    """Whether it asks the network for outputs alone."""
+    """Whether the attack uses only outputs of the network."""
     return each.gradient is None and each.name not in ("random_signs", "few_pixel", "transfer", "transfer_to")
 
 
 def along_feedback(each: Measurement) -> bool:
+    """Whether the attack follows the feedback gradient of the studied network."""
     return each.gradient == "feedback" and is_white_box(each)
 
 
 def along_true(each: Measurement) -> bool:
+    """Whether the attack follows the true gradient of the studied network."""
     return each.gradient == "true" and is_white_box(each)
 
 
@@ -116,7 +121,18 @@ def strongest(
     challenger: Callable[[Measurement], bool],
     defender: Callable[[Measurement], bool],
 ) -> Check | None:
-    """Whether one attack breaks more than all those together that should be stronger."""
+    """Check whether some challenger breaks more images than all defenders together, which should be stronger.
+
+    Args:
+        evidence: the measurements.
+        name: name of the check.
+        about: subject of the check.
+        challenger, defender: select the measurements of each side.
+
+    Returns:
+        The check for the comparison nearest to the epsilon of the verdict, of those that fired if any did; None if a
+        side has no measurement.
+    """
     pairs = []
     for epsilon in evidence.epsilons:
         here = evidence.at(epsilon)
@@ -131,7 +147,7 @@ def strongest(
         name,
         about,
         fired,
-        f"at epsilon {radius(shown)}, {shown.label} leaves {percent(shown)}, and all attacks along the "
+        f"at epsilon {radius(shown)}, {shown.label} leaves an accuracy of {percent(shown)}, and all attacks along the "
         f"{white[0].gradient} gradient together leave {left:.1f} %",
         {"challenger": shown.robust_accuracy, "white_box": left, "epsilon": shown.epsilon},
     )
@@ -140,7 +156,17 @@ def strongest(
 def comparison(
     name: str, about: About, pairs: Sequence[tuple[Measurement, Measurement]], one: str, other: str
 ) -> Check | None:
-    """Whether the first of any pair breaks more images than the second, by more than noise."""
+    """Check whether in any pair the first attack breaks more images than the second, by more than noise.
+
+    Args:
+        name: name of the check.
+        about: subject of the check.
+        pairs: attacks to compare; each second one should be the stronger.
+        one, other: words that follow the label of the first and of the second attack in the sentence.
+
+    Returns:
+        The check for the most telling pair, or None without pairs.
+    """
     if not pairs:
         return None
     judged = [(a, b, beats(*common(a, b.withstands))) for a, b in pairs]
@@ -150,19 +176,19 @@ def comparison(
         name,
         about,
         fired,
-        f"{first} leaves {percent(a)} at epsilon {radius(a)}, {second} {percent(b)} at epsilon {radius(b)}",
+        f"{first} leaves {percent(a)} at epsilon {radius(a)}, {second} leaves {percent(b)} at epsilon {radius(b)}",
         {"first": a.robust_accuracy, "second": b.robust_accuracy, "epsilon": a.epsilon},
     )
 
 
 def common(each: Measurement, withstands: Tensor) -> tuple[Tensor, Tensor]:
-    """Both on the images that both have seen, the first ones."""
+    """Results of a measurement and of `withstands`, cut to the first images, which both have seen."""
     n = min(each.n, len(withstands))
     return each.withstands[:n], withstands[:n]
 
 
 def worst(measurements: Sequence[Measurement]) -> Tensor:
-    """Whether each image withstands all of the attacks, as far as they have seen it: (n,) bool."""
+    """Whether each image withstands every attack that has seen it: (n,) bool."""
     n = max(each.n for each in measurements)
     total = torch.ones(n, dtype=torch.bool)
     for each in measurements:
@@ -171,8 +197,10 @@ def worst(measurements: Sequence[Measurement]) -> Tensor:
 
 
 def percent(each: Measurement) -> str:
+    """Accuracy under the attack, as text with a percent sign."""
     return f"{each.robust_accuracy:.1f} %"
 
 
 def radius(each: Measurement) -> str:
+    """Epsilon of the attack, as text."""
     return f"{each.epsilon:.3g}"

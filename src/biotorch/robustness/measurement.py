@@ -1,4 +1,4 @@
-"""One attack at one epsilon: the plan, the outcome, and how sure a figure is."""
+"""One attack at one epsilon: its plan, its measurement, and the statistics of accuracies."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from torch import Tensor, nn
 from biotorch.robustness.attacks.attempt import Gradient
 from biotorch.robustness.attacks.base import Attack, Outcome
 
-#: Of the normal distribution, for 95 %.
+#: Quantile of the normal distribution for a 95 % interval.
 _QUANTILE = 1.959964
 
-#: How unlikely a difference has to be by chance to be called more than noise. A study makes tens of comparisons.
+#: Level below which the sign test calls a difference more than noise. It is strict because a study makes tens of
+#: comparisons.
 NOISE = 0.001
 
 
 def interval(successes: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927), in percent."""
+    """95 % interval of a share (Wilson 1927), in percent."""
     z2, share = _QUANTILE**2, successes / n
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = _QUANTILE / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
@@ -30,44 +31,44 @@ def interval(successes: int, n: int) -> tuple[float, float]:
 
 
 def chance(wins: int, losses: int) -> float:
-    """The probability of at least `wins` heads in `wins + losses` tosses of a coin: a one-sided sign test."""
+    """Probability of at least `wins` heads in `wins + losses` tosses of a fair coin (one-sided sign test)."""
     n = wins + losses
     logarithms = (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(wins, n + 1))
     return min(1.0, sum(math.exp(value - n * math.log(2)) for value in logarithms))
 
 
 def beats(attack: Tensor, other: Tensor) -> bool:
-    """Whether an attack breaks more images than another by more than noise.
+    """Whether one attack breaks more images than another, by more than noise.
 
-    The paired sign test (McNemar 1947), at `NOISE`: only images on which the two differ count.
+    Decided by the paired sign test (McNemar 1947) at level `NOISE`. It counts only images on which the two differ.
 
     Args:
-        attack, other: (n,) bool, whether each image withstands.
+        attack, other: (n,) bool, whether each image withstands the attack.
     """
     wins, losses = int((other & ~attack).sum()), int((attack & ~other).sum())
     return wins > losses and chance(wins, losses) < NOISE
 
 
-#: Of the JSON of a measurement.
+#: Version of the JSON format of a measurement.
 FORMAT = 1
 
-#: `figure`: stands in the table; `check`: run for a sanity check alone.
+#: `figure`: shown in the table; `check`: run only for a sanity check.
 Purpose = Literal["figure", "check"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """One attack at one epsilon.
+    """One attack at one epsilon, before it is run.
 
     Attributes:
-        name: of the attack, as in a configuration.
-        kind: its class.
-        settings: its arguments, beside network, epsilon, gradient, seed and batch size.
-        gradient: of a white-box attack; None of the others.
-        epsilon: radius, or the number of pixels of an attack that counts them.
-        images: how many of the first images are attacked; None: all.
-        purpose: why it is run.
-        seed: added to that of the study.
+        name: name of the attack, as in a configuration.
+        kind: class of the attack.
+        settings: arguments of the attack except network, epsilon, gradient, seed and batch size.
+        gradient: gradient that a white-box attack follows; None for other attacks.
+        epsilon: radius, or the number of pixels for few-pixel.
+        images: number of images to attack, counted from the first; None for all.
+        purpose: reason to run it, see `Purpose`.
+        seed: offset that is added to the study's seed.
     """
 
     name: str
@@ -81,11 +82,11 @@ class Planned:
 
     @property
     def label(self) -> str:
-        """Such as `pgd steps=10`: the attack with the settings that it was given."""
+        """Name of the attack with its settings, such as `pgd steps=10`."""
         return " ".join([self.name, *(f"{key}={_shown(value)}" for key, value in self.settings.items())])
 
     def build(self, model: nn.Module, seed: int, batch_size: int, **more: Any) -> Attack:
-        """The attack on `model`."""
+        """Construct the attack on `model`; `more` overrides its settings."""
         arguments: dict[str, Any] = {**self.settings, "seed": seed + self.seed, "batch_size": batch_size, **more}
         if self.gradient is not None:
             arguments["gradient"] = self.gradient
@@ -96,20 +97,21 @@ class Planned:
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """What an attack at one epsilon has left of a network's accuracy. Accuracies are in percent.
+    """Accuracy of a network under one attack at one epsilon. Accuracies are in percent.
 
     Attributes:
-        name, label, gradient, epsilon, purpose: as of `Planned`.
+        name, label, gradient, epsilon, purpose: see `Planned`.
         settings: every argument of the attack.
-        n: images.
+        n: number of images.
         clean_accuracy: share of the images that are classified as labelled without an attack.
-        robust_accuracy: share of the images for which that holds without the attack and under it.
-        robust: per image, 1 where it withstands and 0 where not.
-        queries: mean and largest number of forward passes per image, and their sum.
-        blind: images for which a gradient was zero everywhere or not finite.
-        rising: of images that withstand, the share of the whole rise of the loss that fell into the last quarter of
-            the steps; None where none withstand or the attack has no steps.
-        seconds: it took.
+        robust_accuracy: share of the images that are classified as labelled both without and under the attack.
+        interval: 95 % interval of `robust_accuracy` (Wilson).
+        robust: one character per image, 1 if it withstands the attack and 0 if not.
+        queries: forward passes per image: mean, largest number and sum.
+        blind: number of correctly classified images at which a gradient was zero everywhere or not finite.
+        rising: share of the whole rise of the loss that fell into the last quarter of the steps, over the images that
+            withstand; None if no image withstands or the attack has no steps.
+        seconds: duration of the attack.
         identity: digest of network, images and settings.
     """
 
@@ -132,7 +134,7 @@ class Measurement:
 
     @classmethod
     def of(cls, planned: Planned, attack: Attack, outcome: Outcome, seconds: float, identity: str) -> Measurement:
-        """From what the attack has done."""
+        """Measurement from the outcome of an attack."""
         n, kept = len(outcome.robust), int(outcome.robust.sum())
         queries = outcome.queries.double()
         return cls(
@@ -160,13 +162,13 @@ class Measurement:
         return _bits(self.robust)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Measurement as plain values, for JSON."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {"format": FORMAT, "attack": values.pop("name"), **values, "interval": list(self.interval)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Measurement:
-        """The measurement that `to_json` has told. Raises KeyError, TypeError or ValueError where it is none."""
+        """Inverse of `to_json`. Raises KeyError, TypeError or ValueError if the values are no measurement."""
         if values["format"] != FORMAT:
             raise ValueError(f"format {values['format']!r}, not {FORMAT}")
         names = [field.name for field in dataclasses.fields(cls)]

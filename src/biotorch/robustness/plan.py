@@ -1,4 +1,4 @@
-"""Attacks by name, and which of them a study runs, at which epsilons."""
+"""Registry of attacks by name, and the plan of a study: its attacks and their epsilons."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ATTACKS: dict[str, type[Attack]] = {
 
 
 def find(name: str) -> type[Attack]:
-    """The attack of a name. Raises ValueError, with the nearest name, where there is none."""
+    """Attack class by name. Raises ValueError, which suggests the nearest name, for an unknown one."""
     if name not in ATTACKS:
         raise _names.unknown("attack", name, ATTACKS)
     return ATTACKS[name]
@@ -42,20 +42,20 @@ def find(name: str) -> type[Attack]:
 
 Preset = Literal["quick", "paper"]
 
-#: What the caller of a study may give as an attack: a name, a name with settings, or a class of his own.
+#: Forms in which a caller may give an attack: a name, a name with settings, or an `Attack` subclass.
 Wanted = str | Mapping[str, Any] | type[Attack]
 
-#: Images that the paper's black-box attacks see (appendix 6.3), and that a quick study does.
+#: Number of images that the paper's black-box attacks see (appendix 6.3), and all attacks of a quick study.
 FEW = 500
 
-#: Of each preset; the paper's run from 0 to 0.1 by 0.01.
+#: Epsilons of each preset; the paper's run from 0 to 0.1 in steps of 0.01.
 EPSILONS: dict[Preset, tuple[float, ...]] = {
     "quick": (2 / 255, 8 / 255, 0.1),
     "paper": tuple(step / 100 for step in range(11)),
 }
 
-#: The settings of the paper, which prints neither steps nor step sizes of the white-box attacks: our reading, the
-#: defaults of the library that it used, in the version of its month (torchattacks 3.0.0).
+#: Attacks of the paper. It prints neither steps nor step sizes of its white-box attacks. We take the defaults of the
+#: library that it used, in the version current at the time (torchattacks 3.0.0).
 _PAPER: tuple[Wanted, ...] = (
     "random_signs",
     "fgsm",
@@ -66,8 +66,8 @@ _PAPER: tuple[Wanted, ...] = (
 )
 _QUICK: tuple[Wanted, ...] = ("random_signs", "fgsm", "pgd")
 
-#: Queries of Square in each preset. The paper's are few, and at epsilons of their own: others stand beside them, at
-#: those of the white-box attacks.
+#: Query budgets of Square in each preset. The paper uses 50 queries, which are few, and separate epsilons for them. So
+#: the preset adds larger budgets at the epsilons of the white-box attacks.
 _QUERIES: dict[Preset, tuple[int, ...]] = {"quick": (1000,), "paper": (50, 1000, 5000)}
 _PAPER_QUERIES = 50
 _SQUARE_EPSILONS = tuple(0.1 * step / 29 for step in range(30))
@@ -84,12 +84,12 @@ def plan(
     square_queries: Sequence[int] | None = None,
     transfer: bool = False,
 ) -> list[Planned]:
-    """The attacks of a study, without those of its checks.
+    """Planned attacks of a study, without those that only its checks need.
 
-    A white-box attack for which no gradient is chosen follows both, unless the network has one alone.
+    A white-box attack whose settings choose no gradient is planned along both, unless the network has only one.
 
     Raises:
-        ValueError: there is no such attack, or it does not take such settings.
+        ValueError: an attack is unknown, or does not take its settings.
     """
     radii = tuple(EPSILONS[preset] if epsilons is None else epsilons)
     wanted = list((_PAPER if preset == "paper" else _QUICK) if attacks is None else attacks)
@@ -111,11 +111,11 @@ def plan(
 
 
 def for_checks(reference: Planned, unbounded: float) -> Iterator[Planned]:
-    """Variants of an attack in steps that have to be weaker or stronger than it: fewer steps, more restarts, no bound.
+    """Variants of the reference attack for the checks: fewer steps (weaker), more restarts and no bound (stronger).
 
     Args:
         reference: PGD along the true gradient.
-        unbounded: an epsilon that holds every image there is.
+        unbounded: epsilon whose ball contains every possible image.
     """
     steps = reference.settings.get("steps", 40)
     fewer = {**reference.settings, "steps": max(1, steps // 4)}
@@ -127,19 +127,19 @@ def for_checks(reference: Planned, unbounded: float) -> Iterator[Planned]:
 
 
 def longer_than(reference: Planned) -> Planned:
-    """An attack in twice as many steps, to see whether a loss that was still rising would break more images."""
+    """The reference attack with twice as many steps, to test whether a loss still rising would break more images."""
     longer = {**reference.settings, "steps": 2 * reference.settings.get("steps", 40)}
     return dataclasses.replace(reference, settings=_Settings(longer), purpose="check")
 
 
 def two_gradients(model: nn.Module) -> bool:
-    """Whether the gradient that the rule of `model` trains with is another than the true one."""
+    """Whether the feedback gradient of `model` differs from its true gradient."""
     layers = [module for module in model.modules() if isinstance(module, FeedbackLayer)]
     return any(layer.rule is not None and layer.rule.name != "backpropagation" for layer in layers)
 
 
 class _Settings(dict[str, Any]):
-    """Settings that can be told apart in a set."""
+    """Hashable settings, so that planned attacks can be dictionary keys."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(repr(sorted(self.items())))
@@ -155,21 +155,22 @@ def _entries(wanted: Wanted, epsilons: Sequence[float], norm: Norm, model: nn.Mo
         epsilons = (float(settings.get("pixels", 1)),)
     elif settings.get("norm", norm) != norm:
         raise ValueError(
-            f"attacks: {name} in {settings['norm']}, in a study of {norm}: their epsilons cannot be compared; set the "
-            "norm of the study, or make one for each"
+            f"attacks: {name} uses the norm {settings['norm']}, but the study uses {norm}, and their epsilons cannot "
+            "be compared; set the norm of the study, or make one study per norm"
         )
     elif norm != "linf":
         settings["norm"] = norm
     too_far = [each for each in epsilons if each > 1] if norm == "linf" and "epsilon" not in kind.fixed else []
     if too_far:
         raise ValueError(
-            f"epsilons: {too_far[0]:g} is more than any pixel can change: they lie in [0, 1], write a fraction of 255"
+            f"epsilons: {too_far[0]:g} is more than any pixel can change; pixels lie in [0, 1], so write a fraction "
+            "such as 8/255"
         )
     entries = [
         Planned(name, kind, _Settings(settings), each, float(radius)) for each in gradients for radius in epsilons
     ]
     for each in entries:
-        each.build(nn.Identity(), seed=0, batch_size=1)  # so that what does not fit is told before anything runs
+        each.build(nn.Identity(), seed=0, batch_size=1)  # raises for unusable settings before any attack runs
     return entries
 
 
@@ -182,20 +183,20 @@ def _read(wanted: Wanted) -> tuple[str, type[Attack], dict[str, Any]]:
     if not isinstance(wanted, Mapping) or not isinstance(wanted.get("type"), str):
         raise ValueError(f"attacks: a name, a class or {{type: name, ...}} is needed, not {wanted!r}")
     settings = {key: value for key, value in wanted.items() if key != "type"}
-    if settings.get("gradient") is True:  # as YAML reads an unquoted `true`
+    if settings.get("gradient") is True:  # YAML reads an unquoted `true` as a bool
         settings["gradient"] = "true"
     kind = find(wanted["type"])
     refused = settings.keys() - (set(arguments(kind)) - {"epsilon", "seed", "batch_size"})
     if refused:
         raise ValueError(
-            f"attacks: {wanted['type']} takes no {', '.join(sorted(refused))}; it takes {', '.join(arguments(kind))}, "
-            "of which the study sets epsilon, seed and batch_size"
+            f"attacks: {wanted['type']} takes no {', '.join(sorted(refused))}; it takes {', '.join(arguments(kind))}; "
+            "the study sets epsilon, seed and batch_size"
         )
     return wanted["type"], kind, settings
 
 
 def _transfers(model: nn.Module, epsilons: Sequence[float], norm: Norm) -> list[Planned]:
-    """From the source to the network, and from the network to the source along each of its gradients."""
+    """Transfer attacks from the source to the network, and back to the source along each gradient of the network."""
     settings = _Settings({} if norm == "linf" else {"norm": norm})
     own: tuple[Gradient, ...] = ("feedback", "true") if two_gradients(model) else ("true",)
     found = [Planned("transfer", Transfer, settings, None, float(each)) for each in epsilons]
@@ -203,6 +204,6 @@ def _transfers(model: nn.Module, epsilons: Sequence[float], norm: Norm) -> list[
 
 
 def reference_of(planned: Sequence[Planned]) -> Planned | None:
-    """The attack that the others are compared with: PGD along the true gradient, in as many steps as there are."""
+    """Reference attack: the planned PGD along the true gradient with the most steps; None if there is none."""
     candidates = [each for each in planned if each.kind is PGD and each.gradient == "true" and each.purpose == "figure"]
     return max(candidates, key=lambda each: each.settings.get("steps", 40), default=None)

@@ -1,4 +1,4 @@
-"""The attacks of a study on one network and one set of images; what is on disk is not measured again."""
+"""Runner of a study's attacks on one network and one set of images; it reuses measurements found on disk."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from biotorch.robustness.plan import two_gradients
 
 
 class Store:
-    """The measurements in a folder; without a folder, nothing is kept."""
+    """Folder of measurements; without a folder it stores nothing."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
@@ -36,10 +36,10 @@ class Store:
             _files.remove_unfinished(folder)
 
     def get(self, planned: Planned, identity: str) -> Measurement | None:
-        """The measurement, if it is there.
+        """Stored measurement of a planned attack, or None.
 
         Warns:
-            UserWarning: its file is damaged or of another version; it is measured again.
+            UserWarning: its file is damaged or written by another version, so the attack will run again.
         """
         path = self._path(planned, identity)
         if path is None or not path.is_file():
@@ -47,12 +47,12 @@ class Store:
         try:
             found = Measurement.from_json(json.loads(path.read_text()))
         except (ValueError, KeyError, TypeError) as error:  # json's errors are ValueErrors
-            warnings.warn(f"{path} is damaged or of another version ({error}): measured again", stacklevel=2)
+            warnings.warn(f"{path} is damaged or of another version ({error}); its attack runs again", stacklevel=2)
             return None
         return found if found.identity == identity else None
 
     def put(self, planned: Planned, measurement: Measurement) -> None:
-        """Keep a measurement: the whole of it or nothing."""
+        """Write a measurement atomically."""
         path = self._path(planned, measurement.identity)
         if path is not None:
             _files.write_text(path, json.dumps(measurement.to_json(), indent=1, allow_nan=False) + "\n")
@@ -65,23 +65,23 @@ class Store:
 
 
 class Display:
-    """What a study of robustness shows while it goes on; this one shows nothing."""
+    """Receiver of a robustness study's progress; this base class shows nothing."""
 
     def planned(self, attacks: Sequence[Planned], seconds: float) -> None:
-        """What is left to run, and how long it takes at most."""
+        """Show the attacks that are left to run, and how many seconds they take at most."""
 
     def attack(self, attack: Planned, images: int) -> None:
-        """An attack on so many images begins."""
+        """Show that an attack on `images` images begins."""
 
     def batch(self, done: int) -> None:
-        """So many of its images are done."""
+        """Show that `done` images of the current attack are finished."""
 
     def measured(self, measurement: Measurement) -> None:
-        """An attack is done, or was found in the folder."""
+        """Show the measurement of an attack that has finished or was found in the folder."""
 
 
 class Runner:
-    """Runs what is planned on one network and one set of images."""
+    """Runs planned attacks on one network and one set of images."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class Runner:
         self.guessing = 100 * float(counts.max() / counts.sum())
 
     def first_look(self) -> None:
-        """What is known without an attack: clean predictions, determinism, both gradients, and how long passes take."""
+        """Measure what needs no attack: clean predictions, determinism, both gradients, and seconds per pass."""
         parts = [self._look(start) for start in range(0, len(self.images), self.batch_size)]
         self.clean = torch.cat([part[0] for part in parts])
         cosines = torch.cat([part[1] for part in parts])[self.clean]
@@ -136,7 +136,7 @@ class Runner:
         return attempt.clean.cpu(), cosine, float(numbers.abs().max()), sums_to_one, int(not_numbers.sum())
 
     def run(self, planned: Sequence[Planned]) -> list[Measurement]:
-        """The measurements, from the store where they are there."""
+        """Measurements of the planned attacks, in their order; those in the store are reused."""
         known = {each: self._known(each) for each in planned}
         left = [each for each in planned if known[each] is None]
         self.display.planned(left, sum(map(self._seconds, left)))
@@ -148,7 +148,7 @@ class Runner:
         return measurements
 
     def _known(self, planned: Planned) -> Measurement | None:
-        """What the store has of it, under the name and for the purpose that it has here."""
+        """Stored measurement, with the name, label and purpose that the attack has in this plan; None if not stored."""
         found = self.store.get(planned, self._identity(planned))
         if found is None:
             return None
@@ -173,7 +173,7 @@ class Runner:
         more: dict[str, Any] = {}
         if issubclass(planned.kind, PGD) and "stop_at_success" not in planned.settings:
             more["stop_at_success"] = self.spread <= NOISE
-        if issubclass(planned.kind, EOTPGD) and self.spread == 0:  # k equal gradients: one says it all
+        if issubclass(planned.kind, EOTPGD) and self.spread == 0:  # all k gradients would be equal
             more["samples"] = 1
         return planned.build(self.model, self.seed, self.batch_size, **more)
 
@@ -183,7 +183,7 @@ class Runner:
         return self.source
 
     def _seconds(self, planned: Planned) -> float:
-        """How long an attack takes at most: on every image that is classified correctly."""
+        """Upper bound of an attack's duration: all of its passes on every image that is classified correctly."""
         forward, backward = self._attack(planned).passes
         images = len(self.images[: planned.images])
         share = float(self.clean.double().mean())
@@ -191,7 +191,7 @@ class Runner:
         return seconds
 
     def _identity(self, planned: Planned) -> str:
-        """A digest of network, images and settings."""
+        """Digest of network, images and settings."""
         images, labels = self.images[: planned.images], self.labels[: planned.images]
         networks = [*self.networks.values()] if planned.name.startswith("transfer") else [self.networks[self.model]]
         told = (planned.name, sorted(planned.settings.items()), planned.gradient, planned.epsilon, planned.seed)
@@ -202,7 +202,7 @@ class Runner:
 
 
 def _identity_of(model: nn.Module) -> str:
-    """A digest of a network: its tensors, those that it does not save included, and what it says of its modules."""
+    """Digest of a network's tensors, including those outside its state_dict, followed by its repr."""
     tensors = {**model.state_dict(), **dict(model.named_parameters()), **dict(model.named_buffers())}
     told = re.sub(r" at 0x[0-9a-f]+", "", repr(model))  # a function's address differs between processes
     return f"{state_hash(tensors)} {told}"

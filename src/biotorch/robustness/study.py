@@ -1,4 +1,4 @@
-"""A study of robustness: attacks, sanity checks of the attacks, and a verdict."""
+"""Robustness study of one network: attacks, sanity checks of the attacks, and a verdict."""
 
 from __future__ import annotations
 
@@ -35,29 +35,30 @@ def study(
     folder: Path | str | None = None,
     display: Display | None = None,
 ) -> Study:
-    """Attack a network in several ways, check the attacks themselves, and judge.
+    """Attack a network in several ways, check the attacks themselves, and give a verdict.
 
     Args:
-        model: maps images in [0, 1] to outputs (n, C); converted by `biotorch.convert` or not.
+        model: maps images in [0, 1] to outputs (n, C). It may be converted by `biotorch.convert` or not.
         data: images (n, ...) in [0, 1] and labels (n,) int64.
-        attacks: names, `{"type": name, ...}` with settings, or subclasses of `Attack`; default: random signs, FGSM,
-            PGD in 40 steps and Square with 1,000 queries. A white-box attack follows both gradients unless it is
-            told one.
-        epsilons: default: 2/255, 8/255 and 0.1.
-        preset: `quick`, or `paper` for the settings of the paper's section 4.2 (our reading: it prints few of them).
-        norm: of the ball, `linf` or `l2`.
-        autoattack: run AutoAttack (standard), too.
-        square_queries: budgets of Square.
-        source: another network for the same images, such as a twin trained by backpropagation: examples of either
-            are tried on the other.
-        seed: of all randomness; equal seeds and batch sizes give equal figures.
-        batch_size: images attacked at once.
-        folder: where measurements are kept, and found again by the next call.
-        display: is told what happens.
+        attacks: names, `{"type": name, ...}` with settings, or subclasses of `Attack`. Default: random signs, FGSM,
+            PGD in 40 steps and Square with 1,000 queries. A white-box attack runs along both gradients unless its
+            settings choose one.
+        epsilons: radii. Default: 2/255, 8/255 and 0.1.
+        preset: `quick`, or `paper` for the settings of the paper's section 4.2. The paper prints few of them; the
+            others are our reading.
+        norm: norm of the ball, `linf` or `l2`.
+        autoattack: run AutoAttack (standard) in addition.
+        square_queries: query budgets of Square.
+        source: another network for the same images, such as a twin trained by backpropagation. Adversarial examples
+            of each network are tried on the other.
+        seed: seed of all randomness. Equal seeds and batch sizes give equal figures.
+        batch_size: number of images attacked at once.
+        folder: folder for the measurements; the next call with the same folder reuses them. None keeps nothing.
+        display: receives the progress of the study.
 
     Raises:
-        ValueError: data, attacks or epsilons are not what is needed.
-        BoundsError: an attack has left its ball.
+        ValueError: data, attacks or epsilons are unusable.
+        BoundsError: an attack produced an example outside its ball.
     """
     images, labels = data
     require_images(images, labels)
@@ -74,9 +75,9 @@ def study(
     )
     radii = sorted({each.epsilon for each in planned if each.epsilon > 0 and each.name != "few_pixel"})
     if not radii and {each.name for each in planned} == {"few_pixel"}:
-        raise ValueError("attacks: few_pixel has no epsilon to judge a network at: name another attack beside it")
+        raise ValueError("attacks: few_pixel has no epsilon to judge a network at; add another attack")
     if not radii:
-        raise ValueError("epsilons: one above 0 is needed to judge a network")
+        raise ValueError("epsilons: at least one above 0 is needed to judge a network")
     judged_at = _middle(planned)
     unbounded = 1.0 if norm == "linf" else math.sqrt(images[0].numel())
     reference = reference_of(planned)
@@ -114,7 +115,7 @@ def study(
 
 
 def _middle(planned: Sequence[Planned]) -> float:
-    """The middle epsilon of the attacks along the true gradient, zero left out; of all attacks where there are none."""
+    """Middle epsilon above zero of the attacks along the true gradient, or of all attacks if there are none."""
     white = sorted({each.epsilon for each in planned if each.gradient == "true" and each.epsilon > 0})
     radii = white or sorted({each.epsilon for each in planned if each.epsilon > 0 and each.name != "few_pixel"})
     return radii[(len(radii) - 1) // 2]

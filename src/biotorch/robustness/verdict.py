@@ -1,4 +1,4 @@
-"""Findings of a study: its verdict by rule, its checks, its table."""
+"""Findings of a robustness study: verdict, checks and table."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Word = Literal["inconclusive", "masked", "not robust", "robust"]
 
 
 def judge(evidence: Evidence, checks: Sequence[Check]) -> tuple[Word, str]:
-    """The word, and the sentence that says why. The first of these that applies:
+    """Verdict, and a sentence with its reason. The first word that applies is taken:
 
     ================  ===================================================================================
     `inconclusive`    no attack along the true gradient was run, or a check on the attack itself fired
-    `masked`          the accuracy under the feedback gradient overstates what the true gradient, a
-                      black box or a transfer leaves, by more than noise at some epsilon
-    `not robust`      under the strongest attack at the epsilon of the verdict, less than half of the
-                      clean accuracy is left, by the lower end of its 95 % interval
+    `masked`          at some epsilon, the true gradient, a black box or a transfer breaks more images
+                      than the feedback gradient, by more than noise
+    `not robust`      at the epsilon of the verdict, the strongest attack leaves less than half of the
+                      clean accuracy (lower end of the 95 % interval)
     `robust`          otherwise
     ================  ===================================================================================
     """
@@ -32,7 +32,7 @@ def judge(evidence: Evidence, checks: Sequence[Check]) -> tuple[Word, str]:
     left, bounds = strongest(evidence, evidence.judged_at)
     stands = (
         f"Under the strongest attack at epsilon {evidence.judged_at:.3g}, {left:.1f} % of the images [{bounds[0]:.1f}, "
-        f"{bounds[1]:.1f}] are still classified as labelled, of {clean:.1f} % without an attack."
+        f"{bounds[1]:.1f}] are still classified as labelled; without an attack {clean:.1f} % are."
     )
     failed = [check for check in checks if check.fired and check.about == "attack"]
     masking = [check for check in checks if check.fired and check.about == "feedback"]
@@ -41,14 +41,14 @@ def judge(evidence: Evidence, checks: Sequence[Check]) -> tuple[Word, str]:
     if failed:
         return "inconclusive", f"The attack itself failed: {failed[0].name}. {stands}"
     if masking:
-        return "masked", f"The feedback gradient hides what a real attacker gets: {masking[0].sentence}. {stands}"
+        return "masked", f"The feedback gradient hides how well a real attacker does: {masking[0].sentence}. {stands}"
     if bounds[0] < clean / 2:
         return "not robust", stands
     return "robust", stands
 
 
 def strongest(evidence: Evidence, epsilon: float) -> tuple[float, tuple[float, float]]:
-    """Accuracy (%) where every image meets the worst of all attacks up to `epsilon`, with its 95 % interval."""
+    """Accuracy (%) if each image meets the worst of all attacks up to `epsilon`, with its 95 % interval."""
     inside = [
         each
         for each in evidence.measurements
@@ -67,20 +67,20 @@ _NAMES = {"transfer": "transfer from the twin", "transfer_to": "transfer to the 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What a study found; `str(study)` is its report.
+    """Findings of a robustness study; `str(study)` is its report.
 
     Attributes:
         verdict: `inconclusive`, `masked`, `not robust` or `robust`, see `biotorch.robustness.verdict.judge`.
-        sentence: why, with the accuracy under the strongest attack.
-        judged_at: the epsilon of the verdict: the middle one of the study, zero left out.
-        checks: every sanity check that had something to judge by.
+        sentence: reason of the verdict, with the accuracy under the strongest attack.
+        judged_at: epsilon of the verdict, the middle one of the study's epsilons above zero.
+        checks: every sanity check for which there was evidence.
         measurements: every attack at every epsilon.
-        clean_accuracy: in percent.
-        worst_case: accuracy (%) by epsilon where every image meets the worst of all attacks, with its 95 % interval.
-        cosine: mean cosine between the true gradient of the cross-entropy with respect to the image and the one that
-            is fed back, over the images that are classified correctly; 1 of a network with one gradient alone, and NaN
-            where no image is (null in JSON).
-        seconds: that the attacks took.
+        clean_accuracy: accuracy without an attack, in percent.
+        worst_case: accuracy (%) by epsilon if each image meets the worst of all attacks, with its 95 % interval.
+        cosine: mean cosine between the true and the feedback gradient of the cross-entropy with respect to the image,
+            over the correctly classified images. It is 1 for a network with only one gradient, and NaN (null in JSON)
+            if no image is classified correctly.
+        seconds: total duration of the attacks.
     """
 
     verdict: Word
@@ -95,12 +95,12 @@ class Study:
 
     @property
     def fired(self) -> list[Check]:
-        """The checks that fired."""
+        """Checks that fired."""
         return [check for check in self.checks if check.fired]
 
     @property
     def table(self) -> Table:
-        """A row per attack and gradient, a column per epsilon: accuracy (%) with its 95 % interval."""
+        """Table of accuracies (%) with 95 % intervals: one row per attack and gradient, one column per epsilon."""
         shown = [each for each in self.measurements if each.purpose == "figure"]
         columns = sorted({_column(each) for each in shown})
         rows: dict[tuple[str, str, str], dict[tuple[bool, float], str]] = {}
@@ -122,9 +122,9 @@ class Study:
             ],
             rows=[[*head, *(cells.get(each, "-") for each in columns)] for head, cells in rows.items()],
             notes=[
-                f"{self.clean_accuracy:.1f} % right without an attack; brackets: 95 % interval (Wilson).",
+                f"{self.clean_accuracy:.1f} % right without an attack. Brackets: 95 % interval (Wilson).",
                 f"Mean cosine between true and feedback gradient: {self.cosine:.3f}.",
-                *(["The strongest attack is that within ε: few-pixel has no ε."] if pixels else []),
+                *(["The strongest attack leaves few-pixel out, because few-pixel has no ε."] if pixels else []),
             ],
         )
 
@@ -143,7 +143,7 @@ class Study:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for strict JSON."""
+        """Findings as plain values, for strict JSON."""
         return {
             "verdict": self.verdict,
             "sentence": self.sentence,
@@ -161,7 +161,7 @@ class Study:
 
 
 def _column(each: Measurement) -> tuple[bool, float]:
-    """Whether it counts pixels, and how many; else its epsilon."""
+    """Sort key of a table column: whether the attack counts pixels, then the number of pixels or the epsilon."""
     return each.name == "few_pixel", each.epsilon
 
 

@@ -1,7 +1,7 @@
-"""A conformance suite for learning rules, the package's own and those of others.
+"""Conformance suite for learning rules, both the package's own and rules of your own.
 
-Every check is a function of a rule's name (and options) that raises AssertionError where the rule does not keep what
-every rule promises. With pytest:
+Every check is a function of a rule's name (and options). It raises AssertionError if the rule breaks a promise that
+every rule makes. With pytest:
 
     import my_rules  # registers "mine"
     @pytest.mark.parametrize("check", biotorch.testing.CHECKS, ids=lambda check: check.__name__)
@@ -71,7 +71,7 @@ __all__ = [
 
 Check = Callable[..., None]
 
-#: Every check, the quick ones first.
+#: All checks, the quick ones first.
 CHECKS: tuple[Check, ...] = (
     check_outputs,
     check_learning,
@@ -90,6 +90,6 @@ CHECKS: tuple[Check, ...] = (
 
 
 def check_rule(rule: str, **options: Any) -> None:
-    """All checks of a rule, one after another; raises at the first that fails."""
+    """Run all checks on a rule, one after another. Raises AssertionError at the first failure."""
     for check in CHECKS:
         check(rule, **options)

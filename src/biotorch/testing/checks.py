@@ -1,4 +1,4 @@
-"""The checks of one process, and the network and images that they train."""
+"""Checks that need one process, with the network and images that they train."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ LAYER_NAMES = ["features.0", "features.2", "features.5", "head"]
 
 
 def net(rule: str, inplace: bool = False, **options: Any) -> Net:
-    """The same W on every call, under `rule`."""
+    """Network `Net` under `rule`, with the same W on every call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         model = Net(inplace)
@@ -53,25 +53,25 @@ def net(rule: str, inplace: bool = False, **options: Any) -> Net:
 
 
 def images(n: int = 5, seed: int = 0) -> Tensor:
-    """Noise (n, 2, 8, 8), a function of the seed."""
+    """Noise images (n, 2, 8, 8), determined by the seed."""
     return torch.randn(n, 2, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
 def loss_of(output: Tensor) -> Tensor:
-    """A sum over examples, not a mean: gradients of two batches add up."""
+    """Loss that is a sum over examples and not a mean, so that gradients of two batches add up."""
     weights = torch.linspace(-1, 1, output.shape[-1], dtype=output.dtype)
     return (output.square() * 0.5 + output * weights).sum()
 
 
 def collect(model: nn.Module) -> dict[str, Tensor]:
-    """The gradients by parameter name, and clears them."""
+    """Return copies of the gradients by parameter name, and clear them."""
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     return found
 
 
 def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """Of one ordinary step of every parameter: the yardstick of most checks."""
+    """Gradients of all parameters from one ordinary forward and backward pass."""
     model.zero_grad()
     loss_of(model(x)).backward()  # type: ignore[no-untyped-call]
     return collect(model)
@@ -86,25 +86,25 @@ def assert_all_learn(found: dict[str, Tensor], model: nn.Module) -> None:
 
 
 def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], **tolerance: Any) -> None:
-    """The same names, and values that agree within the tolerance of `torch.testing.assert_close`."""
-    assert found.keys() == expected.keys(), f"{sorted(found.keys() ^ expected.keys())} are in one alone"
+    """Raise AssertionError unless names are equal and values agree within `torch.testing.assert_close`'s tolerance."""
+    assert found.keys() == expected.keys(), f"{sorted(found.keys() ^ expected.keys())} are missing on one side"
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, **tolerance, msg=lambda m, n=name: f"{n}: {m}")  # type: ignore[misc]
 
 
 def assert_identical(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """The same names and bits."""
+    """Raise AssertionError unless names and bits are equal."""
     assert_close(found, expected, rtol=0, atol=0)
 
 
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
-    """With momentum and decay, which some rules learn by."""
+    """SGD with momentum and weight decay, which some rules need."""
     trained = [p for p in model.parameters() if p.requires_grad]
     return torch.optim.SGD(trained, lr=0.002, momentum=0.9, weight_decay=0.01)
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, seeds: range) -> None:
-    """One update per seed, targets given."""
+    """Make one update per seed, with random targets for the rules that need them."""
     with teaching.given(teaching.RandomTargets(scale=1.0)):
         for seed in seeds:
             optimizer.zero_grad()
@@ -113,13 +113,13 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, seeds: range) -> N
 
 
 def told_gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """Those of `gradients`, targets given."""
+    """Gradients as from `gradients`, with random targets for the rules that need them."""
     with teaching.given(teaching.RandomTargets(scale=1.0)):
         return gradients(model, x)
 
 
 def check_outputs(rule: str, **options: Any) -> None:
-    """Conversion changes no output, and neither does it read or advance the global random state."""
+    """Check that conversion changes no output, and does not advance the global random state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         plain = Net()
@@ -130,14 +130,14 @@ def check_outputs(rule: str, **options: Any) -> None:
 
 
 def check_learning(rule: str, **options: Any) -> None:
-    """Every parameter that is to be trained has a finite gradient that is not zero, in place and not."""
+    """Check that every trained parameter gets a finite, non-zero gradient, with in-place activations and without."""
     for inplace in (False, True):
         model = net(rule, inplace, **options)
         assert_all_learn(told_gradients(model, images()), model)
 
 
 def check_repeating(rule: str, **options: Any) -> None:
-    """Two networks of one seed are one network after some updates, to the bit; randomness is the layers' own."""
+    """Check that two networks of one seed are bitwise equal after some updates, without global randomness."""
     states = []
     for _ in range(2):
         model = net(rule, **options)
@@ -149,7 +149,7 @@ def check_repeating(rule: str, **options: Any) -> None:
 
 
 def check_adding_up(rule: str, **options: Any) -> None:
-    """The gradients of two halves of a batch add up to that of the whole."""
+    """Check that the gradients of two halves of a batch add up to the gradient of the whole batch."""
     model = net(rule, **options)
     whole = told_gradients(model, images(6))
     with teaching.given(teaching.RandomTargets(scale=1.0)):
@@ -159,7 +159,7 @@ def check_adding_up(rule: str, **options: Any) -> None:
 
 
 def check_looking(rule: str, **options: Any) -> None:
-    """Without an optimizer's step nothing changes: forwards, backwards, evaluation."""
+    """Check that forward passes, backward passes and evaluation change no state without an optimizer step."""
     model = net(rule, **options)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.no_grad():
@@ -170,7 +170,7 @@ def check_looking(rule: str, **options: Any) -> None:
 
 
 def check_copies(rule: str, **options: Any) -> None:
-    """A deep copy and a pickled one train as the original does, and leave it alone."""
+    """Check that deep and pickled copies train like the original, and do not change it."""
     for pickled in (False, True):
         model = net(rule, **options)
         twin: Net = pickle.loads(pickle.dumps(model)) if pickled else copy.deepcopy(model)
@@ -182,7 +182,7 @@ def check_copies(rule: str, **options: Any) -> None:
 
 
 def check_resuming(rule: str, **options: Any) -> None:
-    """A state_dict holds all there is: a network that loads it goes on with the same bits."""
+    """Check that a state_dict is complete: a network that loads it continues with the same bits."""
     model = net(rule, **options)
     optimizer = optimizer_of(model)
     train(model, optimizer, range(3))
@@ -200,7 +200,7 @@ def check_resuming(rule: str, **options: Any) -> None:
 
 
 def check_precision(rule: str, **options: Any) -> None:
-    """Under bf16 autocast the gradients are nearly those of fp32; a network of doubles runs, too."""
+    """Check that gradients under bf16 autocast are close to fp32's, and that a float64 network works."""
     model = net(rule, **options)
     expected = told_gradients(model, images())
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -220,7 +220,7 @@ def check_precision(rule: str, **options: Any) -> None:
 
 
 def check_true_gradients(rule: str, **options: Any) -> None:
-    """Inside `true_gradients`, and after `revert`, gradients are backpropagation's."""
+    """Check that gradients inside `true_gradients` and after `revert` equal backpropagation's."""
     model = net(rule, **options)
     plain = net("backpropagation")
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -231,7 +231,7 @@ def check_true_gradients(rule: str, **options: Any) -> None:
 
 
 def check_compiling(rule: str, **options: Any) -> None:
-    """Traced by torch.compile, gradients and updates are the same."""
+    """Check that torch.compile changes neither gradients nor updates."""
     model, plain = net(rule, **options), net(rule, **options)
     compiled: Any = torch.compile(model, backend="aot_eager")
     with teaching.given(teaching.RandomTargets(scale=1.0)):
@@ -243,20 +243,20 @@ def check_compiling(rule: str, **options: Any) -> None:
 
 
 def check_transport(rule: str, **options: Any) -> None:
-    """The audit finds of W in the backward pass, and in B, what the rule is registered with."""
+    """Check that the audit confirms the weight transport that the rule declares in its registration."""
     found = audit(net(rule, **options), images())
     verdict = max(found.layers.values(), key=LEAK.__getitem__)
     declared = rules.get(rule).transports
-    assert verdict == declared, f"registered as transporting {declared}, the audit says {verdict}:\n{found}"
+    assert verdict == declared, f"the rule declares the transport {declared}, the audit finds {verdict}:\n{found}"
 
 
 def check_zoo(rule: str, **options: Any) -> None:
-    """A ResNet-18 and a vision transformer take an update, and every trained matrix learns."""
+    """Check that every trained matrix of a ResNet-18 and a vision transformer learns, and that updates are finite."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         transformer = VisionTransformer(32, 8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=5)
         head = transformer.get_submodule("heads.head")
-        nn.init.normal_(head.get_parameter("weight"))  # torchvision has it start at zero
+        nn.init.normal_(head.get_parameter("weight"))  # torchvision initialises it to zero
         resnet = models.build("resnet18", num_classes=5)
     for model in (resnet, transformer):
         with warnings.catch_warnings():

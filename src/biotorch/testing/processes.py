@@ -1,4 +1,4 @@
-"""The check of two processes that train one network, each a `python -m biotorch.testing.worker`."""
+"""Check of data-parallel training in two processes, each a `python -m biotorch.testing.worker`."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from biotorch import rules
 from biotorch.kernel import teaching
 from biotorch.testing.checks import assert_close, assert_identical, images, loss_of, net, optimizer_of
 
-#: Name and options of rules to train under, and the modules that register them.
+#: Job of the workers: names and options of the rules, and the modules that register them.
 Job = dict[str, Any]
 
 
 def check_processes(rule: str, **options: Any) -> None:
-    """Two processes under torch's DDP have the same weights and feedback after 50 updates, which one would have."""
+    """Check that 50 updates in two DDP processes give equal weights and feedback, the same as in one process."""
     check_processes_of({rule: options})
 
 
 def check_processes_of(wanted: Mapping[str, Mapping[str, Any]]) -> None:
-    """The same of several rules, by name with their options, in one pair of processes."""
+    """Run `check_processes` for several rules (name to options) in a single pair of processes."""
     first, second = _in_two_processes(wanted)
     for rule, options in wanted.items():
         assert_identical(first[rule], second[rule])
@@ -39,11 +39,11 @@ def check_processes_of(wanted: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _in_two_processes(wanted: Mapping[str, Mapping[str, Any]]) -> list[dict[str, dict[str, Tensor]]]:
-    """By process and rule, the state after training."""
+    """State after training, by process and rule."""
     modules = {rule: rules.get(rule).__module__ for rule in wanted}
     for rule, module in modules.items():
         assert module != "__main__", (
-            f"rule {rule!r} is registered by the script itself: put it into a module of its own"
+            f"rule {rule!r} is registered by the script itself; move it into a module of its own"
         )
     homes = [str(Path(str(sys.modules[module].__file__)).parent) for module in modules.values() if "." not in module]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, *homes]), "OMP_NUM_THREADS": "1"}
@@ -57,7 +57,7 @@ def _in_two_processes(wanted: Mapping[str, Mapping[str, Any]]) -> list[dict[str,
             with path.open("w") as output:
                 started.append(subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT))
         while any(process.poll() is None for process in started):
-            if any(process.poll() for process in started):  # the other would wait for it
+            if any(process.poll() for process in started):  # one has failed, and the other would wait for it
                 for process in started:
                     process.kill()
             time.sleep(0.02)
@@ -68,11 +68,11 @@ def _in_two_processes(wanted: Mapping[str, Mapping[str, Any]]) -> list[dict[str,
 
 
 def steps(model: nn.Module, forward: nn.Module, share: slice, factor: float) -> None:
-    """50 updates on `share` of each batch, whose loss counts `factor` times."""
+    """Make 50 updates on the part `share` of each batch, with the loss multiplied by `factor`."""
     optimizer = optimizer_of(model)
     for seed in range(50):
         optimizer.zero_grad()
-        # Targets that go with the example, not with its place among those of a process.
+        # Targets depend on the example, not on its position within a process's batch.
         with teaching.targets((torch.arange(4) % 3)[share], scale=0.01 * factor):
             loss = loss_of(forward(images(4, seed)[share])) * 0.01 * factor
             loss.backward()  # type: ignore[no-untyped-call]

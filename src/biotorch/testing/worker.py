@@ -1,4 +1,4 @@
-"""One of the two processes of `check_processes`: `python -m biotorch.testing.worker FOLDER RANK`."""
+"""Worker process of `check_processes`: `python -m biotorch.testing.worker FOLDER RANK`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from biotorch.testing.processes import Job, steps
 
 
 def main(folder: Path, rank: int) -> None:
-    """Do the job in `folder`, and leave the states there."""
+    """Read the job in `folder`, train, and save the states there."""
     job: Job = pickle.loads((folder / "job").read_bytes())
     for module in job["modules"]:
         importlib.import_module(module)
@@ -27,12 +27,12 @@ def main(folder: Path, rank: int) -> None:
         model = net(rule, **options)
         ignored = [name for name, _ in model.named_buffers() if is_feedback(name)]
         nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)  # type: ignore[no-untyped-call]
-        # DDP averages: each process counts its part of the sum twice.
+        # DDP averages over two processes, so the factor 2 restores the sum.
         steps(model, nn.parallel.DistributedDataParallel(model), slice(rank, None, 2), 2.0)
         states[rule] = model.state_dict()
     torch.save(states, folder / f"{rank}.pt")
     distributed.destroy_process_group()
-    gc.collect()  # the wrappers hold threads of gloo, which can abort an interpreter that ends
+    gc.collect()  # the wrappers hold gloo threads, which can abort the interpreter at exit
 
 
 if __name__ == "__main__":

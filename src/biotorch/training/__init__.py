@@ -1,4 +1,4 @@
-"""Training: one loop; devices, optimizers, schedulers and losses by name."""
+"""Training: the loop, and devices, optimizers, schedulers and losses, which a configuration names."""
 
 from biotorch._face import face
 

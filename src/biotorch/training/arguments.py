@@ -1,4 +1,4 @@
-"""Classes of torch by name, with their arguments checked against their own signature."""
+"""Classes of torch by name, and a check of their arguments against their signatures."""
 
 from __future__ import annotations
 
@@ -20,10 +20,17 @@ _FINITE = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
 def class_named(what: str, key: str, name: str, classes: Mapping[str, type], excuses: Mapping[str, str]) -> Any:
-    """The class of that name, whatever its spelling: `RMSProp`, `multistep_lr`, `cross_entropy`.
+    """Find a class by its name, without regard to case and underscores: `RMSProp`, `multistep_lr`, `cross_entropy`.
+
+    Args:
+        what: kind of class, for the message.
+        key: key of the configuration that gives the name, for the message.
+        name: name to find; the suffix `Loss` may be left out.
+        classes: the classes by name.
+        excuses: for each class that cannot be used here, the reason.
 
     Raises:
-        SectionError: at `key`: no such class, or one of `excuses`: class name -> why it cannot be used here.
+        SectionError: at `key`: there is no such class, or it is one of `excuses`.
     """
     wanted = _bare(name)
     for found, value in classes.items():
@@ -39,7 +46,7 @@ def _bare(name: str) -> str:
 
 
 def classes(module: Any, base: type) -> dict[str, type]:
-    """The public classes of `module` that derive from `base`, by name."""
+    """Public classes of `module` that derive from `base`, by name."""
     return {
         name: value
         for name, value in vars(module).items()
@@ -48,20 +55,20 @@ def classes(module: Any, base: type) -> dict[str, type]:
 
 
 def parameters(kind: type, given: Iterable[str]) -> dict[str, inspect.Parameter]:
-    """The arguments of `kind`, without those in `given`, which the package gives itself."""
+    """Parameters of the class `kind`, without those in `given`, which the package passes itself."""
     return {name: each for name, each in inspect.signature(kind).parameters.items() if name not in given}
 
 
 def checked(kind: type, arguments: Mapping[str, Any], given: Iterable[str], own: Iterable[str] = ()) -> dict[str, Any]:
-    """`arguments` with the types that the signature of `kind` states; a list becomes a tensor where one is asked for.
+    """Convert `arguments` to the types in the signature of `kind`; a list becomes a tensor if the type is a tensor.
 
-    `own` are further keys of the section, named where an argument does not exist.
+    `own` are further keys of the section, which the message about an unknown name suggests, too.
 
     Raises:
-        SectionError: all unknown names, missing arguments and wrong types.
+        SectionError: lists all unknown names, missing arguments and wrong types.
     """
     valid = parameters(kind, given)
-    # torch imports some names of its annotations for type checkers alone.
+    # torch imports some names in its annotations only for type checkers.
     hints = typing.get_type_hints(inspect.getattr_static(kind, "__init__"), localns=vars(collections.abc))
     known = [*valid, *own]
     problems = {
@@ -69,7 +76,7 @@ def checked(kind: type, arguments: Mapping[str, Any], given: Iterable[str], own:
     }
     for name, parameter in valid.items():
         if parameter.default is parameter.empty and name not in arguments:
-            problems[name] = f"missing: {kind.__name__} needs it"
+            problems[name] = f"missing: {kind.__name__} needs this argument"
     result: dict[str, Any] = {}
     for name, value in arguments.items():
         if name in valid:
@@ -87,17 +94,17 @@ def _typed(hint: Any, value: Any) -> Any:
     if torch.Tensor in kinds and isinstance(value, list):
         return torch.tensor(TypeAdapter(list[float], config=_FINITE).validate_python(value))
     if isinstance(value, bool | str) and {int, float} & set(kinds) and type(value) not in kinds:
-        TypeAdapter(float, config=ConfigDict(strict=True)).validate_python(value)  # raises: it is no number
+        TypeAdapter(float, config=ConfigDict(strict=True)).validate_python(value)  # raises: not a number
     if isinstance(value, float) and not math.isfinite(value):
         TypeAdapter(float, config=_FINITE).validate_python(value)  # raises
-    if typing.get_origin(hint) is collections.abc.Iterable:  # pydantic would look at the elements only later
+    if typing.get_origin(hint) is collections.abc.Iterable:  # pydantic would check the elements only later
         hint = list[typing.get_args(hint)]  # type: ignore[misc]
     own = isinstance(hint, type) and hasattr(hint, "__pydantic_complete__")
     return TypeAdapter(hint, config=None if own else _FINITE).validate_python(value)
 
 
 def missing(values: Mapping[str, Any], *keys: str) -> dict[str, str]:
-    """A problem for each of `keys` that is not there."""
+    """The problem "missing" for each of `keys` that is not in `values`."""
     return {key: "missing" for key in keys if key not in values}
 
 
@@ -109,7 +116,16 @@ def require(
     own: tuple[str, ...] = (),
     ignored: tuple[str, ...] = (),
 ) -> None:
-    """Raise a SectionError that lists missing keys, an unknown type, and arguments that the type does not take."""
+    """Raise a SectionError that lists missing keys, an unknown type, and arguments that the type does not take.
+
+    Args:
+        values: the section, whose `type` names a class.
+        find: function from this name to the class.
+        needed: keys that must be there.
+        given: parameters of the class that the package passes itself.
+        own: keys of the section that are not parameters of the class.
+        ignored: arguments that are allowed even if the class does not take them.
+    """
     problems = missing(values, *needed)
     if isinstance(values.get("type"), str):
         try:
@@ -124,7 +140,7 @@ def require(
 
 
 def attempt(build: Callable[[], object]) -> None:
-    """What torch says of the values themselves belongs to the configuration, not into the first epoch."""
+    """Call `build` and raise its error as a SectionError, so that torch refuses wrong values before the first epoch."""
     try:
         build()
     except (ValueError, TypeError, AttributeError, ArithmeticError, LookupError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""Processes and devices of a run, through lightning-fabric, and what its processes tell each other."""
+"""Processes and devices of a run, through lightning-fabric, and the exchange of values between its processes."""
 
 from __future__ import annotations
 
@@ -30,22 +30,24 @@ _T = TypeVar("_T")
 
 
 def launch(config: InfrastructureConfig) -> Fabric:
-    """Start, or join, the processes of a run; under torchrun and Slurm, those that they started.
+    """Start the processes of a run; under torchrun and Slurm, join those that they have started.
 
     Raises:
-        SectionError: the processes that were started are others than the section asks for.
+        SectionError: the processes that torchrun or Slurm has started do not fit the section.
 
     Warns:
-        UserWarning: there is no CUDA device for `gpus`, or no fp16 on the CPU.
+        UserWarning: there is no CUDA device for `gpus`, or fp16 was asked for on the CPU.
     """
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # what it tells is in the results
-    # cuBLAS is deterministic with this setting alone, which it reads at its first use.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the results hold the same facts
+    # cuBLAS is deterministic only with this setting, which it reads at its first use.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     started = _processes_started(config.num_nodes)
     accelerator, devices = _devices(config.gpus, started)
     precision = config.precision
     if precision == "16-mixed" and accelerator == "cpu":
-        warnings.warn("infrastructure.precision: the CPU has no 16-mixed, using bf16-mixed", stacklevel=2)
+        warnings.warn(
+            "infrastructure.precision: the CPU does not support 16-mixed, so bf16-mixed is used", stacklevel=2
+        )
         precision = "bf16-mixed"
     processes = config.num_nodes * (devices if isinstance(devices, int) else len(devices))
     try:
@@ -58,29 +60,29 @@ def launch(config: InfrastructureConfig) -> Fabric:
                 precision=precision,
             )
             fabric.launch()
-    except (ValueError, RuntimeError) as error:  # what torchrun or Slurm started does not fit
+    except (ValueError, RuntimeError) as error:  # the processes of torchrun or Slurm do not fit
         raise SectionError({"": str(error)}) from error
     if distributed.is_initialized():
-        atexit.unregister(_leave)  # a sweep launches for every point
+        atexit.unregister(_leave)  # a sweep launches once for every point
         atexit.register(_leave)
     return fabric
 
 
 def _leave() -> None:
-    """End gloo's threads before the interpreter ends: one that drops a tensor during that aborts the process."""
+    """End gloo's threads before the interpreter shuts down: a thread that frees a tensor then aborts the process."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
-        gc.collect()  # the threads live as long as a DDP wrapper, which is part of a reference cycle
+        gc.collect()  # a DDP wrapper keeps the threads alive, and is part of a reference cycle
 
 
 def one_process() -> Fabric:
-    """The Fabric of a process that works alone, on the CPU."""
+    """Create the Fabric of a single process on the CPU."""
     with _no_advice_of_srun():
         return Fabric(accelerator="cpu", devices=1)
 
 
 def one_of_several() -> bool:
-    """Whether torchrun or Slurm has started this process as one of the several of a run."""
+    """Whether torchrun or Slurm has started this process as one of several of a run."""
     if TorchElasticEnvironment.detect():
         return int(os.environ["WORLD_SIZE"]) > 1
     return _under_srun() and int(os.environ["SLURM_NTASKS"]) > 1
@@ -93,16 +95,16 @@ def _under_srun() -> bool:
 
 @contextmanager
 def _no_advice_of_srun() -> Iterator[None]:
-    """Lightning advises to start by srun, wherever Slurm is installed and whatever asks it."""
+    """Hide Lightning's advice to use srun, which it gives on every machine with Slurm."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*`srun` command is available")
         yield
 
 
 def _processes_started(nodes: int) -> int | None:
-    """Processes on this machine that torchrun or Slurm has started; None where nobody has.
+    """Number of processes on this machine that torchrun or Slurm has started; None if neither has.
 
-    Raises SectionError where `nodes` machines are not what they started.
+    Raises SectionError if the number of processes does not fit `nodes` machines.
     """
     if TorchElasticEnvironment.detect():
         here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
@@ -111,13 +113,16 @@ def _processes_started(nodes: int) -> int | None:
         here = int(os.environ.get("SLURM_NTASKS_PER_NODE") or everywhere // int(os.environ.get("SLURM_NNODES", "1")))
     elif nodes > 1:
         raise SectionError(
-            {"num_nodes": f"{nodes} machines are started by torchrun or Slurm, and neither started this"}
+            {"num_nodes": f"{nodes} machines need torchrun or Slurm, but neither has started this process"}
         )
     else:
         return None
     if here * nodes != everywhere:
         raise SectionError(
-            {"num_nodes": f"{nodes} x {here} processes are asked for, but torchrun or Slurm has started {everywhere}"}
+            {
+                "num_nodes": f"{nodes} x {here} processes (machines x processes on each) were expected, but torchrun "
+                f"or Slurm has started {everywhere}"
+            }
         )
     return here
 
@@ -126,7 +131,7 @@ def _devices(gpus: int | list[int], started: int | None) -> tuple[str, int | lis
     if gpus == -1:
         return "cpu", started or 1
     if not torch.cuda.is_available():
-        warnings.warn(f"infrastructure.gpus is {gpus}, but there is no CUDA device: using the CPU", stacklevel=3)
+        warnings.warn(f"infrastructure.gpus is {gpus}, but there is no CUDA device, so the CPU is used", stacklevel=3)
         return "cpu", started or 1
     named = [gpus] if isinstance(gpus, int) else gpus
     if started is None or started == len(named):
@@ -137,11 +142,11 @@ def _devices(gpus: int | list[int], started: int | None) -> tuple[str, int | lis
 
 
 class SummingDDP(DDPStrategy):
-    """DDP that adds up gradients instead of averaging them.
+    """DDP that adds up the gradients of the processes instead of averaging them.
 
-    Each process then takes its share of the mean over the *global* batch as its loss: every example has
-    the error it would have alone, which rules that are not linear in the error (`gradient_clip`) need,
-    and unequal shares (the last batch) need no weights.
+    The loss of each process is then its share of the mean over the *global* batch. So every example has the same
+    error as in training by one process, which rules that are not linear in the error (`gradient_clip`) need, and
+    unequal shares (in the last batch) need no weights.
     """
 
     def setup_module(self, module: nn.Module) -> DistributedDataParallel:
@@ -152,13 +157,13 @@ class SummingDDP(DDPStrategy):
 
 
 def _leave_out_feedback(module: nn.Module) -> None:
-    """All ranks compute the same feedback weights: sending them at every step would only cost time."""
+    """Tell DDP not to send feedback weights: all processes compute the same ones, and sending costs time."""
     names = [name for name, _ in module.named_buffers() if is_feedback(name)]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)  # type: ignore[no-untyped-call]
 
 
 def share_statistics(model: nn.Module, fabric: Fabric) -> None:
-    """Give every process the batch statistics of the first, as DDP does before a forward pass."""
+    """Copy the batch statistics of the first process to all others, as DDP does before a forward pass."""
     if fabric.world_size > 1:
         for name, buffer in model.named_buffers():
             if not is_feedback(name):
@@ -169,11 +174,11 @@ def require_equal_feedback(model: nn.Module, fabric: Fabric) -> None:
     """Raise RuntimeError unless every process has the same feedback weights, to the bit."""
     mine = {name: value for name, value in model.state_dict().items() if is_feedback(name)}
     if len(set(gather(state_hash(mine), fabric))) > 1:
-        raise RuntimeError(f"the feedback weights of the {fabric.world_size} processes have drifted apart")
+        raise RuntimeError(f"the feedback weights of the {fabric.world_size} processes are no longer equal")
 
 
 def gather(mine: _T, fabric: Fabric) -> list[_T]:
-    """What every process passes, by rank, in all of them: plain values and tensors."""
+    """Collect `mine` (plain values and tensors) of all processes; each of them gets the list, by rank."""
     if fabric.world_size == 1:
         return [mine]
     everyone: list[Any] = [None] * fabric.world_size
@@ -182,7 +187,7 @@ def gather(mine: _T, fabric: Fabric) -> list[_T]:
 
 
 def any_process(fabric: Fabric, *flags: bool) -> list[bool]:
-    """For each flag whether it is true in any process; all get the same answer, and wait for each other."""
+    """Whether each flag is true in any process. All processes get the same answer, and wait for each other."""
     if fabric.world_size == 1:
         return list(flags)
     total: Any = fabric.all_reduce(torch.tensor(flags, dtype=torch.float32, device=fabric.device), reduce_op="sum")

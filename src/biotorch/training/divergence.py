@@ -1,4 +1,4 @@
-"""A training that diverges says where it did."""
+"""Errors for a training that diverges, which name the epoch, the step and the layer."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ _CURE = (
 def diverged(
     model: nn.Module, loss: Tensor, epoch: int, step: int, backward: Callable[[Tensor], None]
 ) -> DivergenceError:
-    """The error for a loss that is not finite, before the backward pass of `step`.
+    """Create the error for a loss that is not finite, before the backward pass of `step`.
 
-    `.grad` still holds the gradients of the update before, which made the present weights: going backwards
-    from the output, the first of them that is not finite names the layer. Where all are finite (the step
-    itself was too large), `backward` is run on the present loss, whose gradients take their place.
+    `.grad` still holds the gradients of the previous update, which produced the present weights. The message names the
+    layer closest to the output whose gradient is not finite. If all gradients are finite (because the step was too
+    large), `backward` is run on the present loss, and its gradients are searched instead.
     """
-    layer, when = _first_bad_gradient(model), "of the update before"
+    layer, when = _first_bad_gradient(model), "of the previous update"
     if layer is None:
         when = "of this step"
         model.zero_grad()
         backward(loss)
         layer = _first_bad_gradient(model)
-    where = f"Going backwards, the first gradient {when} that is not finite is that of layer {layer}. " if layer else ""
+    where = f"Seen from the output, layer {layer} is the first whose gradient {when} is not finite. " if layer else ""
     return DivergenceError(f"the loss is {loss.item()} at epoch {epoch}, step {step}. {where}{_CURE}")
 
 
 def diverged_after(model: nn.Module, loss: float, epoch: int, step: int) -> DivergenceError:
-    """The error for a validation loss that is not finite after the last update of an epoch."""
+    """Create the error for a validation loss that is not finite after the last update of an epoch."""
     layer = _first_bad_gradient(model)
-    where = f"Going backwards, its first gradient that is not finite is that of layer {layer}. " if layer else ""
-    return DivergenceError(f"the loss on validation is {loss} after epoch {epoch}, step {step}. {where}{_CURE}")
+    where = f"Seen from the output, layer {layer} is the first whose gradient is not finite. " if layer else ""
+    return DivergenceError(f"the validation loss is {loss} after epoch {epoch}, step {step}. {where}{_CURE}")
 
 
 def require_finite(model: nn.Module, epoch: int, step: int) -> None:
-    """Raise DivergenceError if a weight is not finite: such a state is never saved."""
+    """Raise DivergenceError if a weight is not finite, because such a state must not be saved."""
     layer = _first_bad(model.named_parameters())
     if layer is not None:
         raise DivergenceError(f"the weights of layer {layer} are not finite after epoch {epoch}, step {step}. {_CURE}")
@@ -52,6 +52,6 @@ def _first_bad_gradient(model: nn.Module) -> str | None:
 
 
 def _first_bad(tensors: Iterable[tuple[str, Tensor | None]]) -> str | None:
-    """The layer of the last tensor that is not finite: networks register their layers in forward order."""
+    """Layer of the last tensor that is not finite, which is closest to the output if layers are in forward order."""
     bad = [name for name, value in tensors if value is not None and not value.detach().isfinite().all()]
     return (bad[-1].rpartition(".")[0] or bad[-1]) if bad else None

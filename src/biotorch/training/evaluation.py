@@ -19,30 +19,30 @@ if TYPE_CHECKING:
 
 
 def loss_size(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor], float]:
-    """What the mean of `loss` over a batch divides by, given its labels (n,) or (n, T); for any function, their number.
+    """Function from the labels (n,) or (n, T) of a batch to the divisor in the mean of `loss` over this batch.
 
-    A loss says so itself by its method `size`.
+    It is the method `size` of `loss`, if there is one, else the number of labels.
     """
     return getattr(loss, "size", torch.numel)
 
 
 class Tally:
-    """Sums over labels, from which come the mean loss and the errors (%).
+    """Running sums over labels, from which the mean loss and the errors (%) are computed.
 
     Args:
-        top_k: also count the labels that are not among the k highest outputs.
-        per_token: each example has a label at each of its positions; then there is a perplexity, too.
-        device: of the batches.
+        top_k: if greater than 1, also count the labels that are not among the k highest outputs.
+        per_token: whether each example has a label at each of its positions; the perplexity is computed, too.
+        device: device of the batches.
     """
 
     def __init__(self, top_k: int, per_token: bool, device: torch.device) -> None:
         self.top_k, self.per_token = top_k, per_token
-        #: Sum of losses, what it divides by, wrong first guesses, labels not among the top k, negative
-        #: log-likelihood (nats) of the labels where it is asked for, labels.
+        #: Sum of losses, its divisor, number of wrong first guesses, number of labels not among the top k, negative
+        #: log-likelihood (nats) of the labels (0 unless `per_token`), number of labels.
         self.sums = torch.zeros(6, dtype=torch.float64, device=device)
 
     def add(self, loss: Tensor, size: float, outputs: Tensor, labels: Tensor) -> None:
-        """A batch of outputs (n, C) or (n, T, C) and labels (n,) or (n, T), its mean loss and what that divides by."""
+        """Add a batch: its mean loss, the divisor of this mean, outputs (n, C) or (n, T, C), labels (n,) or (n, T)."""
         outputs, labels = outputs.detach().flatten(0, -2), labels.flatten()
         wrong = (outputs.argmax(1) != labels).sum()
         missed = wrong
@@ -56,21 +56,21 @@ class Tally:
         self.sums += torch.stack([loss.detach().double() * size, sizes[0], wrong, missed, surprise, sizes[1]])
 
     def here(self) -> dict[str, float]:
-        """What `result` says, of this process alone; empty before the first batch."""
+        """Figures of `result` for the batches of this process only; empty before the first batch."""
         return self._figures(self.sums.tolist())
 
     def result(self, fabric: Fabric) -> dict[str, float]:
-        """Over all processes: `loss`, `error`, if k > 1 `top_<k>_error`, and per token `perplexity`.
+        """Figures over all processes: `loss`, `error`, for k > 1 `top_<k>_error`, and with `per_token` `perplexity`.
 
-        The perplexity is the exponential of the mean negative log-likelihood (nats) that the softmax of
-        the outputs gives the labels, whatever the loss is.
+        The perplexity is the exponential of the mean negative log-likelihood (nats) of the labels under the softmax of
+        the outputs, whatever the loss is.
 
         Raises:
             DataError: no example could be read.
         """
         figures = self._figures(fabric.all_reduce(self.sums.clone(), reduce_op="sum").tolist())  # type: ignore[union-attr]
         if not figures:
-            raise DataError("there is no readable example in this split")
+            raise DataError("no example of this split can be read")
         return figures
 
     def _figures(self, sums: Sequence[float]) -> dict[str, float]:
@@ -95,20 +95,23 @@ def evaluate(
     fabric: Fabric | None = None,
     on_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Mean loss, top-1 error (%), top-k error (%) if `top_k` > 1, in eval mode; the mode is restored.
+    """Measure mean loss, top-1 error (%) and, if `top_k` > 1, top-k error (%) in eval mode; the mode is restored.
 
-    Where a split has a label for each token, all of them are per token, and there is the `perplexity`.
+    If the split has a label for each token, all figures are per token, and the `perplexity` is added.
 
     Args:
         model: a plain module, on the device of `split`.
-        split: what to measure on; each process of `fabric` takes its share.
-        loss: `loss(outputs, labels)` of outputs (n, C) and labels (n,), or (n, T, C) and (n, T): the mean
-            over a batch.
-        on_batch: called after each batch that every process has; may raise, to stop.
+        split: examples to measure on; each process of `fabric` takes its share.
+        loss: function called as `loss(outputs, labels)` with outputs (n, C) and labels (n,), or (n, T, C) and (n, T),
+            which returns the mean over a batch.
+        top_k: if greater than 1, measure the top-k error, too.
+        batch_size: examples per batch.
+        fabric: the launched processes; default: one process on the CPU.
+        on_batch: called after each batch that has a counterpart in every process; it may raise, to stop.
 
     Raises:
         DataError: no example can be read.
-        TypeError: the network returns no outputs that `main_output` knows.
+        TypeError: `main_output` does not know the kind of outputs that the network returns.
     """
     fabric = fabric or one_process()
     whole = torch.split(torch.arange(len(split)), batch_size)
@@ -118,7 +121,7 @@ def evaluate(
     model.eval()
     try:
         for number, (inputs, labels) in enumerate(split.batches(parts)):
-            if len(labels):  # else none of them could be read
+            if len(labels):  # 0 if no image of the batch could be read
                 with fabric.autocast():
                     outputs = main_output(model(inputs)).float()
                 tally.add(loss(outputs, labels), size(labels), outputs, labels)

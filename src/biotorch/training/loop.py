@@ -1,7 +1,7 @@
-"""The training loop: epochs of updates, each epoch measured, resumable after any update.
+"""The training loop: epochs of updates, with measurements after each epoch; it can be resumed after any update.
 
-All randomness of data is a function of (seed, epoch, example), so nothing of it needs saving; the
-generators that dropout draws from are saved with the rest.
+All randomness in the data is a function of (seed, epoch, example), so it needs no saved state. The generators from
+which dropout draws are part of the checkpoint.
 """
 
 from __future__ import annotations
@@ -27,32 +27,33 @@ from biotorch.training.state import Observer, Record, Stopped, TrainingState
 
 
 class Trainer(TrainingState):
-    """Trains `model` on `data`: `run()`, or `load_state_dict(state)` and `run()` to continue.
+    """Training of `model` on `data`: call `run()`, or `load_state_dict(state)` and `run()` to continue.
 
     Args:
-        model: a network under a rule, on the device of `data`; what needs no gradient is not trained.
-        data: its splits, on the device of `fabric`.
+        model: a network under a rule, on the device of `data`; parameters that need no gradient are not trained.
+        data: the dataset, on the device of `fabric`.
         config: the `training` section.
-        loss: `loss(outputs, labels)` of outputs (n, C) and labels (n,), or (n, T, C) and (n, T): the mean
-            over a batch, a scalar. Auxiliary heads are added by `training_loss`.
-        seed: of the order of the examples and of their augmentation.
-        fabric: launched; default: one process on the CPU.
-        observer: is told what happens, and keeps it.
-        compiled: train through torch.compile.
+        loss: function called as `loss(outputs, labels)` with outputs (n, C) and labels (n,), or (n, T, C) and (n, T),
+            which returns the mean over a batch, a scalar. `training_loss` adds the auxiliary heads.
+        seed: seed of the order of the examples and of their augmentation.
+        fabric: the launched processes; default: one process on the CPU.
+        observer: object whose methods are called as the training proceeds, and which saves checkpoints.
+        compiled: whether to train through torch.compile.
         evaluation_batch_size: examples per batch in evaluation.
-        feedback: parameter groups of the optimizer for feedback weights; those that are in none learn as W does.
+        feedback: parameter groups of the optimizer for feedback weights; feedback weights in no group get the settings
+            of W.
 
     Raises:
-        SectionError: optimizer or scheduler do not fit the network or the length of the training, there is
-            adversarial training without images, or noise for fewer examples than processes.
+        SectionError: optimizer or scheduler do not fit the network or the length of the training; adversarial training
+            has no images; or an update of the pretraining on noise has too few examples for all processes.
     """
 
     def run(self) -> list[Record]:
-        """Train to the end and leave the model as the last update did; returns one record per epoch.
+        """Train to the end and return one record per epoch. The model has the weights after the last update.
 
         Raises:
             DivergenceError: loss or weights are not finite.
-            Stopped: the observer asked for it.
+            Stopped: the observer asked to stop.
         """
         if not self.met_noise:
             pretraining.pretrain(self)
@@ -68,7 +69,7 @@ class Trainer(TrainingState):
         return self.config.early_stop is not None and self.config.early_stop.reached(errors)
 
     def _train(self) -> None:
-        """What is left of the epoch's updates; epoch 0 has none."""
+        """Do the remaining updates of the epoch; epoch 0 has none."""
         updates = self.updates_of(self.epoch)[self.step :]
         batches = self._batches(updates)
         self.model.train()
@@ -100,7 +101,7 @@ class Trainer(TrainingState):
             self._save_or_stop()
 
     def _measure(self) -> None:
-        """Close the epoch: validation, metrics, the best model so far, the learning rate of the next."""
+        """Close the epoch: validate, measure metrics, keep the best model, set the next epoch's learning rate."""
         record: Record = {"epoch": self.epoch, "learning_rate": self.optimizer.param_groups[0]["lr"]}
         if self.epoch > 0:
             record["train"] = self.tally.result(self.fabric)
@@ -129,11 +130,11 @@ class Trainer(TrainingState):
         self.tally, self.seconds = self.new_tally(), 0.0
         self.observer.on_epoch(record)
         if self.epoch == 1:
-            self.observer.save(self)  # so that there is a good state from the start
+            self.observer.save(self)  # so that a good state exists from the start
         self._save_or_stop()
 
     def _alignment(self) -> Record:
-        """Per layer, on the first process alone: all have the same weights."""
+        """Measure angles and norm ratios per layer, only on the first process: all have the same weights."""
         record: Record = {}
         wanted = self.config.metrics
         if not self.fabric.is_global_zero:
@@ -154,8 +155,8 @@ class Trainer(TrainingState):
     def _batches(self, updates: list[Tensor]) -> Iterator[tuple[Tensor, Tensor, bool]]:
         """Inputs and labels of this process's share of each batch, and whether they count.
 
-        A process without a share (a last batch with fewer examples than processes, or none that can be
-        read) goes through the motions with an example that counts nothing: the others wait for its gradients.
+        If a process has no share (because the last batch has fewer examples than processes, or no image can be read),
+        it gets an example that does not count. It has to do the update, because the others wait for its gradients.
         """
         size, rank, world = self.config.hyperparameters.batch_size, self.fabric.global_rank, self.fabric.world_size
         parts, counts = randomness.shares(updates, size, rank, world)
@@ -189,9 +190,9 @@ def fit(
     seed: int,
     on_epoch: Callable[[Record], None] = lambda record: None,
 ) -> list[Record]:
-    """Train `model` in place on the CPU and leave it at its best epoch on validation; returns the records.
+    """Train `model` in place on the CPU and return the records. The model gets the weights of its best epoch.
 
-    The short form of `Trainer`, which has the errors that it raises.
+    The best epoch has the lowest validation error. This is a short form of `Trainer`, and raises the same errors.
     """
 
     class Told(Observer):

@@ -1,4 +1,4 @@
-"""Loss functions of `torch.nn` by name, the loss of a network's outputs, and targets for rules that take them."""
+"""Loss functions of `torch.nn` by name, the loss of a network's outputs, and targets for rules that need them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
-#: The target of each loss, made of labels (n,) for outputs (n, C).
+#: Losses by the kind of target that they take. Targets are made from labels (n,) for outputs (n, C).
 _INDEX = ("CrossEntropyLoss", "NLLLoss", "MultiMarginLoss")
 _ONE_HOT = (
     "MSELoss",
@@ -37,33 +37,33 @@ _ONE_HOT = (
     "MultiLabelSoftMarginLoss",
     "PoissonNLLLoss",
 )
-#: Their mean over a batch divides by the weights of its labels, without those of an ignored class.
+#: Losses whose mean over a batch divides by the sum of the weights of its labels, without labels of an ignored class.
 _WEIGHTED_MEAN = ("CrossEntropyLoss", "NLLLoss")
-_SIGNS = ("SoftMarginLoss",)  # one-hot, with -1 in the place of 0
+_SIGNS = ("SoftMarginLoss",)  # one-hot, with -1 instead of 0
 
 
 class LossConfig(Section):
     """`model.loss_function`: a loss of `torch.nn` and its arguments, checked against its signature.
 
-    Labels become what the loss takes: class indices, one-hot rows (MSE, L1, BCE ...) or rows of signs.
-    The mean over the batch, and over the tokens of a text, is the only reduction.
+    Labels are converted to the targets of the loss: class indices, one-hot rows (MSE, L1, BCE ...) or rows of signs.
+    The only reduction is the mean over the batch, and over the tokens of a text.
     """
 
     model_config = ConfigDict(extra="allow")
 
     name: str = "cross_entropy"
-    """A loss of torch.nn, such as cross_entropy or mse. NLLLoss and KLDivLoss want log-probabilities."""
+    """A loss of torch.nn, such as cross_entropy or mse. NLLLoss and KLDivLoss need log-probabilities as outputs."""
 
     @model_validator(mode="after")
     def _arguments_work(self) -> LossConfig:
         if (self.model_extra or {}).get("reduction", "mean") != "mean":
-            raise SectionError({"reduction": "training takes the mean over a batch: leave it out"})
+            raise SectionError({"reduction": "training always takes the mean over a batch: leave it out"})
         self._arguments()
         attempt(self._try)
         return self
 
     def build(self) -> Loss:
-        """The loss."""
+        """Create the loss."""
         kind = _loss_class(self.name)
         return Loss(kind(**self._arguments()), _TARGETS[kind.__name__])
 
@@ -76,9 +76,9 @@ class LossConfig(Section):
 
 
 class Loss(nn.Module):
-    """`loss(outputs, labels)` of outputs (n, C) and labels (n,), or (n, T, C) and (n, T).
+    """Loss of outputs (n, C) with labels (n,), or of (n, T, C) with (n, T), called as `loss(outputs, labels)`.
 
-    The mean over all labels of the batch: a scalar.
+    It is the mean over all labels of the batch, a scalar.
     """
 
     def __init__(self, function: nn.Module, target: Callable[[Tensor, int], Tensor]) -> None:
@@ -90,9 +90,9 @@ class Loss(nn.Module):
         return self.function(outputs, self.target(labels, outputs.shape[1]))  # type: ignore[no-any-return]
 
     def size(self, labels: Tensor) -> float:
-        """What the mean over a batch with these labels divides by: their number, or the sum of their weights.
+        """Divisor of the mean over a batch with these labels: their number, or the sum of their weights.
 
-        The mean over a whole is the mean of the means of its parts, weighted by their sizes.
+        The mean over several batches is the mean of their means, weighted by their sizes.
 
         Args:
             labels: (n,) or (n, T), from 0 on.
@@ -129,21 +129,21 @@ def loss_names() -> list[str]:
 
 def _loss_class(name: str) -> Any:
     losses = {key: kind for key, kind in vars(nn).items() if inspect.isclass(kind) and key.endswith("Loss")}
-    excuses = {key: "it is no loss of outputs and class labels" for key in losses if key not in _TARGETS}
+    excuses = {key: "it does not compare outputs with class labels" for key in losses if key not in _TARGETS}
     return class_named("loss", "name", name, losses, excuses)
 
 
-#: What the loss of an auxiliary head counts beside that of the main one (Szegedy et al. 2015, section 5).
+#: Weight of the loss of each auxiliary head (Szegedy et al. 2015, section 5); the main output has weight 1.
 AUXILIARY_WEIGHT = 0.3
 
 
 def training_loss(loss: Callable[[Tensor, Tensor], Tensor], outputs: Any, labels: Tensor) -> Tensor:
-    """The loss that is trained on: that of the main output, and `AUXILIARY_WEIGHT` times that of each auxiliary head.
+    """Training loss: the loss of the main output plus `AUXILIARY_WEIGHT` times the loss of each auxiliary head.
 
-    Auxiliary heads are the entries `aux_logits`, `aux_logits1` ... beside `logits`.
+    Auxiliary heads are the entries `aux_logits`, `aux_logits1` ... of the outputs.
 
     Raises:
-        TypeError: as `main_output`.
+        TypeError: `main_output` does not know the kind of outputs.
     """
     total = loss(main_output(outputs), labels)
     for name, value in entries(outputs).items():
@@ -153,10 +153,10 @@ def training_loss(loss: Callable[[Tensor, Tensor], Tensor], outputs: Any, labels
 
 
 class Teacher:
-    """Gives a network its targets, where one of its rules sends anything but the error.
+    """Passes the targets to a network if one of its rules sends something other than the error.
 
-    A target or a sign has no size of its own (`drtp`, `sdfa`): it gets the factors by which the training multiplies
-    its loss.
+    Targets (`drtp`) and signs (`sdfa`) do not scale with the loss, so they are multiplied by the same factors as the
+    training loss.
     """
 
     def __init__(self, model: nn.Module, fabric: Fabric) -> None:
@@ -168,7 +168,7 @@ class Teacher:
         )
 
     def tells(self, labels: Tensor, scale: float) -> contextlib.AbstractContextManager[None]:
-        """Around a forward pass in which each label counts `scale` in the loss, before a loss scaler multiplies it."""
+        """Context for a forward pass; `scale` is the factor of each label in the loss, without any loss scaler."""
         if not self._wanted:
             return contextlib.nullcontext()
         scaler = getattr(self.fabric.strategy.precision, "scaler", None)

@@ -17,13 +17,13 @@ from biotorch.training.arguments import attempt, checked, class_named, classes, 
 
 
 class FeedbackGroup(NamedTuple):
-    """Feedback weights with a parameter group of their own in the optimizer."""
+    """Feedback weights that get a parameter group of their own in the optimizer."""
 
     parameters: Sequence[nn.Parameter]
     rate: float | None = None
-    """Learning rate beside the `lr` of the configuration; None: the same."""
+    """Learning rate of the group when the optimizer has the configuration's `lr`; None: the same rate."""
     decay: float | None = None
-    """Weight decay; None: that of the optimizer."""
+    """Weight decay of the group; None: the optimizer's."""
 
 
 class OptimizerConfig(Section):
@@ -36,12 +36,12 @@ class OptimizerConfig(Section):
     lr: float = Field(gt=0)
     """Learning rate."""
     batch_manhattan: bool = False
-    """Hand it the sign of each gradient in the gradient's place (Liao et al. 2016)."""
+    """Replace each gradient by its sign before the optimizer's step (Liao et al. 2016)."""
 
     @model_validator(mode="before")
     @classmethod
     def _arguments_exist(cls, values: Any) -> Any:
-        """Before the fields are looked at, so that all problems are told at once."""
+        """Check the arguments before the fields, so that one error lists all problems."""
         if isinstance(values, dict):
             require(values, _optimizer_class, ("type", "lr"), ("params", "lr"), ("batch_manhattan",), ("momentum",))
         return values
@@ -50,7 +50,7 @@ class OptimizerConfig(Section):
     def _values_work(self) -> OptimizerConfig:
         kind = _optimizer_class(self.type)
         if "momentum" in (self.model_extra or {}) and "momentum" not in parameters(kind, ()):
-            warnings.warn(f"{kind.__name__} takes no momentum: ignored", stacklevel=2)  # the paper's files give it one
+            warnings.warn(f"{kind.__name__} takes no momentum: ignored", stacklevel=2)  # as in the paper's files
         if kind.__name__ not in _TAKES_MATRICES_ALONE:
             attempt(self._try)
         return self
@@ -63,19 +63,21 @@ class OptimizerConfig(Section):
     def build(
         self, weights: Iterable[nn.Parameter], feedback: Sequence[FeedbackGroup] = (), lr: float | None = None
     ) -> torch.optim.Optimizer:
-        """The optimizer over `weights`: first the group of those that are in no group of `feedback`.
+        """Create the optimizer for `weights`. Its first group holds the weights that are in no group of `feedback`.
 
         Args:
-            weights: what is trained; feedback weights that are not among them are left out.
+            weights: parameters to train; feedback weights that are not among them are left out.
             feedback: groups of feedback weights.
-            lr: in the place of the configuration's; the rates of `feedback` change by the same factor.
+            lr: learning rate to use instead of the configuration's; the rates of `feedback` change by the same factor.
 
         Raises:
-            SectionError: a group has a weight decay, and the optimizer has none.
+            SectionError: a group has a weight decay, but the optimizer takes none.
         """
         kind = _optimizer_class(self.type)
         if not self.decays and any(group.decay is not None for group in feedback):
-            raise SectionError({"": f"{kind.__name__} takes no weight_decay, and so no feedback_decay: leave it out"})
+            raise SectionError(
+                {"": f"{kind.__name__} takes no weight_decay, so feedback_decay cannot be used: leave it out"}
+            )
         valid = parameters(kind, given=("params", "lr"))
         named = {key: value for key, value in (self.model_extra or {}).items() if key in valid}
         arguments = checked(kind, named, given=("params", "lr"))
@@ -104,15 +106,16 @@ class OptimizerConfig(Section):
         self.build([weight]).step()
 
 
-_TAKES_MATRICES_ALONE = ("Muon",)  # which a network with biases is not; told when the optimizer meets the network
+#: Optimizers of matrices only. A network with biases is refused later, when the optimizer is built for it.
+_TAKES_MATRICES_ALONE = ("Muon",)
 
 
 _OPTIMIZERS = classes(torch.optim, torch.optim.Optimizer)
 
-#: Those that cannot be used here, and why.
+#: Optimizers that cannot be used here, with the reason.
 _NO_OPTIMIZER = {
     "LBFGS": "it evaluates the loss several times per step",
-    "SparseAdam": "it takes sparse gradients alone, and networks here have dense ones",
+    "SparseAdam": "it takes only sparse gradients, but these networks have dense ones",
 }
 
 
@@ -121,5 +124,5 @@ def _optimizer_class(name: str) -> Any:
 
 
 def optimizer_names() -> list[str]:
-    """The optimizers that a configuration can name."""
+    """Names of the optimizers that a configuration can use."""
     return sorted(_OPTIMIZERS.keys() - _NO_OPTIMIZER.keys())

@@ -1,4 +1,4 @@
-"""Training on noise before the first epoch: forward weights and feedback meet before there is anything to learn."""
+"""Training on noise before the first epoch, which aligns forward weights and feedback before there are data."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from biotorch.training.state import Stopped, TrainingState
 
 
 class Batch(NamedTuple):
+    """One process's share of an update on noise."""
+
     inputs: Tensor
     labels: Tensor
-    #: Examples of the update over all processes.
+    #: Number of examples of the update in all processes.
     whole: int
 
 
 def batches(
     config: NoiseConfig, shape: tuple[int, ...], classes: int, seed: int, device: torch.device, rank: int, world: int
 ) -> Iterator[Batch]:
-    """This process's share of each update: inputs N(0, 1) of `shape`, labels uniform over the classes.
+    """Draw this process's share of each update: inputs of `shape` from N(0, 1), labels uniform over the classes.
 
-    A function of (seed, update) alone. Each batch is drawn whole: shares are those of one process's batches.
+    The whole batch is a function of (seed, update). It does not depend on the number of processes that share it.
     """
     for update in range(config.updates):
         generator = _seeding.generator(_seeding.derive(seed, "noise", update))
@@ -37,11 +39,13 @@ def batches(
 
 
 def pretrain(trainer: TrainingState) -> None:
-    """The phase of `trainer`, by its rule and a new optimizer. It has no checkpoint: interrupted, it begins anew.
+    """Train the network of `trainer` on noise, with its rule and a new optimizer.
+
+    This phase writes no checkpoint; after an interruption it starts again.
 
     Raises:
         DivergenceError: a loss is not finite.
-        Stopped: the observer asked for it.
+        Stopped: the observer asked to stop.
     """
     config, fabric = trainer.config.noise_pretraining, trainer.fabric
     assert config is not None
@@ -64,6 +68,6 @@ def pretrain(trainer: TrainingState) -> None:
         if any(any_process(fabric, trainer.observer.stop_now())):
             raise Stopped
     optimizer.zero_grad()
-    for norm, before in zip(norms, statistics, strict=True):  # those of noise are nobody's
+    for norm, before in zip(norms, statistics, strict=True):  # statistics of noise are useless for the data
         for name, value in before.items():
             norm.get_buffer(name).copy_(value)

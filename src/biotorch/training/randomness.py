@@ -1,4 +1,4 @@
-"""The order of examples, and the global random generators of every process."""
+"""Order of the examples, and state of the global random generators of every process."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def updates(count: int, batch_size: int, accumulate: int, smallest: int, seed: int) -> list[Tensor]:
-    """Indices of the examples of each update of one epoch, shuffled by `seed` alone.
+    """Indices of the examples in each update of one epoch, in an order that depends only on `seed`.
 
-    An update takes `accumulate` batches. A rest of the epoch of fewer than `smallest` examples is left
-    out: statistics of a batch need two. Another epoch leaves out others.
+    An update takes `accumulate` batches. If the last batch of the epoch has fewer than `smallest` examples, it is left
+    out, because batch statistics need two. Every epoch leaves out other examples.
     """
     shuffled = torch.randperm(count, generator=_seeding.generator(seed))
     rest = count % batch_size
@@ -33,9 +33,9 @@ def updates(count: int, batch_size: int, accumulate: int, smallest: int, seed: i
 
 
 def shares(whole: list[Tensor], batch_size: int, rank: int, world: int) -> tuple[list[Tensor], list[int]]:
-    """Of each batch of each update, what process `rank` of `world` takes, and how many examples that are.
+    """Share of process `rank` of `world` in each batch of each update, and the number of its examples that count.
 
-    A process that would get none takes one of another, which counts 0.
+    If the share would be empty, it holds one example of another process, and the number is 0.
     """
     batches = [batch for update in whole for batch in torch.split(update, batch_size)]
     mine = [batch[rank::world] for batch in batches]
@@ -44,7 +44,7 @@ def shares(whole: list[Tensor], batch_size: int, rank: int, world: int) -> tuple
 
 
 def snapshot(fabric: Fabric) -> list[dict[str, Any]]:
-    """The state of every process, by rank: tensors and plain values."""
+    """State of the random generators of every process, by rank, as tensors and plain values."""
     kind, keys, *position = np.random.get_state()
     mine = {
         "torch": torch.get_rng_state(),
@@ -56,11 +56,11 @@ def snapshot(fabric: Fabric) -> list[dict[str, Any]]:
 
 
 def restore(states: list[dict[str, Any]], fabric: Fabric) -> None:
-    """Put back what `snapshot` took. Raises ResumeError for another number of processes."""
+    """Restore the states that `snapshot` returned. Raises ResumeError if the number of processes is another one."""
     if len(states) != fabric.world_size:
         raise ResumeError(
-            f"the checkpoint was written by {len(states)} process(es) and this run has {fabric.world_size}: "
-            "continue with as many, or start again with --overwrite"
+            f"the checkpoint was written by {len(states)} process(es), but this run has {fabric.world_size}: "
+            "continue with the same number, or start again with --overwrite"
         )
     mine = states[fabric.global_rank]
     torch.set_rng_state(mine["torch"])
@@ -74,7 +74,7 @@ def restore(states: list[dict[str, Any]], fabric: Fabric) -> None:
 
 @contextlib.contextmanager
 def repeatable(seed: int, deterministic: bool, threads: int | None) -> Iterator[None]:
-    """Seeds and settings for what runs inside; the caller's random state and settings are put back."""
+    """Seed the generators and set determinism and threads inside the `with` block; restore everything at its end."""
     python, numpy_state = random.getstate(), np.random.get_state()
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()

@@ -25,7 +25,7 @@ class SchedulerConfig(Section):
     type: str
     """A class of torch.optim.lr_scheduler, such as MultiStepLR or CosineAnnealingLR."""
     interval: Literal["epoch", "update"] | None = None
-    """When it steps. Default: after each epoch; OneCycleLR and CyclicLR after each update."""
+    """When the scheduler steps; default: after each epoch, but OneCycleLR and CyclicLR after each update."""
 
     @model_validator(mode="before")
     @classmethod
@@ -37,9 +37,11 @@ class SchedulerConfig(Section):
     @model_validator(mode="after")
     def _values_work(self) -> SchedulerConfig:
         if self.per_update and _scheduler_class(self.type) is lr_scheduler.ReduceLROnPlateau:
-            raise SectionError({"interval": "ReduceLROnPlateau follows the validation error, known once per epoch"})
+            raise SectionError(
+                {"interval": "ReduceLROnPlateau follows the validation error, which is known once per epoch"}
+            )
         negative = {
-            name: f"not below 0, got {value}"
+            name: f"must be at least 0, got {value}"
             for name, value in (self.model_extra or {}).items()
             if isinstance(value, int) and value < 0 and name != "last_epoch"
         }
@@ -50,13 +52,13 @@ class SchedulerConfig(Section):
 
     @property
     def per_update(self) -> bool:
-        """Whether it steps after each update rather than each epoch."""
+        """Whether the scheduler steps after each update, not after each epoch."""
         if self.interval is not None:
             return self.interval == "update"
         return _scheduler_class(self.type) in (lr_scheduler.OneCycleLR, lr_scheduler.CyclicLR)
 
     def build(self, optimizer: torch.optim.Optimizer, updates: int) -> lr_scheduler.LRScheduler:
-        """The schedule of `optimizer` over a training of `updates` updates, which OneCycleLR wants to know."""
+        """Create the scheduler of `optimizer`; `updates` is the length of the training, which OneCycleLR needs."""
         kind = _scheduler_class(self.type)
         arguments = checked(kind, self.model_extra or {}, given=("optimizer",))
         if kind is lr_scheduler.OneCycleLR and not {"total_steps", "epochs", "steps_per_epoch"} & arguments.keys():
@@ -65,13 +67,13 @@ class SchedulerConfig(Section):
         return scheduler
 
     def _try(self) -> None:
-        """Some wrong values are only met on the way."""
+        """Take a few steps, because schedulers refuse some wrong values only then."""
         optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
         schedule = Schedule(optimizer, self, epochs=1, updates_per_epoch=1)
         for _ in range(3):
             optimizer.step()
             if isinstance(schedule.main, lr_scheduler.OneCycleLR):
-                break  # ends when it is told to
+                break  # a further step would exceed its length
             schedule.after_update()
             schedule.after_epoch(error=50.0)
             if optimizer.param_groups[0]["lr"] < 0:
@@ -79,19 +81,20 @@ class SchedulerConfig(Section):
 
 
 class Schedule:
-    """The learning rate over a training: a scheduler of torch, and linear warm-up on top of what it says.
+    """The learning rate during a training: a scheduler of torch, whose rate a linear warm-up multiplies at the start.
 
-    The scheduler sees the optimizer's first group alone. The rates of further groups, of feedback weights, keep the
-    ratio to the first that they start with, and everything else that it changes (momentum) is theirs, too.
+    The scheduler sees only the first group of the optimizer. The rates of further groups (of feedback weights) keep
+    their initial ratio to the rate of the first group. Other settings that the scheduler changes, such as momentum,
+    are copied to them.
 
     Args:
-        optimizer: whose rates are set.
+        optimizer: the optimizer whose rates are set.
         config: the scheduler, if there is one.
         epochs, updates_per_epoch: length of the training.
-        warmup: updates over which the rate rises from `1 / warmup` of what it would be to all of it.
+        warmup: number of updates during which the rate rises from `1 / warmup` of the scheduler's rate to all of it.
 
     Raises:
-        SectionError: a scheduler that the optimizer cannot have, or a OneCycleLR that ends before the training does.
+        SectionError: the scheduler does not go with the optimizer, or a OneCycleLR ends before the training.
     """
 
     def __init__(
@@ -108,14 +111,14 @@ class Schedule:
         try:
             with self._first_group_alone():
                 self.main = config.build(optimizer, updates=epochs * updates_per_epoch) if config else None
-        except (ValueError, TypeError, KeyError) as error:  # it does not go with this optimizer
+        except (ValueError, TypeError, KeyError) as error:  # the scheduler does not go with this optimizer
             raise SectionError({"lr_scheduler": str(error)}) from error
         steps = epochs * (updates_per_epoch if self.per_update else 1)
         if isinstance(self.main, lr_scheduler.OneCycleLR) and self.main.total_steps < steps:
             raise SectionError(
                 {
-                    "lr_scheduler": f"OneCycleLR ends after {self.main.total_steps} steps, the training takes {steps}: "
-                    "leave out total_steps, epochs and steps_per_epoch, and it gets the right number"
+                    "lr_scheduler": f"OneCycleLR ends after {self.main.total_steps} steps, but the training takes "
+                    f"{steps}: leave out total_steps, epochs and steps_per_epoch to have the right number set"
                 }
             )
         #: The rate without warm-up.
@@ -123,20 +126,20 @@ class Schedule:
         self._warm_up()
 
     def after_update(self) -> None:
-        """Call once per update of the weights."""
+        """Set the next rate; to be called once after each update of the weights."""
         self.updates += 1
         if self.per_update:
             self._step()
         self._warm_up()
 
     def after_epoch(self, error: float) -> None:
-        """Call once per epoch; `error` is that on validation, which ReduceLROnPlateau follows."""
+        """Set the next rate; to be called once after each epoch. ReduceLROnPlateau follows the validation `error`."""
         if self.main is not None and not self.per_update:
             self._step(error)
             self._warm_up()
 
     def _step(self, error: float = math.nan) -> None:
-        """Let the scheduler go on from the rates that it has set itself."""
+        """Step the scheduler, from the rate without warm-up that it has set itself."""
         assert self.main is not None
         self._rate = self.full
         with self._first_group_alone():
@@ -164,7 +167,7 @@ class Schedule:
 
     @contextlib.contextmanager
     def _first_group_alone(self) -> Iterator[None]:
-        """Schedulers want a value per group, or set one rate for all."""
+        """Hide all groups but the first: schedulers take one value per group, or set one rate for all groups."""
         groups = self.optimizer.param_groups
         others = groups[1:]
         del groups[1:]
@@ -182,12 +185,12 @@ class Schedule:
             group["lr"] = start * (first["lr"] / self._start[0])
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values: position and rate."""
+        """Position in the schedule and rate without warm-up, as plain values."""
         main = None if self.main is None else self.main.state_dict()
         return {"main": main, "updates": self.updates, "full": [self.full]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken; the rates that hold are in the optimizer's state."""
+        """Restore the position of `state`. The current rates are part of the optimizer's state."""
         if self.main is not None:
             self.main.load_state_dict(state["main"])
         self.updates, (self.full,) = state["updates"], state["full"]
@@ -195,7 +198,7 @@ class Schedule:
 
 _SCHEDULERS = classes(lr_scheduler, lr_scheduler.LRScheduler)
 
-#: Those that cannot be used here, and why.
+#: Schedulers that cannot be used here, with the reason.
 _NO_SCHEDULER = dict.fromkeys(
     ("LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler"),
     "it needs a function or other schedulers, which a configuration cannot hold",
@@ -207,5 +210,5 @@ def _scheduler_class(name: str) -> Any:
 
 
 def scheduler_names() -> list[str]:
-    """The schedulers that a configuration can name."""
+    """Names of the schedulers that a configuration can use."""
     return sorted(_SCHEDULERS.keys() - _NO_SCHEDULER.keys())

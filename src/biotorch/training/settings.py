@@ -17,46 +17,46 @@ from biotorch.training.schedules import Schedule, SchedulerConfig
 
 
 class Hyperparameters(Section):
-    """`training.hyperparameters`."""
+    """`training.hyperparameters`: length of the training and size of an update."""
 
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1, le=10**9)
     """Examples per forward pass, over all processes."""
     accumulate: int = Field(default=1, ge=1, le=10**9)
-    """Batches per update of the weights: gradients are those of `accumulate * batch_size` examples."""
+    """Batches per update of the weights: an update takes the gradient of `accumulate * batch_size` examples."""
 
 
 class MetricsConfig(Section):
-    """`training.metrics`: what is tracked per epoch beside loss, error, learning rate and time."""
+    """`training.metrics`: figures to record per epoch besides loss, error, learning rate and time."""
 
     model_config = ConfigDict(populate_by_name=True)
 
     top_k: int = Field(default=1, ge=1)
-    """Also report the error where the label is not among the k highest outputs."""
+    """If greater than 1, also report the top-k error: how often the label is not among the k highest outputs (%)."""
     display_iterations: int | None = Field(default=None, ge=1)
-    """Also print a line every so many updates where there is no terminal for a live display."""
+    """Number of updates after which a line is printed if there is no terminal for the live display."""
     weight_alignment: bool = Field(default=False, validation_alias=AliasChoices("weight_alignment", "layer_alignment"))
-    """Angle between W and B per layer (the first system's files say `layer_alignment`)."""
+    """Alignment angle between W and B per layer (`layer_alignment` in the first system's files)."""
     weight_ratio: bool = False
-    """|B| / |W| per layer."""
+    """Norm ratio |B| / |W| per layer."""
     gradient_alignment: bool = False
-    """Angle between update and true gradient per layer, on one fixed batch."""
+    """Gradient angle between update and true gradient per layer, on one fixed batch."""
 
     @model_validator(mode="before")
     @classmethod
     def _one_spelling(cls, values: object) -> object:
         if isinstance(values, dict) and {"weight_alignment", "layer_alignment"} <= values.keys():
-            raise SectionError({"layer_alignment": "the same as weight_alignment: give one of them"})
+            raise SectionError({"layer_alignment": "the same as weight_alignment: give only one of them"})
         return values
 
 
 class EarlyStop(Section):
-    """`training.early_stop`: stop when the error on validation no longer falls."""
+    """`training.early_stop`: stop when the validation error no longer falls."""
 
     patience: int = Field(ge=1)
-    """Epochs in a row without a new lowest error."""
+    """Epochs in a row without a new lowest error after which the training stops."""
     min_delta: float = Field(default=0.0, ge=0)
-    """Points that the error must fall by to count as lower."""
+    """Smallest fall of the error, in percentage points, that counts as an improvement."""
 
     def reached(self, errors: Sequence[float]) -> bool:
         """Whether to stop after epochs with these validation errors (%)."""
@@ -74,27 +74,27 @@ class NoiseConfig(Section):
     batch_size: int = Field(default=64, ge=2, le=10**9)
     """Examples per update, over all processes."""
     lr: float | None = Field(default=None, gt=0)
-    """Learning rate of the phase, to which that of B keeps its ratio; default: the optimizer's."""
+    """Learning rate of W on noise; default: the optimizer's. The rate of B keeps its ratio to it."""
 
     def require_shares(self, world: int, smallest: int) -> None:
-        """Raises SectionError unless each of `world` processes has that many examples of an update."""
+        """Raise SectionError unless each of `world` processes gets at least `smallest` examples of an update."""
         if self.batch_size < world * smallest:
-            text = f"{self.batch_size} examples for {world} processes, each of which needs {smallest}: give more"
+            text = f"{self.batch_size} examples are too few for {world} processes: each needs {smallest}"
             raise SectionError({"noise_pretraining.batch_size": text})
 
 
 class TrainingConfig(Section):
-    """`training`."""
+    """`training`: optimizer, schedule, and everything else that shapes the updates."""
 
     hyperparameters: Hyperparameters
     optimizer: OptimizerConfig
     lr_scheduler: SchedulerConfig | None = None
     warmup_epochs: float = Field(default=0.0, ge=0)
-    """Epochs over which the learning rate rises linearly to its value; a fraction is welcome."""
+    """Epochs during which the learning rate rises linearly to its value; may be a fraction."""
     clip_gradient_norm: float | None = Field(default=None, gt=0)
-    """Scale the gradients of an update down so that those of the network have this norm; B's are not counted."""
+    """Largest norm of an update's gradients, without B's gradients; above it, all are scaled down by one factor."""
     noise_pretraining: NoiseConfig | None = None
-    """Train on noise before epoch one."""
+    """Train on noise before the first epoch."""
     early_stop: EarlyStop | None = None
     adversarial: AdversarialConfig | None = None
     metrics: MetricsConfig = MetricsConfig()
@@ -102,7 +102,9 @@ class TrainingConfig(Section):
     @model_validator(mode="after")
     def _warm_up_ends(self) -> TrainingConfig:
         if self.warmup_epochs > self.hyperparameters.epochs:
-            raise SectionError({"warmup_epochs": f"more than the {self.hyperparameters.epochs} epochs of training"})
+            raise SectionError(
+                {"warmup_epochs": f"must not exceed the {self.hyperparameters.epochs} epochs of training"}
+            )
         return self
 
     @model_validator(mode="after")
@@ -113,24 +115,24 @@ class TrainingConfig(Section):
 
 
 class InfrastructureConfig(Section):
-    """`infrastructure`."""
+    """`infrastructure`: devices, processes and precision of a run."""
 
     gpus: int | list[int] = -1
-    """-1 is the CPU, another number a CUDA device, a list several of them."""
+    """-1 for the CPU, another number for one CUDA device, a list of numbers for several."""
     num_nodes: int = Field(default=1, ge=1)
-    """Machines; each is started by Slurm or torchrun."""
+    """Number of machines; Slurm or torchrun has to start the processes on each of them."""
     strategy: Literal["auto", "ddp"] = "auto"
-    """`auto`: DDP where there are several processes."""
+    """`auto` is DDP if there are several processes; `ddp` is DDP always."""
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
     compile: bool = False
     """Compile the network with torch.compile."""
     channels_last: bool = True
-    """Keep images and convolutions in the memory format that is fast on CPUs and tensor cores."""
+    """Keep images and convolutions in channels_last memory format, which is fast on CPUs and tensor cores."""
     threads: int | None = Field(default=None, ge=1, le=4096)
-    """CPU threads per process; default: PyTorch's, written into the resolved configuration, because the
+    """CPU threads per process; default: PyTorch's number. It is written into the resolved configuration, because the
     last bits of a sum depend on it."""
     checkpoint_seconds: float = Field(default=60.0, ge=0)
-    """Seconds between checkpoints; 0: after every update. Ctrl-C and SIGTERM write one at once."""
+    """Seconds between checkpoints; 0: one after every update. Ctrl-C and SIGTERM write one at once."""
 
     @field_validator("precision", mode="before")
     @classmethod
@@ -142,7 +144,7 @@ class InfrastructureConfig(Section):
     def _numbers(cls, gpus: object) -> object:
         numbers = gpus if isinstance(gpus, list) else [gpus]
         if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
-            raise ValueError(f"a number or a list of numbers, not {gpus!r}")
+            raise ValueError(f"a number or a list of numbers is needed, not {gpus!r}")
         return gpus
 
     @field_validator("gpus")
@@ -150,7 +152,9 @@ class InfrastructureConfig(Section):
     def _devices_exist(cls, gpus: int | list[int]) -> int | list[int]:
         if isinstance(gpus, list):
             if not gpus or min(gpus) < 0 or len(set(gpus)) != len(gpus):
-                raise ValueError("a list names different CUDA devices: numbers from 0 on; -1 alone is the CPU")
+                raise ValueError(
+                    "a list must hold the numbers of different CUDA devices, from 0 on; for the CPU give -1, not a list"
+                )
         elif gpus < -1:
-            raise ValueError("-1 is the CPU, a number from 0 on a CUDA device")
+            raise ValueError("must be -1 for the CPU, or the number of a CUDA device, from 0 on")
         return gpus

@@ -1,4 +1,4 @@
-"""The state of a training, all that a checkpoint needs, and the observer that keeps it."""
+"""The state of a training, which checkpoints save, and the observer that decides when to save it."""
 
 from __future__ import annotations
 
@@ -28,40 +28,40 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
-#: What one epoch measured; the entry of epoch 0 is the network before training.
+#: Figures of one epoch. The record of epoch 0 belongs to the network before training.
 Record = dict[str, Any]
 
 
 class Observer:
-    """What a training tells and asks; every method may be left as it is."""
+    """Base of observers, whose methods a training calls. By default they do nothing; override those you need."""
 
     def on_noise(self, done: int, updates: int) -> None:
-        """So many of the updates on noise before epoch one are done."""
+        """Called before each update on noise; `done` of the `updates` have been done."""
 
     def on_update(self, trainer: TrainingState) -> None:
-        """The weights have been updated once more; `trainer.epoch`, `.step` and `.steps` say where it is."""
+        """Called after each update; `trainer.epoch`, `.step` and `.steps` give the position in the training."""
 
     def on_epoch(self, record: Record) -> None:
-        """An epoch has been measured."""
+        """Called after each epoch with its figures."""
 
     def save(self, trainer: TrainingState) -> None:
-        """A good moment for a checkpoint: of `trainer.state_dict()`, which all processes have to call."""
+        """Called when a checkpoint can be saved: `trainer.state_dict()`, which all processes have to call."""
 
     def save_now(self) -> bool:
-        """Whether it is time for a checkpoint in the middle of things."""
+        """Whether to save a checkpoint after this update or epoch."""
         return False
 
     def stop_now(self) -> bool:
-        """Whether to save and stop (`Stopped` is raised)."""
+        """Whether to save and stop, upon which `Stopped` is raised."""
         return False
 
 
-class Stopped(Exception):  # noqa: N818 - no error: it was asked for
+class Stopped(Exception):  # noqa: N818 - not an error: the observer asked to stop
     """The observer asked to stop; the state has been saved."""
 
 
 class TrainingState:
-    """Network, optimizer, schedule and place of a training; `Trainer`, which moves it on, names the arguments."""
+    """Network, optimizer, schedule and position of a training. `Trainer`, the subclass, describes the arguments."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class TrainingState:
         self.device, self.size = self.fabric.device, loss_size(loss)
         try:
             optimizer = self.new_optimizer()
-        except ValueError as error:  # one that does not take these weights
+        except ValueError as error:  # the optimizer does not take these weights
             raise SectionError({"optimizer": str(error)}) from error
         self.steps = len(self.updates_of(1))
         epochs, warmup = config.hyperparameters.epochs, round(config.warmup_epochs * self.steps)
@@ -95,7 +95,7 @@ class TrainingState:
         self.forward, self.optimizer = self.fabric.setup(trained, optimizer)
         self.teacher = Teacher(model, self.fabric)
 
-        #: Epoch in progress (0: none trained yet) and updates done in it.
+        #: Epoch in progress (0 before training) and number of its updates that are done.
         self.epoch, self.step = 0, 0
         self.met_noise = config.noise_pretraining is None
         if config.noise_pretraining is not None:
@@ -106,23 +106,23 @@ class TrainingState:
         self._skipped_before: list[str] = []
 
     def new_optimizer(self, lr: float | None = None) -> torch.optim.Optimizer:
-        """The optimizer of the configuration, of what is trained; `lr` takes the place of the configuration's."""
+        """Create the configuration's optimizer for all trained parameters; `lr` replaces its learning rate."""
         trained = (parameter for parameter in self.model.parameters() if parameter.requires_grad)
         return self.config.optimizer.build(trained, self.feedback, lr)
 
     @property
     def skipped(self) -> list[str]:
-        """Paths of the images that could not be read, by this process, since the training began."""
+        """Paths of the images that this process could not read since the training began."""
         return sorted({*self._skipped_before, *self.data.train.skipped, *self.data.validation.skipped})
 
     @property
     def examples_per_second(self) -> float:
-        """That of the epoch in progress, over all processes."""
+        """Training examples per second of all processes in the epoch in progress."""
         size = self.config.hyperparameters.batch_size * self.config.hyperparameters.accumulate
         return min(self.step * size, len(self.data.train)) / max(self.seconds, 1e-9)
 
     def updates_of(self, epoch: int) -> list[Tensor]:
-        """Indices of the examples of each update of an epoch; epoch 0 has none."""
+        """Indices of the examples in each update of an epoch; epoch 0 has no updates."""
         if epoch == 0:
             return []
         seed = _seeding.derive(self.seed, "data order", epoch)
@@ -133,21 +133,21 @@ class TrainingState:
 
     @property
     def smallest_share(self) -> int:
-        """How many examples a process needs for a training step: two where there are statistics of a batch."""
+        """Smallest number of examples per process in a training step: 2 if there is batch norm, else 1."""
         batched = any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in self.model.modules())
         return 2 if batched else 1
 
     # Gradients ---------------------------------------------------------------------------------
 
     def clip_gradients(self, optimizer: Any) -> None:
-        """To the norm that the configuration gives, if any: that of W's gradients, without those of a B that learns."""
+        """Clip the gradients to the configuration's norm, if any. Gradients of B do not count in the norm."""
         limit = self.config.clip_gradient_norm
         if limit is not None:
             self.fabric.strategy.precision.unscale_gradients(optimizer.optimizer)
             clip_grad_norm_(self.model, limit)
 
     def require_finite(self, value: Tensor) -> None:
-        """Raises DivergenceError, in all processes, where the loss of one is not finite."""
+        """Raise DivergenceError in all processes if the loss of any is not finite."""
         if any(any_process(self.fabric, not math.isfinite(value.item()))):
             raise diverged(self.model, value, self.epoch, self.step + 1, self.fabric.backward)
 
@@ -157,7 +157,9 @@ class TrainingState:
         return Tally(self.config.metrics.top_k, self.data.train.per_token, self.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that continues the training to the bit: tensors and plain values. Called by all processes.
+        """State from which the training continues to the bit, as tensors and plain values.
+
+        All processes have to call this.
 
         Raises:
             DivergenceError: a weight is not finite.
@@ -181,10 +183,10 @@ class TrainingState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken.
+        """Restore `state`; `run` then continues from there.
 
         Raises:
-            ResumeError: it was taken with another number of processes, or before B was a parameter.
+            ResumeError: another number of processes, or a version in which B was no parameter, has written the state.
         """
         self._require_feedback(state)
         randomness.restore(state["random"], self.fabric)
@@ -194,13 +196,13 @@ class TrainingState:
         scaler = getattr(self.fabric.strategy.precision, "scaler", None)
         if scaler is not None and state["scaler"] is not None:
             scaler.load_state_dict(state["scaler"])
-        self.met_noise = state.get("met_noise", True)  # older ones know of no such phase
+        self.met_noise = state.get("met_noise", True)  # missing in older checkpoints
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.tally.sums.copy_(torch.tensor(state["tally"][self.fabric.global_rank], dtype=torch.float64))
         self.history, self.best, self._skipped_before = state["history"], state["best"], state["skipped"]
 
     def _require_feedback(self, state: dict[str, Any]) -> None:
-        """Until version 0.1 the optimizer's state was that of W alone."""
+        """Raise ResumeError for a state of an early version (until 0.1), whose optimizer held no feedback weights."""
         saved, own = (
             sum(len(group["params"]) for group in groups)
             for groups in (state["optimizer"]["param_groups"], self.optimizer.param_groups)
@@ -208,6 +210,6 @@ class TrainingState:
         learned = sum(parameter.requires_grad for parameter in feedback_parameters(self.model))
         if learned and saved == own - learned:
             raise ResumeError(
-                "the checkpoint is of an earlier version, which kept feedback weights that learn out of the optimizer: "
-                "begin the run anew with --overwrite; `biotorch evaluate` and biotorch.load read it as it is"
+                "the checkpoint was written by an earlier version, whose optimizer did not hold feedback weights: "
+                "start the run again with --overwrite; `biotorch evaluate` and biotorch.load still read it"
             )

@@ -106,7 +106,7 @@ def test_a_worker_that_is_killed_breaks_its_task_alone(tmp_path):
     [
         ("num_nodes: 2", "--executor slurm or torchrun"),
         ("gpus: [0, 1]", "--executor slurm or torchrun"),
-        ("gpus: 3", "sees it as 0: write 0"),
+        ("gpus: 3", "sees it as 0; write 0"),
     ],
 )
 def test_one_process_per_point(tmp_path, infrastructure, told):

@@ -123,7 +123,7 @@ def test_what_does_not_fit_its_time_limits(cluster, tmp_path):
     executor.submit(tasks(study))
     failure = ended(executor)[""]
     assert failure.kind == "mistake"
-    assert failure.message.startswith("it was not finished after 1 time limit of 2 minutes; its checkpoint is kept")
+    assert failure.message.startswith("not finished after 1 time limit of 2 minutes; its checkpoint is kept")
     assert (study.folder / "previous_latest_model.pth").is_file()
 
 
@@ -242,7 +242,7 @@ def test_one_process_per_device(commands, tmp_path, gpus, cluster, asked):
 def test_devices_of_a_job_are_numbered_from_0(commands, tmp_path):
     commands(sbatch="", srun="")
     study = runs.quick(tmp_path, "infrastructure.gpus=[2, 3]")
-    with pytest.raises(ConfigError, match=r"numbers them from 0: write \[0, 1\]"):
+    with pytest.raises(ConfigError, match=r"numbers them from 0; write \[0, 1\]"):
         Slurm(study.folder, 1).submit(tasks(study))
 
 
@@ -251,7 +251,7 @@ def test_devices_of_a_job_are_numbered_from_0(commands, tmp_path):
     [
         ({"options": {"time": 5}}, "cluster.minutes"),
         ({"options": {"ntasks-per-node": 5}}, "cluster.processes_per_node"),
-        ({"options": {"exclusive": False}}, "left out"),
+        ({"options": {"exclusive": False}}, "leave out"),
         ({"minutes": 2, "grace_seconds": 90}, "more than half of the time limit"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Where the points of a study run: processes of this machine, Slurm, Ray."""
+"""Executors, which run the points of a study: in processes of this machine, on Slurm or on Ray."""
 
 from biotorch.experiment.executors.base import Ended, Executor, Task
 from biotorch.experiment.executors.local import Local

@@ -1,4 +1,4 @@
-"""What every way of running the points of a study has in common."""
+"""Interface of all executors, and the execution of a single point."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from biotorch.experiment.signals import stop_requests
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A point that is to be run: its name, its configuration, its folder, and whether to forget what is there."""
+    """Point to run: name, configuration, folder, and whether to delete an earlier run in the folder."""
 
     name: str
     config: Config
@@ -27,39 +27,39 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """A task has ended; without a failure its result is on disk."""
+    """Task that has ended; if `failure` is None, its result is on disk."""
 
     task: Task
     failure: Failure | None
 
 
 class Executor(ABC):
-    """Runs tasks somewhere; a context manager, which leaves no process of its own behind.
+    """Runs tasks somewhere; a context manager that leaves none of its own processes behind.
 
-    Every way of running needs one folder of results that all machines see: figures travel by it alone.
+    All machines must see the folder of results at the same path, because results are exchanged only through it.
     """
 
-    #: Whether tasks go on when this process ends.
+    #: Whether tasks continue when this process ends.
     detached: bool = False
 
     @abstractmethod
     def submit(self, tasks: Sequence[Task]) -> None:
-        """Take these tasks; called once."""
+        """Accept the tasks; called once."""
 
     @abstractmethod
     def wait(self, seconds: float) -> list[Ended]:
-        """The tasks that have ended since the last call, as soon as there is one or `seconds` have passed."""
+        """Wait until a task has ended or `seconds` have passed, and return the tasks ended since the last call."""
 
     @abstractmethod
     def running(self) -> list[Task]:
-        """Those at work at this moment."""
+        """Tasks that are running at this moment."""
 
     @abstractmethod
     def stop(self) -> None:
-        """Ask the tasks to write a checkpoint and to end; where they are `detached`, leave them alone."""
+        """Ask the tasks to write a checkpoint and to end; a `detached` executor leaves them running."""
 
     def messages(self) -> list[str]:
-        """What the tasks warned of since the last call."""
+        """Warnings of the tasks since the last call."""
         return []
 
     def __enter__(self) -> Executor:
@@ -69,18 +69,18 @@ class Executor(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Give back what was taken."""
+        """Release all resources."""
 
 
 def execute(task: Task) -> Failure | None:
-    """Run a task in this process; None if its result is on disk afterwards.
+    """Run a task in this process, and return its failure, or None if its result is on disk.
 
     Raises:
-        Interrupted: by SIGINT or SIGTERM; the last checkpoint is on disk.
+        Interrupted: SIGINT or SIGTERM has stopped the run; the last checkpoint is on disk.
     """
     with stop_requests() as request:
         try:
             run_point(task.config, task.path, task.overwrite, Display(), request)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the other points go on, and it is told at the end
+        except Exception as error:  # noqa: BLE001 - the other points go on, and the command reports it at the end
             return Failure.of(error)
     return None

@@ -1,4 +1,4 @@
-"""Several processes on this machine, each with its own threads and, where there are any, its own GPU."""
+"""Executor of several processes on this machine, each with its own threads and, if there are GPUs, its own GPU."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from biotorch.errors import ConfigError, Failure, Interrupted
 from biotorch.experiment.executors.base import Ended, Executor, Task, execute
 from biotorch.training.distributed import one_of_several
 
-#: Seconds that a process may take to save and go, before it is killed.
+#: Seconds that a process may take to save and end before it is killed.
 _PATIENCE = 60.0
 
 
 class Local(Executor):
-    """`jobs` worker processes, which take one task after another.
+    """Executor with `jobs` worker processes, which take one task after another.
 
-    A worker that dies (out of memory, a crash of a library) breaks its task alone: another one takes its place.
+    A worker that dies (out of memory, a crash of a library) breaks only its own task, and a new worker replaces it.
 
     Args:
-        jobs: workers.
-        threads: of each; default: the cores of this machine shared out.
+        jobs: number of workers.
+        threads: threads of each worker. Default: the cores of this machine divided by `jobs`.
     """
 
     def __init__(self, jobs: int, threads: int | None = None) -> None:
@@ -46,19 +46,20 @@ class Local(Executor):
         """Start the workers.
 
         Raises:
-            ConfigError: a point is to run on several devices, or on one that its worker does not see, or this process
-                is one of several itself.
+            ConfigError: a point asks for several devices or for one that its worker does not see, or torchrun or Slurm
+                has started this process as one of several.
         """
         if one_of_several():
             raise ConfigError(
-                "--jobs: torchrun or Slurm has started the processes of one run; run points at once without it"
+                "--jobs: torchrun or Slurm has started the processes of one run; start this command without them to "
+                "run several points at once"
             )
         for task in tasks:
             gpus = task.config.infrastructure.gpus
             if gpus not in (-1, 0, [0]) or task.config.infrastructure.num_nodes > 1:
                 raise ConfigError(
-                    f"infrastructure.gpus: {gpus}: of several points at once each has one device, which it sees as 0: "
-                    "write 0, or run the points one after another with --jobs 1"
+                    f"infrastructure.gpus: {gpus}: when several points run at once, each has one device, which it sees "
+                    "as 0; write 0, or run the points one after another with --jobs 1"
                 )
         self._left.extend(tasks)
         self._workers = [_Worker(number, self.threads) for number in range(min(self.jobs, len(tasks)))]
@@ -114,10 +115,10 @@ class Local(Executor):
 
 
 class _Worker:
-    """One process, and the task that it has."""
+    """Worker process with its current task."""
 
     def __init__(self, number: int, threads: int) -> None:
-        context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA, nor threads of OpenMP
+        context = multiprocessing.get_context("spawn")  # a forked process can use neither CUDA nor OpenMP threads
         self.number = number
         self.task: Task | None = None
         self.connection, theirs = context.Pipe()
@@ -129,17 +130,17 @@ class _Worker:
 
     def give(self, task: Task) -> None:
         self.task = task
-        with contextlib.suppress(BrokenPipeError):  # it has died: `wait` finds that out
+        with contextlib.suppress(BrokenPipeError):  # the worker has died, which `wait` will notice
             self.connection.send(task)
 
     def stop(self) -> None:
-        """Ask it to save and go; the second time, not to save."""
+        """Ask the worker to save and end; a second call makes it end without saving."""
         if self._process.is_alive() and self.task is not None:
             assert self._process.pid is not None
             os.kill(self._process.pid, signal.SIGTERM)
 
     def end(self) -> None:
-        """Wait for its end: at once without a task, else after its checkpoint."""
+        """End the worker: at once if it has no task, or else after its checkpoint; kill it if it takes too long."""
         with contextlib.suppress(BrokenPipeError):
             self.connection.send(None)
         self._process.join(_PATIENCE)
@@ -150,20 +151,21 @@ class _Worker:
 
     @property
     def fate(self) -> str:
+        """Signal or exit code with which the process ended, as text."""
         code = self._process.exitcode
         if code is not None and code < 0:
             name = signal.Signals(-code).name
-            return f"{name}, perhaps for want of memory" if name == "SIGKILL" else name
+            return f"{name}, perhaps out of memory" if name == "SIGKILL" else name
         return f"exit code {code}"
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _shared_out(number: int, threads: int) -> dict[str, str]:
-    """What the environment of worker `number` says: its threads, and its GPU where there are any."""
+    """Environment variables of worker `number`: its threads and, if there are GPUs, its GPU."""
     environment = {"OMP_NUM_THREADS": str(threads)}
     if torch.cuda.device_count() > 0:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -174,7 +176,7 @@ def _shared_out(number: int, threads: int) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _environment(changes: dict[str, str]) -> Iterator[None]:
-    """Changes of this process's environment while inside, for a process that is started there."""
+    """Context with changed environment variables, which a process started inside inherits."""
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
     try:
@@ -191,8 +193,8 @@ def _environment(changes: dict[str, str]) -> Iterator[None]:
 
 
 def _work(connection: Connection, threads: int) -> None:
-    """Take tasks until there is none left."""
-    if hasattr(os, "setsid"):  # Ctrl-C is for the process that the user sees, which tells this one
+    """Run tasks from the connection until it sends None."""
+    if hasattr(os, "setsid"):  # so that Ctrl-C reaches only the main process, which then stops this one
         os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _go_with_parent()
@@ -208,7 +210,7 @@ def _work(connection: Connection, threads: int) -> None:
 
 
 def _go_with_parent() -> None:
-    """When the parent has died, however it did, save and go, too."""
+    """Start a thread that makes this process save and end when the parent process has died."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -1,4 +1,4 @@
-"""Workers of a Ray cluster, or of one that is started on this machine."""
+"""Executor on a Ray cluster, which may be started on this machine."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from biotorch.experiment.cluster import ClusterConfig
 from biotorch.experiment.executors.base import Ended, Executor, Task, execute
 from biotorch.experiment.executors.local import cores
 
-#: Seconds that tasks may take to save and go.
+#: Seconds that tasks may take to save and end.
 _PATIENCE = 60.0
 
-#: Read by Ray when it is imported: it tells its makers of its use unless told not to, and prints of a worker's death
-#: what the failure of the task says.
+#: Environment variables that Ray reads on import. They turn off its usage reports, and its log lines about dead
+#: workers, because the failure of the task reports the same.
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed"}
 
 
 class Ray(Executor):
-    """One Ray task per point, at most `jobs` at once, each in one process; nothing is tried twice.
+    """Executor with one Ray task per point, at most `jobs` at once, each in one process and without retries.
 
     Args:
-        jobs: at once; without `cluster.ray.address` also the workers of the cluster that is started here.
-        threads: of each; default: the cores of this machine shared out.
-        cluster: where Ray runs, and what its workers need.
+        jobs: largest number of tasks at once; without `cluster.ray.address` also the workers of the new cluster.
+        threads: threads of each task. Default: the cores of this machine divided by `jobs`.
+        cluster: address of the Ray cluster, and the environment of its workers.
 
     Raises:
         MissingPackageError: Ray is not installed.
@@ -52,10 +52,10 @@ class Ray(Executor):
         self._started = self._stopping = False
 
     def submit(self, tasks: Sequence[Task]) -> None:
-        """Find or start the cluster, and give it the first tasks.
+        """Connect to the cluster or start one, and submit the first tasks.
 
         Raises:
-            ConfigError: a point needs several processes, or there is no cluster at the address.
+            ConfigError: a point needs several processes, or no cluster answers at the address.
         """
         for task in tasks:
             _require_one_process(task)
@@ -77,12 +77,12 @@ class Ray(Executor):
                 runtime_env=ray.runtime_env or None,
                 **here,
             )
-        except (OSError, RuntimeError, ValueError) as error:  # OSError: nobody answers
+        except (OSError, RuntimeError, ValueError) as error:  # OSError: no cluster answers
             raise ConfigError(f"cluster.ray: {error}") from error
         self._started = True
 
     def _feed(self) -> None:
-        """As many tasks as may be at work."""
+        """Submit tasks until `jobs` of them are at work."""
         while self._left and len(self._tasks) < self.jobs and not self._stopping:
             task = self._left.popleft()
             gpus = 0 if task.config.infrastructure.gpus == -1 else 1
@@ -104,7 +104,7 @@ class Ray(Executor):
             try:
                 failure, messages = self._ray.get(reference)
             except self._ray.exceptions.TaskCancelledError:
-                continue  # stopped: its checkpoint is on disk
+                continue  # stopped on request; its checkpoint is on disk
             except self._ray.exceptions.RayError as error:
                 failure, messages = _death(error), []
             self._messages += messages
@@ -133,21 +133,21 @@ class Ray(Executor):
 
 
 def _require_one_process(task: Task) -> None:
-    """Raise ConfigError where a point is more than one task, or names a device as Ray does not."""
+    """Raise ConfigError if a point needs several processes, or a device other than 0."""
     infrastructure = task.config.infrastructure
     if infrastructure.num_nodes > 1 or (isinstance(infrastructure.gpus, list) and len(infrastructure.gpus) > 1):
         raise ConfigError(
-            "--executor ray runs each point in one process: give it one device and one machine, or start the "
-            "processes of a run by --executor slurm or torchrun"
+            "--executor ray runs each point in one process; give each point one device and one machine, or start the "
+            "processes of a run with --executor slurm or torchrun"
         )
     if infrastructure.gpus not in (-1, 0, [0]):
         raise ConfigError(
-            f"infrastructure.gpus: {infrastructure.gpus}: Ray chooses the device of a task, which sees it as 0: write 0"
+            f"infrastructure.gpus: {infrastructure.gpus}: Ray chooses the device of a task, which sees it as 0; write 0"
         )
 
 
 def _death(error: Exception) -> Failure:
-    """Of a task that has ended without a word."""
+    """Failure of a task whose worker died without a result."""
     return Failure("defect", f"its worker died ({type(error).__name__}): {str(error).strip().splitlines()[0]}")
 
 
@@ -156,19 +156,19 @@ def _death(error: Exception) -> Failure:
 
 @dataclasses.dataclass(frozen=True)
 class _Home:
-    """What a worker takes over from the process that asks: where modules and relative paths start."""
+    """Module path and working folder of the submitting process, which a worker takes over."""
 
     modules: tuple[str, ...]
     folder: Path
 
     def enter(self) -> None:
-        with contextlib.suppress(FileNotFoundError):  # a relative path that is then missing says so itself
+        with contextlib.suppress(FileNotFoundError):  # a relative path that is missing then raises its own error
             os.chdir(self.folder)
         sys.path += [path for path in self.modules if path not in sys.path]
 
 
 def _work(task: Task, threads: int, home: _Home) -> tuple[Failure | None, list[str]]:
-    """Run a task; why it failed, and what it warned of."""
+    """Run a task in the worker, and return its failure (or None) and its warnings."""
     torch.set_num_threads(threads)
     told: list[str] = []
     with warnings.catch_warnings():
@@ -176,6 +176,6 @@ def _work(task: Task, threads: int, home: _Home) -> tuple[Failure | None, list[s
         try:
             home.enter()
             failure = execute(task)
-        except Interrupted:  # the checkpoint is written; nobody asks for this
-            failure = Failure("defect", "it was stopped by a signal that was not this command's")
+        except Interrupted:  # the checkpoint is written, but this command has not asked to stop
+            failure = Failure("defect", "it was stopped by a signal that this command did not send")
     return failure, list(dict.fromkeys(told))

@@ -1,4 +1,4 @@
-"""Jobs of a Slurm cluster, through submitit: an array per study, which outlives the process that submits it."""
+"""Executor on a Slurm cluster, through submitit: one job array per study, which outlives the submitting process."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from biotorch.experiment.executors.base import Ended, Executor, Task
 from biotorch.experiment.executors.slurm_job import Job, JobList, Work, digest, named
 from biotorch.experiment.folder import RunFolder
 
-#: Seconds between two questions to Slurm, and those after which the file of a job that has ended should be seen here.
+#: Seconds between two queries of Slurm, and seconds after which an ended job's file should be visible on this machine.
 _ASK, _FILE_SYSTEM = 10.0, 15.0
 
 
 class Slurm(Executor):
-    """One job per point, at most `jobs` at once; they go on when this process ends.
+    """Executor with one Slurm job per point, at most `jobs` at once. The jobs continue when this process ends.
 
-    The same study submitted again finds its jobs by `folder/slurm/jobs.json`, and watches them. A job that has to go
-    (time limit, preemption) writes a checkpoint, and Slurm puts it back into the queue, where it continues.
+    When the same study is submitted again, it finds its jobs in `folder/slurm/jobs.json` and watches them. A job that
+    must stop (time limit, preemption) writes a checkpoint. Slurm then puts it back into the queue, and it continues.
 
     Args:
-        folder: of the study; every machine of the cluster sees it at this path.
-        jobs: of the study at once; points that ask for machines of another kind are an array of their own.
-        cluster: what is asked for.
+        folder: folder of the study, which every machine of the cluster must see at this path.
+        jobs: largest number of jobs at once in an array. Points that need machines of different kinds are in
+            different arrays.
+        cluster: resources to ask for.
 
     Raises:
-        ConfigError: there is no sbatch.
+        ConfigError: sbatch is not installed.
         MissingPackageError: submitit is not installed.
     """
 
@@ -44,7 +45,7 @@ class Slurm(Executor):
         self.folder, self.jobs, self.cluster = folder.resolve() / "slurm", jobs, cluster or ClusterConfig()
         if shutil.which("sbatch") is None:
             raise ConfigError(
-                "--executor slurm: there is no sbatch here: run this on a login machine of a cluster, or install "
+                "--executor slurm: there is no sbatch here; run this on a login machine of a cluster, or install "
                 "Slurm's commands (Debian: apt-get install slurm-client)"
             )
         self._submitit: Any = require("submitit", "slurm", "--executor slurm")
@@ -56,11 +57,11 @@ class Slurm(Executor):
     # Submitting --------------------------------------------------------------------------------------
 
     def submit(self, tasks: Sequence[Task]) -> None:
-        """Submit what has no job yet.
+        """Submit the tasks that have no job yet.
 
         Raises:
-            ConfigError: a job runs a point with another configuration or is to be overwritten, a point cannot be
-                run like this, or sbatch refuses.
+            ConfigError: a point's job is alive, but the point has another configuration or is to be overwritten; a
+                point asks for devices that a job does not have; or sbatch refuses.
         """
         asked = {task.name: self._asked_for(task) for task in tasks}
         self._tasks = {task.name: task for task in tasks}
@@ -73,13 +74,13 @@ class Slurm(Executor):
             self._submit(alike, dict(shape))
 
     def _find(self, tasks: Sequence[Task]) -> None:
-        """The jobs of an earlier command that are still there."""
+        """Find the jobs of an earlier command that are still alive, and watch them."""
         earlier = self._list.read()
         known = {job.number for job in earlier.values()}
         states = slurm_job.ask(known)
         if states is None:
             raise ConfigError(
-                f"--executor slurm: squeue does not answer, and {self._list.path} has jobs: try again later"
+                f"--executor slurm: squeue does not answer, and {self._list.path} lists jobs; try again later"
             )
         for task in tasks:
             job = earlier.get(task.name)
@@ -88,21 +89,21 @@ class Slurm(Executor):
             job.state = states.get(job.number, slurm_job.State.UNKNOWN).name
             ended, failure = job.outcome(self.folder)
             if failure is not None:
-                self._messages.append(f"{task.name}: submitted again; job {job.number} broke: {failure.message}")
+                self._messages.append(f"{task.name}: submitted again, as job {job.number} broke: {failure.message}")
             if ended or slurm_job.dead(job.state):
                 continue
             if task.overwrite or job.config != digest(task.config):
                 wanted = "--overwrite" if task.overwrite else "another configuration"
                 raise ConfigError(
-                    f"{task.path} is being written by Slurm job {job.number}, and {wanted} is asked for: wait for it, "
-                    f"or `scancel {job.number}`"
+                    f"{task.path} is being written by Slurm job {job.number}, but {wanted} is asked for; wait for the "
+                    f"job, or end it with `scancel {job.number}`"
                 )
             self._jobs[task.name] = job
         if self._jobs:
             self._messages.append(f"already submitted: {named(self._jobs.values())}; logs in {self.folder}")
 
     def _submit(self, tasks: Sequence[Task], shape: dict[str, Any]) -> None:
-        """One array; its tasks need machines of one kind."""
+        """Submit one array of tasks that need machines of the same kind."""
         cluster = self.cluster
         executor = self._submitit.SlurmExecutor(self.folder, max_num_timeout=cluster.requeues)
         name = tasks[0].config.experiment.name.replace("/", "-")
@@ -119,8 +120,8 @@ class Slurm(Executor):
             signal_delay_s=cluster.grace_seconds,
             array_parallelism=self.jobs,
             additional_parameters={"requeue": True, **additional},
-            # Since Slurm 22.05 srun does not take the first over from sbatch; without the second, processes would
-            # wait for the gradients of one that has died.
+            # Since Slurm 22.05 srun does not inherit the first option from sbatch. Without the second, processes would
+            # wait for the gradients of a process that has died.
             srun_args=[f"--cpus-per-task={cpus}", "--kill-on-bad-exit=1"],
         )
         for task in tasks:
@@ -140,9 +141,9 @@ class Slurm(Executor):
         self._messages.append(f"submitted: {named(new.values())}; logs in {self.folder}")
 
     def _asked_for(self, task: Task) -> dict[str, Any]:
-        """Machines, processes and CPUs of a task.
+        """Machines, processes and CPUs of a task, as options of sbatch.
 
-        Raises ConfigError where its devices are not numbered as they are inside a job.
+        Raises ConfigError if its devices are not numbered from 0, as they are inside a job.
         """
         infrastructure = task.config.infrastructure
         gpus = infrastructure.gpus
@@ -150,7 +151,7 @@ class Slurm(Executor):
         numbered = list(range(len(devices)))
         if gpus != -1 and sorted(devices) != numbered:
             raise ConfigError(
-                f"infrastructure.gpus: {gpus}: Slurm chooses the devices of a job, which numbers them from 0: write "
+                f"infrastructure.gpus: {gpus}: Slurm chooses the devices of a job, which numbers them from 0; write "
                 f"{0 if isinstance(gpus, int) else numbered}"
             )
         processes = self.cluster.processes_per_node or len(devices)
@@ -186,11 +187,11 @@ class Slurm(Executor):
         return ended
 
     def _ask(self) -> None:
-        """Ask Slurm for the state of the jobs; where it does not answer, what was known stays."""
+        """Ask Slurm for the state of the jobs; without an answer, the last known states stay."""
         self._asked = time.monotonic()
         states = slurm_job.ask({job.number for job in self._jobs.values()})
         if states is None:
-            self._tell("squeue does not answer: asking again")
+            self._tell("squeue does not answer; asking again")
             return
         for name, job in self._jobs.items():
             state = states.get(job.number, slurm_job.State.UNKNOWN)
@@ -203,12 +204,12 @@ class Slurm(Executor):
                 self._tell(f"{name}: Slurm does not start job {job.number}: {state.reason}")
 
     def _death(self, job: Job) -> Failure:
-        """Of a job that has ended without a word."""
+        """Failure of a job that has ended without a result."""
         where = f"; see {log}" if (log := job.error_log(self.folder)).is_file() else ""
         told = {
             "UNKNOWN": "is no longer known to Slurm",
-            "OUT_OF_MEMORY": "was killed for want of memory (OUT_OF_MEMORY): raise cluster.memory_gb",
-            "TIMEOUT": "was killed at its time limit (TIMEOUT), before it could save: raise cluster.grace_seconds",
+            "OUT_OF_MEMORY": "ran out of memory (OUT_OF_MEMORY); raise cluster.memory_gb",
+            "TIMEOUT": "was killed at its time limit (TIMEOUT) before it could save; raise cluster.grace_seconds",
         }.get(job.state, f"ended as {job.state}")
         return Failure("defect", f"Slurm job {job.number} {told}{where}")
 
@@ -220,21 +221,21 @@ class Slurm(Executor):
         return found
 
     def stop(self) -> None:
-        """Leave the jobs alone, and say which they are."""
+        """Leave the jobs running, and add a message that names them."""
         if self._jobs:
             numbers = sorted({job.number.partition("_")[0] for job in self._jobs.values()}, key=int)
             self._messages.append(
-                f"still in Slurm's hands: {named(self._jobs.values())}. The same command watches them again; "
+                f"still queued or running: {named(self._jobs.values())}. The same command watches them again; "
                 f"`scancel {' '.join(numbers)}` ends them"
             )
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Nothing is this process's own."""
+        """Do nothing, because the jobs belong to Slurm and not to this process."""
 
     def _tell(self, message: str) -> None:
-        """Once."""
+        """Add a message, unless it was added before."""
         if message not in self._told:
             self._told.add(message)
             self._messages.append(message)
@@ -245,7 +246,7 @@ def _absolute(task: Task) -> Task:
 
 
 def _forget(path: Path) -> None:
-    """Clear a run's folder before its job is submitted: the job itself may start more than once."""
+    """Clear a run's folder before its job is submitted, because the job itself may start more than once."""
     folder = RunFolder(path)
     folder.lock()
     try:

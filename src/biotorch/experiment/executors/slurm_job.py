@@ -1,4 +1,4 @@
-"""Slurm jobs of a study: their list, their states (squeue, sacct), and the work that each does."""
+"""Slurm jobs of a study: the list of jobs, their states (squeue, sacct), and the work inside a job."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from biotorch.errors import ConfigError, Failure, Interrupted
 from biotorch.experiment.config import Config
 from biotorch.experiment.executors.base import Task, execute
 
-#: States in which nothing more comes. PREEMPTED is one where Slurm does not put jobs back.
+#: States of jobs that have ended. A job stays PREEMPTED only where Slurm does not put preempted jobs back.
 _DEAD = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
     "TIMEOUT", "UNKNOWN",
 }  # fmt: skip
 
-#: Beginnings of the reasons for which a job waits that somebody has to take away.
+#: Beginnings of waiting reasons that do not go away without somebody's action.
 _STUCK = ("AccountNotAllowed", "BadConstraints", "Invalid", "JobHeld", "JobHold", "launch failed", "Partition")
 
 _SECONDS = 30
@@ -37,7 +37,7 @@ _SECONDS = 30
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """Slurm's name of a state, and why the job waits."""
+    """Slurm's name of a job's state, and the reason why the job waits."""
 
     name: str
     reason: str = ""
@@ -46,7 +46,7 @@ class State:
 
     @property
     def stuck(self) -> bool:
-        """Whether it waits for something that does not come by itself."""
+        """Whether the job waits for something that somebody has to change."""
         return self.name == "PENDING" and self.reason.startswith(_STUCK)
 
 
@@ -59,7 +59,7 @@ def dead(name: str) -> bool:
 
 
 def ask(jobs: Set[str]) -> dict[str, State] | None:
-    """The state of each of these jobs that Slurm still knows ("12", or "12_3" of an array); None: no answer."""
+    """States of those jobs ("12", or "12_3" of an array) that Slurm still knows; None if Slurm does not answer."""
     if not jobs:
         return {}
     arrays = ",".join(sorted({job.partition("_")[0] for job in jobs}))
@@ -68,7 +68,7 @@ def ask(jobs: Set[str]) -> dict[str, State] | None:
         return None
     states = {number: State(name, reason) for number, name, reason in found}
     if jobs - states.keys():
-        # "CANCELLED by 1000"
+        # sacct's state may have more words, such as "CANCELLED by 1000".
         known = _lines(
             "sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State", f"--jobs={arrays}"
         )
@@ -77,19 +77,19 @@ def ask(jobs: Set[str]) -> dict[str, State] | None:
 
 
 def _lines(*command: str) -> list[list[str]] | None:
-    """The fields of each line; None where there is no answer."""
+    """Fields of each line of a command's output, or None without an answer."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
-    if done.returncode != 0 and "Invalid job id" not in done.stderr:  # forgotten
+    if done.returncode != 0 and "Invalid job id" not in done.stderr:  # Slurm has forgotten the job
         return None
     return [line.split("|") for line in done.stdout.splitlines() if line]
 
 
 @dataclasses.dataclass
 class Job:
-    """A job, as it stands in jobs.json, and what is known of it."""
+    """Job as recorded in jobs.json (number, processes, digest of its configuration), with its last known state."""
 
     number: str
     processes: int
@@ -98,11 +98,11 @@ class Job:
     dead_since: float | None = None
 
     def outcome(self, folder: Path) -> tuple[bool, Failure | None]:
-        """Whether it has said how it ended, and what it said."""
+        """Whether the job has written how it ended, and its failure, if any."""
         for rank in range(self.processes):
             try:
                 kind, content = pickle.loads((folder / f"{self.number}_{rank}_result.pkl").read_bytes())
-            except (FileNotFoundError, EOFError, pickle.UnpicklingError):  # not there, or half of it
+            except (FileNotFoundError, EOFError, pickle.UnpicklingError):  # missing, or not completely written
                 continue
             if kind == "error":
                 return True, Failure("defect", content.strip().splitlines()[-1], content)
@@ -111,53 +111,54 @@ class Job:
         return False, None
 
     def error_log(self, folder: Path) -> Path:
+        """Path of the first process's stderr."""
         return folder / f"{self.number}_0_log.err"
 
 
 class JobList:
-    """By point, the job that was last submitted for it; a file."""
+    """File that records, for each point, the job that was last submitted for it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def read(self) -> dict[str, Job]:
-        """Raises ConfigError where the file is damaged."""
+        """Read the jobs by point. Raises ConfigError if the file is damaged."""
         if not self.path.is_file():
             return {}
         try:
             return {name: Job(**each) for name, each in json.loads(self.path.read_text()).items()}
         except (ValueError, TypeError, AttributeError) as error:
             raise ConfigError(
-                f"{self.path} cannot be read: see with squeue whether jobs of this study run, then remove it"
+                f"{self.path} cannot be read; check with squeue whether jobs of this study run, then remove the file"
             ) from error
 
     def add(self, jobs: dict[str, Job]) -> None:
-        """Put these beside, or in the place of, those that are there."""
+        """Add jobs to the file; a job replaces an earlier one of the same point."""
         kept = ("number", "processes", "config")
         tree = {name: {key: getattr(job, key) for key in kept} for name, job in (self.read() | jobs).items()}
         _files.write_text(self.path, json.dumps(tree, indent=1) + "\n")
 
 
 def named(jobs: Iterable[Job]) -> str:
-    """How many, and which."""
+    """Number and numbers of jobs as text, such as `2 Slurm jobs (7_0, 7_1)`."""
     numbers = sorted((job.number for job in jobs), key=lambda each: [int(part) for part in each.split("_")])
     shown = numbers if len(numbers) <= 4 else [numbers[0], "...", numbers[-1]]
     return f"{len(numbers)} Slurm job{'s' * (len(numbers) != 1)} ({', '.join(shown)})"
 
 
 def digest(config: Config) -> str:
-    """Of what a run computes."""
+    """Digest of every setting that changes a run's numbers."""
     tree = config.model_dump(mode="json", exclude={"cluster", "logging", "sweep", "attacks"})
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
-#: Seconds that a job waits for Slurm to kill it, or for its first process to fail by itself.
+#: Seconds that a stopped job waits for Slurm to kill it, and that a failed process waits for the first one to fail.
 _UNTIL_KILLED, _FIRST_PROCESS = 600.0, 10.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What each process of a job calls."""
+    """Function that each process of a job calls with its task."""
 
     threads: int
     minutes: int
@@ -171,35 +172,36 @@ class Work:
         except Interrupted:
             return self._go(asked_to_go)
         if failure is not None and int(os.environ.get("SLURM_PROCID", "0")) > 0:
-            time.sleep(_FIRST_PROCESS)  # it fails for the same reason, or waits for this one until it is killed
+            time.sleep(_FIRST_PROCESS)  # the first fails for the same reason, or is killed while it waits
             raise RuntimeError(f"in process {os.environ['SLURM_PROCID']}: {failure.message}")
         return failure
 
     def _go(self, asked_to_go: _AskedToGo) -> Failure | None:
-        """The checkpoint is written: back into the queue, or wait for Slurm to do what it wants to."""
+        """Put the job back into the queue, or wait for Slurm to end it. The checkpoint is already written."""
         until = time.monotonic() + _UNTIL_KILLED
         while not asked_to_go.came:
-            # scancel, or a preemption after which Slurm itself puts the job back; to end now would be to have failed.
+            # SIGTERM came from scancel, or from a preemption after which Slurm itself puts the job back. A job that
+            # ended now would count as failed.
             if time.monotonic() > until:
-                return Failure("defect", "its process was stopped by SIGTERM, which was not Slurm's")
+                return Failure("defect", "its process was stopped by a SIGTERM that Slurm did not send")
             time.sleep(0.2)
         try:
             asked_to_go.requeue()
         except importlib.import_module("submitit").core.utils.UncompletedJobError:
             limits = f"{self.requeues + 1} time limit{'s' * (self.requeues > 0)} of {self.minutes} minutes"
-            text = f"it was not finished after {limits}; its checkpoint is kept: raise cluster.minutes or .requeues"
+            text = f"not finished after {limits}; its checkpoint is kept; raise cluster.minutes or cluster.requeues"
             return Failure("mistake", text)
         return None
 
     def checkpoint(self, task: Task) -> Any:
-        """For submitit: what the job does when it starts again; the checkpoint is in the folder of the point."""
+        """Work that submitit starts again after a requeue; the checkpoint is in the folder of the point."""
         return importlib.import_module("submitit").helpers.DelayedSubmission(self, task)
 
 
 class _AskedToGo:
-    """Slurm's signal before a time limit or a preemption (SIGUSR2, see submitit), turned into a request to stop.
+    """Handler that turns Slurm's signal before a time limit or preemption (SIGUSR2, see submitit) into a SIGTERM.
 
-    submitit by itself would leave in the middle of an update, with the checkpoint that happens to be there.
+    submitit's own handler would end the process in the middle of an update, with whatever checkpoint exists.
     """
 
     def __init__(self) -> None:
@@ -213,8 +215,8 @@ class _AskedToGo:
             signal.raise_signal(signal.SIGTERM)
 
     def requeue(self) -> None:
-        """What submitit does: the first process puts the job back into the queue and exits.
+        """Call submitit's handler, with which the first process puts the job back into the queue and exits.
 
-        Raises UncompletedJobError where the job may not be put back any more.
+        Raises UncompletedJobError if the job must not be put back again.
         """
         self._theirs(self._number, None)

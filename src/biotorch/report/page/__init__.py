@@ -1,4 +1,4 @@
-"""One HTML file that shows everything some runs have to show."""
+"""Self-contained HTML page of tables, figures and details of runs."""
 
 from biotorch.report.page.page import write_page
 

@@ -1,4 +1,4 @@
-"""What stands on the page as text: tables, verdicts, runs."""
+"""Text content of the page: tables, verdicts, runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from biotorch.results import frames
 from biotorch.results.collecting import Collection, Run
 from biotorch.results.groups import at, by_configuration, label, method, without_copies
 
-#: What runs can be chosen by, with where it stands in their configuration.
+#: Facets by which a reader can choose runs, with their keys in the configuration.
 FACETS = {
     "rule": "model.mode.type",
     "network": "model.architecture",
@@ -34,12 +34,12 @@ _HEADS = {
 }
 
 
-#: How a cell with a number begins; a dash stands for none.
+#: Start of a numeric cell; a dash stands for a missing number.
 _NUMBER = re.compile(r"[-+]?\d|\[[-+]|-$")
 
 
 def facets_of(result: Mapping[str, Any]) -> dict[str, str]:
-    """By what a run can be chosen, all as text."""
+    """Values of a run's facets, as text."""
     found = {name: at(dict(result), path) for name, path in FACETS.items()}
     values = {name: "-" if value is None else str(value) for name, value in found.items()}
     return {**values, "rule": method(dict(result))}
@@ -47,20 +47,20 @@ def facets_of(result: Mapping[str, Any]) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """A table of which every row can be chosen by facets."""
+    """Table with the facets of every row, so that the page can filter rows."""
 
     table: Table
     facets: list[dict[str, str]]
 
     @property
     def kinds(self) -> list[str]:
-        """Of every column: `number` or `text`."""
+        """Kind of every column, `number` or `text`."""
         columns = zip(*self.table.rows, strict=True)
         return ["number" if all(_NUMBER.match(cell) for cell in column) else "text" for column in columns]
 
 
 def content(collection: Collection) -> dict[str, Any]:
-    """What the template needs, beside the figures."""
+    """Values for the page's template, except the figures."""
     results = without_copies(collection.results)
     groups = by_configuration(results)
     without_seed = [{**facets_of(group[0]), "seed": ""} for group in groups]
@@ -81,7 +81,7 @@ def content(collection: Collection) -> dict[str, Any]:
 
 
 def _facets(results: Sequence[Result]) -> dict[str, list[str]]:
-    """The values of each facet."""
+    """Values that occur, by facet."""
     found = [facets_of(result) for result in results]
     values = {name: list(dict.fromkeys(each[name] for each in found)) for name in FACETS}
     return {name: sorted(each, key=_as_number) if name == "seed" else each for name, each in values.items()}
@@ -92,7 +92,7 @@ def _as_number(seed: str) -> tuple[int, str]:
 
 
 def _differences(collection: Collection) -> tuple[_Rows | None, str]:
-    """Each rule against backpropagation, seed by seed; or None and why there are none."""
+    """Table of each rule's differences to backpropagation, seed by seed; or None and the reason."""
     frame = frames.of_collection(collection)
     if "backpropagation" not in set(frame["rule"]) or frame["rule"].nunique() < 2 or frame["test_error"].isna().all():
         return None, ""
@@ -108,12 +108,12 @@ def _differences(collection: Collection) -> tuple[_Rows | None, str]:
         setting = [str(each[name]) for name in ("dataset", "architecture", "optimizer", "epochs")]
         rows.append([*setting, each["rule"], f"{each['difference']:+.2f}", interval, str(each["n"])])
     header = ["data set", "network", "optimizer", "epochs", "rule", "difference (points)", "95 % interval", "n"]
-    notes = ["Test error minus that of backpropagation at the same seed; interval: Student's t over n pairs."]
+    notes = ["Test error minus backpropagation's test error at the same seed. Interval: Student's t over n pairs."]
     return (_Rows(Table("Difference to backpropagation", header, rows, notes), facets) if rows else None), ""
 
 
 def _studies(studies: Sequence[Result]) -> list[dict[str, Any]]:
-    """Studies of robustness by network and data set: table, and what each study found."""
+    """Robustness studies by network and data set, each group with its table and the studies' findings."""
     sorted_in: dict[tuple[str, str], list[Result]] = {}
     for study in studies:
         sorted_in.setdefault((str(at(study, FACETS["network"])), str(at(study, FACETS["dataset"]))), []).append(study)
@@ -165,7 +165,7 @@ def _run(run: Run, name: str) -> dict[str, Any]:
 
 
 def _command(run: Run) -> str:
-    """Repeats the run into a folder of its own."""
+    """Command that repeats the run in a folder of its own."""
     folder = str(run.path.resolve())
     words = ["biotorch", "run", f"{folder}/config.yaml", "experiment.output_dir=repeated"]
     return shlex.join(words)

@@ -1,4 +1,4 @@
-// Interactive figures: every panel is drawn when it comes into sight, from the series in DATA.
+// Interactive figures: each panel is drawn from the series in DATA when it scrolls into view.
 "use strict";
 
 const DARK = matchMedia("(prefers-color-scheme: dark)");
@@ -6,7 +6,7 @@ let printing = false;
 
 const isDark = () => DARK.matches && !printing;
 
-/** A colour as [r, g, b]; on a dark page what is too dark to see is mixed with white. */
+/** A colour as [r, g, b]; on a dark page, colours that are too dark to see are mixed with white. */
 function visible(color) {
   let parts = [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16));
   const light = (0.299 * parts[0] + 0.587 * parts[1] + 0.114 * parts[2]) / 255;
@@ -16,7 +16,7 @@ function visible(color) {
 }
 const rgba = (color, alpha) => `rgba(${visible(color).join(",")},${alpha})`;
 
-/** Of layers: from dark blue (input) over green to yellowish (output). */
+/** Colour of a layer: from dark blue (input) through green to yellowish (output). */
 function depthColor(index, count) {
   const stops = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98]];
   const at = count < 2 ? 0 : (index / (count - 1)) * (stops.length - 1);
@@ -40,7 +40,7 @@ function deviation(values) {
   return Math.sqrt(values.reduce((sum, value) => sum + (value - middle) ** 2, 0) / (values.length - 1));
 }
 
-/** Mean and band over runs, at the places that all of them have: `get` makes a run a map from place to [x, y]. */
+/** Mean and band over runs, at the places that all of them have; `get` maps a run to a map from place to [x, y]. */
 function average(runs, get) {
   const maps = runs.map(get).filter((map) => map.size);
   const series = { x: [], mean: [], low: [], high: [] };
@@ -57,7 +57,7 @@ function average(runs, get) {
   return series;
 }
 
-/** The line of a series, over its band where it has one. */
+/** Traces of a series: its band, if it has one, and its line. */
 function lines(name, look, series) {
   const alone = series.x.length < 2 ? 8 : 6;
   const line = {
@@ -77,7 +77,7 @@ function lines(name, look, series) {
   ];
 }
 
-/** Traces of the runs of a curve: averaged, or each alone. */
+/** Traces of the runs of a curve: their average, or one trace per run. */
 function overSeeds(curve, name, look, get) {
   const runs = curve.runs.filter(isChosen);
   if (!eachSeed()) return lines(name, look, average(runs, get));
@@ -105,7 +105,7 @@ function progress(figure, bySeconds) {
   }));
 }
 
-/** Names of the layers that are not chosen, by panel. */
+/** Names of the layers that the reader has not chosen, by panel. */
 const hiddenLayers = DATA.panels.map(() => new Set());
 
 function overLayers() {
@@ -185,7 +185,7 @@ function layout(panel) {
   };
 }
 
-/** The last value of every line as text, for those who cannot hover. */
+/** The last value of every line as text, for readers who cannot hover. */
 function values(panel) {
   const details = document.createElement("details");
   const list = document.createElement("ul");
@@ -225,19 +225,19 @@ function draw(name) {
     const place = document.createElement("div");
     place.className = "plot";
     const names = panel.traces.filter((trace) => trace.showlegend).length;
-    place.style.height = `${22 + 0.8 * names}rem`; // the legend stands below, two or three names in a line
+    place.style.height = `${22 + 0.8 * names}rem`; // room for the legend below, with two or three names per line
     place.setAttribute("role", "img");
-    place.setAttribute("aria-label", `${panel.title}: ${panel.y} over ${panel.x}; the last values stand below as text`);
+    place.setAttribute("aria-label", `${panel.title}: ${panel.y} over ${panel.x}; the last values are listed below as text`);
     figure.append(head, place, values(panel));
     waiting.set(place, panel);
     return figure;
   }));
-  if (!panels.length) grid.textContent = "Nothing of what is chosen has this figure.";
+  if (!panels.length) grid.textContent = "None of the chosen runs has data for this figure.";
   grid.querySelectorAll(".plot").forEach((place) => sight.observe(place));
 }
 const drawAll = () => Object.keys(DRAW).forEach(draw);
 
-/** The attacks of the network that is chosen; PGD first, if there is one. */
+/** Fill the menu with the attacks of the chosen network; PGD is selected first, if there is one. */
 function offerAttacks() {
   const select = document.querySelector('select[data-option="attack"]');
   if (!select) return;
@@ -277,7 +277,7 @@ function offerLayers() {
   });
 }
 
-/** Beside the names of rules, their colours. */
+/** Show each rule's colour beside its name. */
 function paintRules() {
   const colors = new Map(DATA.panels.flatMap((panel) => panel.curves.map((curve) => [curve.rule, curve.color])));
   for (const box of document.querySelectorAll('fieldset[data-facet="rule"] input')) {

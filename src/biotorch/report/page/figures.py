@@ -1,4 +1,4 @@
-"""What the interactive figures draw, as data: the browser averages over the seeds and layers that are chosen."""
+"""Data of the interactive figures; the browser averages over the seeds and layers that the reader chooses."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ from biotorch.report.robustness import (
 from biotorch.report.series import Curve, panels
 from biotorch.results.collecting import Collection
 
-#: What of the page's 8 MB is left for figures by plotly.js and the tables of a hundred runs.
+#: Bytes of figure data: the page's limit of 8 MB less plotly.js and the tables of a hundred runs.
 BUDGET = 2_000_000
 
-#: Layer by layer, as a record of the history has it, with what stands at its axis.
+#: Layerwise quantities by their key in a history record, with the label of the axis.
 LAYERWISE = {
-    "angles": "angle between W and B (°)",
-    "gradient_angles": "angle between update and true gradient (°)",
+    "angles": "alignment angle between W and B (°)",
+    "gradient_angles": "gradient angle between update and true gradient (°)",
     "norm_ratios": "norm of B / norm of W",
 }
 
-#: The same in the order of what a figure by depth shows first.
+#: The same keys in the order in which the figure by depth offers them.
 _BY_DEPTH = ("gradient_angles", "angles", "norm_ratios")
 
-#: Markers of matplotlib, as Plotly calls them.
+#: Plotly's names of matplotlib's markers.
 _SYMBOLS = {
     "o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down", "P": "cross", "X": "x",
     "h": "hexagon", "<": "triangle-left", ">": "triangle-right", "d": "diamond-tall", "p": "pentagon",
     "H": "hexagon2", "8": "octagon", "+": "cross-thin-open", "*": "star",
 }  # fmt: skip
 _DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
-#: Of variants of one attack.
+#: Line styles of the variants of one attack.
 _VARIANTS = ("solid", "dash", "dashdot", "longdash", "longdashdot")
 
 
 def figures(collection: Collection) -> dict[str, Any]:
-    """All series, of as many epochs as go into the budget.
+    """Series of all figures, with as many epochs as the budget allows.
 
     Returns:
-        `every`: of how many epochs one is kept, beside the last; `panels`: curves of training; `studies`: curves of
-        accuracy under attack; `layerwise`, `by_depth` and `quantities`: what there is to choose from; `trained`:
-        whether any run has more than its state before training.
+        `every`: one epoch of so many is kept, and the last one; `panels`: training curves; `studies`: curves of
+        accuracy under attack; `layerwise`, `by_depth` and `quantities`: options of the page's menus; `trained`:
+        whether any run has a record after training.
     """
     shown = panels([run.result for run in collection.runs])
     longest = max(len(run.result["history"]) for run in collection.runs)
@@ -117,13 +117,13 @@ def _split(records: Sequence[Mapping[str, float] | None]) -> dict[str, list[floa
 
 
 def _importance(quantity: str) -> tuple[int, str]:
-    """The error, or the perplexity of text, before all others."""
+    """Sort key that puts the error first, then the perplexity of text, then the others by name."""
     first = ("error", "perplexity")
     return (first.index(quantity) if quantity in first else len(first), quantity)
 
 
 def _short(value: float | None) -> float | None:
-    """Four digits: more than a screen has pixels for."""
+    """Value rounded to four digits, which is finer than a pixel of the screen."""
     return None if value is None else float(f"{value:.4g}")
 
 
@@ -146,7 +146,7 @@ _GRADIENTS = {"feedback": "the rule's feedback gradient", "true": "true gradient
 
 
 def _attack(studies: Sequence[Result], name: str) -> dict[str, Any]:
-    """The panels of an attack: one for each gradient, or one alone for a black box."""
+    """Panels of an attack: one for each gradient, or a single one for a black box."""
     gradients: list[str | None] = [None] if name in BLACK_BOX else list(_GRADIENTS)
     return {
         "name": _ATTACKS[name].replace("\n", " "),
@@ -164,7 +164,7 @@ def _attack(studies: Sequence[Result], name: str) -> dict[str, Any]:
 
 
 def _curves(studies: Sequence[Result], network: Network, name: str, gradient: str | None) -> list[dict[str, Any]]:
-    """The curves of a network: one for each variant of the attack, and random signs to compare with."""
+    """Curves of a network: one for each variant of the attack, and random signs for comparison."""
     look = {
         "rule": facets_of(network.studies[0])["rule"],
         "color": network.look["color"],

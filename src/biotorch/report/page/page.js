@@ -1,14 +1,14 @@
-// Choosing runs, sorting and filtering tables, copying. What is chosen is told to the figures by the event "chosen".
+// Choice of runs, sorting and filtering of tables, copying. The event "chosen" tells the figures to redraw.
 "use strict";
 
 document.body.classList.add("scripted");
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 
-/** What is not chosen, by facet. */
+/** Values that the reader has not chosen, by facet. */
 const hidden = {};
 
-/** Whether something that has facets as properties is chosen; what lacks a facet is, whatever is chosen of it. */
+/** Whether an item, whose properties are facets, is chosen; an item without a facet is not filtered by it. */
 function isChosen(item) {
   return Object.entries(hidden).every(([facet, values]) => !item[facet] || !values.has(item[facet]));
 }
@@ -23,7 +23,7 @@ function choose() {
   document.dispatchEvent(new Event("chosen"));
 }
 
-/** Show the rows, or runs, that are chosen and have the text that was typed. */
+/** Show the chosen rows or runs that contain the typed text. */
 function filter(place) {
   const text = place.querySelector("input[type=search]").value.trim().toLowerCase();
   const rows = [...place.querySelectorAll("tbody tr, .run")];
@@ -32,13 +32,13 @@ function filter(place) {
   place.querySelector(".count").textContent = shown === rows.length ? "" : `${shown} of ${rows.length} shown`;
 }
 
-/** The first number of a cell, or null where it starts with a word. */
+/** Number at the start of a cell, or null if it starts with a word. */
 function number(text) {
   const found = text.trim().match(/^[-+−]?\d[\d,]*\.?\d*(e[-+]?\d+)?/i);
   return found ? Number(found[0].replace("−", "-").replaceAll(",", "")) : null;
 }
 
-/** Numbers before words, words by the alphabet, and cells without a value last in both directions. */
+/** Order of two cells: numbers before words, words by the alphabet, and empty cells last in both directions. */
 function compare(one, other, direction) {
   const [a, b] = [one, other].map((text) => text.trim());
   if (a === "-" || b === "-") return (a === "-") - (b === "-");
@@ -68,7 +68,7 @@ for (const head of document.querySelectorAll("th")) {
   head.append(button);
 }
 
-/** The text, by the clipboard where the browser has one for files, else by a selection. */
+/** Copy the text through the clipboard if the browser allows it for files, or else through a selection. */
 async function copy(text, place) {
   try {
     await navigator.clipboard.writeText(text);
@@ -83,7 +83,7 @@ for (const button of document.querySelectorAll(".copy")) {
   const name = button.textContent;
   button.addEventListener("click", async () => {
     const place = button.parentNode.querySelector("code");
-    button.textContent = (await copy(place.textContent, place)) ? "Copied" : "Selected: copy it by the keyboard";
+    button.textContent = (await copy(place.textContent, place)) ? "Copied" : "Selected: press Ctrl-C to copy";
     setTimeout(() => { button.textContent = name; }, 2000);
   });
 }

@@ -1,4 +1,4 @@
-"""The page: one file without anything beside it, which a browser opens from disk."""
+"""Writer of the page, one self-contained HTML file that a browser opens from disk."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _HERE = Path(__file__).parent
 
 
 def write_page(collection: Collection, path: Path, title: str | None = None) -> Path:
-    """Write a page of some runs, and return its path.
+    """Write the page of a collection of runs, and return its path.
 
-    It holds the headline table and the differences between rules, studies of robustness with the checks that fired,
-    interactive figures, and every run with its configuration, versions, hash and the command that repeats it; and
-    what is unfinished or cannot be read. Tables need no JavaScript, and nothing is fetched from anywhere.
+    The page holds the headline table, the differences between rules, robustness studies with the checks that fired,
+    interactive figures, and every run with its configuration, versions, hash and the command that repeats it. It lists
+    unfinished runs and unreadable files. Tables work without JavaScript, and the page loads nothing from the network.
 
     Args:
-        collection: what `biotorch.results.collecting.collect` has found.
-        path: of the file, which is replaced whole or not at all; its folder is made where it is missing.
-        title: default: the names of the experiments.
+        collection: runs found by `biotorch.results.collecting.collect`.
+        path: path of the file, which is replaced atomically; its folder is created if missing.
+        title: title of the page. Default: the names of the experiments.
 
     Raises:
         ValueError: there is no finished run.
@@ -71,10 +71,10 @@ def _read(name: str) -> str:
 
 
 def _script(text: str) -> str:
-    """What no string in it can end early."""
+    """Script text whose strings cannot close the script element."""
     return text.replace("</script", r"<\/script")
 
 
 def _json(value: object) -> str:
-    """JSON that is safe inside of a script element, whatever the names in it are."""
+    """JSON that is safe inside a script element, whatever names it contains."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", r"\u003c")

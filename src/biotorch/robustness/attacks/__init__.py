@@ -1,1 +1,1 @@
-"""Attacks."""
+"""Adversarial attacks: one base class, and one file per family."""

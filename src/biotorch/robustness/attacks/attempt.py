@@ -1,4 +1,4 @@
-"""One batch under attack: the network, the losses, and what an attack may ask and what it costs."""
+"""One batch under attack: its network, the losses, and the counted queries that an attack may make."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
-    """-log softmax(z)_y."""
+    """Cross-entropy per example, -log softmax(z)_y: outputs z (n, C) and labels y (n,) to (n,)."""
     return F.cross_entropy(outputs, labels, reduction="none")
 
 
 def margin(outputs: Tensor, labels: Tensor) -> Tensor:
-    """max_{j≠y} z_j - z_y."""
+    """Margin per example, max_{j≠y} z_j - z_y: outputs z (n, C) and labels y (n,) to (n,)."""
     true = F.one_hot(labels, outputs.shape[1]).bool()
     return outputs.masked_fill(true, -torch.inf).amax(1) - outputs.gather(1, labels[:, None])[:, 0]
 
 
 def dlr(outputs: Tensor, labels: Tensor) -> Tensor:
-    """The difference of logits ratio. Raises ValueError for fewer than three classes."""
+    """Difference of logits ratio (DLR) per example: (n,). Raises ValueError for fewer than three classes."""
     if outputs.shape[1] < 3:
-        raise ValueError(f"loss 'dlr' needs at least three classes, and there are {outputs.shape[1]}: take 'margin'")
+        raise ValueError(f"loss 'dlr' needs at least three classes, and there are {outputs.shape[1]}; use 'margin'")
     largest = outputs.topk(3, dim=1).values
     return margin(outputs, labels) / (largest[:, 0] - largest[:, 2]).clamp_min(1e-12)
 
@@ -41,30 +41,30 @@ def dlr(outputs: Tensor, labels: Tensor) -> Tensor:
 LOSSES: dict[LossName, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
 
 
-#: The gradient that a white-box attack follows: that of the network itself, or the one that its rule trains with.
+#: Gradient that a white-box attack follows: `true`, the network's own, or `feedback`, the one its rule trains with.
 Gradient = Literal["true", "feedback"]
 
 
 def classified(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Whether each row of outputs (n, C) is highest at its label (n,); a row with a NaN is not."""
+    """Whether each row of outputs (n, C) is highest at its label (n,): (n,) bool. False for a row with a NaN."""
     return (outputs.argmax(1) == labels) & ~outputs.isnan().any(1)
 
 
 class Attempt:
-    """A batch of images, their labels, and the network, which answers questions and counts them.
+    """A batch of images with labels, and the network under attack, whose queries are counted.
 
     Attributes:
         images: (n, ...) in [0, 1]. The network sees every point in their memory format, contiguous or channels_last.
         labels: (n,) int64.
-        generator: of all randomness, on the CPU.
+        generator: source of all randomness, on the CPU.
         queries: (n,) forward passes that each image has taken so far.
-        blind: (n,) where a gradient was asked for and was not finite, or zero everywhere at a point that is classified
-            as labelled.
-        losses: per step the loss (n,) of every image, NaN where it was not looked at.
-        clean_outputs: (n, C), those at the images themselves.
-        clean: (n,) whether each image is classified as its label says.
-        judged: whether figures are wanted beside the examples. Where they are not, no pass is spent on them: clean
-            outputs come when an attack asks for them, and the last point of its steps is not looked at.
+        blind: (n,) bool, whether some gradient at the image was not finite, or was zero everywhere at a point that is
+            classified as labelled.
+        losses: one entry per step, the loss (n,) of every image, NaN for images that the step left out.
+        clean_outputs: (n, C), outputs at the images themselves.
+        clean: (n,) bool, whether each image is classified as labelled.
+        judged: whether the caller wants figures in addition to the examples. If not, no pass is spent on them: clean
+            outputs are computed only when an attack needs them, and the last point of its steps is not evaluated.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Attempt:
             return self.forward(self.images)
 
     def outputs(self, points: Tensor, index: Tensor) -> Tensor:
-        """Outputs (m, C) at points (m, ...), the j-th of which belongs to image `index[j]`.
+        """Outputs (m, C) at points (m, ...), counted as queries. Point j belongs to image `index[j]`.
 
         Raises:
             ValueError: the network does not return one row of outputs per image, or has none for a label.
@@ -95,13 +95,13 @@ class Attempt:
         return self.forward(points)
 
     def forward(self, points: Tensor) -> Tensor:
-        """Outputs (m, C) at the points, uncounted. Raises ValueError as `outputs`."""
-        if self._channels_last:  # choosing among images has lost it
+        """Outputs (m, C) at the points, not counted. Raises ValueError like `outputs`."""
+        if self._channels_last:  # indexing the images has lost the format
             points = points.to(memory_format=torch.channels_last)
         outputs = main_output(self.model(points))
         if outputs.dim() != 2 or len(outputs) != len(points):
             raise ValueError(
-                f"attacks need outputs of shape (n, classes), and for {len(points)} images the network returns "
+                f"attacks need outputs of shape (n, classes), but for {len(points)} images the network returns shape "
                 f"{tuple(outputs.shape)}"
             )
         if outputs.shape[1] <= self._largest_label:
@@ -113,60 +113,62 @@ class Attempt:
         return classified(self.clean_outputs, self.labels)
 
     def right(self, points: Tensor, index: Tensor) -> Tensor:
-        """Whether each of the points (m, ...) is classified as its label says: (m,)."""
+        """Whether each of the points (m, ...) is classified as labelled: (m,) bool."""
         with torch.no_grad():
             return classified(self.outputs(points, index), self.labels[index])
 
     def gradient(
         self, points: Tensor, index: Tensor, loss: Callable[[Tensor, Tensor], Tensor], kind: Gradient
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the loss with respect to the points.
+        """Gradient of the loss with respect to the points.
 
         Args:
-            points: (m, ...), the j-th of which belongs to image `index[j]`.
-            index: (m,).
-            loss: of outputs (m, C) and labels (m,), per example.
-            kind: whose gradient.
+            points: (m, ...); point j belongs to image `index[j]`.
+            index: (m,), index of each point's image.
+            loss: maps outputs (m, C) and labels (m,) to losses (m,).
+            kind: `true` or `feedback`.
 
         Returns:
-            The gradient (m, ...), zero where it is not finite; the losses (m,); the outputs (m, C).
+            The gradient (m, ...), with zeros in place of non-finite values; the losses (m,); the outputs (m, C).
         """
         points = points.detach().requires_grad_()
         with torch.enable_grad(), self.route(index, kind):
             outputs = self.outputs(points, index)
             losses = loss(outputs, self.labels[index])
         gradient = torch.zeros_like(points)
-        if losses.requires_grad:  # not in a network that detaches its input
+        if losses.requires_grad:  # false if the network detaches its input
             (gradient,) = torch.autograd.grad(losses.sum(), points, allow_unused=True, materialize_grads=True)
         flat = gradient.detach().flatten(1)
         finite = flat.isfinite().all(1)
-        needed = classified(outputs.detach(), self.labels[index])  # what is misclassified needs no direction
+        needed = classified(outputs.detach(), self.labels[index])  # a misclassified point needs no direction
         self.blind[index.cpu()] |= (~finite | (needed & (flat == 0).all(1))).cpu()
         return gradient.detach().nan_to_num(0, 0, 0), losses.detach(), outputs.detach()
 
     @contextlib.contextmanager
     def route(self, index: Tensor, kind: Gradient) -> Iterator[None]:
-        """Around a forward pass of images `index`: the gradient asked for, and the labels, which a rule may send."""
+        """Context of a forward pass of images `index`: selects the gradient, and gives their labels to the rule."""
         asked = true_gradients(self.model) if kind == "true" else contextlib.nullcontext()
         with asked, teaching.targets(self.labels[index], scale=1.0):
             yield
 
     def record(self, losses: Tensor, index: Tensor) -> None:
-        """Keep the losses (m,) of a step, to see later whether they were still rising."""
+        """Keep the losses (m,) of a step, so that a check can see whether they were still rising."""
         row = torch.full((len(self.images),), torch.nan)
         row[index.cpu()] = losses.float().cpu()
         self.losses.append(row)
 
 
 class Normalised(nn.Module):
-    """`model((images - mean) / std)`: what is attacked are the images, not their normalised values.
+    """Network that normalises its input first: `model((images - mean) / std)`.
+
+    With it, attacks perturb images in [0, 1] and not their normalised values.
 
     Args:
         model: takes normalised images (n, C, ...).
-        mean, std: of each channel, of pixels in [0, 1].
+        mean, std: mean and standard deviation of each channel, for pixels in [0, 1].
 
     Raises:
-        ValueError: `mean` and `std` are not positive numbers of the same channels.
+        ValueError: `mean` and `std` are empty or of different lengths, or a `std` is not above 0.
     """
 
     mean: Tensor
@@ -176,7 +178,7 @@ class Normalised(nn.Module):
         super().__init__()
         if not mean or len(mean) != len(std) or min(std) <= 0:
             raise ValueError(
-                f"mean and std: one number per channel is needed, std above 0, not {list(mean)} and {list(std)}"
+                f"mean and std: need one number per channel, and std above 0; got {list(mean)} and {list(std)}"
             )
         self.model = model
         self.register_buffer("mean", torch.tensor(mean), persistent=False)

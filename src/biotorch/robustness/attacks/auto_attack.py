@@ -21,16 +21,17 @@ from biotorch.robustness.attacks.gradient import WhiteBox, WhiteBoxArguments
 class AutoPGD(WhiteBox):
     """PGD with momentum that chooses its step sizes itself (Croce and Hein 2020, algorithm 1).
 
-    The first step is 2 epsilon long; at checkpoints it is halved, and the search goes back to the best point so far,
-    where the loss has risen in too few steps. Run by pyautoattack, one restart at a time; it makes all of its steps
-    with every image, and starts at a random point of the surface of the ball. Not the paper's "APGD": that is `EOTPGD`.
+    The first step is 2 epsilon long. At checkpoints where the loss has risen in too few steps, the step is halved, and
+    the search goes back to the best point so far. The library pyautoattack runs it, one restart at a time. It makes all
+    steps with every image, and starts at a random point on the surface of the ball. It is not the paper's "APGD", which
+    is `EOTPGD`.
 
     Args:
-        model, epsilon, norm, gradient, seed, batch_size: as of `WhiteBox`.
-        loss: `ce` or `dlr`; the latter needs three classes.
+        model, epsilon, norm, gradient, seed, batch_size: see `WhiteBox`.
+        loss: `ce` or `dlr`; the latter needs at least three classes.
         steps: number of steps.
-        restarts: independent starts; an image is broken if one of them breaks it.
-        samples: gradients averaged per step, for networks with noise in them.
+        restarts: number of independent starts. An image counts as broken if one of them breaks it.
+        samples: gradients averaged per step, for noisy networks.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class AutoPGD(WhiteBox):
         **white_box: Unpack[WhiteBoxArguments],
     ) -> None:
         super().__init__(model, epsilon, **white_box)
-        require(self.loss in ("ce", "dlr"), f"loss: AutoPGD knows ce and dlr, not {self.loss!r}")
+        require(self.loss in ("ce", "dlr"), f"loss: AutoPGD supports ce and dlr, not {self.loss!r}")
         require_counts(steps=steps, restarts=restarts, samples=samples)
         self.steps, self.restarts, self.samples = steps, restarts, samples
         self._logger = library.Warner()
@@ -53,7 +54,7 @@ class AutoPGD(WhiteBox):
         classes = attempt.clean_outputs.shape[1]
         require(
             self.loss == "ce" or classes >= 3,
-            f"loss: 'dlr' needs at least three classes, and there are {classes}: take 'ce'",
+            f"loss: 'dlr' needs at least three classes, and there are {classes}; use 'ce'",
         )
         shown = library.Shown(attempt, self.gradient, index)
         search = APGDAttack(
@@ -77,7 +78,7 @@ class AutoPGD(WhiteBox):
 
 
 def run(shown: library.Shown, search: Any) -> library.Run:
-    """One start of the library's search: its last misclassified points, or else those of the highest loss."""
+    """One start of the library's search. It returns the last misclassified points, or else those of highest loss."""
 
     def start(images: Tensor, labels: Tensor, index: Tensor) -> Tensor:
         shown.index = index
@@ -92,24 +93,25 @@ Version = Literal["standard", "rand"]
 
 
 class AutoAttack(WhiteBox):
-    """The ensemble by which robustness is usually reported (Croce and Hein 2020), without parameters to choose.
+    """Ensemble of attacks by which robustness is usually reported (Croce and Hein 2020), without free parameters.
 
-    `standard` is, in turn, on the images that are left: Auto-PGD on the cross-entropy; Auto-PGD on the targeted DLR
-    loss, towards nine classes; FAB, towards nine classes; Square with 5,000 queries. `rand`, for networks with noise
-    in them: Auto-PGD on the cross-entropy and on the DLR loss, with gradients averaged over 20 samples. Attacks and
-    settings are those of the library pyautoattack, whose warnings become Python's.
+    `standard` runs four attacks in turn, each on the images that the ones before have not broken: Auto-PGD on the
+    cross-entropy; Auto-PGD on the targeted difference of logits ratio (DLR), towards nine classes; FAB (fast adaptive
+    boundary), towards nine classes; Square with 5,000 queries. `rand` is for noisy networks. It runs Auto-PGD on the
+    cross-entropy and on the DLR loss, with gradients averaged over 20 samples. Attacks and settings come from the
+    library pyautoattack, whose log warnings are raised as Python warnings.
 
-    With fewer than ten classes, all the wrong ones are targets. The targeted DLR loss needs four classes: with three,
-    `standard` runs Auto-PGD on the untargeted one in its place; that needs three, and is left out with two.
+    With fewer than ten classes, all wrong classes are targets. The targeted DLR loss needs four classes. With three
+    classes `standard` uses the untargeted DLR loss instead, and with two it leaves that attack out.
 
-    A forward pass counts as a query of every image that it is about, those of the library's checks included.
+    A forward pass counts as a query of every image in it, including the passes of the library's checks.
 
     Args:
-        model, epsilon, norm, gradient, seed, batch_size: as of `WhiteBox`. Images are (n, C, H, W) for `standard`.
+        model, epsilon, norm, gradient, seed, batch_size: see `WhiteBox`. Images are (n, C, H, W) for `standard`.
         version: `standard` or `rand`.
     """
 
-    fixed: ClassVar[Mapping[str, str]] = {"loss": "its attacks have their own"}
+    fixed: ClassVar[Mapping[str, str]] = {"loss": "its attacks have their own losses"}
 
     def __init__(
         self,
@@ -120,7 +122,7 @@ class AutoAttack(WhiteBox):
         **white_box: Unpack[WhiteBoxArguments],
     ) -> None:
         for name in self.fixed.keys() & white_box:
-            raise TypeError(f"{name}: AutoAttack takes none, {self.fixed[name]}")
+            raise TypeError(f"{name}: AutoAttack does not take this argument, because {self.fixed[name]}")
         super().__init__(model, epsilon, **white_box)
         known = typing.get_args(Version)
         require(version in known, f"version: {' or '.join(map(repr, known))} is needed, not {version!r}")
@@ -148,7 +150,7 @@ class AutoAttack(WhiteBox):
         return points
 
     def _ensemble(self, shown: object, device: torch.device | str) -> Any:
-        """The library's attacks, with the settings of the version."""
+        """Attacks of the library, with the settings of the version."""
         ensemble = pyautoattack.AutoAttack(
             shown, eps=self.epsilon, norm=library.NORMS[self.norm], version=self.version, seed=0, device=device
         )
@@ -156,7 +158,7 @@ class AutoAttack(WhiteBox):
         return ensemble
 
     def _check(self, shown: library.Shown) -> None:
-        """What the library looks for in a network before it attacks."""
+        """Run the library's checks of the network, which warn of noise, unsuitable outputs and dynamic defences."""
         images, outputs = (each[shown.index] for each in (shown.attempt.images, shown.attempt.clean_outputs))
         if self.version != "rand":
             checks.check_randomized(shown, images, shown.attempt.labels[shown.index], logger=self._logger)
@@ -183,14 +185,14 @@ class AutoAttack(WhiteBox):
 
 
 def _possible(attacks: Sequence[str], classes: int) -> list[str]:
-    """The attacks of a version that work with so many classes."""
+    """Attacks of a version that work with `classes` classes."""
     if classes == 3:
         attacks = ["apgd-dlr" if name == "apgd-t" else name for name in attacks]
     return [name for name in attacks if classes > 2 or name not in ("apgd-t", "apgd-dlr")]
 
 
 def _runs(name: str, ensemble: Any, shown: library.Shown) -> Iterator[library.Run]:
-    """The runs of one attack of the ensemble."""
+    """Runs of one attack of the ensemble."""
     classes = shown.attempt.clean_outputs.shape[1]
     if name == "apgd-t":
         for target in range(2, min(ensemble.apgd_targeted.n_target_classes, classes - 1) + 2):
@@ -207,7 +209,7 @@ def _runs(name: str, ensemble: Any, shown: library.Shown) -> Iterator[library.Ru
 
 
 def _towards(target: int, search: Any, shown: library.Shown) -> library.Run:
-    """Auto-PGD towards the class of the `target`-highest output at the image."""
+    """Run of Auto-PGD towards the class with the `target`-highest output at the image."""
     ranked = shown.attempt.clean_outputs.argsort(1)
 
     def start(images: Tensor, labels: Tensor, index: Tensor) -> Tensor:
@@ -218,7 +220,7 @@ def _towards(target: int, search: Any, shown: library.Shown) -> library.Run:
 
 
 def _across(target: int, search: Any, shown: library.Shown) -> library.Run:
-    """FAB, across the boundary to that class."""
+    """Run of FAB across the boundary to the class with the `target`-highest output at the image."""
 
     def start(images: Tensor, labels: Tensor, index: Tensor) -> Tensor:
         shown.index, search.target_class = index, target

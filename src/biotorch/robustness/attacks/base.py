@@ -1,4 +1,4 @@
-"""The base of every attack: it owns bounds, epsilon, batches, success, queries and seeds; an attack only says how."""
+"""Base class of all attacks. It owns bounds, epsilon, batches, success, queries and seeds; subclasses only perturb."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from biotorch.layers.networks import isolated
 from biotorch.robustness.attacks.attempt import Attempt
 from biotorch.robustness.attacks.norms import Norm, size
 
-#: What rounding may add to a perturbation: some units in the last place of a float32 pixel.
+#: Tolerated rounding error of a perturbation, some units in the last place of a float32 pixel.
 ROUNDING = 1e-6
 
 
 class Common(TypedDict, total=False):
-    """Arguments that every attack takes, see `Attack`."""
+    """Keyword arguments that every attack takes, see `Attack`."""
 
     norm: Norm
     seed: int
@@ -33,15 +33,15 @@ class Common(TypedDict, total=False):
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What an attack has done to n images.
+    """Result of an attack on n images.
 
     Attributes:
         adversarial: (n, ...) in [0, 1], each no further from its image than epsilon.
-        clean: (n,) bool, whether the image itself is classified as its label says.
-        robust: (n,) bool, whether that holds for the image and under the attack.
-        queries: (n,) int64, forward passes that the attack took; those that judge it left out.
+        clean: (n,) bool, whether the image itself is classified as labelled.
+        robust: (n,) bool, whether both the image and its adversarial example are classified as labelled.
+        queries: (n,) int64, forward passes that the attack took, without the passes that judge its result.
         blind: (n,) bool, whether a gradient of the attack was zero everywhere or not finite.
-        losses: (steps, n), NaN where an image was not looked at; None of an attack that has no steps.
+        losses: (steps, n), NaN for images that a step left out; None for an attack without steps.
     """
 
     adversarial: Tensor
@@ -55,29 +55,29 @@ class Outcome:
 class Attack(ABC):
     """Makes adversarial examples for a network: `adversarial = attack(images, labels)`.
 
-    The network is any `nn.Module` that maps images in [0, 1] to outputs (n, C); where it wants them
-    normalised, `Normalised(model, mean, std)` is the network to attack. It is attacked in eval mode and left
-    as it was: modes, buffers, gradients and the global random state. It sees images in the memory format of those
-    given: convolutions on a CPU are up to three times as fast on `images.to(memory_format=torch.channels_last)`.
+    The network is any `nn.Module` that maps images in [0, 1] to outputs (n, C). If it expects normalised images, attack
+    `Normalised(model, mean, std)` instead. The network is attacked in eval mode; afterwards its modes, buffers and
+    gradients and the global random state are restored. It sees images in the memory format in which they are given.
+    Convolutions on a CPU are up to three times as fast on `images.to(memory_format=torch.channels_last)`.
 
     Args:
         model: the network, on the device to work on.
-        epsilon: radius of the ball, in units of [0, 1] (L∞: per pixel value; L2: of the whole image).
+        epsilon: radius of the ball, for pixels in [0, 1] (L∞: per pixel value; L2: for the whole image).
         norm: `linf` or `l2`.
-        seed: of all randomness of the attack; equal seeds and batch sizes give equal results.
-        batch_size: images attacked at once.
+        seed: seed of all randomness in the attack. Equal seeds and batch sizes give equal results.
+        batch_size: number of images attacked at once.
 
     Raises:
-        ValueError: an argument is not what the attack can use.
+        ValueError: an argument has an unusable value.
     """
 
-    #: Norms that the attack knows.
+    #: Norms that the attack supports.
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
-    #: Whether the attack looks inside the network, by gradients.
+    #: Whether the attack uses gradients of the network.
     white_box: ClassVar[bool] = False
-    #: Arguments of its bases that the attack does not take, and why.
+    #: Arguments of base classes that the attack does not take, each with the reason.
     fixed: ClassVar[Mapping[str, str]] = {}
-    #: Whether images that are misclassified without an attack are left as they are.
+    #: Whether images that are already misclassified stay unperturbed.
     skips_solved: bool = True
 
     def __init__(
@@ -89,7 +89,7 @@ class Attack(ABC):
         seed: int = 0,
         batch_size: int = 250,
     ) -> None:
-        require(norm in self.norms, f"norm: {type(self).__name__} knows {', '.join(self.norms)}, not {norm!r}")
+        require(norm in self.norms, f"norm: {type(self).__name__} supports {', '.join(self.norms)}, not {norm!r}")
         require(is_number(epsilon) and epsilon >= 0, f"epsilon: a number from 0 on is needed, not {epsilon!r}")
         require(_is_count(batch_size), f"batch_size: a whole number from 1 on is needed, not {batch_size!r}")
         self.model, self.epsilon, self.norm = model, float(epsilon), norm
@@ -97,18 +97,21 @@ class Attack(ABC):
 
     @abstractmethod
     def perturb(self, attempt: Attempt, index: Tensor) -> Tensor:
-        """Adversarial examples (m, ...) for the images `index` (m,) of an attempt; those that fail may be anything."""
+        """Adversarial examples (m, ...) for the images `index` (m,) of an attempt.
+
+        For an image that the attack cannot break, any point of the ball will do.
+        """
 
     @property
     @abstractmethod
     def passes(self) -> tuple[int, int]:
-        """Forward and backward passes per image, at most."""
+        """Largest number of forward and of backward passes per image."""
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """Adversarial examples (n, ...) for images (n, ...) in [0, 1] with labels (n,) int64.
 
         Raises:
-            ValueError: images or labels are not that.
+            ValueError: images or labels have another shape, type or range.
             BoundsError: an adversarial example lies outside [0, 1] or further away than epsilon.
         """
         batches = self._batches(images, labels, judged=False)
@@ -120,10 +123,10 @@ class Attack(ABC):
         Args:
             images: (n, ...) in [0, 1], float32 or float64.
             labels: (n,) int64.
-            on_batch: is told the number of images done after every batch.
+            on_batch: called after every batch with the number of finished images.
 
         Raises:
-            ValueError, BoundsError: as calling it.
+            ValueError, BoundsError: under the same conditions as `__call__`.
         """
         parts = []
         for attempt, adversarial in self._batches(images, labels, judged=True):
@@ -157,22 +160,22 @@ class Attack(ABC):
             yield attempt, adversarial
 
     def _require_bounds(self, adversarial: Tensor, images: Tensor, start: int) -> None:
-        inside = bool(((adversarial >= 0) & (adversarial <= 1)).all())  # not where a value is NaN
+        inside = bool(((adversarial >= 0) & (adversarial <= 1)).all())  # false if a value is NaN
         farthest = float(self.distance(adversarial, images).max())
         if not inside or not farthest <= self.epsilon * (1 + ROUNDING) + ROUNDING:
             raise BoundsError(
-                f"{self!r} has left its bounds in the batch from image {start} on: values from "
-                f"{float(adversarial.min()):.6g} to {float(adversarial.max()):.6g}, "
-                f"farthest perturbation {farthest:.6g}"
+                f"{self!r} has left its bounds in the batch that starts at image {start}: values range from "
+                f"{float(adversarial.min()):.6g} to {float(adversarial.max()):.6g}, and the "
+                f"farthest perturbation is {farthest:.6g}"
             )
 
     def distance(self, adversarial: Tensor, images: Tensor) -> Tensor:
-        """How far each adversarial example is from its image, in the norm of the attack: (n,)."""
+        """Distance of each adversarial example from its image, in the norm of the attack: (n,)."""
         return size(adversarial - images, self.norm)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Every argument but the network, by name."""
+        """All arguments except the network, by name."""
         return {name: getattr(self, name) for name in arguments(type(self))}
 
     def __repr__(self) -> str:
@@ -186,7 +189,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_counts(**counts: object) -> None:
-    """Raise ValueError unless every one is a whole number from 1 on."""
+    """Raise ValueError unless every value is a whole number from 1 on."""
     for name, value in counts.items():
         require(_is_count(value), f"{name}: a whole number from 1 on is needed, not {value!r}")
 
@@ -200,7 +203,7 @@ def is_number(value: object) -> bool:
 
 
 def arguments(kind: type[Attack]) -> list[str]:
-    """Names of what an attack can be told beside its network, those that it hands to its bases included."""
+    """Names of all arguments of an attack except the network, including those that it passes to its base classes."""
     names: list[str] = []
     for base in kind.__mro__:
         if "__init__" in vars(base) and base is not object:
@@ -220,9 +223,9 @@ def require_images(images: Tensor, labels: Tensor) -> None:
     require(int(labels.min()) >= 0, f"labels: classes from 0 on are needed, not {int(labels.min())}")
     low, high = float(images.min()), float(images.max())
     require(
-        low >= 0 and high <= 1,  # not where a value is NaN
-        f"images: values from 0 to 1 are needed, not from {low:.4g} to {high:.4g}. If the network wants them "
-        "normalised, attack biotorch.robustness.Normalised(model, mean, std) with the images as they are",
+        low >= 0 and high <= 1,  # false if a value is NaN
+        f"images: values from 0 to 1 are needed, not from {low:.4g} to {high:.4g}. If the network expects normalised "
+        "images, attack biotorch.robustness.Normalised(model, mean, std) with images that are not normalised",
     )
 
 
@@ -233,7 +236,7 @@ def _device(model: nn.Module, images: Tensor) -> torch.device:
 
 @contextlib.contextmanager
 def unseen(model: nn.Module) -> Iterator[None]:
-    """The network in eval mode, and afterwards as it was."""
+    """Context that puts the network into eval mode, and restores its modes and its state afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

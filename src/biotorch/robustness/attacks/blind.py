@@ -1,4 +1,4 @@
-"""Attacks that ask the network nothing: random signs, and adversarial examples of another network."""
+"""Attacks that never query the network: random signs, and transfer from another network."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from biotorch.robustness.attacks.norms import project, steepest
 
 
 class RandomSigns(Attack):
-    """A random corner of the ball: x + epsilon s with signs s, in L2 of that length; clamped to [0, 1].
+    """Random signs s added to the image: x + epsilon s in L∞, x + epsilon s / |s| in L2; clamped to [0, 1].
 
-    An attack that does no better has learned nothing from the network. Every image is perturbed, once.
+    This is the baseline: an attack that does no better has learned nothing from the network. Every image is perturbed
+    once, including misclassified ones.
     """
 
     skips_solved = False
@@ -35,14 +36,15 @@ class RandomSigns(Attack):
 class Transfer(Attack):
     """Makes adversarial examples on one network and tries them on another (Papernot et al. 2016).
 
-    PGD runs all of its steps on `source`, which an attacker may have trained himself; `model` is never asked.
+    Projected gradient descent (PGD) runs all of its steps on `source`, which an attacker may have trained. It never
+    queries `model`.
 
     Args:
-        model: the network that is to be fooled.
-        epsilon, norm, seed, batch_size: as of `Attack`.
-        source: the network that the examples are made on; takes the same images.
-        steps: of PGD.
-        gradient: which gradient of `source` it follows.
+        model: network to be fooled.
+        epsilon, norm, seed, batch_size: see `Attack`.
+        source: network on which the examples are made; it takes the same images.
+        steps: number of PGD steps.
+        gradient: gradient of `source` that PGD follows, `true` or `feedback`.
     """
 
     def __init__(

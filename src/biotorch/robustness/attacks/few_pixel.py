@@ -1,4 +1,4 @@
-"""Few pixels, found by differential evolution."""
+"""Few-pixel attack by differential evolution."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MUTATION = 0.5
 
 
 class FewPixel(Attack):
-    """Changes a few pixels as much as it likes, and sees nothing but outputs (Su et al. 2019; appendix 6.3).
+    """Changes a few pixels by any amount, and uses only outputs (Su et al. 2019; the paper's appendix 6.3).
 
     A candidate is, for each of k pixels, a row, a column and one value per channel. `population` candidates
     x_1 ... x_P evolve by x_i' = x_a + 0.5 (x_b - x_c), where a, b, c and i differ; x_i' takes the place of x_i if its
@@ -26,14 +26,14 @@ class FewPixel(Attack):
     All images of a batch evolve at once, in shared forward passes of at most batch_size or `population` candidates,
     whichever is more. An image leaves after the pass that has broken it.
 
-    Deviations: the paper maximises the probability of a wrong class or minimises that of the true one, and this any
-    loss; the paper does not say what becomes of values outside their range: here rows and columns are drawn anew and
-    the values of channels are clamped. A candidate may choose a pixel twice, as in the paper: the last one counts.
+    Deviations: Su et al. maximise the probability of a wrong class or minimise the true class's; this attack maximises
+    any loss. They do not say how to treat values outside their range; here rows and columns are drawn again, and
+    channel values are clamped. As there, a candidate may choose a pixel twice; the last one counts.
 
     Args:
-        model, seed, batch_size: as of `Attack`. Images are (n, C, H, W).
-        pixels: k. It is the radius, too: `epsilon` is float(pixels).
-        steps: generations after the first population.
+        model, seed, batch_size: see `Attack`. Images are (n, C, H, W).
+        pixels: k, which is also the radius: `epsilon` is float(pixels).
+        steps: number of generations after the first population.
         population: P, candidates per image; at least 4.
         loss: `ce`, `margin` or `dlr`, see `biotorch.robustness.attacks.attempt`.
     """
@@ -56,9 +56,7 @@ class FewPixel(Attack):
         batch_size: int = 250,
     ) -> None:
         require_counts(pixels=pixels, steps=steps, population=population)
-        require(
-            population >= 4, f"population: at least 4 are needed, for a candidate and three others; not {population}"
-        )
+        require(population >= 4, f"population: at least 4 are needed (a candidate and three others), not {population}")
         require(loss in LOSSES, f"loss: one of {', '.join(LOSSES)} is needed, not {loss!r}")
         super().__init__(model, float(pixels), norm="l0", seed=seed, batch_size=batch_size)  # type: ignore[arg-type]
         self.pixels, self.steps, self.population, self.loss = pixels, steps, population, loss
@@ -90,7 +88,7 @@ class FewPixel(Attack):
         return best
 
     def _first(self, attempt: Attempt, count: int) -> Tensor:
-        """Candidates (count, P, k, 2 + C): row and column as shares of height and width, then a value per channel."""
+        """First population (count, P, k, 2 + C): row and column as shares of height and width, then channel values."""
         channels, dtype = attempt.images.shape[1], attempt.images.dtype
         shape = (count, self.population, self.pixels)
         places = torch.rand(*shape, 2, generator=attempt.generator, dtype=dtype)
@@ -98,7 +96,7 @@ class FewPixel(Attack):
         return torch.cat([places, values.clamp(0, 1)], dim=3).to(attempt.images.device)
 
     def _children(self, attempt: Attempt, members: Tensor) -> Tensor:
-        """One mutant of each member: x_a + F (x_b - x_c)."""
+        """One mutant x_a + F (x_b - x_c) for each member (m, P, k, 2 + C)."""
         rows = torch.arange(len(members), device=members.device)[:, None]
         a, b, c = (each.to(members.device) for each in _others(len(members), self.population, attempt.generator))
         mutants = members[rows, a] + _MUTATION * (members[rows, b] - members[rows, c])
@@ -110,8 +108,8 @@ class FewPixel(Attack):
     def _evaluate(self, attempt: Attempt, index: Tensor, trials: Tensor) -> tuple[Tensor, Tensor]:
         """Losses (m, P) of the candidates of images `index`, and whether each breaks its image.
 
-        A pass takes the next few candidates of all images that no candidate has broken yet. What is not evaluated any
-        more has a loss of -∞.
+        A pass takes the next few candidates of all images that no candidate has broken yet. Candidates that are never
+        evaluated have a loss of -∞.
         """
         losses = torch.full(trials.shape[:2], -torch.inf, dtype=trials.dtype, device=trials.device)
         broken = torch.zeros(trials.shape[:2], dtype=torch.bool, device=trials.device)
@@ -129,19 +127,19 @@ class FewPixel(Attack):
         return losses, broken
 
     def _drawn(self, images: Tensor, candidates: Tensor) -> Tensor:
-        """The images (m, C, H, W), each with every one of its candidates (m, p, k, 2 + C): (m, p, C, H, W)."""
+        """Images (m, C, H, W) with each of their candidates (m, p, k, 2 + C) drawn in: (m, p, C, H, W)."""
         (height, width), (count, each) = images.shape[2:], candidates.shape[:2]
         points = images[:, None].repeat(1, each, 1, 1, 1)
         row = (candidates[..., 0] * height).long().clamp(max=height - 1)
         column = (candidates[..., 1] * width).long().clamp(max=width - 1)
         first = torch.arange(count, device=images.device)[:, None]
         second = torch.arange(each, device=images.device)[None]
-        for pixel in range(self.pixels):  # one after another: of two at the same place, the last one counts
+        for pixel in range(self.pixels):  # one after another, so that of two at the same place the last one counts
             points[first, second, :, row[..., pixel], column[..., pixel]] = candidates[..., pixel, 2:]
         return points
 
     def distance(self, adversarial: Tensor, images: Tensor) -> Tensor:
-        """How many pixels of each image differ: (n,)."""
+        """Number of pixels of each image that differ: (n,)."""
         _require_images(images)
         return (adversarial != images).any(1).flatten(1).sum(1).to(images)
 
@@ -155,9 +153,9 @@ def _require_images(images: Tensor) -> None:
 
 
 def _others(count: int, population: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """For each of `population` members three others, all different and uniformly drawn: (count, population) each."""
+    """Indices of three others for each member, all different and uniformly drawn: (count, population) each."""
     a, b, c = (torch.randint(population - k, (count, population), generator=generator) for k in (1, 2, 3))
-    # Each is a position among those that the ones before it have left.
+    # Each draw is a position among the members that the draws before it have left.
     b = b + (b >= a)
     c = c + (c >= torch.minimum(a, b))
     c = c + (c >= torch.maximum(a, b))

@@ -1,4 +1,4 @@
-"""Attacks that follow a gradient: FGSM, PGD, EOT-PGD and TPGD."""
+"""Attacks that follow a gradient: FGSM (one step), PGD (many steps), EOT-PGD (mean gradients) and TPGD (KL loss)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from biotorch.robustness.attacks.norms import project, random_point, steepest
 
 
 class WhiteBoxArguments(Common, total=False):
-    """Arguments of every attack that follows a gradient, see `WhiteBox`."""
+    """Keyword arguments of every attack that follows a gradient, see `WhiteBox`."""
 
     gradient: Gradient
     loss: LossName
@@ -26,10 +26,10 @@ class WhiteBox(Attack):
     """An attack that follows the gradient of a loss with respect to the image.
 
     Args:
-        model, epsilon, norm, seed, batch_size: as of `Attack`.
-        gradient: `true`, the network's own, which is what an attacker with the weights has; or `feedback`,
-            what the network's learning rule sends back to the image in its place (a direct rule: B_1 e with
-            the error e of the attacked batch). The latter is what the paper measured (section 4.2).
+        model, epsilon, norm, seed, batch_size: see `Attack`.
+        gradient: `true` is the network's own gradient, which an attacker with the weights can compute. `feedback` is
+            the signal that the learning rule sends back to the image instead (under a direct rule B_1 e, where e is
+            the error of the attacked batch). The paper measured the latter (section 4.2).
         loss: `ce`, `margin` or `dlr`, see `biotorch.robustness.attacks.attempt`.
     """
 
@@ -51,15 +51,15 @@ class WhiteBox(Attack):
         self.gradient, self.loss = gradient, loss
 
     def ascent(self, attempt: Attempt, points: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradient, losses and outputs at the points, see `Attempt.gradient`."""
+        """Gradient (m, ...), losses (m,) and outputs (m, C) at the points, see `Attempt.gradient`."""
         return attempt.gradient(points, index, LOSSES[self.loss], self.gradient)
 
 
 class FGSM(WhiteBox):
-    """One step of the whole radius along the gradient (Goodfellow et al. 2015; the paper's equation 5).
+    """Fast gradient sign method: one step of length epsilon (Goodfellow et al. 2015; the paper's equation 5).
 
-    x_adv = x + epsilon sign(∇_x L(f(x), y)), clamped to [0, 1]; in L2 the step is epsilon g / |g|. Every
-    image is perturbed, those that are misclassified anyway, too.
+    x_adv = x + epsilon sign(∇_x L(f(x), y)), clamped to [0, 1]; in L2 the step is epsilon g / |g|. Every image is
+    perturbed, including misclassified ones.
     """
 
     skips_solved = False
@@ -76,7 +76,7 @@ class FGSM(WhiteBox):
 
 
 class PGDArguments(WhiteBoxArguments, total=False):
-    """Arguments of every attack in steps, see `PGD`."""
+    """Keyword arguments of `PGD` and its subclasses."""
 
     steps: int
     step_size: float | None
@@ -86,20 +86,20 @@ class PGDArguments(WhiteBoxArguments, total=False):
 
 
 class PGD(WhiteBox):
-    """Steps along the gradient, each projected back into the ball (Madry et al. 2018; the paper's equation 6).
+    """Projected gradient descent: steps along the gradient (Madry et al. 2018; the paper's equation 6).
 
     x_{t+1} = Π(x_t + alpha sign(∇_x L(f(x_t), y))), where Π projects into the ball of radius epsilon around x
     and into [0, 1]; in L2 the step is alpha g / |g|.
 
     Args:
-        model, epsilon, gradient, loss, norm, seed, batch_size: as of `WhiteBox`.
+        model, epsilon, gradient, loss, norm, seed, batch_size: see `WhiteBox`.
         steps: number of steps.
-        step_size: alpha; default: 2.5 epsilon / steps.
-        random_start: start at a random point of the ball instead of the image.
-        restarts: independent starts; an image is broken if one of them breaks it.
-        stop_at_success: take the first point that is misclassified, and spend no further step on its image. If
-            False, all steps are made and the last point is taken: that of the highest loss is then usually deeper
-            inside the wrong class, as transfer, adversarial training and networks with noise in them want it.
+        step_size: alpha. Default: 2.5 epsilon / steps.
+        random_start: start at a random point of the ball instead of at the image.
+        restarts: number of independent starts. An image counts as broken if one of them breaks it.
+        stop_at_success: stop at the first misclassified point of each image. If False, all steps are made and the
+            last point is returned. It usually lies deeper inside the wrong class, which is better for transfer,
+            adversarial training and noisy networks.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class PGD(WhiteBox):
         open_ones = torch.arange(len(index), device=best.device)
         for restart in range(self.restarts):
             points, broken, losses = self._descend(attempt, index[open_ones], record=restart == 0)
-            # What breaks the image counts more than any loss.
+            # A point that breaks the image outranks any loss.
             losses = losses.masked_fill(broken, torch.inf)
             better = losses > highest[open_ones]
             best[open_ones[better]], highest[open_ones[better]] = points[better], losses[better].to(highest)
@@ -141,13 +141,13 @@ class PGD(WhiteBox):
         return best
 
     def _descend(self, attempt: Attempt, index: Tensor, record: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """One start: the points it ends at, whether each is misclassified, and their losses."""
+        """Run one start: its last points (m, ...), whether each is misclassified (m,), and their losses (m,)."""
         images, labels = attempt.images[index], attempt.labels[index]
         points = self.start(attempt, index)
         final = torch.full((len(index),), -torch.inf, device=images.device, dtype=images.dtype)
         broken = torch.zeros(len(index), dtype=torch.bool, device=images.device)
         active = torch.arange(len(index), device=images.device)
-        # The last point is looked at to stop, to choose among starts, and for figures.
+        # The last point is evaluated only to detect success, to choose among starts, or for figures.
         judged = attempt.judged or self.stop_at_success or self.restarts > 1
         for step in range(self.steps + judged):
             if step < self.steps:
@@ -170,7 +170,7 @@ class PGD(WhiteBox):
         return points, broken, final
 
     def start(self, attempt: Attempt, index: Tensor) -> Tensor:
-        """Where the steps begin: (m, ...)."""
+        """First points of the steps: (m, ...)."""
         images = attempt.images[index]
         if not self.random_start:
             return images.clone()
@@ -188,19 +188,19 @@ class PGD(WhiteBox):
 
 
 class EOTPGD(PGD):
-    """PGD along the mean of several gradients at the same point (Zimmermann 2019), for networks with noise in them.
+    """Expectation over transformation (EOT) PGD: follows a mean of gradients, for noisy networks (Zimmermann 2019).
 
-    g = 1/k Σ_i ∇_x L(f_i(x), y), where f_1 ... f_k are evaluations of the same network. The paper calls it APGD,
-    "averaged PGD" (appendix 6.3), which is not Auto-PGD. A deterministic network returns k equal gradients: the
-    result is that of PGD, at k times the cost.
+    g = 1/k Σ_i ∇_x L(f_i(x), y), where f_1 ... f_k are evaluations of the same network at the same point. The paper
+    calls it APGD, "averaged PGD" (appendix 6.3), which is not Auto-PGD. A deterministic network returns k equal
+    gradients, so the result equals PGD's at k times the cost.
 
     Args:
         model, epsilon, steps, step_size, random_start, restarts, stop_at_success, gradient, loss, norm, seed,
-            batch_size: as of `PGD`.
+            batch_size: see `PGD`.
         samples: k, gradients per step.
 
-    By default it does not stop at success: of a network with noise in it, the first point that is misclassified lies
-    so near the boundary that the next evaluation often sees it on the other side.
+    By default it does not stop at success. In a noisy network the first misclassified point lies so near the boundary
+    that the next evaluation often classifies it correctly.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ class EOTPGD(PGD):
         self.samples = samples
 
     def ascent(self, attempt: Attempt, points: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The means over the samples of gradient, losses and outputs."""
+        """Gradient, losses and outputs, each averaged over the samples."""
         parts = [super(EOTPGD, self).ascent(attempt, points, index) for _ in range(self.samples)]
         gradient, losses, outputs = (torch.stack(part).mean(0) for part in zip(*parts, strict=True))
         return gradient, losses, outputs
@@ -222,28 +222,28 @@ class EOTPGD(PGD):
         return self.restarts * (self.samples * self.steps + 1), self.restarts * self.samples * self.steps
 
 
-#: Standard deviation of the noise that the steps start from (Zhang et al. 2019, algorithm 1).
+#: Standard deviation of the noise added to the image before the first step (Zhang et al. 2019, algorithm 1).
 _START = 0.001
 
 
 class TPGD(PGD):
-    """PGD that drives the outputs away from those of the clean image (Zhang et al. 2019; the paper's appendix 6.3).
+    """TRADES's PGD: moves the outputs away from the clean outputs (Zhang et al. 2019; the paper's appendix 6.3).
 
-    It maximises KL(softmax f(x) ‖ softmax f(x_adv)) and never looks at the labels, except to see which images it
-    has broken. It starts at x + 0.001 n with n normal, because the gradient at x itself is zero.
+    It maximises KL(softmax f(x) ‖ softmax f(x_adv)), and uses the labels only to see which images it has broken. It
+    starts at x + 0.001 n with n normal, because the gradient at x itself is zero.
 
     Args:
-        model, epsilon, steps, step_size, restarts, stop_at_success, gradient, norm, seed, batch_size: as of `PGD`.
+        model, epsilon, steps, step_size, restarts, stop_at_success, gradient, norm, seed, batch_size: see `PGD`.
     """
 
     fixed: ClassVar[Mapping[str, str]] = {
         "loss": "its loss is the KL divergence",
-        "random_start": "it starts beside the image",
+        "random_start": "it starts at a random point near the image",
     }
 
     def __init__(self, model: nn.Module, epsilon: float = 8 / 255, **pgd: Unpack[PGDArguments]) -> None:
         for name in self.fixed.keys() & pgd:
-            raise TypeError(f"{name}: TPGD takes none, {self.fixed[name]}")
+            raise TypeError(f"{name}: TPGD does not take this argument, because {self.fixed[name]}")
         super().__init__(model, epsilon, **pgd)
 
     def start(self, attempt: Attempt, index: Tensor) -> Tensor:

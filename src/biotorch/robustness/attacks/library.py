@@ -1,18 +1,15 @@
-"""What attacks of the library pyautoattack need to stand behind our interface.
+"""Adapter between our attack interface and the library pyautoattack, and the Square attack.
 
-The library's attacks run on a set of images, decide which of them to go on with, seed the global generator, and hand
-back images. Here we decide, by `withstand`, and the library is left with single runs on images that are all still
-unbroken: hence every forward pass is known to be one of each of these, and is counted. The network is shown to it as
-a `Shown`. Of the library's defects that leaves
+The library's attacks choose which images to go on with, seed the global generator, and return images. Here `withstand`
+chooses the images. The library performs only single runs on images that are all unbroken, so each forward pass counts
+as one query of each of them. The library sees the network as a `Shown`. These defects of the library are worked around:
 
-* parameters, which FAB would fill with gradients: untouched, see `_Network`;
-* `sys.settrace(None)` after its check for dynamic defences, whose findings stay for all later networks: `dynamic`;
-* non-finite gradients and images, which become adversarial examples: `Shown.see`, `withstand`;
-* images cast to float32: the network is shown its own type, and results are projected in it;
-* a device generator that is seeded, too: `seed` touches that of the CPU alone, where the library draws.
-
-
-The Square attack."""
+* FAB would fill parameters with gradients: `_Network` leaves them untouched.
+* The check for dynamic defences calls `sys.settrace(None)`, and its findings stay for later networks: see `dynamic`.
+* Non-finite gradients and images become adversarial examples: `Shown.see` and `withstand` replace them.
+* Images are cast to float32: `Shown` casts them back, and results are projected in the network's own type.
+* The device's generator would be seeded too: `start` seeds only the CPU's, from which the library draws.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ from biotorch.robustness.attacks.attempt import Attempt, Gradient, classified
 from biotorch.robustness.attacks.base import Attack, Common, is_number, require, require_counts
 from biotorch.robustness.attacks.norms import Norm, project
 
-#: The names that the library has for the norms.
+#: Names of the norms in the library.
 NORMS: dict[Norm, str] = {"linf": "Linf", "l2": "L2"}
 
 #: One run of an attack: images (m, ...) in float32, labels (m,) and their index (m,) to adversarial images (m, ...).
@@ -39,15 +36,15 @@ Run = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Shown:
-    """The network of an attempt as the library sees it: a function from float32 images to float32 outputs.
+    """Network of an attempt as the library sees it: a function from float32 images to float32 outputs.
 
-    Every call counts as one forward pass of each image of `index`, whatever it is called with. (Where a network is
-    noisy, FAB leaves out images that a second look misclassifies; they are counted nevertheless.)
+    Every call counts as one forward pass of each image of `index`, whatever points it gets. (In a noisy network FAB
+    leaves out images that a second pass misclassifies; they are counted nevertheless.)
 
     Args:
-        attempt: whose network it is, and who counts.
-        gradient: which one the library gets.
-        index: (m,) images that the next calls are about; empty: calls are not counted.
+        attempt: holds the network and counts the queries.
+        gradient: gradient that the library gets, `true` or `feedback`.
+        index: (m,), images whose queries the next calls count; if empty, calls are not counted.
     """
 
     def __init__(self, attempt: Attempt, gradient: Gradient, index: Tensor) -> None:
@@ -68,7 +65,7 @@ class Shown:
         return self.attempt.forward(points.to(self.attempt.images.dtype)).float().clone()  # the library writes into it
 
     def see(self, gradient: Tensor) -> Tensor:
-        """The gradient, zero where it is not finite; images without one are `blind`."""
+        """Replace non-finite values of the gradient by zero, and mark images without a usable one as `blind`."""
         flat = gradient.flatten(1)
         useless = ~flat.isfinite().all(1) | (flat == 0).all(1)
         if len(useless) == len(self.index):
@@ -77,9 +74,9 @@ class Shown:
 
 
 class _Network(torch.autograd.Function):
-    """The network as one step of the library's graph: a backward through it ends at the image.
+    """Network as a single node of the library's graph, so that a backward pass ends at the image.
 
-    So parameters get no gradient, and a network that detaches its input has a gradient, zero.
+    Parameters thus get no gradient, and a network that detaches its input has a gradient of zero.
     """
 
     @staticmethod
@@ -103,13 +100,13 @@ class _Network(torch.autograd.Function):
 def withstand(
     attempt: Attempt, index: Tensor, runs: Iterable[Run], epsilon: float, norm: Norm
 ) -> tuple[Tensor, Tensor]:
-    """Attack the images `index` (m,) by one run after the other, each on those that the runs before have not broken.
+    """Attack the images `index` (m,) by one run after the other, each on the images that no earlier run has broken.
 
-    The passes that judge a run are not counted: the library knows what it has broken.
+    The passes that judge a run are not counted, because the library itself knows which images it has broken.
 
     Returns:
-        Points (m, ...) in the ball: what has broken an image, or else what the last run has left; and whether each is
-        still classified as its label says (m,).
+        Points (m, ...) in the ball, from the run that broke the image or else from the last run; and whether each
+        point is still classified as labelled (m,).
     """
     images, labels = attempt.images[index], attempt.labels[index]
     points, right = images.clone(), torch.ones(len(index), dtype=torch.bool, device=images.device)
@@ -126,23 +123,23 @@ def withstand(
 
 
 def seed(attempt: Attempt) -> int:
-    """A seed for the library, drawn from the attempt."""
+    """Draw a seed for the library from the attempt's generator."""
     return int(torch.randint(2**31, (), generator=attempt.generator))
 
 
 def start(number: int) -> None:
-    """Seed the generator that the library draws from, the global one of the CPU: the base class puts it back."""
+    """Seed the CPU's global generator, from which the library draws; the base class restores it afterwards."""
     torch.default_generator.manual_seed(number)
 
 
 class Warner:
-    """A logger for the library, whose warnings become Python's, each once (numbers in them make no difference)."""
+    """Logger that turns the library's log warnings into Python warnings, each once, whatever its numbers."""
 
     def __init__(self) -> None:
         self._told: set[str] = set()
 
     def warning(self, message: str) -> None:
-        """Warn, unless that was said before."""
+        """Warn, unless the same message was given before."""
         message = re.sub(r" See \S+ for details\.", "", message)
         if (key := re.sub(r"[\d.]+", "", message)) not in self._told:
             self._told.add(key)
@@ -150,7 +147,10 @@ class Warner:
 
 
 def dynamic(shown: Shown, points: Tensor, logger: Warner) -> None:
-    """The library's check for networks that differentiate or train in their forward pass."""
+    """Run the library's check for networks that differentiate or train in their forward pass.
+
+    It restores the trace function and forgets findings about earlier networks, which the library itself would not.
+    """
     trace = sys.gettrace()
     for name in checks.funcs:
         checks.funcs[name] = 0
@@ -164,7 +164,7 @@ def require_tiles(images: Tensor, norm: Norm) -> None:
     """Raise ValueError for images that the library's Square attack cannot tile."""
     require(images.dim() == 4, f"images: Square needs (n, C, H, W), not {tuple(images.shape)}")
     height, width = images.shape[2:]
-    # In L2 it starts from tiles of H // 5 pixels, and fails where one of them sticks out.
+    # In L2 the library starts from tiles of H // 5 pixels, and fails if one of them exceeds the image.
     side = height // 5
     first = (height - 5 * side) // 2
     fits = side == 1 or (side > 1 and all(first + each // side * side <= each for each in (height, width)))
@@ -176,17 +176,17 @@ def require_tiles(images: Tensor, norm: Norm) -> None:
 
 
 class Square(Attack):
-    """Random search with square patches, by outputs alone (Andriushchenko et al. 2020; the paper's appendix 6.3).
+    """Random search with square patches that uses only outputs (Andriushchenko et al. 2020; the paper's appendix 6.3).
 
-    Run by pyautoattack, one restart at a time. Its schedule of patch sizes is that of 10,000 queries, as in
-    AutoAttack, whatever the budget.
+    The library pyautoattack runs it, one restart at a time. Whatever the budget, patch sizes follow the schedule for
+    10,000 queries, as in AutoAttack.
 
     Args:
-        model, epsilon, norm, seed, batch_size: as of `Attack`. Images are (n, C, H, W).
-        queries: forward passes per image and restart, at most.
+        model, epsilon, norm, seed, batch_size: see `Attack`. Images are (n, C, H, W).
+        queries: largest number of forward passes per image and restart.
         p_init: share of the pixels that the first patches cover.
         loss: `margin` or `ce`.
-        restarts: independent starts; an image is broken if one of them breaks it.
+        restarts: number of independent starts. An image counts as broken if one of them breaks it.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ class Square(Attack):
         search = SquareAttack(
             shown,
             norm=NORMS[self.norm],
-            n_queries=self.queries - 1,  # beside that of the start
+            n_queries=self.queries - 1,  # the start takes one query itself
             eps=self.epsilon,
             p_init=self.p_init,
             loss=self.loss,
@@ -228,7 +228,7 @@ class Square(Attack):
 
 
 def run(shown: Shown, search: Any) -> Run:
-    """One start of the library's search. It looks at fewer and fewer of its images, and counts the queries itself."""
+    """One start of the library's search, which drops images that it has broken and counts its queries itself."""
 
     def start(images: Tensor, labels: Tensor, index: Tensor) -> Tensor:
         shown.index = index[:0]

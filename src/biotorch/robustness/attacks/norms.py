@@ -1,4 +1,4 @@
-"""The balls that perturbations stay in: of radius epsilon around an image, in L∞ or L2, within [0, 1]."""
+"""Balls that bound perturbations: radius epsilon around an image in L∞ or L2, intersected with [0, 1]."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _SMALLEST = 1e-12
 
 
 def size(perturbation: Tensor, norm: Norm) -> Tensor:
-    """The norm of each example's perturbation: (n, ...) to (n,)."""
+    """Norm of each example's perturbation: (n, ...) to (n,)."""
     flat = perturbation.flatten(1)
     return flat.abs().amax(1) if norm == "linf" else flat.norm(dim=1)
 
 
 def project(points: Tensor, images: Tensor, epsilon: float, norm: Norm) -> Tensor:
-    """The points (n, ...), each brought into the ball around its image, and into [0, 1].
+    """Points (n, ...) projected into the ball around their images (n, ...), then clamped to [0, 1].
 
-    Clamping to [0, 1] never leads out of the ball, since the image itself lies in [0, 1].
+    Clamping never leaves the ball, since the image itself lies in [0, 1].
     """
     change = points - images
     if norm == "linf":
@@ -32,7 +32,7 @@ def project(points: Tensor, images: Tensor, epsilon: float, norm: Norm) -> Tenso
 
 
 def random_point(images: Tensor, epsilon: float, norm: Norm, generator: torch.Generator) -> Tensor:
-    """A point of each image's ball, uniformly distributed in it, then clamped to [0, 1]."""
+    """Random point (n, ...), uniformly distributed in each image's ball, then clamped to [0, 1]."""
     if norm == "linf":
         change = torch.empty(images.shape, dtype=images.dtype).uniform_(-epsilon, epsilon, generator=generator)
     else:
@@ -43,15 +43,15 @@ def random_point(images: Tensor, epsilon: float, norm: Norm, generator: torch.Ge
 
 
 def steepest(gradient: Tensor, norm: Norm) -> Tensor:
-    """The direction of size one in which the loss rises most: sign(g) in L∞, g / |g| in L2."""
+    """Direction of norm one in which the loss rises most: sign(g) in L∞, g / |g| in L2. Shape (n, ...)."""
     if norm == "linf":
         return gradient.sign()
-    # First by the largest value: the squares of small ones vanish, as they do where a cross-entropy saturates.
+    # Dividing by the largest value first keeps tiny gradients (a saturated cross-entropy) from vanishing when squared.
     tiny = torch.finfo(gradient.dtype).tiny
     scaled = gradient / _per_example(size(gradient, "linf"), gradient).clamp_min(tiny)
     return scaled / _per_example(size(scaled, norm), scaled).clamp_min(tiny)
 
 
 def _per_example(values: Tensor, like: Tensor) -> Tensor:
-    """(n,) as (n, 1, ...), to be multiplied with (n, ...)."""
+    """Values (n,) reshaped to (n, 1, ...), so that they multiply `like` (n, ...) per example."""
     return values.reshape(-1, *[1] * (like.dim() - 1))
