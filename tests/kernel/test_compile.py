@@ -10,6 +10,7 @@ import biotorch
 from biotorch.testing import assert_all_learn, assert_close, collect, gradients, images, loss_of, net
 
 pytestmark = pytest.mark.usefixtures("targets")
+
 # The direct rules' backward walks the autograd graph, so their layers stay outside the compiled graphs.
 FULLGRAPH = {**dict.fromkeys(LAYERWISE, True), **dict.fromkeys(DIRECT, False)}
 
@@ -140,7 +141,7 @@ def test_double_backward_through_a_compiled_model_is_refused(rule):
         twice()
 
 
-# Compiled parts and exports ------------------------------------------
+# Compiled parts and exports ----------------------------------------------------------------------
 
 
 def test_layers_of_one_kind_share_their_compiled_graph():

@@ -133,7 +133,7 @@ def test_an_average_that_is_swapped_in_for_evaluation_is_not_followed(rule):
     assert_identical(model.state_dict(), plain.state_dict())
 
 
-# Large layers, compiled parts, exports, copies of parts ------------------------------------------
+# Large layers ------------------------------------------------------------------------------------
 
 
 def test_contents_of_large_layers_are_compared_everywhere():

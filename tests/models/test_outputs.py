@@ -148,7 +148,7 @@ def test_auxiliary_heads_add_three_tenths_of_their_losses():
 def test_anything_else_is_told_with_the_cure(outputs):
     kind = type(outputs).__name__
     for find in (main_output, lambda each: training_loss(F.cross_entropy, each, torch.zeros(2))):
-        with pytest.raises(TypeError, match=rf"returns a {kind}: .* wrap the network in a module"):
+        with pytest.raises(TypeError, match=rf"returns a {kind}, but .*wrap the network in a module"):
             find(outputs)
 
 

@@ -244,7 +244,7 @@ def test_examples_of_the_source_count_and_those_for_it_do_not(data):
     assert "transfer to the twin (its accuracy)" in markdown
 
 
-# Plans -------------------------------------------------------------------------------------------------
+# Few pixels --------------------------------------------------------------------------------------------
 
 
 def test_pixels_have_columns_of_their_own_and_are_no_radius(data):

@@ -121,7 +121,7 @@ def test_a_state_dict_without_the_draws_is_incomplete(rule):
         net(rule).load_state_dict(state)
 
 
-# Large layers, compiled parts, exports, copies of parts ------------------------------------------
+# Parts, tied layers, the last reference ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("rule", ["fa", "kp", "brsf"])

@@ -139,7 +139,7 @@ def test_jobs_outlive_the_command_that_submitted_them(cluster, tmp_path):
     assert watching.communicate(timeout=60)[0] == "stopped\n"
     number, begun = job(study), epochs(study.folder)
 
-    with pytest.raises(ConfigError, match=f"job {number}, and another configuration is asked for"):
+    with pytest.raises(ConfigError, match=f"job {number}, but another configuration is asked for"):
         Slurm(study.folder, 1).submit(tasks(runs.quick(tmp_path, *ENDLESS, "training.optimizer.lr=0.02")))
     with pytest.raises(ConfigError, match=f"`scancel {number}`"):
         Slurm(study.folder, 1).submit(tasks(study, overwrite=True))
