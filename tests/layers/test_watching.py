@@ -32,6 +32,21 @@ def test_writes_that_nobody_can_see_are_told_within_ten_steps(rule):
     assert len(done) < 10
 
 
+@following
+def test_layers_that_nobody_trains_cost_no_walk_over_all_objects(rule, monkeypatch):
+    model = network(rule)
+    optimizer = torch.optim.SGD(model[-1].parameters(), lr=RATE)
+    backward(model, 0)
+    optimizer.step()
+    walks = []
+    monkeypatch.setattr(gc, "get_objects", lambda: walks.append(1) or [])
+    for number in range(20):
+        model.zero_grad()
+        backward(model, number)
+        optimizer.step()
+    assert not walks
+
+
 def accumulating(model):
     backward(model, 0)
 

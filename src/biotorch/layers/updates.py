@@ -143,10 +143,10 @@ class Follower:
             self._sample = sample(connection.trained)
         elif self._silent == PATIENCE:
             self._silent = 0
+            if found.is_held or found.in_step or not differs(self._sample, connection.trained):
+                return  # an optimizer that holds W counts its steps
+            find_optimizers()  # walks over all objects of the process: only where W has changed
             if not found.is_held:
-                find_optimizers()
-            # An optimizer that holds W counts its steps.
-            if not found.is_held and not found.in_step and differs(self._sample, connection.trained):
                 raise RuntimeError(
                     f"{connection.name}: its weight changes in a way that cannot be seen (through .data, a flat "
                     f"buffer, a sharded parameter), but rule {connection.layer.rule.name!r} must answer every update: "
