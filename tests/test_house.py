@@ -55,17 +55,20 @@ def test_packages_stand_above_what_they_import():
     def room(name):
         return name.split(".")[1] if name.count(".") else name
 
-    graph = {}
+    design = (SOURCE.parents[1] / "docs" / "design.md").read_text()
+    order = re.findall(r"`(\w+)`", re.search(r"`kernel` <(?:.|\n)*?`cli`", design)[0])
+    assert {each.parent.name for each in SOURCE.glob("*/__init__.py")} - {"testing"} <= set(order)
     for name, path in FILES.items():
-        if path.stem != "__init__":
-            graph.setdefault(room(name), set()).update({room(each) for each in imports(name)} - {room(name)})
-    require_no_circle(graph)
+        if path.stem != "__init__" and room(name) in order:
+            above = [each for each in imports(name) if room(each) in order[order.index(room(name)) + 1 :]]
+            assert not above, f"{name} imports {above}"
 
 
 def test_no_file_is_long_and_they_are_few():
     long = {name: lines for name, path in FILES.items() if (lines := len(path.read_text().splitlines())) > 300}
     assert not long
-    assert len(FILES) <= 170
+    rules = [name for name in FILES if name.startswith("biotorch.rules.")]  # there may be any number of them
+    assert len(FILES) - len(rules) <= 152
 
 
 def test_every_exception_is_in_one_tree_and_one_file():
@@ -77,12 +80,9 @@ def test_every_exception_is_in_one_tree_and_one_file():
         for node in ast.walk(tree)
         if isinstance(node, ast.ClassDef) and names & {each.id for each in node.bases if isinstance(each, ast.Name)}
     ]
-    # No error: a training that was asked to stop.
-    assert [each for each in elsewhere if not each.startswith("biotorch.errors.")] == [
-        "biotorch.training.state.Stopped"
-    ]
+    assert not [each for each in elsewhere if not each.startswith("biotorch.errors.")]
     for name, kind in own.items():
-        assert issubclass(kind, errors.BiotorchError | UserWarning)
+        assert issubclass(kind, errors.BiotorchError | UserWarning | errors.Stopped)
         assert re.search(rf"\b{name}\b", errors.__doc__)
 
 

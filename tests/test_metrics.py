@@ -1,4 +1,4 @@
-"""Alignment angles, norm ratios and gradient alignment: closed-form values, and no trace left."""
+"""Alignment angles, norm ratios and gradient angles: closed-form values, and no trace left."""
 
 from __future__ import annotations
 

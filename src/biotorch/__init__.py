@@ -1,6 +1,6 @@
 """biotorch: train any PyTorch network without weight transport, and know honestly how well it does.
 
-Everything is imported at its first use: `import biotorch` takes no time, not even that of torch.
+Every name is imported when it is first used; `import biotorch` alone does not even import torch.
 """
 
 from biotorch._face import face

@@ -45,18 +45,10 @@ from biotorch.auditing import (
 from biotorch.auditing import (
     audit as audit,
 )
-from biotorch.conversion import (
-    Summary as Summary,
-)
-from biotorch.conversion import (
-    convert as convert,
-)
-from biotorch.conversion import (
-    revert as revert,
-)
-from biotorch.conversion import (
-    summary as summary,
-)
+from biotorch.conversion.convert import convert as convert
+from biotorch.conversion.revert import revert as revert
+from biotorch.conversion.summary import Summary as Summary
+from biotorch.conversion.summary import summary as summary
 from biotorch.errors import (
     AuditError as AuditError,
 )

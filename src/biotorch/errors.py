@@ -18,7 +18,7 @@
       BoundsError           an attack has left its bounds
 
 Each is also a subclass of the built-in exception that fits (ValueError, RuntimeError ...). Outside of this tree,
-`Interrupted` is a KeyboardInterrupt and `ConversionWarning` a UserWarning.
+`Interrupted` is a KeyboardInterrupt, `ConversionWarning` a UserWarning, and `Stopped` no error.
 """
 
 from __future__ import annotations
@@ -137,6 +137,10 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.number = number
+
+
+class Stopped(Exception):  # noqa: N818 - not an error
+    """A training has stopped because its observer asked for it; the state has been saved."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,7 +36,8 @@ def test_linked_and_listed_files_exist():
     source = ROOT / "src" / "biotorch"
     files = {str(path.relative_to(ROOT)) for path in source.rglob("*.py") if not path.stem.startswith("__")}
     folders = {f"{path.parent.relative_to(ROOT)}/" for path in source.rglob("*.py")}
-    assert files | folders <= listed
+    rules = {path for path in files if path.startswith("src/biotorch/rules/")}  # a new one touches no list
+    assert files - rules | folders <= listed
 
 
 def test_the_table_has_every_rule_and_no_placeholder():

@@ -158,7 +158,7 @@ def test_what_is_trained_and_the_arguments_tell_groups_apart():
 
 
 def test_a_table_without_perplexity_has_no_column_of_it():
-    assert table([result()]).header[:3] == ["rule", "test error (%)", "weight alignment (°)"]
+    assert table([result()]).header[:3] == ["rule", "test error (%)", "alignment angle (°)"]
     mixed = result("fa")
     mixed["test"]["perplexity"] = 3.456
     rows = table([result(), mixed])

@@ -209,7 +209,6 @@ def test_all_are_silent_on_a_plain_network(nets, run):
     strongest_stands_in_the_sentence(found)
 
 
-@pytest.mark.skipif("square" not in plan.ATTACKS, reason="Square is not written yet")
 def test_square_beats_a_gradient_that_is_hidden_and_one_that_is_random(nets, run):
     square = [*ATTACKS, {"type": "square", "queries": 200}]
     hidden = run(Wrapped(nets.plain, rounded), square)

@@ -38,8 +38,13 @@ _Command = TypeVar("_Command", bound=Callable[..., None])
 _Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", show_default=False)]
 
 
-def plain_errors(command: _Command) -> _Command:
-    """Make a command end with a message and an exit code, not a traceback, after a user's mistake; add `--debug`."""
+def plain_errors(command: _Command, continues: bool = False) -> _Command:
+    """Make a command end with a message and an exit code, not a traceback, after a user's mistake; add `--debug`.
+
+    Args:
+        command: function with typer's annotations.
+        continues: whether the command goes on where it was stopped, if it is given again.
+    """
 
     @functools.wraps(command)
     def guarded(*args: Any, debug: bool = False, **kwargs: Any) -> None:
@@ -55,7 +60,8 @@ def plain_errors(command: _Command) -> _Command:
             except KeyboardInterrupt as error:
                 stopped = error.number if isinstance(error, Interrupted) else signal.SIGINT
                 if is_first_process():
-                    typer.echo(f"\nstopped by {signal.Signals(stopped).name}: the same command continues", err=True)
+                    cure = ": the same command continues" if continues else ""
+                    typer.echo(f"\nstopped by {signal.Signals(stopped).name}{cure}", err=True)
                 raise typer.Exit(128 + stopped) from None
             except Exception as error:
                 if kind_of(error) == "defect":
@@ -70,6 +76,10 @@ def plain_errors(command: _Command) -> _Command:
     return guarded  # type: ignore[return-value]
 
 
+#: `plain_errors` of a command that continues.
+resumable = functools.partial(plain_errors, continues=True)
+
+
 class Commands(TyperGroup):
     """The group of commands, which ends silently if its output is no longer read (`biotorch models | head`)."""
 
@@ -77,6 +87,8 @@ class Commands(TyperGroup):
         try:
             return super().main(*arguments, **settings)
         except SystemExit as end:
+            if isinstance(end.__context__, typer.Exit) and isinstance(end.__context__.__cause__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None  # typer makes a silent exit of what comes between commands
             if isinstance(end.__context__, BrokenPipeError):  # typer and rich exit with 1
                 end.code = _READER_GONE
             raise

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from biotorch import _files
 from biotorch._tables import Table, print_table
-from biotorch.cli.errors import ConfigFile, Overrides, is_first_process, plain_errors
+from biotorch.cli.errors import ConfigFile, Overrides, is_first_process, plain_errors, resumable
 from biotorch.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class _Preset(StrEnum):
     paper = "paper"
 
 
-@plain_errors
+@resumable
 def attack_command(
     run: Annotated[
         Path, typer.Argument(help="The folder of a run, or of a sweep, whose finished points are all attacked.")

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from biotorch import _files
 from biotorch._tables import Table, print_table
-from biotorch.cli.errors import ConfigFile, Overrides, is_first_process, plain_errors
+from biotorch.cli.errors import ConfigFile, Overrides, is_first_process, resumable
 from biotorch.cli.inspect import attack
 from biotorch.errors import BrokenPointsError, ConfigError
 
@@ -35,7 +35,7 @@ class _Executor(StrEnum):
     ray = "ray"
 
 
-@plain_errors
+@resumable
 def run_command(
     config: ConfigFile,
     overrides: Overrides = None,
@@ -159,7 +159,7 @@ def _show(study: Study, finished: Sequence[Result], console: Console) -> None:
     console.print(f"results {study.folder}", soft_wrap=True)
 
 
-@plain_errors
+@resumable
 def search_command(
     config: ConfigFile,
     overrides: Overrides = None,

@@ -14,7 +14,7 @@ from biotorch._names import unknown
 from biotorch.conversion.forms import dense_sizes, with_points
 from biotorch.conversion.install import install
 from biotorch.conversion.outputs import auxiliary_heads, find_outputs
-from biotorch.conversion.survey import Entry, Planned, survey
+from biotorch.conversion.survey import Entry, PlannedLayer, survey
 from biotorch.errors import ConversionError, ConversionWarning
 from biotorch.layers import LAYER_TYPES
 from biotorch.rules import DirectRule, Rule, make, option_names
@@ -170,7 +170,7 @@ def convert(
     entries = survey(model)
     candidates = [entry for entry in entries if entry.kind in ("feedback", "convertible")]
     chosen = [(entry, chooser.rule_for(entry.name, entry.module)) for entry in candidates]
-    planned = [Planned(entry.name, entry.module, rule) for entry, rule in chosen if rule is not None]
+    planned = [PlannedLayer(entry.name, entry.module, rule) for entry, rule in chosen if rule is not None]
     chooser.finish([entry.name for entry in candidates])
 
     problems = list(chooser.problems)
@@ -203,7 +203,7 @@ def _left(entries: list[Entry], unmatched: set[str]) -> list[Entry]:
     ]
 
 
-def _unmatched_patterns(model: nn.Module, planned: list[Planned]) -> list[str]:
+def _unmatched_patterns(model: nn.Module, planned: list[PlannedLayer]) -> list[str]:
     names = [name for name, _ in model.named_modules() if name]
     direct = {item.rule for item in planned if isinstance(item.rule, DirectRule)}
     given = {("block pattern", pattern) for rule in direct for pattern in rule.blocks}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from biotorch import _seeding
 from biotorch.conversion import nested
-from biotorch.conversion.survey import Planned
+from biotorch.conversion.survey import PlannedLayer
 from biotorch.errors import ConversionError
 from biotorch.kernel.compiling import uncompiled
 from biotorch.kernel.functions import Cut
@@ -174,8 +174,8 @@ def install_cuts(model: nn.Module) -> int:
     return cuts
 
 
-def with_points(model: nn.Module, planned: list[Planned]) -> list[Planned]:
-    """Adapt the plan to feedback points: the first layer of each such block holds B, the others get backpropagation."""
+def with_points(model: nn.Module, planned: list[PlannedLayer]) -> list[PlannedLayer]:
+    """Adapt the plan to feedback points: the first layer of a block holds B, the others get backpropagation."""
     first: set[str] = set()
     inside: set[str] = set()
     for rule in {item.rule for item in planned if isinstance(item.rule, DirectRule) and item.rule.points}:
@@ -193,7 +193,7 @@ def _backpropagation_like(rule: Rule) -> Rule:
     )
 
 
-def dense_sizes(model: nn.Module, planned: list[Planned], inputs: Any) -> dict[str, tuple[int, ...]]:
+def dense_sizes(model: nn.Module, planned: list[PlannedLayer], inputs: Any) -> dict[str, tuple[int, ...]]:
     """Shapes of the rows of each dense B, by layer name, from a forward pass on `inputs`."""
     dense = {item.name: item.layer for item in planned if item.form == "dense" and _has_dense_size(item.layer)}
     if not dense:
@@ -238,7 +238,7 @@ def _has_dense_size(layer: nn.Module) -> bool:
 
 
 def hold_shared_feedback(
-    model: nn.Module, planned: list[Planned], holder: FeedbackLayer | None, n_out: int, seed: int
+    model: nn.Module, planned: list[PlannedLayer], holder: FeedbackLayer | None, n_out: int, seed: int
 ) -> None:
     """Create the shared matrix, of which layers with `feedback="shared"` use slices, as a buffer of `holder`."""
     found = list(connections(model).values())

@@ -11,7 +11,7 @@ from torch import nn
 
 from biotorch import _seeding
 from biotorch.conversion.forms import hold_shared_feedback, install_cuts, remove_cuts
-from biotorch.conversion.survey import Planned
+from biotorch.conversion.survey import PlannedLayer
 from biotorch.errors import ConversionError, ConversionWarning
 from biotorch.kernel.broadcast import Output
 from biotorch.layers import Connection, FeedbackLayer, connections, feedback_type, reading_type
@@ -49,7 +49,7 @@ def thaw(model: nn.Module) -> None:
 
 def install(
     model: nn.Module,
-    planned: list[Planned],
+    planned: list[PlannedLayer],
     outputs: dict[int, Output],
     copy_weights: bool,
     seed: int,
@@ -123,7 +123,7 @@ def _warn_of_sharing(model: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def _all_or_nothing(planned: list[Planned]) -> Iterator[None]:
+def _all_or_nothing(planned: list[PlannedLayer]) -> Iterator[None]:
     """Restore the layers if the `with` block fails."""
     tensors = ("_parameters", "_buffers")
     before = [
@@ -140,7 +140,7 @@ def _all_or_nothing(planned: list[Planned]) -> Iterator[None]:
         raise ConversionError(f"a rule or a registered layer failed, and the network is unchanged: {error}") from error
 
 
-def _converted(item: Planned) -> FeedbackLayer:
+def _converted(item: PlannedLayer) -> FeedbackLayer:
     layer = item.layer
     layer.__class__ = feedback_type(type(layer)) or type(layer)
     assert isinstance(layer, FeedbackLayer)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from biotorch._names import unknown
-from biotorch.conversion.survey import Entry, Planned
+from biotorch.conversion.survey import Entry, PlannedLayer
 from biotorch.kernel.broadcast import Output
 from biotorch.layers import FeedbackLayer, as_feedback
 
@@ -35,7 +35,7 @@ def auxiliary_heads(model: nn.Module) -> list[str]:
 
 def find_outputs(
     entries: list[Entry],
-    planned: list[Planned],
+    planned: list[PlannedLayer],
     output: str | Sequence[str] | None,
     auxiliary: Sequence[str],
     output_dim: int | None,

@@ -14,7 +14,7 @@ from biotorch.layers import LAYER_TYPES, FeedbackLayer, feedback_type, is_feedba
 from biotorch.rules import DirectRule, Rule
 
 
-class Planned(NamedTuple):
+class PlannedLayer(NamedTuple):
     """A layer that is to be converted, with its rule."""
 
     name: str

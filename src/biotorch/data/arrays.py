@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import http.client
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -132,6 +131,8 @@ def _dataset(kind: str) -> Any:
 
 
 def _download(kind: str, folder: Path, inner: str, files: Iterable[str]) -> None:
+    import http.client
+
     def download(partial: Path) -> None:
         # torchvision compares the checksums; reading both parts shows that they are complete.
         for train in (True, False):

@@ -8,11 +8,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils import data
 
@@ -20,6 +19,9 @@ from biotorch import _seeding
 from biotorch.data.images import Normalisation, decode
 from biotorch.data.splits import Paths, Split
 from biotorch.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 #: Test images are resized to this multiple of the crop, as usual for ImageNet (a crop of 224 out of 256).
 _MARGIN = 256 / 224

@@ -7,10 +7,9 @@ import functools
 import struct
 import zlib
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import torch
-from PIL import Image
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,6 +17,9 @@ from torch.nn import functional as F
 from biotorch import _seeding
 from biotorch._sections import Section
 from biotorch.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 #: Exceptions that Pillow raises for damaged files, depending on the format and the place of the damage.
 _DAMAGED = (
@@ -29,7 +31,6 @@ _DAMAGED = (
     LookupError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
 )
 _GREY = ("1", "L", "LA")
 #: Number of images that are resized at once, which bounds the memory that resizing needs besides its result.
@@ -41,13 +42,15 @@ def decode(source: str | BinaryIO, name: str, keep_grey: bool = False) -> Image.
 
     Raises DataError, which contains `name`, if the file cannot be read.
     """
+    from PIL import Image
+
     try:
         with Image.open(source) as image:
             if image.mode.startswith(("I", "F")):
                 # Pillow would clip these pixels at 255, which leaves a white image.
                 raise ValueError(f"pixels of mode {image.mode} have more than 8 bits; convert them to 8 bits")
             return image.convert("L" if keep_grey and image.mode in _GREY else "RGB")
-    except _DAMAGED as error:
+    except (*_DAMAGED, Image.DecompressionBombError) as error:
         raise DataError(f"{name} cannot be read as an image: {error}.") from error
 
 

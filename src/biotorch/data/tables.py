@@ -37,7 +37,7 @@ def read_parquet(path: str, folder: Path, target_size: int | None) -> Pool:
 
 
 def watched_parquet(path: str, folder: Path) -> list[Path]:
-    """All files of both tables."""
+    """Parquet files of the training and the test table."""
     train, test = _tables(locate(path, folder))
     return train + test
 

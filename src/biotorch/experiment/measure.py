@@ -92,7 +92,7 @@ _SHOWN = 8
 
 
 def runs_in(path: Path) -> list[Path]:
-    """Folders of trained runs: `path` itself if it is one, or else those of a sweep's points.
+    """Folders of trained runs: `path` itself if it is one, or the folders of a sweep's points.
 
     Raises:
         FileNotFoundError: `path` holds no trained network.

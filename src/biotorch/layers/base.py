@@ -88,7 +88,7 @@ class FeedbackLayer(RuleState):
             self.output = Output(0, output_dim or 0, inferred=True)
         self.set_rule(rule, seed, n_out=output_dim)
 
-    # What a layer type supplies ------------------------------------------------------------------
+    # Methods of a layer type ----------------------------------------------------------------------
 
     def operation(self, x: Tensor) -> tuple[Tensor, Operation]:
         """Return the input with a batch dimension, and the layer's linear map for it."""

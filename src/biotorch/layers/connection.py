@@ -16,7 +16,7 @@ from biotorch.layers.tensors import as_state, feedback_name
 from biotorch.rules import FeedbackRule, Rule
 
 
-class Follower(Protocol):
+class _Follower(Protocol):
     """Interface of the object that brings B up to date after updates of W, see `biotorch.layers.updates`."""
 
     told: bool
@@ -27,7 +27,7 @@ class Follower(Protocol):
     def settle_compiled(self, connection: Connection, training: bool) -> None: ...
 
 
-class Learner(Protocol):
+class _Learner(Protocol):
     """Interface of the object that checks that B learns, see `biotorch.layers.learning`."""
 
     def look(self) -> None: ...
@@ -103,8 +103,8 @@ class Connection:
         self.columns: Slice | None = None
         self.holder: Connected | None = None
         self.twin: Connection | None = None
-        self.follower: Follower | None = None
-        self.learner: Learner | None = None
+        self.follower: _Follower | None = None
+        self.learner: _Learner | None = None
         self._frozen_with_weight: list[str] = []
         self.known_version = -1
 
@@ -239,7 +239,7 @@ class Connection:
                 self.layer._buffers[feedback_name(self.parameter, part)] = shared
 
     def settle(self, at_once: bool = False) -> None:
-        """Bring B, and the norm of W, up to date with the updates of W; see `Follower.settle`."""
+        """Bring B, and the norm of W, up to date with the updates of W; see `_Follower.settle`."""
         follower = self.owner.follower
         if follower is not None and not torch.compiler.is_compiling():  # in a compiled graph `begin` has done it
             follower.settle(at_once=at_once)

@@ -175,7 +175,7 @@ def _reach(convolution: Convolution, axis: int, length: int, taps: int) -> list[
 
 
 class _ConvolutionLayer(FeedbackLayer):
-    """Base of all convolution layers. Its attributes are those of `torch.nn.modules.conv._ConvNd`."""
+    """Base of all convolution layers. It has the attributes of `torch.nn.modules.conv._ConvNd`."""
 
     in_channels: int
     out_channels: int

@@ -33,7 +33,7 @@ def updated(model: nn.Module) -> None:
 
     Layers see the updates of any optimizer on their own. They cannot see updates that are written through `.data` by
     hand, into flat buffers (DeepSpeed) or into sharded parameters (FSDP2). Call this function once after each such
-    step. The rule then answers the update (redraw of `brsf`, mirror phase of `wm`, norm under `constrain_weights`)
+    step. The rule then reacts to the update (redraw of `brsf`, mirror phase of `wm`, norm under `constrain_weights`)
     at the next use of B.
 
     Raises:

@@ -55,7 +55,7 @@ class Follower:
     def settle(
         self, training: bool = False, followed: Sequence[Tensor] | None = None, at_once: bool = False
     ) -> Tensor | None:
-        """Answer an update of W, if there was one since the last call.
+        """Restore the norm of W and let the rule change B, if W was updated since the last call.
 
         Args:
             training: whether a training forward pass begins; then also check that no update goes unseen.

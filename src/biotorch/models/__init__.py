@@ -1,7 +1,8 @@
 """Architectures by name. `biotorch.models.<rule>` has the constructors of all of them under that rule."""
 
+from typing import Any
+
 from biotorch.models.char_transformer import CharTransformer
-from biotorch.models.constructors import under_rule
 from biotorch.models.convolutional import CIFARResNet, LeNetCIFAR, LeNetMNIST
 from biotorch.models.mlp import MLP
 from biotorch.models.registry import available, build, check_name
@@ -21,4 +22,11 @@ __all__ = [
     "implied_by_weights",
 ]
 
-__getattr__, __dir__ = per_rule("biotorch.models", under_rule)
+
+def _under_rule(rule: str) -> dict[str, Any]:
+    from biotorch.models.constructors import under_rule
+
+    return under_rule(rule)
+
+
+__getattr__, __dir__ = per_rule("biotorch.models", _under_rule)

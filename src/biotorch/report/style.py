@@ -17,8 +17,8 @@ from biotorch._files import naming
 #: Dots per inch of raster images.
 DPI = 300
 
-#: Colour and marker of each method. The colours are those of Okabe and Ito, and darker ones of the same hues. Markers
-#: help because there are more methods than colours that everybody can distinguish.
+#: Colour and marker of each method: the colours of Okabe and Ito, and darker ones of the same hues. Markers help
+#: because there are more methods than colours that everybody can distinguish.
 STYLE: dict[str, tuple[str, str]] = {
     "backpropagation": ("#000000", "o"),
     "fa": ("#D55E00", "s"),

@@ -37,9 +37,8 @@ _COLUMNS = {
 def table(results: Sequence[Result]) -> Table:
     """Headline table: one row per configuration, with means over its seeds, and perplexities if there are any.
 
-    Angles are means over layers, before training → after the last epoch. The column "weight alignment" has the
-    alignment angle (between W and B; direct rules have none). The column "gradient alignment" has the gradient angle
-    (between update and true gradient). A copy of a run is not counted.
+    Angles are means over layers, before training → after the last epoch: the alignment angle between W and B, which
+    direct rules do not have, and the gradient angle between update and true gradient. A copy of a run is not counted.
 
     Raises:
         ValueError: there are no results.
@@ -71,8 +70,8 @@ def table(results: Sequence[Result]) -> Table:
             "rule",
             *(f"{split} {_HEADS[name]}" for name in figures),
             *(["paper"] if paper else []),
-            "weight alignment (°)",
-            "gradient alignment (°)",
+            "alignment angle (°)",
+            "gradient angle (°)",
             "n",
         ],
         rows=rows,
@@ -84,7 +83,11 @@ def _title(result: Result, columns: dict[str, str]) -> str:
     """Title made of the settings that all rows share."""
     common = [str(at(result, _COLUMNS[name])) for name in ("network", "data set") if name not in columns]
     training = result["config"]["training"]
-    epochs = f"{training['hyperparameters']['epochs']} epochs" if training else "evaluation"
+    epochs = (
+        f"{training['hyperparameters']['epochs']} epoch{'s' * (training['hyperparameters']['epochs'] != 1)}"
+        if training
+        else "evaluation"
+    )
     return ", ".join([*([" on ".join(common)] if common else []), *([epochs] if "epochs" not in columns else [])])
 
 

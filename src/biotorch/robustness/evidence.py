@@ -73,7 +73,7 @@ class Evidence:
 
     @property
     def figures(self) -> list[Measurement]:
-        """Measurements that stand in the table, without transfers to the twin (they attack the twin)."""
+        """Measurements shown in the table, without transfers to the twin (they attack the twin)."""
         return [each for each in self.measurements if each.purpose == "figure" and each.name != "transfer_to"]
 
     @property
@@ -130,8 +130,8 @@ def strongest(
         challenger, defender: select the measurements of each side.
 
     Returns:
-        The check for the comparison nearest to the epsilon of the verdict, of those that fired if any did; None if a
-        side has no measurement.
+        The check for the comparison nearest to the epsilon of the verdict, where comparisons that fired come first;
+        None if a side has no measurement.
     """
     pairs = []
     for epsilon in evidence.epsilons:

@@ -24,3 +24,4 @@ __all__ = [
 # Each file of this folder registers the rule it holds, so a new rule needs a new file and no other change.
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
+del importlib, pkgutil, _module

@@ -16,7 +16,8 @@ from torchvision.models import VisionTransformer
 from biotorch import models, rules
 from biotorch.auditing import audit
 from biotorch.auditing.verdicts import LEAK
-from biotorch.conversion import convert, revert
+from biotorch.conversion.convert import convert
+from biotorch.conversion.revert import revert
 from biotorch.kernel import teaching
 from biotorch.layers import true_gradients
 

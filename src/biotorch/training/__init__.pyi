@@ -6,6 +6,9 @@ from biotorch.errors import (
 from biotorch.errors import (
     ResumeError as ResumeError,
 )
+from biotorch.errors import (
+    Stopped as Stopped,
+)
 from biotorch.training.adversarial import (
     AdversarialConfig as AdversarialConfig,
 )
@@ -50,9 +53,6 @@ from biotorch.training.state import (
 )
 from biotorch.training.state import (
     Record as Record,
-)
-from biotorch.training.state import (
-    Stopped as Stopped,
 )
 from biotorch.training.state import (
     TrainingState as TrainingState,

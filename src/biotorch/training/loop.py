@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from biotorch import _seeding, metrics
 from biotorch.data import Dataset
+from biotorch.errors import Stopped
 from biotorch.models.outputs import main_output
 from biotorch.training import pretraining, randomness
 from biotorch.training.distributed import any_process, share_statistics
@@ -23,7 +24,7 @@ from biotorch.training.divergence import diverged_after
 from biotorch.training.evaluation import evaluate
 from biotorch.training.losses import training_loss
 from biotorch.training.settings import TrainingConfig
-from biotorch.training.state import Observer, Record, Stopped, TrainingState
+from biotorch.training.state import Observer, Record, TrainingState
 
 
 class Trainer(TrainingState):

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from biotorch import _seeding
+from biotorch.errors import Stopped
 from biotorch.training.distributed import any_process
 from biotorch.training.losses import training_loss
 from biotorch.training.settings import NoiseConfig
-from biotorch.training.state import Stopped, TrainingState
+from biotorch.training.state import TrainingState
 
 
 class Batch(NamedTuple):

@@ -56,7 +56,7 @@ def snapshot(fabric: Fabric) -> list[dict[str, Any]]:
 
 
 def restore(states: list[dict[str, Any]], fabric: Fabric) -> None:
-    """Restore the states that `snapshot` returned. Raises ResumeError if the number of processes is another one."""
+    """Restore the states that `snapshot` returned. Raises ResumeError if the number of processes has changed."""
     if len(states) != fabric.world_size:
         raise ResumeError(
             f"the checkpoint was written by {len(states)} process(es), but this run has {fabric.world_size}: "

@@ -56,10 +56,6 @@ class Observer:
         return False
 
 
-class Stopped(Exception):  # noqa: N818 - not an error: the observer asked to stop
-    """The observer asked to stop; the state has been saved."""
-
-
 class TrainingState:
     """Network, optimizer, schedule and position of a training. `Trainer`, the subclass, describes the arguments."""
 
@@ -186,7 +182,7 @@ class TrainingState:
         """Restore `state`; `run` then continues from there.
 
         Raises:
-            ResumeError: another number of processes, or a version in which B was no parameter, has written the state.
+            ResumeError: the state is of another number of processes, or of a version in which B was not a parameter.
         """
         self._require_feedback(state)
         randomness.restore(state["random"], self.fabric)

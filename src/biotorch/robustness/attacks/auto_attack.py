@@ -78,7 +78,7 @@ class AutoPGD(WhiteBox):
 
 
 def run(shown: library.Shown, search: Any) -> library.Run:
-    """One start of the library's search. It returns the last misclassified points, or else those of highest loss."""
+    """One start of the library's search. It returns the last misclassified points, or the points of highest loss."""
 
     def start(images: Tensor, labels: Tensor, index: Tensor) -> Tensor:
         shown.index = index

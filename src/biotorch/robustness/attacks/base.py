@@ -203,7 +203,7 @@ def is_number(value: object) -> bool:
 
 
 def arguments(kind: type[Attack]) -> list[str]:
-    """Names of all arguments of an attack except the network, including those that it passes to its base classes."""
+    """Names of all arguments of an attack except the network; those of its base classes are included."""
     names: list[str] = []
     for base in kind.__mro__:
         if "__init__" in vars(base) and base is not object:
