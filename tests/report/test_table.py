@@ -28,7 +28,7 @@ def test_runs_of_several_data_sets_and_networks_have_columns_for_them(results):
     assert found.header[3] == "paper"
     assert [row[3] for row in found.rows] == ["0.91", "1.70", "9.20", "13.06"]
     assert [row[-1] for row in found.rows] == ["2"] * 4
-    assert found.title == "le_net_mnist, 1 epochs"
+    assert found.title == "le_net_mnist, 1 epoch"
     assert any("100 (fashion_mnist), 100 (mnist) epochs" in note for note in found.notes)
 
 
