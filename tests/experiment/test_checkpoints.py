@@ -143,7 +143,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(damage, finishe
 def test_where_both_are_damaged_the_run_starts_again(damage, finished, unfinished):
     for name in ("latest_model.pth", "previous_latest_model.pth"):
         (unfinished / name).write_bytes(damage((finished / "latest_model.pth").read_bytes()))
-    before = pytest.warns(UserWarning, match="The one before is used")
+    before = pytest.warns(UserWarning, match="Using the previous checkpoint")
     with before, pytest.warns(UserWarning, match="Starting again") as caught:
         again(unfinished)
     told = [str(warning.message) for warning in caught if "damaged" in str(warning.message)]
@@ -205,7 +205,7 @@ def test_code_is_refused_and_does_not_run(kind, unfinished, tmp_path):
         shutil.copy(path, unfinished / name)
     with pytest.raises(CheckpointError, match=r"model_best_acc\.pth"):
         biotorch.load(unfinished)
-    before = pytest.warns(UserWarning, match="The one before is used")
+    before = pytest.warns(UserWarning, match="Using the previous checkpoint")
     with before, pytest.warns(UserWarning, match="Starting again"):
         again(unfinished)
     assert RAN == []

@@ -55,7 +55,7 @@ def test_finished_points_are_not_run_again_and_others_are_not_overwritten(tmp_pa
     changed = runs.quick(tmp_path, *sweep, "training.optimizer.lr=0.02")
     with pytest.raises(OtherRunError, match="another configuration") as caught:
         run(changed)
-    assert "training.optimizer.lr: 0.01 there, 0.02 here" in str(caught.value)
+    assert "training.optimizer.lr: 0.01 in the folder, 0.02 asked for" in str(caught.value)
     assert load_results(tmp_path / "quick" / "seed=0") == first["seed=0"]
     assert run(changed, overwrite=True)["seed=0"]["state_hash"] != first["seed=0"]["state_hash"]
 
@@ -66,10 +66,10 @@ def test_all_differences_are_listed(tmp_path):
     with pytest.raises(OtherRunError) as caught:
         runs.finish(tmp_path, "training.hyperparameters.epochs=3", *changed)
     for part in (
-        "model.mode.type: 'fa' there, 'dfa' here",
+        "model.mode.type: 'fa' in the folder, 'dfa' asked for",
         "options",
-        "warmup_epochs: 0.0 there, 1.0",
-        "seed: 3 there",
+        "warmup_epochs: 0.0 in the folder, 1.0",
+        "seed: 3 in the folder",
     ):
         assert part in str(caught.value)
     assert "checkpoint_seconds" not in str(caught.value)

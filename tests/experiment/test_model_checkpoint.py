@@ -170,7 +170,7 @@ def test_figures_of_a_checkpoint_that_has_changed_are_not_taken_for_its_own(trai
     content = torch.load(copied, weights_only=True)
     content["model"]["classifier.3.bias"] += 1
     torch.save(content, copied)
-    with pytest.raises(OtherRunError, match=r"what .*copied\.pth was before"):
+    with pytest.raises(OtherRunError, match=r"an older .*copied\.pth, which has changed"):
         run(evaluation(tmp_path, copied))
 
 

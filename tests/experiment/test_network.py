@@ -355,7 +355,7 @@ def test_a_checkpoint_whose_cluster_has_imports_is_read(tmp_path):
         torch.save(content, path)
     model = load(tmp_path / "quick")
     assert {row.rule for row in biotorch.summary(model).rows if row.rule} == {"fa"}
-    with pytest.raises(ConfigError, match=r"cluster\.imports: it stands at the top of the file now"):
+    with pytest.raises(ConfigError, match=r"cluster\.imports: it has moved to the top of the file"):
         runs.quick(tmp_path, "cluster.imports=[my_rules]")
 
 
