@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import runs
 
+from biotorch import models
 from biotorch.errors import MissingPackageError
 from biotorch.experiment import BrokenPointsError, ConfigError, Display, Interrupted, RunFolder, run
 from biotorch.experiment.cluster import ClusterConfig, RayConfig
@@ -53,7 +54,7 @@ def test_points_run_as_tasks(tmp_path, monkeypatch, capfd):
     module = tmp_path / "own_network.py"
     module.write_text("import runs\n\nruns.register_small()\n")
     monkeypatch.syspath_prepend(str(tmp_path))  # where the workers look, too
-    runs.register_small()
+    monkeypatch.setitem(models.registry.OWN, "small", runs.small)
     own = ("model.architecture=small", "data.target_size=8", "imports=[own_network]")
     study = runs.quick(tmp_path, *own, "sweep={training.optimizer.lr: [0.01, 0.02, 1.0e+30]}")
     before = ray_processes()
