@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import re
+import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import biotorch
-from biotorch import ConversionError
+from biotorch import ConversionError, errors
 from biotorch.layers import Conv2d, Linear, fa
 from biotorch.models import fa as fa_models
 
@@ -296,3 +299,15 @@ def test_a_rule_that_gives_no_feedback_or_a_wrong_shape_is_told_at_conversion():
 def test_a_switch_is_true_or_false():
     with pytest.raises(ValueError, match="gradient_clip is true or false, not 'no'"):
         biotorch.rules.make("fa", gradient_clip="no")
+
+
+def test_exceptions_travel_between_processes():
+    failures = {"a": errors.Failure("defect", "broken")}
+    for error in (
+        errors.BrokenPointsError({}, failures, Path("runs")),
+        errors.Interrupted(signal.SIGTERM),
+        errors.SectionError({"lr": "too large"}),
+        errors.DataError("damaged"),
+    ):
+        copied = pickle.loads(pickle.dumps(error))
+        assert (type(copied), str(copied), vars(copied)) == (type(error), str(error), vars(error))

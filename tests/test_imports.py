@@ -1,9 +1,14 @@
 """What an import loads: nothing heavy before it is used. Modules are counted, no time is measured."""
 
+import os
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import pytest
+
+import biotorch
 
 HEAVY = {
     "torch",
@@ -73,3 +78,31 @@ def test_the_face_is_public_names_alone():
     ).stdout.split()
     assert {"convert", "audit", "rules", "layers", "BioModule"} <= set(names)
     assert not [name for name in names if name.startswith("_") or name in ("nn", "torch", "Any", "importlib", "face")]
+
+
+def test_threads_may_use_it_first_at_once():
+    program = """
+import threading, biotorch
+names = ["models.fa", "layers.kp", "convert", "experiment.run", "training.Trainer", "rules.available", "audit"]
+barrier, found = threading.Barrier(len(names)), []
+def use(name):
+    barrier.wait()
+    place = biotorch
+    for part in name.split("."):
+        place = getattr(place, part)
+    found.append(name)
+threads = [threading.Thread(target=use, args=[name]) for name in names]
+[thread.start() for thread in threads], [thread.join() for thread in threads]
+assert len(found) == len(names), found
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_it_imports_from_a_zip_file(tmp_path):
+    source = Path(biotorch.__file__).parent
+    with zipfile.ZipFile(tmp_path / "packed.zip", "w") as packed:
+        for path in [*source.rglob("*.py"), *source.rglob("*.pyi")]:
+            packed.write(path, path.relative_to(source.parent))
+    program = "import biotorch; assert 'packed.zip' in biotorch.__file__; biotorch.convert; biotorch.models.fa.mlp"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "packed.zip")}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment)

@@ -130,6 +130,9 @@ class BrokenPointsError(BiotorchError, RuntimeError):
         count = f"{len(failures)} of {len(results) + len(failures)} points have no result"
         super().__init__("\n  ".join([f"{count}; {folder} has an error.txt for each:", *lines]))
 
+    def __reduce__(self) -> tuple[type[BrokenPointsError], tuple[Any, ...]]:
+        return type(self), (self.results, self.failures, self.folder)
+
 
 class Interrupted(KeyboardInterrupt):
     """A run was stopped by a signal; its last checkpoint is on disk."""
@@ -137,6 +140,9 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.number = number
+
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[int]]:
+        return type(self), (self.number,)
 
 
 class Stopped(Exception):  # noqa: N818 - not an error

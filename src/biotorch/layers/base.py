@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from biotorch import _seeding
 from biotorch.kernel.broadcast import Output
-from biotorch.kernel.compiling import uncompiled
 from biotorch.kernel.functions import Direct, Feedback, Operation, Receiver
 from biotorch.layers.connection import Connection
 from biotorch.layers.state import RuleState
@@ -116,6 +115,15 @@ class FeedbackLayer(RuleState):
         """Shape of one row of a dense B for inputs like `x`; None if the usual B is already dense."""
         return None
 
+    def set_rule(self, rule: Rule, *arguments: Any, **options: Any) -> None:
+        super().set_rule(rule, *arguments, **options)
+        _leave_out_of_graphs(rule)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "rule" in state:
+            _leave_out_of_graphs(state["rule"])
+
     # Rule and feedback ---------------------------------------------------------------------------
 
     def require_output_size(self) -> int:
@@ -193,7 +201,8 @@ class FeedbackLayer(RuleState):
             y = Direct.apply(x, weight, bias, state, operation, self.output, self.receiver(connection))
         return y
 
-    _carry_uncompiled = uncompiled(_carry)
+    #: `_carry`, and outside of compiled graphs from the first layer under a direct rule on: there it walks the graph.
+    _carry_uncompiled = _carry
 
     def projector(self, connection: Connection, x: Tensor) -> Tensor:
         """B under a direct rule, or the shared matrix that contains it, on the device of `x`."""
@@ -214,6 +223,12 @@ class FeedbackLayer(RuleState):
     def extra_repr(self) -> str:
         inherited = super().extra_repr()
         return f"{inherited}, rule={self.rule.name}" if inherited else f"rule={self.rule.name}"
+
+
+def _leave_out_of_graphs(rule: Rule) -> None:
+    """Keep the forward of direct layers out of torch.compile, whose import takes a second: other rules do without."""
+    if rule.direct and FeedbackLayer._carry_uncompiled is FeedbackLayer._carry:
+        FeedbackLayer._carry_uncompiled = torch.compiler.disable(FeedbackLayer._carry)  # type: ignore[no-untyped-call]
 
 
 def _weight_itself(weight: Tensor, state: Tensor | None) -> Tensor:

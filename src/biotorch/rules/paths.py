@@ -26,7 +26,9 @@ class _Finder(MetaPathFinder, Loader):
         return ModuleSpec(fullname, self, origin="the registry of rules") if found else None
 
     def exec_module(self, module: ModuleType) -> None:
-        vars(module).update(self.contents(module.__name__.rpartition(".")[2]))
+        rule = module.__name__.rpartition(".")[2]
+        module.__doc__ = f"The names of `{self.package}` under the rule `{rule}`."
+        vars(module).update(self.contents(rule))
 
 
 class _Namespace(NamedTuple):
@@ -47,6 +49,7 @@ def per_rule(package: str, contents: Callable[[str], dict[str, Any]]) -> _Namesp
     sys.meta_path.append(_Finder(package, contents))
 
     def attribute(name: str) -> Any:
+        importlib.import_module("biotorch.rules")  # another thread may be importing it, rule by rule
         if name in available():
             return importlib.import_module(f"{package}.{name}")
         if name.startswith("_"):
