@@ -31,7 +31,7 @@ def face(package: str, file: str) -> _Face:
     """
     spec = sys.modules[package].__spec__
     assert spec is not None
-    # Of its loader, since the package may lie in a zip file.
+    # Read by the loader, because the package may lie in a zip file.
     stub = ast.parse(spec.loader.get_data(os.path.join(os.path.dirname(file), "__init__.pyi")))  # type: ignore[union-attr]
     imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
     homes = {alias.name: node.module or "" for node in imports for alias in node.names}

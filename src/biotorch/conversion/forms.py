@@ -13,8 +13,6 @@ from biotorch import _seeding
 from biotorch.conversion import nested
 from biotorch.conversion.survey import PlannedLayer
 from biotorch.errors import ConversionError
-from biotorch.kernel.compiling import uncompiled
-from biotorch.kernel.functions import Cut
 from biotorch.layers import FeedbackLayer, as_feedback, connections, feedback_type
 from biotorch.layers.networks import isolated
 from biotorch.rules import DirectRule, Rule, initial, make
@@ -129,21 +127,14 @@ class CutShortcut:
         if layer.plain:
             return None
         if args and isinstance(args[0], Tensor):
-            return (_cut(args[0], layer), *args[1:]), kwargs
+            return (layer.cut(args[0]), *args[1:]), kwargs
         name = next((name for name, value in kwargs.items() if isinstance(value, Tensor)), None)
         if args or name is None:
             raise RuntimeError(
                 f"{layer.label}: its block ({type(block).__name__}) is cut off from gradients, so the block needs a "
                 "tensor as its first argument"
             )
-        return args, {**kwargs, name: _cut(kwargs[name], layer)}
-
-
-@uncompiled
-def _cut(x: Tensor, layer: FeedbackLayer) -> Tensor:
-    first, operation = layer.connections[0], layer.entry(x)
-    cut: Tensor = Cut.apply(x, layer.projector(first, x).detach(), operation, layer.receiver(first))
-    return cut
+        return args, {**kwargs, name: layer.cut(kwargs[name])}
 
 
 def remove_cuts(model: nn.Module) -> None:

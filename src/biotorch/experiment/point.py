@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from biotorch.experiment.results import Result
 from biotorch.experiment.signals import StopRequest
 from biotorch.training import Stopped, Trainer, TrainingConfig, evaluate, launch
 from biotorch.training.distributed import gather, require_equal_feedback
+from biotorch.training.losses import Loss
 from biotorch.training.randomness import repeatable
 
 
@@ -65,10 +67,14 @@ class Run:
     display: Display
     request: StopRequest
 
+    @functools.cached_property
+    def loss(self) -> Loss:
+        """Loss of the configuration, on the device of `fabric`."""
+        return self.config.model.loss_function.build().to(self.fabric.device)
+
     def result(self) -> Result:
         """Train and test, as far as the configuration asks for it, and return the content of results.json."""
         config, start = self.config, time.perf_counter()
-        self.loss = config.model.loss_function.build().to(self.fabric.device)
         outcome: Result = {"validation": None, "history": [], "seconds": 0.0, "skipped_images": []}
         if config.training is not None:
             outcome = self._train(config.training)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch.distributed
@@ -49,13 +48,12 @@ def run(
     progress = _Progress(study, display or Display())
     if not overwrite:
         progress.collect()
-    left = progress.left
     with stop_requests() as request:
         if executor is None:
-            progress.run_one_by_one(left, overwrite, request)
-        elif left:
+            progress.run_one_by_one(overwrite, request)
+        elif progress.left:
             with executor:
-                progress.run_side_by_side(left, overwrite, request, executor)
+                progress.run_side_by_side(overwrite, request, executor)
     done, failures = progress.done, progress.failures
     in_order = {name: done[name] for name in study.points if name in done}
     if failures:
@@ -94,9 +92,9 @@ class _Progress:
             if result is not None:
                 self._finish(name, result)
 
-    def run_one_by_one(self, left: Mapping[str, Config], overwrite: bool, request: StopRequest) -> None:
-        """Run points one after another in this process."""
-        for name, config in left.items():
+    def run_one_by_one(self, overwrite: bool, request: StopRequest) -> None:
+        """Run the points that are left one after another in this process."""
+        for name, config in self.left.items():
             self.display.start(name, config)
             try:
                 result = run_point(config, self.study.folder / name, overwrite, self.display, request)
@@ -108,10 +106,9 @@ class _Progress:
             else:
                 self._finish(name, result)
 
-    def run_side_by_side(
-        self, left: Mapping[str, Config], overwrite: bool, request: StopRequest, executor: Executor
-    ) -> None:
-        """Run points in the processes of an executor, and show the epochs that they write."""
+    def run_side_by_side(self, overwrite: bool, request: StopRequest, executor: Executor) -> None:
+        """Run the points that are left in the processes of an executor, and show the epochs that they write."""
+        left = self.left
         waiting = set(left)
         with request.deferred():
             executor.submit([Task(name, config, self.study.folder / name, overwrite) for name, config in left.items()])

@@ -13,10 +13,10 @@ _Callable = TypeVar("_Callable", bound=Callable[..., Any])
 
 
 def uncompiled(function: _Callable) -> _Callable:
-    """Exclude `function` from torch.compile, at the price of a graph break, because it walks the autograd graph.
+    """Exclude a hook or another function that runs eagerly from torch.compile.
 
-    `torch.compiler.disable` imports the compiler, which takes as long as importing torch: it is called only where
-    somebody else has loaded the compiler.
+    `torch.compiler.disable` imports the compiler, which takes as long as importing torch, so it is called only after
+    somebody else has loaded the compiler. A compiled graph that meets the function would trace this detour, too.
     """
     disabled: list[_Callable] = []
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from biotorch import _seeding
 from biotorch.kernel.broadcast import Output
-from biotorch.kernel.functions import Direct, Feedback, Operation, Receiver
+from biotorch.kernel.functions import Cut, Direct, Feedback, Operation, Receiver
 from biotorch.layers.connection import Connection
 from biotorch.layers.state import RuleState
 from biotorch.rules import DirectRule, FeedbackRule, Rule, from_layer_config, initial
@@ -204,6 +204,12 @@ class FeedbackLayer(RuleState):
     #: `_carry`, and outside of compiled graphs from the first layer under a direct rule on: there it walks the graph.
     _carry_uncompiled = _carry
 
+    def cut(self, x: Tensor) -> Tensor:
+        """The input `x` of the block that begins with this layer, cut off from gradients except by the layer's B."""
+        first, operation = self.connections[0], self.entry(x)
+        y: Tensor = Cut.apply(x, self.projector(first, x).detach(), operation, self.receiver(first))
+        return y
+
     def projector(self, connection: Connection, x: Tensor) -> Tensor:
         """B under a direct rule, or the shared matrix that contains it, on the device of `x`."""
         if connection.columns is not None:
@@ -226,9 +232,10 @@ class FeedbackLayer(RuleState):
 
 
 def _leave_out_of_graphs(rule: Rule) -> None:
-    """Keep the forward of direct layers out of torch.compile, whose import takes a second: other rules do without."""
+    """Keep what walks the autograd graph out of torch.compile, whose import takes a second: other rules do without."""
     if rule.direct and FeedbackLayer._carry_uncompiled is FeedbackLayer._carry:
         FeedbackLayer._carry_uncompiled = torch.compiler.disable(FeedbackLayer._carry)  # type: ignore[no-untyped-call]
+        FeedbackLayer.cut = torch.compiler.disable(FeedbackLayer.cut)  # type: ignore[method-assign, no-untyped-call]
 
 
 def _weight_itself(weight: Tensor, state: Tensor | None) -> Tensor:

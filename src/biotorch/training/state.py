@@ -106,6 +106,10 @@ class TrainingState:
         trained = (parameter for parameter in self.model.parameters() if parameter.requires_grad)
         return self.config.optimizer.build(trained, self.feedback, lr)
 
+    def new_tally(self) -> Tally:
+        """Create the empty sums of loss and errors over an epoch."""
+        return Tally(self.config.metrics.top_k, self.data.train.per_token, self.device)
+
     @property
     def skipped(self) -> list[str]:
         """Paths of the images that this process could not read since the training began."""
@@ -148,9 +152,6 @@ class TrainingState:
             raise diverged(self.model, value, self.epoch, self.step + 1, self.fabric.backward)
 
     # Saving and resuming -----------------------------------------------------------------------
-
-    def new_tally(self) -> Tally:
-        return Tally(self.config.metrics.top_k, self.data.train.per_token, self.device)
 
     def state_dict(self) -> dict[str, Any]:
         """State from which the training continues to the bit, as tensors and plain values.

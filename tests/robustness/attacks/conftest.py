@@ -1,7 +1,8 @@
-"""A trained network for the attacks that the library makes."""
+"""A trained network for the attacks that the library makes, and its ensemble in few steps."""
 
 from __future__ import annotations
 
+import pyautoattack
 import pytest
 import torch
 from library_attacks import conv
@@ -28,3 +29,19 @@ def trained():
     images, labels = drawn(150)
     assert (model.eval()(images).argmax(1) == labels).double().mean() > 0.9
     return model, images, labels
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """The standard ensemble in fewer steps: 100 of each attack and 5,000 queries take too long here."""
+
+    def made(*arguments, **options):
+        ensemble = library(*arguments, **options)
+        for each in (ensemble.apgd, ensemble.apgd_targeted, ensemble.fab):
+            each.n_iter = 5
+        ensemble.apgd.eot_iter = min(ensemble.apgd.eot_iter, 3)
+        ensemble.square.n_queries = 10
+        return ensemble
+
+    library = pyautoattack.AutoAttack
+    monkeypatch.setattr(pyautoattack, "AutoAttack", made)

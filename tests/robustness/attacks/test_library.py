@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import types
 
-import pyautoattack
 import pytest
 import torch
 from library_attacks import batch, conv, quiet
@@ -21,20 +20,7 @@ ATTACKS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def short(monkeypatch):
-    """The standard ensemble in fewer steps: 100 of each attack and 5,000 queries take too long here."""
-
-    def made(*arguments, **options):
-        ensemble = library(*arguments, **options)
-        for each in (ensemble.apgd, ensemble.apgd_targeted, ensemble.fab):
-            each.n_iter = 5
-        ensemble.apgd.eot_iter = min(ensemble.apgd.eot_iter, 3)
-        ensemble.square.n_queries = 10
-        return ensemble
-
-    library = pyautoattack.AutoAttack
-    monkeypatch.setattr(pyautoattack, "AutoAttack", made)
+pytestmark = pytest.mark.usefixtures("short")
 
 
 class Counting(nn.Module):

@@ -42,6 +42,9 @@ class Executor(ABC):
     #: Whether tasks continue when this process ends.
     detached: bool = False
 
+    def __init__(self) -> None:
+        self._messages: list[str] = []
+
     @abstractmethod
     def submit(self, tasks: Sequence[Task]) -> None:
         """Accept the tasks; called once."""
@@ -60,7 +63,8 @@ class Executor(ABC):
 
     def messages(self) -> list[str]:
         """Warnings of the tasks since the last call."""
-        return []
+        found, self._messages = self._messages, []
+        return found
 
     def __enter__(self) -> Executor:
         return self

@@ -36,10 +36,10 @@ class Local(Executor):
     """
 
     def __init__(self, jobs: int, threads: int | None = None) -> None:
+        super().__init__()
         self.jobs, self.threads = jobs, threads or max(1, cores() // jobs)
         self._left: deque[Task] = deque()
         self._workers: list[_Worker] = []
-        self._messages: list[str] = []
         self._stopping = False
 
     def submit(self, tasks: Sequence[Task]) -> None:
@@ -95,10 +95,6 @@ class Local(Executor):
             if self._left and not self._stopping:
                 worker.give(self._left.popleft())
         return ended
-
-    def messages(self) -> list[str]:
-        found, self._messages = self._messages, []
-        return found
 
     def stop(self) -> None:
         self._stopping = True

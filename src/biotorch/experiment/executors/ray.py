@@ -43,12 +43,12 @@ class Ray(Executor):
     """
 
     def __init__(self, jobs: int, threads: int | None = None, cluster: ClusterConfig | None = None) -> None:
+        super().__init__()
         self.jobs, self.threads, self.cluster = jobs, threads or max(1, cores() // jobs), cluster or ClusterConfig()
         os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
         self._ray: Any = require("ray", "ray", "--executor ray")
         self._left: deque[Task] = deque()
         self._tasks: dict[Any, Task] = {}
-        self._messages: list[str] = []
         self._started = self._stopping = False
 
     def submit(self, tasks: Sequence[Task]) -> None:
@@ -111,10 +111,6 @@ class Ray(Executor):
             ended.append(Ended(task, failure))
         self._feed()
         return ended
-
-    def messages(self) -> list[str]:
-        found, self._messages = self._messages, []
-        return found
 
     def stop(self) -> None:
         self._stopping = True

@@ -42,6 +42,7 @@ class Slurm(Executor):
     detached = True
 
     def __init__(self, folder: Path, jobs: int, cluster: ClusterConfig | None = None) -> None:
+        super().__init__()
         self.folder, self.jobs, self.cluster = folder.resolve() / "slurm", jobs, cluster or ClusterConfig()
         if shutil.which("sbatch") is None:
             raise ConfigError(
@@ -52,7 +53,7 @@ class Slurm(Executor):
         self._list = JobList(self.folder / "jobs.json")
         self._tasks: dict[str, Task] = {}
         self._jobs: dict[str, Job] = {}
-        self._asked, self._messages, self._told = -_ASK, list[str](), set[str]()
+        self._asked, self._told = -_ASK, set[str]()
 
     # Submitting --------------------------------------------------------------------------------------
 
@@ -215,10 +216,6 @@ class Slurm(Executor):
 
     def running(self) -> list[Task]:
         return [self._tasks[name] for name, job in self._jobs.items() if job.state in ("RUNNING", "COMPLETING")]
-
-    def messages(self) -> list[str]:
-        found, self._messages = self._messages, []
-        return found
 
     def stop(self) -> None:
         """Leave the jobs running, and add a message that names them."""
