@@ -21,7 +21,6 @@ HEAVY = {
     "tensorboard",
     "jinja2",
 }
-WITH_TORCH = HEAVY - {"torch"}
 COMMAND = "from biotorch.cli.app import app; app(sys.argv[1:], standalone_mode=False)"
 
 
