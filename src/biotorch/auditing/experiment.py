@@ -1,15 +1,15 @@
 """`audit`, which shows by experiment what a network's backward pass transports.
 
-Flags and types prove nothing, because a layer can look converted without being so. The audit therefore
-overwrites the weights and compares the gradients. Each pass repeats the same forward with some weight matrices
-replaced by noise of equal norm. The output of every layer is set back to its recorded value, so that all
-activations are bit-equal and gradients can differ only by what the backward reads of the weights.
-Overwriting before the forward also catches copies of the weights that a forward makes.
+Flags and types prove nothing, because a layer can look converted without being so. The audit therefore overwrites the
+weights and compares the gradients. Each pass repeats the same forward with some weights replaced by noise of equal norm,
+and sets every activation back to its recorded value, so that gradients can differ only by what the backward reads of the
+weights. `replay` has the passes, `meetings` says which parameters are weights.
 """
 
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -18,25 +18,27 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from biotorch import _seeding
-from biotorch.auditing.noise import after_steps, draw, learned_from_weights, overwritten, silenced
-from biotorch.auditing.verdicts import LEAK, Audit, LayerAudit
+from biotorch.auditing.noise import Noise, after_steps, draw, learned_from_weights, overwritten, silenced
+from biotorch.auditing.replay import Comparing, Diverged, Follower, Recording, Repeating, constant_steps
+from biotorch.auditing.units import Unit, units_of
+from biotorch.auditing.verdicts import LEAK, Audit, LayerAudit, Verdict
 from biotorch.conversion import nested
 from biotorch.conversion.forms import possible_blocks
-from biotorch.conversion.survey import Entry, is_known_local, survey, weight_matrices
+from biotorch.conversion.survey import Entry, survey
 from biotorch.errors import AuditError
 from biotorch.kernel import teaching
 from biotorch.kernel.functions import Cut
 from biotorch.layers import FeedbackLayer, connections
 from biotorch.layers.networks import isolated
-from biotorch.rules import Transports
 
 
 def audit(model: nn.Module, inputs: Any, *, shortcuts: bool = True, seed: int = 0) -> Audit:
-    """Measure for each weight matrix of `model` whether the gradients upstream of it depend on nothing, signs or all.
+    """Measure for each weight of `model` whether the gradients upstream of it depend on nothing, signs or all of it.
 
-    It works on any module, converted or not, in its present mode (train or eval). Parameters, `.grad`,
-    buffers and the random state are left as they were. It costs two passes if nothing is transported,
-    and two per layer otherwise, so use a small batch.
+    It works on any module, converted or not, in its present mode (train or eval). A weight is a parameter that mixes
+    units, or a matrix computed from parameters alone and multiplied with activations, whatever computes it: a scale, a
+    cast, a product, quantization. Parameters, `.grad`, buffers and the random state are left as they were. It costs six
+    passes if nothing is transported, and two more for each layer otherwise, so use a small batch.
 
     Args:
         model: the network.
@@ -46,7 +48,8 @@ def audit(model: nn.Module, inputs: Any, *, shortcuts: bool = True, seed: int = 
         seed: seed of the noise and of the error vector (a random linear functional of the outputs).
 
     Raises:
-        AuditError: a feedback layer never ran, no gradient flows, or the passes do not repeat to the bit.
+        AuditError: a feedback layer never ran, no gradient flows, the passes do not repeat to the bit, or the
+            parameters are sharded.
     """
     return _Experiment(model, inputs, seed).run(shortcuts)
 
@@ -58,95 +61,156 @@ class _Experiment:
         for connection in connections(model).values():
             connection.settle(at_once=True)
         self.args, self.kwargs = nested.arguments(inputs)
-        entries = survey(model)
+        self.entries = {entry.name: entry for entry in survey(model)}
+        self.parameters = list(model.parameters())
+        if any(hasattr(parameter, "full_tensor") for parameter in self.parameters):
+            raise AuditError("the parameters are sharded (FSDP2): audit the network before it is sharded")
         generator = _seeding.generator(seed)
-        self.units = {
-            entry.name: [draw(weight, generator) for weight in weight_matrices(entry.module).values()]
-            for entry in entries
-            if not is_known_local(entry.module) and weight_matrices(entry.module)
+        self.noise = [draw(parameter, generator) for parameter in self.parameters]
+        self.layers = {
+            name: each.module for name, each in self.entries.items() if isinstance(each.module, FeedbackLayer)
         }
-        #: Modules judged local by names and shapes; shown only if the experiment contradicts.
-        self.presumed = {entry.name for entry in entries if entry.kind == "local" and entry.name in self.units}
-        if not self.units:
-            raise AuditError("the model has no weight matrix to audit")
-        self.reasons = {entry.name: _reason(entry) for entry in entries}
-        self.modules = {entry.name: entry.module for entry in entries}
-        # Only a leaf's output can be set back without hiding what happens inside the module.
-        self.leaves = {name: module for name, module in self.modules.items() if _is_leaf(module)}
-        self.layers = {name: module for name, module in self.modules.items() if isinstance(module, FeedbackLayer)}
         patterns = {pattern for layer in self.layers.values() for pattern in getattr(layer.rule, "blocks", ())}
         self.blocks = {
             name: block
             for name, block in possible_blocks(model, sorted(patterns)).items()
             if any(isinstance(module, FeedbackLayer) for module in block.modules())
         }
-        self.passes = 0
+        self.names = {module: name for name, module in model.named_modules()}
         #: The feedback layers whose forward has run.
         self.ran: set[nn.Module] = set()
-        #: From the first pass: outputs of each leaf, call by call, and the names of all modules that read one input.
-        self.recorded: dict[nn.Module, list[list[Tensor]]] = {}
+        #: The names of all modules that read one input.
         self.readers: dict[GradientEdge, list[str]] = {}
-        #: Leaves whose input requires no gradient, so that nothing lies upstream of them.
-        self.first: set[str] = set()
+        #: Modules with an input that requires a gradient. Upstream of the others lies nothing.
+        self.inner: set[str] = set()
 
     def run(self, past_feedback: bool) -> Audit:
-        device = next(self.model.parameters()).device.type
-        with torch.autocast(device, enabled=False), torch.enable_grad():
-            baseline = self._gradients()
+        device = self.parameters[0].device.type if self.parameters else "cpu"
+        with (
+            torch.autocast(device, enabled=False),
+            torch.enable_grad(),
+            _uncompiled(),
+        ):
+            self.recording = Recording(self.names, self._constant_steps(), self.parameters)
+            baseline = self._gradients(self.recording)
+            self.units = units_of(self.entries, self.recording, self.names, self.parameters)
+            if not self.units:
+                raise AuditError("the model has no weight matrix to audit")
             self._check(baseline)
             verdicts = self._verdicts()
             shares, shortcuts = self._shares(baseline) if past_feedback else ({}, {})
         layers = {
-            name: LayerAudit(verdicts[name], shares.get(name, 0.0), name not in self.first, self.reasons[name])
-            for name in self.units
-            if name not in self.presumed or verdicts[name] != "nothing"
+            unit.name: LayerAudit(
+                verdicts[unit.name],
+                shares.get(unit.name, 0.0),
+                unit.name in self.inner or unit.name not in self.entries,
+                unit.reason,
+            )
+            for unit in self.units
+            if not unit.presumed_local or verdicts[unit.name] != "nothing"
         }
         return Audit(layers, shortcuts, any(layer.rule.direct for layer in self.layers.values()))
 
+    def _constant_steps(self) -> dict[int, Any]:
+        """The operations whose results do not depend on the inputs, found by two passes on different inputs.
+
+        They run on noise, so that weights that start at zero hide nothing.
+        """
+        pairs = [(each.weight, each.first) for each in self.noise if each.weight.dim() > 1]
+        pairs += [(p, torch.ones_like(p)) for p in self._zero_vectors()]
+        passes = Comparing(self.names), Comparing(self.names)
+        generator = _seeding.generator(self.seed + 2)
+        others = nested.other(self.args, generator), nested.other(self.kwargs, generator)
+        with contextlib.suppress(ArithmeticError, IndexError, RuntimeError, ValueError):  # noise may be no valid input
+            for comparing, (args, kwargs) in zip(passes, ((self.args, self.kwargs), others), strict=True):
+                with isolated(self.model), overwritten(pairs), torch.no_grad(), comparing:
+                    with teaching.given(teaching.RandomTargets()):
+                        self.model(*args, **kwargs)
+        return constant_steps(*passes)
+
+    def _zero_vectors(self) -> list[Tensor]:
+        """Vectors that are all zero, such as the scale of a residual branch's last norm, and so let no gradient pass."""
+        return [p for p in self.parameters if p.dim() < 2 and not p.any()]
+
     def _check(self, baseline: dict[str, Tensor]) -> None:
-        idle = [name for name, layer in self.layers.items() if layer not in self.ran]
+        read = {name for unit in self.units for name in unit.read}
+        idle = [name for name, layer in self.layers.items() if layer not in self.ran and name not in read]
         if idle:
             raise AuditError(
-                f"the forward of {', '.join(idle)} never ran, so its rule has no effect: another module may read "
-                "the weights by a function call (as attention does), or the inputs do not reach the layer"
+                f"the forward of {', '.join(idle)} never ran, so its rule has no effect: the inputs do not reach the layer"
             )
         bad = [name for name, gradient in baseline.items() if not torch.isfinite(gradient).all()]
         if bad:
             raise AuditError(f"non-finite gradients at {', '.join(bad)}: they cannot be compared")
-        if not _equal(baseline, self._gradients()):
-            raise AuditError(
-                "two identical passes give different gradients, so that a difference proves nothing: "
-                "use torch.use_deterministic_algorithms(True)"
-            )
+        with contextlib.suppress(Diverged):
+            if _equal(baseline, self._gradients(Repeating(self.recording))):
+                return
+        raise AuditError(
+            "two identical passes give different gradients, so that a difference proves nothing: "
+            "use torch.use_deterministic_algorithms(True)"
+        )
 
-    def _verdicts(self) -> dict[str, Transports]:
-        """Compare passes with different noise as weights, for a verdict on each module.
+    def _verdicts(self) -> dict[str, Verdict]:
+        """Compare passes with different noise as weights, for a verdict on each unit.
 
         All of them run on noise, so that weights that start at zero hide nothing.
         """
-        baseline = self._gradients({})
+        groups = [(unit, group) for unit in self.units for group in unit.groups]
+        verdicts: dict[str, Verdict] = {unit.name: "unknown" if unit.opaque else "nothing" for unit in self.units}
+        base: dict[int, str] = {}
+        baseline = self._repeated({key: "first" for _, group in groups for key in group})
+        if baseline is None:  # the control flow depends on some weights: leave these as they are
+            steady = [(unit, group) for unit, group in groups if self._repeated(dict.fromkeys(group, "first"))]
+            for unit, group in groups:
+                if (unit, group) not in steady:
+                    verdicts[unit.name] = "unknown"
+            groups = steady
+            baseline = self._repeated({key: "first" for _, group in groups for key in group})
+        base = {key: "first" for _, group in groups for key in group}
+        if baseline is None:
+            return dict.fromkeys(verdicts, "unknown")
         unreached = [
-            name
-            for name in self.units
-            if not baseline.get(_output_of(name), torch.ones(1)).any() and not self._is_shut_off(name)
+            unit.name
+            for unit in self.units
+            if not baseline.get(_output_of(unit.name), torch.ones(1)).any() and not self._is_shut_off(unit.name)
         ]
         if unreached:
             raise AuditError(f"no gradient reaches {', '.join(unreached)}, so the audit cannot see what is transported")
 
-        def same(names: Iterable[str], noise: str) -> bool:
-            return _equal(baseline, self._gradients(dict.fromkeys(names, noise)))
+        def same(keys: Iterable[int], noise: str) -> bool | None:
+            """Whether other noise leaves all gradients as they are, but those of parameters that compute a weight."""
+            changed = set(keys)
+            found = self._repeated(base | dict.fromkeys(changed, noise))
+            if found is None:
+                return None
+            own = {name for unit in self.units for key in unit.computing & changed for name in unit.parameters[key]}
+            return _equal(_without(baseline, own), _without(found, own))
 
-        def verdict(name: str) -> Transports:
-            if clean or same([name], "second"):
+        def verdict(unit: Unit, group: frozenset[int]) -> Verdict:
+            if clean and not unit.computing & group:
                 return "nothing"
-            return "signs" if signs_at_most or same([name], "signed") else "weights"
+            match same(group, "second"):
+                case None:
+                    return "unknown"
+                case True:
+                    return "nothing"
+            return "signs" if same(group, "signed") else "weights"
 
-        clean = same(self.units, "second")
-        signs_at_most = clean or same(self.units, "signed")
-        verdicts = {name: verdict(name) for name in self.units}
+        clean = same(base, "second")
+        for unit, group in groups:
+            verdicts[unit.name] = _worse(verdicts[unit.name], verdict(unit, group))
         for name, layer in self.layers.items():
-            verdicts[name] = max(verdicts[name], learned_from_weights(layer, self.seed), key=LEAK.__getitem__)
+            verdicts[name] = _worse(verdicts.get(name, "nothing"), learned_from_weights(layer, self.seed))
         return verdicts
+
+    def _repeated(self, noise: Mapping[int, str]) -> dict[str, Tensor] | None:
+        """Gradients of a repetition on noise; None if the pass then computes something else, or fails."""
+        pairs = [(self.parameters[key], getattr(self.noise[key], kind)) for key, kind in noise.items()]
+        pairs += [(p, torch.ones_like(p)) for p in self._zero_vectors()]
+        try:
+            return self._gradients(Repeating(self.recording), pairs)
+        except (Diverged, torch.linalg.LinAlgError):
+            return None
 
     def _is_shut_off(self, name: str) -> bool:
         """Whether a layer gets no gradient on purpose, because its rule trains the output layer alone."""
@@ -163,7 +227,7 @@ class _Experiment:
             The shares by layer, and the shares above zero by block (by layer outside of known blocks).
         """
         shares, shortcuts = {}, {}
-        for names in self.readers.values():
+        for names in list(self.readers.values()):
             readers = {module for name in names for module in self._named(name).modules()}
             layers = [module for module in readers if isinstance(module, FeedbackLayer)]
             key = _input_of(names[0])
@@ -183,38 +247,32 @@ class _Experiment:
     def _named(self, name: str) -> nn.Module:
         return self.blocks[name] if name in self.blocks else self.layers[name]
 
-    def _gradients(self, noise: Mapping[str, str] | None = None) -> dict[str, Tensor]:
+    def _gradients(
+        self, follower: Follower | None = None, pairs: Iterable[tuple[Tensor, Tensor]] = ()
+    ) -> dict[str, Tensor]:
         """Compute the gradients of all parameters, arguments, and inputs and outputs of layers.
 
-        If `noise` is None, the network is used as it is. Otherwise every weight matrix is overwritten with the noise
-        that `noise` names for its unit, by default "first".
+        Args:
+            follower: the mode in which the pass runs.
+            pairs: parameters, and what they are overwritten with.
         """
-        before: dict[int, tuple[Tensor, Tensor]] = {}
-        after: dict[int, tuple[Tensor, Tensor]] = {}
-        if noise is not None:
-            before = {id(p): (p, torch.ones_like(p)) for leaf in self.leaves.values() for p in _zero_vectors(leaf)}
-            for name in sorted(self.units, key=lambda unit: unit in noise):  # a named unit wins if weights are tied
-                # Only a leaf's output can be set back; weights of other modules are overwritten after the forward.
-                group = before if self.modules[name] in self.recorded else after
-                for options in self.units[name]:
-                    group[id(options.weight)] = (options.weight, getattr(options, noise.get(name, "first")))
         targets: dict[str, Any] = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        with isolated(self.model), overwritten(before.values()), self._hooks(targets):
+        with isolated(self.model), overwritten(pairs), self._hooks(targets, isinstance(follower, Recording)):
             args = nested.differentiable(self.args, targets, "args")
             kwargs = nested.differentiable(self.kwargs, targets, "kwargs")
-            with teaching.given(teaching.RandomTargets()):
+            if isinstance(follower, Recording):
+                follower.receive((args, kwargs))
+            with teaching.given(teaching.RandomTargets()), _within(follower):
                 outputs = self.model(*args, **kwargs)
             loss = nested.functional(outputs, _seeding.generator(self.seed + 1))
-            with overwritten(after.values()):
+            with _within(follower, backward=True):
                 gradients = torch.autograd.grad(loss, list(targets.values()), allow_unused=True)
-                found = {name: g for name, g in zip(targets, gradients, strict=True) if g is not None}
-                return found | after_steps(self.model, found)
+            found = {name: g for name, g in zip(targets, gradients, strict=True) if g is not None}
+            return found | after_steps(self.model, found)
 
     @contextlib.contextmanager
-    def _hooks(self, targets: dict[str, Any]) -> Iterator[None]:
-        """Record the leaves' outputs (first pass) or set them back, and add inputs and outputs to `targets`."""
-        first = self.passes == 0
-        recorded: dict[nn.Module, list[list[Tensor]]] = {}
+    def _hooks(self, targets: dict[str, Any], first: bool) -> Iterator[None]:
+        """Add inputs and outputs of modules to `targets`, and take note of who reads what in the first pass."""
 
         def capture(name: str, args: tuple[Any, ...]) -> None:
             edge = _before_cut(args[0]) if args and isinstance(args[0], Tensor) else None
@@ -224,26 +282,18 @@ class _Experiment:
             if first:
                 self.readers.setdefault(edge, []).append(name)
 
-        def keep(name: str, leaf: nn.Module, args: Any, output: Any) -> None:
-            if first and not any(tensor.requires_grad for tensor in nested.tensors(args)):
-                self.first.add(name)
-            tensors, calls = nested.tensors(output), recorded.setdefault(leaf, [])
-            if first:
-                calls.append([tensor.detach().clone() for tensor in tensors])
-            else:
-                calls.append(self.recorded[leaf][len(calls)])
-                for tensor, value in zip(tensors, calls[-1], strict=True):
-                    tensor.data.copy_(value)
-            if name in self.units and tensors and tensors[0].requires_grad:
+        def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(module, FeedbackLayer):
+                self.ran.add(module)
+            if first and any(tensor.requires_grad for tensor in nested.tensors(args)):
+                self.inner.add(name)
+            tensors = nested.tensors(output)
+            if tensors and tensors[0].requires_grad:
                 targets.setdefault(_output_of(name), get_gradient_edge(tensors[0]))
 
         handles = [
-            leaf.register_forward_hook(lambda leaf, args, output, name=name: keep(name, leaf, args, output))
-            for name, leaf in self.leaves.items()
-        ]
-        handles += [
-            layer.register_forward_hook(lambda layer, args, output: self.ran.add(layer))
-            for layer in self.layers.values()
+            entry.module.register_forward_hook(lambda module, args, output, name=name: keep(name, module, args, output))
+            for name, entry in self.entries.items()
         ]
         handles += [
             module.register_forward_pre_hook(lambda module, args, name=name: capture(name, args))
@@ -254,13 +304,24 @@ class _Experiment:
         finally:
             for handle in handles:
                 handle.remove()
-        self.recorded, self.passes = recorded, self.passes + 1
 
 
-def _reason(entry: Entry) -> str:
-    if isinstance(entry.module, FeedbackLayer):
-        return f"rule {entry.module.rule.name}"
-    return entry.reason or "plain PyTorch, not converted"
+def _uncompiled() -> contextlib.AbstractContextManager[Any]:
+    """Run compiled parts as they were written, so that nothing in them is hidden."""
+    if "torch._dynamo" not in sys.modules:
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")
+
+
+@contextlib.contextmanager
+def _within(follower: Follower | None, backward: bool = False) -> Iterator[None]:
+    """Follow the operations of the `with` block."""
+    if follower is None:
+        yield
+        return
+    follower.backward = backward
+    with follower.aware_of_modules(), follower:
+        yield
 
 
 def _input_of(name: str) -> str:
@@ -269,17 +330,6 @@ def _input_of(name: str) -> str:
 
 def _output_of(name: str) -> str:
     return f"output of {name}"
-
-
-def _is_leaf(module: nn.Module) -> bool:
-    if isinstance(module, FeedbackLayer):
-        return module.affine
-    return all(name == "parametrizations" for name, _ in module.named_children())
-
-
-def _zero_vectors(leaf: nn.Module) -> list[Tensor]:
-    """Vectors that are all zero, such as the scale of a residual branch's last norm, and so let no gradient pass."""
-    return [p for p in leaf._parameters.values() if p is not None and p.dim() < 2 and not p.any()]
 
 
 def _before_cut(x: Tensor) -> GradientEdge | None:
@@ -291,6 +341,14 @@ def _before_cut(x: Tensor) -> GradientEdge | None:
         upstream, index = edge.node.next_functions[0]
         return None if upstream is None else GradientEdge(upstream, index)
     return edge
+
+
+def _worse(first: Verdict, second: Verdict) -> Verdict:
+    return max(first, second, key=list(LEAK).index)
+
+
+def _without(gradients: dict[str, Tensor], names: set[str]) -> dict[str, Tensor]:
+    return {name: gradient for name, gradient in gradients.items() if name.removesuffix(" after steps") not in names}
 
 
 def _equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:

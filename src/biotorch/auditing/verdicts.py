@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal, TypeAlias
 
 from biotorch.rules.base import Transports
 
+#: What a layer transports; `unknown` if the audit cannot tell.
+Verdict: TypeAlias = Transports | Literal["unknown"]
+
 #: Weight of each verdict in `Audit.leak`.
-LEAK: dict[str, float] = {"nothing": 0.0, "signs": 0.5, "weights": 1.0}
+LEAK: dict[str, float] = {"nothing": 0.0, "signs": 0.5, "unknown": 1.0, "weights": 1.0}
 
 
 class LayerAudit(str):
@@ -26,7 +30,7 @@ class LayerAudit(str):
     upstream: bool
     reason: str
 
-    def __new__(cls, transports: Transports, share: float = 0.0, upstream: bool = True, reason: str = "") -> LayerAudit:
+    def __new__(cls, transports: Verdict, share: float = 0.0, upstream: bool = True, reason: str = "") -> LayerAudit:
         verdict = super().__new__(cls, transports)
         verdict.share, verdict.upstream, verdict.reason = share, upstream, reason
         return verdict

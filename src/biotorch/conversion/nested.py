@@ -34,6 +34,23 @@ def differentiable(values: Any, targets: dict[str, Any], path: str) -> Any:
     return values
 
 
+def other(values: Any, generator: torch.Generator) -> Any:
+    """Copy nested arguments, with other elements in each tensor: noise of its spread, or integers of its range."""
+    if isinstance(values, dict):
+        return {key: other(value, generator) for key, value in values.items()}
+    if isinstance(values, tuple | list):
+        return tuple(other(value, generator) for value in values)
+    if not isinstance(values, Tensor) or values.layout is not torch.strided or not values.numel():
+        return values
+    if values.is_floating_point() or values.is_complex():
+        noise = torch.randn(values.shape, generator=generator).to(values)
+        return values + noise * (values.std() if values.numel() > 1 and values.std() > 0 else 1)
+    if values.dtype is torch.bool:
+        return values
+    low, high = int(values.min()), int(values.max())
+    return torch.randint(low, high + 1, values.shape, generator=generator).to(values)
+
+
 def tensors(output: Any) -> list[Tensor]:
     """The floating point tensors in a module's output, in order."""
     if isinstance(output, Tensor):
