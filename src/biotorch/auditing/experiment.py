@@ -1,9 +1,9 @@
 """`audit`, which shows by experiment what a network's backward pass transports.
 
 Flags and types prove nothing, because a layer can look converted without being so. The audit therefore overwrites the
-weights and compares the gradients. Each pass repeats the same forward with some weights replaced by noise of equal norm,
-and sets every activation back to its recorded value, so that gradients can differ only by what the backward reads of the
-weights. `replay` has the passes, `meetings` says which parameters are weights.
+weights and compares the gradients. Each pass repeats the same forward with some weights replaced by noise of equal
+norm, and sets every activation back to its recorded value, so that gradients can differ only by what the backward
+reads of the weights. `replay` has the passes, `meetings` says which parameters are weights.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from biotorch import _seeding
-from biotorch.auditing.noise import Noise, after_steps, draw, learned_from_weights, overwritten, silenced
-from biotorch.auditing.replay import Comparing, Diverged, Follower, Recording, Repeating, constant_steps
+from biotorch.auditing.noise import after_steps, draw, learned_from_weights, overwritten, silenced
+from biotorch.auditing.replay import Comparing, Follower, Recording, Repeating, constant_steps
 from biotorch.auditing.units import Unit, units_of
 from biotorch.auditing.verdicts import LEAK, Audit, LayerAudit, Verdict
 from biotorch.conversion import nested
 from biotorch.conversion.forms import possible_blocks
-from biotorch.conversion.survey import Entry, survey
+from biotorch.conversion.survey import survey
 from biotorch.errors import AuditError
 from biotorch.kernel import teaching
 from biotorch.kernel.functions import Cut
@@ -62,7 +62,7 @@ class _Experiment:
             connection.settle(at_once=True)
         self.args, self.kwargs = nested.arguments(inputs)
         self.entries = {entry.name: entry for entry in survey(model)}
-        self.parameters = list(model.parameters())
+        self.parameters: list[Tensor] = list(model.parameters())
         if any(hasattr(parameter, "full_tensor") for parameter in self.parameters):
             raise AuditError("the parameters are sharded (FSDP2): audit the network before it is sharded")
         generator = _seeding.generator(seed)
@@ -123,13 +123,13 @@ class _Experiment:
         others = nested.other(self.args, generator), nested.other(self.kwargs, generator)
         with contextlib.suppress(ArithmeticError, IndexError, RuntimeError, ValueError):  # noise may be no valid input
             for comparing, (args, kwargs) in zip(passes, ((self.args, self.kwargs), others), strict=True):
-                with isolated(self.model), overwritten(pairs), torch.no_grad(), comparing:
-                    with teaching.given(teaching.RandomTargets()):
-                        self.model(*args, **kwargs)
+                targets = teaching.given(teaching.RandomTargets())
+                with isolated(self.model), overwritten(pairs), torch.no_grad(), targets, comparing:
+                    self.model(*args, **kwargs)
         return constant_steps(*passes)
 
     def _zero_vectors(self) -> list[Tensor]:
-        """Vectors that are all zero, such as the scale of a residual branch's last norm, and so let no gradient pass."""
+        """Vectors that are all zero, such as the scale of a branch's last norm, and so let no gradient pass."""
         return [p for p in self.parameters if p.dim() < 2 and not p.any()]
 
     def _check(self, baseline: dict[str, Tensor]) -> None:
@@ -137,12 +137,12 @@ class _Experiment:
         idle = [name for name, layer in self.layers.items() if layer not in self.ran and name not in read]
         if idle:
             raise AuditError(
-                f"the forward of {', '.join(idle)} never ran, so its rule has no effect: the inputs do not reach the layer"
+                f"the forward of {', '.join(idle)} never ran, so its rule has no effect: the inputs do not reach it"
             )
         bad = [name for name, gradient in baseline.items() if not torch.isfinite(gradient).all()]
         if bad:
             raise AuditError(f"non-finite gradients at {', '.join(bad)}: they cannot be compared")
-        with contextlib.suppress(Diverged):
+        with contextlib.suppress(AuditError):
             if _equal(baseline, self._gradients(Repeating(self.recording))):
                 return
         raise AuditError(
@@ -209,7 +209,7 @@ class _Experiment:
         pairs += [(p, torch.ones_like(p)) for p in self._zero_vectors()]
         try:
             return self._gradients(Repeating(self.recording), pairs)
-        except (Diverged, torch.linalg.LinAlgError):
+        except (AuditError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
             return None
 
     def _is_shut_off(self, name: str) -> bool:
@@ -310,7 +310,7 @@ def _uncompiled() -> contextlib.AbstractContextManager[Any]:
     """Run compiled parts as they were written, so that nothing in them is hidden."""
     if "torch._dynamo" not in sys.modules:
         return contextlib.nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    return cast("contextlib.AbstractContextManager[Any]", torch.compiler.set_stance("force_eager"))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Meetings of parameters and activations: which operations use a parameter, or a matrix made of parameters, as a weight.
+"""Meetings of parameters and activations: which operations use a parameter, or a matrix computed of some, as a weight.
 
 Local uses are left out, because their backward needs nothing of another unit: sums, concatenations, lookups, norms, and
 gains, which multiply each activation by one number of its own.
@@ -15,27 +15,73 @@ from torch.utils._pytree import tree_map
 
 from biotorch.auditing.tags import ACTIVATION, CONSTANT, Origin, Tag, Tags, is_activation, is_made_of_parameters
 
-_ATEN = torch.ops.aten
-
 #: Operations that move elements and compute nothing. What they make has the tags of what they read.
 _MOVES = frozenset(
-    """_to_copy clone copy_ cat stack repeat repeat_interleave flip roll constant_pad_nd slice_scatter select_scatter
-    where masked_fill masked_fill_ masked_select contiguous lift_fresh lift_fresh_copy tril triu tril_ triu_
-    _reshape_copy _unsafe_view index_put index_put_ scatter scatter_ index_copy index_copy_ detach
-    _reshape_alias view_copy expand_copy permute_copy""".split()
+    (
+        "_to_copy",
+        "clone",
+        "copy_",
+        "cat",
+        "stack",
+        "repeat",
+        "repeat_interleave",
+        "flip",
+        "roll",
+        "constant_pad_nd",
+        "slice_scatter",
+        "select_scatter",
+        "where",
+        "masked_fill",
+        "masked_fill_",
+        "masked_select",
+        "contiguous",
+        "lift_fresh",
+        "lift_fresh_copy",
+        "tril",
+        "triu",
+        "tril_",
+        "triu_",
+        "_reshape_copy",
+        "_unsafe_view",
+        "index_put",
+        "index_put_",
+        "scatter",
+        "scatter_",
+        "index_copy",
+        "index_copy_",
+        "detach",
+        "_reshape_alias",
+        "view_copy",
+        "expand_copy",
+        "permute_copy",
+    )
 )
 #: Operations that choose elements by an index: (first operand, ...).
-_CHOOSE = frozenset("index _unsafe_index index_select gather take".split())
+_CHOOSE = frozenset(("index", "_unsafe_index", "index_select", "gather", "take"))
 #: Lookups and norms. They use a parameter where it belongs to the activation's own unit.
 _LOCAL = frozenset(
-    """embedding embedding_bag _embedding_bag _embedding_bag_forward_only native_layer_norm native_group_norm
-    native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training _native_batch_norm_legit_functional
-    _batch_norm_with_update cudnn_batch_norm miopen_batch_norm _fused_rms_norm _prelu_kernel""".split()
+    (
+        "embedding",
+        "embedding_bag",
+        "_embedding_bag",
+        "_embedding_bag_forward_only",
+        "native_layer_norm",
+        "native_group_norm",
+        "native_batch_norm",
+        "_native_batch_norm_legit",
+        "_native_batch_norm_legit_no_training",
+        "_native_batch_norm_legit_functional",
+        "_batch_norm_with_update",
+        "cudnn_batch_norm",
+        "miopen_batch_norm",
+        "_fused_rms_norm",
+        "_prelu_kernel",
+    )
 )
 #: Operations that scale elements and so keep what they were multiplied with.
-_SCALES = frozenset("mul mul_ div div_ neg neg_ add add_ sub sub_ rsub".split())
+_SCALES = frozenset(("mul", "mul_", "div", "div_", "neg", "neg_", "add", "add_", "sub", "sub_", "rsub"))
 #: Fourier transforms sum over units like a reduction.
-_SUMS = frozenset("_fft_r2c _fft_c2r _fft_c2c cumsum".split())
+_SUMS = frozenset(("_fft_r2c", "_fft_c2r", "_fft_c2c", "cumsum"))
 
 
 class Meeting(NamedTuple):
@@ -241,7 +287,7 @@ def _mask(args: Any, kwargs: Any) -> Any:
 
 
 def _fans_out(x: Tensor, matrix: Tensor, shape: Sequence[int]) -> bool:
-    """Whether one element of `x` meets many elements of a matrix, or of a row of it, if both are broadcast to `shape`."""
+    """Whether one element of `x` meets many elements of a matrix, or of its row, if both are broadcast to `shape`."""
     x, spread = x.expand(shape), matrix.expand(shape)
     varying = [dim for dim, size in enumerate(shape) if size > 1 and spread.stride(dim) != 0]
     part = matrix.numel() * matrix.element_size() < matrix.untyped_storage().nbytes()

@@ -18,10 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from biotorch.auditing.meetings import Meetings
 from biotorch.auditing.tags import ACTIVATION, is_activation
-
-
-class Diverged(Exception):
-    """A repetition that computes something else than the recorded pass."""
+from biotorch.errors import AuditError
 
 
 class Step(NamedTuple):
@@ -31,7 +28,7 @@ class Step(NamedTuple):
     results: list[tuple[int, Tensor, Tensor | None]]
 
 
-class Follower(TorchDispatchMode):
+class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Base of the modes: it calls `follow` for the operations of a forward pass, also if one is repeated in a backward.
 
     Attributes:
@@ -45,7 +42,7 @@ class Follower(TorchDispatchMode):
         return False  # nothing is compiled here, and skipping it would import the compiler
 
     def __init__(self, names: Mapping[nn.Module, str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.backward = False
         self.names = names
         self._running: list[nn.Module] = []
@@ -113,7 +110,7 @@ def _tensors(values: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
-class Comparing(Follower):
+class Comparing(Follower):  # type: ignore[no-untyped-call]
     """Compares forward passes on different inputs: which operands and results of an operation are the same."""
 
     def __init__(self, names: Mapping[nn.Module, str]) -> None:
@@ -146,7 +143,7 @@ def _signature(tensor: Tensor) -> float:
     return float(flat @ torch.arange(1, len(flat) + 1, dtype=torch.float64, device=flat.device).sqrt())
 
 
-class Recording(Follower):
+class Recording(Follower):  # type: ignore[no-untyped-call]
     """Records a forward pass, with the parameters that meet activations as weights.
 
     Attributes:
@@ -202,7 +199,7 @@ class Recording(Follower):
                     self.opaque.add(module)
 
 
-class Repeating(Follower):
+class Repeating(Follower):  # type: ignore[no-untyped-call]
     """Repeats a recorded pass, and sets every activation back to its recorded value."""
 
     def __init__(self, recording: Recording) -> None:
@@ -213,9 +210,9 @@ class Repeating(Follower):
     def follow(self, func: Any, args: Any, kwargs: Any, operands: list[Tensor], results: list[Tensor]) -> None:
         step = self._steps[self._number] if self._number < len(self._steps) else None
         if step is None or step.operation is not func:
-            raise Diverged(f"{func} stands where {step.operation if step else 'the end'} was recorded")
+            raise AuditError(f"{func} stands where {step.operation if step else 'the end'} was recorded")
         self._number += 1
         for index, value, where in step.results:
             if results[index].shape != value.shape:
-                raise Diverged(f"a result of {func} has another shape")
+                raise AuditError(f"a result of {func} has another shape")
             results[index].copy_(value if where is None else torch.where(where, value, results[index]))

@@ -40,7 +40,7 @@ class _Shadow:
     def __init__(self, tensor: Tensor, tag: Tag) -> None:
         storage = tensor.untyped_storage()
         #: Keeps the key of the storage from being used again.
-        self.reference = StorageWeakRef(storage)
+        self.reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
         self.start, self.bytes, self.size = storage.data_ptr(), storage.nbytes(), tensor.element_size()
         self.tag = tag
 
@@ -73,7 +73,7 @@ class Tags:
         """Origins of the elements that are made of parameters, or were multiplied by such."""
         if isinstance(tag, int):
             return [self.origins[tag >> SHIFT]] if tag > 0 else []
-        serials = (tag.abs() >> SHIFT).unique().tolist()
+        serials = set((tag.abs() >> SHIFT).flatten().tolist())
         return [self.origins[serial] for serial in serials if serial]
 
     def know(self, tensor: Tensor) -> bool:
@@ -111,7 +111,7 @@ class Tags:
             return shadow
         start = storage.data_ptr()  # another storage object on the same memory, as numpy makes it
         same = (each for each in self._shadows.values() if each.start <= start < each.start + each.bytes)
-        return next((each for each in same if start and not each.reference.expired()), None)
+        return next((each for each in same if start and not each.reference.expired()), None)  # type: ignore[no-untyped-call]
 
     def _flat(self, shadow: _Shadow) -> Tensor:
         if isinstance(shadow.tag, Tensor):

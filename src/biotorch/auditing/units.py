@@ -45,18 +45,18 @@ def units_of(
     owners: dict[int, list[str]] = {}
     called: dict[int, list[str]] = {}
     for module, name in names.items():
-        for own, parameter in module._parameters.items():
+        for attribute, parameter in module._parameters.items():
             if parameter is not None:
                 key = keys[id(parameter)]
                 owners.setdefault(key, []).append(homes.get(module, name))
-                called.setdefault(key, []).append(f"{name}.{own}" if name else own)
+                called.setdefault(key, []).append(f"{name}.{attribute}" if name else attribute)
     groups: dict[str, set[frozenset[int]]] = {}
     computing: dict[str, set[int]] = {}
     for entry in entries.values():
         if isinstance(entry.module, FeedbackLayer) or feedback_type(type(entry.module)) is not None:
             groups[entry.name] = {frozenset(keys[id(matrix)] for matrix in weight_matrices(entry.module).values())}
-    for origin, module in recording.meetings.found:
-        here = homes.get(module, names.get(module, "")) if module is not None else ""
+    for origin, place in recording.meetings.found:
+        here = homes.get(place, names.get(place, "")) if place is not None else ""
         holders = {name for key in origin.roots for name in owners[key]}
         if here in holders or origin.computed:
             name = here if here in holders or len(holders) != 1 else next(iter(holders))
@@ -68,16 +68,16 @@ def units_of(
     opaque = {homes.get(module, names.get(module, "")) for module in recording.opaque}
     found = []
     for name in sorted({*groups, *opaque}, key=list(names.values()).index):
-        own = frozenset(computing.get(name, ()))
-        direct = frozenset().union(*groups.get(name, ())) - own
+        sets, own = groups.get(name, set()), frozenset(computing.get(name, ()))
+        direct = frozenset({key for each in sets for key in each} - own)
         found.append(
             Unit(
                 name,
                 _opaque_reason(names, name) if name in opaque else _reason(entries.get(name)),
-                [group for group in [direct, *(each for each in groups.get(name, ()) if each & own)] if group],
+                [group for group in (direct, *(each for each in sets if each & own)) if group],
                 own,
                 called,
-                frozenset(holder for group in groups.get(name, ()) for key in group for holder in owners[key]),
+                frozenset(holder for each in sets for key in each for holder in owners[key]),
                 presumed_local=name not in entries or entries[name].kind == "local",
                 opaque=name in opaque,
             )
@@ -96,7 +96,7 @@ def _homes(entries: Mapping[str, Entry], names: Mapping[nn.Module, str]) -> dict
         parts = [entry.module, *owned_modules(entry.module)]
         for part in list(parts):
             if hasattr(part, "parametrizations"):
-                parts += part.parametrizations.modules()
+                parts += part.get_submodule("parametrizations").modules()
         if not isinstance(entry.module, nn.ParameterList | nn.ParameterDict):
             homes.update(dict.fromkeys(parts, entry.name))
     return homes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -13,6 +13,7 @@ from biotorch import _seeding
 from biotorch.kernel.broadcast import Slice
 from biotorch.layers.connection import Connected, Connection
 from biotorch.layers.learning import Learner
+from biotorch.layers.reading import UseCheck
 from biotorch.layers.tensors import feedback_name, is_feedback, norm_name
 from biotorch.layers.updates import Follower, tell_others
 from biotorch.rules import Rule, initial
@@ -20,6 +21,9 @@ from biotorch.rules import Rule, initial
 
 class RuleState(Connected):
     """A layer with a rule and the state that the rule needs; `FeedbackLayer` adds the backward pass."""
+
+    #: The checks that W is used by this layer alone; None before its first use, and without a rule.
+    use_checks: Sequence[UseCheck] | None = ()
 
     def set_rule(
         self,
@@ -46,7 +50,7 @@ class RuleState(Connected):
             ValueError: W is sharded, the rule returns a B of the wrong shape, or it learns but returns no B.
         """
         self.forget_rule()
-        self.rule = rule
+        self.rule, self.use_checks = rule, None
         self.connections = [Connection(self, name, seed) for name in self.weight_names]
         if at_point:
             self.at_point = True
@@ -120,7 +124,7 @@ class RuleState(Connected):
         for name in ("shared_feedback", "feedback_numbers"):
             self._buffers.pop(name, None)
             self._non_persistent_buffers_set.discard(name)
-        for name in ("rule", "connections", "at_point"):
+        for name in ("rule", "connections", "at_point", "use_checks"):
             self.__dict__.pop(name, None)
 
     def connection(self, parameter: str) -> Connection:
@@ -153,7 +157,7 @@ class RuleState(Connected):
 
     def __getstate__(self) -> dict[str, Any]:
         self.settle(at_once=True)
-        return self.__dict__.copy()
+        return {**self.__dict__, "use_checks": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -170,7 +174,15 @@ class RuleState(Connected):
         # Python calls this for parameters and buffers, so that reading W or B gives them after the last update.
         if "feedback" in name or "weight" in name:
             self.settle()
+        if self.use_checks is None and name in self._parameters and torch.is_grad_enabled():
+            self.check_uses()
         return super().__getattr__(name)
+
+    def check_uses(self) -> None:
+        """Check from now on until the first update that W is not used outside of the layer, see `reading`."""
+        if self.rule.transports != "weights" and not torch.compiler.is_compiling():
+            own = [each for each in self.connections if not each.is_computed and each.trained.requires_grad]
+            self.use_checks = [UseCheck(self, each.parameter, each.trained) for each in own] or None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._overlook()

@@ -1,0 +1,151 @@
+"""Check that no weight of a feedback layer is used without the layer, where backpropagation would go through W itself.
+
+`F.linear(x, self.fc.weight)` computes what `self.fc(x)` computes, but its backward knows nothing of B. Only the autograd
+graph shows such a use, so a hook on W looks at the graphs of the first backward passes, until W is first updated.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+import weakref
+from collections.abc import Iterable, Mapping
+from types import FrameType
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, _engine_run_backward, get_gradient_edge
+
+from biotorch.kernel.functions import Cut, Direct, Feedback
+from biotorch.layers.watching import is_paused
+
+#: Nodes that carry an error backwards by a rule.
+_OURS = (Feedback._backward_cls, Direct._backward_cls, Cut._backward_cls)
+#: Nodes that choose rows of a matrix, as an Embedding that is tied to the output layer does.
+_LOOKUPS = ("EmbeddingBackward", "EmbeddingBagBackward", "IndexBackward", "IndexSelectBackward", "GatherBackward")
+#: Nodes whose backward needs no value of their operands.
+_SUMS = ("AddBackward", "SubBackward", "CatBackward", "StackBackward")
+#: Number of backward passes after which the check ends even if no update of W was seen.
+_PATIENCE = 8
+
+
+class Labelled(Protocol):
+    """Interface of a layer that has a name."""
+
+    label: str
+
+
+class UseCheck:
+    """The check of one weight of a layer, until its first update.
+
+    Compiled graphs are not looked into, and a frozen weight has no place in the graph.
+    """
+
+    def __init__(self, layer: Labelled, parameter: str, weight: Tensor) -> None:
+        self._layer, self._parameter = weakref.ref(layer), parameter
+        self._weight, self._version = weakref.ref(weight), weight._version
+        self._looks = 0
+        hook = functools.partial(UseCheck._look, weakref.proxy(self))
+        vars(hook)["__torch_unserializable__"] = True  # a copy in another process checks for itself
+        self._handle: Any = weight.register_hook(hook)  # type: ignore[no-untyped-call]
+        weakref.finalize(self, self._handle.remove)
+
+    def _look(self, gradient: Tensor) -> None:
+        """Look at the graph of the backward pass in which `gradient` reached the weight.
+
+        Raises:
+            RuntimeError: the weight is used outside of its layer.
+        """
+        weight, layer = self._weight(), self._layer()
+        if weight is None or layer is None or weight._version != self._version or self._looks == _PATIENCE:
+            self._handle.remove()
+            return
+        if is_paused():
+            return
+        self._looks += 1
+        if (use := _outside_use(weight)) is not None:
+            inside, _, name = layer.label.rpartition(".")
+            raise RuntimeError(
+                f"{layer.label or type(layer).__name__}: its {self._parameter} is used outside of the layer, by "
+                f"{inside or 'the network'} ({use}), where the rule has no effect and the error goes back by W. Call "
+                f"the layer, {name or 'layer'}(x), or leave it on backpropagation: {{{layer.label!r}: None, '*': ...}}"
+            )
+
+
+def _outside_use(weight: Tensor) -> str | None:
+    """The operation outside of feedback layers that multiplies `weight` with an activation; None if there is none."""
+    users, active = _graph()
+    frontier, seen = [get_gradient_edge(weight).node], set()
+    while frontier:
+        node = frontier.pop()
+        for user in users.get(node, ()):
+            name: str = user.name()
+            if user in seen or isinstance(user, _OURS) or name.startswith(_LOOKUPS):
+                continue
+            seen.add(user)
+            if all(math.prod(node._input_metadata[i].shape) == 1 for each, i in user.next_functions if each is node):
+                continue  # a penalty
+            if not any(other in active for other, _ in user.next_functions if other is not node):
+                frontier.append(user)
+            elif not name.startswith(_SUMS):
+                return name
+    return None
+
+
+_Graph: TypeAlias = tuple[dict[Any, list[Any]], set[Any]]
+_known: dict[int, _Graph] = {}
+
+
+def _graph() -> _Graph:
+    """The users of every node of the graph of this backward pass, and the nodes that depend on a feedback layer."""
+    task = torch._C._current_graph_task_id()
+    if task not in _known:
+        users = _users(_roots())
+        _known[task] = users, _downstream(users, [node for node in users if isinstance(node, _OURS)])
+
+        def forget() -> None:
+            _known.pop(task, None)
+
+        torch.autograd.Variable._execution_engine.queue_callback(forget)
+    return _known[task]
+
+
+def _roots() -> list[Any]:
+    """The nodes at which the present backward passes began. Only the frames of their callers know them."""
+    found = []
+    for top in sys._current_frames().values():
+        frame: FrameType | None = top
+        while frame is not None:
+            if frame.f_code is _engine_run_backward.__code__:
+                outputs = frame.f_locals["t_outputs"]
+                found += [each.node if isinstance(each, GradientEdge) else each.grad_fn for each in outputs]
+            frame = frame.f_back
+    return [node for node in found if node is not None]
+
+
+def _users(roots: Iterable[Any]) -> dict[Any, list[Any]]:
+    """The nodes that use each node's output, in the graph upstream of `roots`."""
+    users: dict[Any, list[Any]] = {root: [] for root in roots}
+    frontier = list(users)
+    while frontier:
+        node = frontier.pop()
+        for upstream, _ in node.next_functions:
+            if upstream is not None:
+                if upstream not in users:
+                    users[upstream] = []
+                    frontier.append(upstream)
+                users[upstream].append(node)
+    return users
+
+
+def _downstream(users: Mapping[Any, list[Any]], nodes: Iterable[Any]) -> set[Any]:
+    found = set(nodes)
+    frontier = list(found)
+    while frontier:
+        for user in users[frontier.pop()]:
+            if user not in found:
+                found.add(user)
+                frontier.append(user)
+    return found
