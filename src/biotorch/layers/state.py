@@ -15,7 +15,7 @@ from biotorch.layers.connection import Connected, Connection
 from biotorch.layers.learning import Learner
 from biotorch.layers.tensors import feedback_name, is_feedback, norm_name
 from biotorch.layers.updates import Follower, tell_others
-from biotorch.rules import Rule, initial
+from biotorch.rules import DirectRule, RandomFeedback, Rule, initial
 
 
 class RuleState(Connected):
@@ -53,8 +53,10 @@ class RuleState(Connected):
         for connection in self.connections[: 1 if at_point else None]:
             if holder is not None:
                 shape = torch.Size((n_out or 0, *self.projection_shape(connection.parameter)))
-                scale = initial.scale(torch.empty(shape, device="meta"), rule.feedback_distribution)
-                connection.holder, connection.columns = holder, Slice(shape[1:].numel(), float(scale))
+                assert isinstance(rule, DirectRule)
+                scale = float(initial.scale(torch.empty(shape, device="meta"), rule.feedback_distribution))
+                connection.holder = holder
+                connection.columns = Slice(shape[1:].numel(), scale * rule.feedback_scale)
             else:
                 self._create_feedback(connection, n_out, (twins or {}).get(connection.parameter), dense)
             if rule.constrain_weights:
@@ -89,6 +91,9 @@ class RuleState(Connected):
             generator = _seeding.generator(_seeding.derive(connection.seed, "feedback", 0))
             found = rule.initial_feedback(weight, blank.detach(), generator)
             tensors = {} if found is None else dict(found) if isinstance(found, Mapping) else {"": found}
+            if isinstance(rule, RandomFeedback):
+                generator = _seeding.generator(_seeding.derive(connection.seed, "feedback density"))
+                tensors = {part: rule.sized(tensor, generator) for part, tensor in tensors.items()}
         for part, tensor in tensors.items():
             name = feedback_name(connection.parameter, part)
             if rule.learns:
