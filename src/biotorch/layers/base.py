@@ -178,6 +178,8 @@ class FeedbackLayer(RuleState):
         """Apply `operation` to `x` with the weight `parameter`; in the backward the rule computes dx."""
         if x.is_nested:
             return self.carry_nested(parameter, x, bias, operation)
+        if self.undrawn:
+            self.require_drawn()
         connection = self.connection(parameter)
         connection.begin(self.training)
         walks_the_graph = self.rule.direct or self.output is not None

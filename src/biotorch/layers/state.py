@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -20,6 +20,9 @@ from biotorch.rules import DirectRule, RandomFeedback, Rule, initial
 
 class RuleState(Connected):
     """A layer with a rule and the state that the rule needs; `FeedbackLayer` adds the backward pass."""
+
+    #: Names of B's tensors that left the meta device without values, until they are seen to have some.
+    undrawn: Sequence[str] = ()
 
     def set_rule(
         self,
@@ -125,7 +128,7 @@ class RuleState(Connected):
         for name in ("shared_feedback", "feedback_numbers"):
             self._buffers.pop(name, None)
             self._non_persistent_buffers_set.discard(name)
-        for name in ("rule", "connections", "at_point"):
+        for name in ("rule", "connections", "at_point", "undrawn"):
             self.__dict__.pop(name, None)
 
     def connection(self, parameter: str) -> Connection:
@@ -154,6 +157,16 @@ class RuleState(Connected):
                 connection.freeze_with_weight()
         return super().named_parameters(prefix, recurse, remove_duplicate)
 
+    def require_drawn(self) -> None:
+        """Raise RuntimeError if B has had no values since a conversion on the meta device."""
+        own = self._saved_feedback()
+        self.undrawn = [name for name in self.undrawn if own[name].isnan().any()]
+        if self.undrawn:
+            raise RuntimeError(
+                f"{self.label or type(self).__name__}: its {', '.join(self.undrawn)} has no values, because it was "
+                "converted on the meta device: load a state_dict with B, or convert the network again now"
+            )
+
     # Saving --------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
@@ -179,10 +192,30 @@ class RuleState(Connected):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._overlook()
+        empty = [name for name, tensor in self._saved_feedback().items() if tensor.is_meta]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for connection in self.connections:
             connection.rejoin()
+        if empty:
+            self._leave_meta(empty)
         return self
+
+    def _saved_feedback(self) -> dict[str, Tensor]:
+        """The tensors of B, and norms of W, that a state_dict holds."""
+        own = {**self._parameters, **self._buffers}
+        names = [name for name in own if is_feedback(name) and name not in self._non_persistent_buffers_set]
+        return {name: tensor for name in names if (tensor := own[name]) is not None}
+
+    @torch.no_grad()
+    def _leave_meta(self, empty: list[str]) -> None:
+        """Mark tensors that `to_empty` made of those without values, so that no pass uses them as they are."""
+        own = self._saved_feedback()
+        self.undrawn = [name for name in empty if not own[name].is_meta]
+        for name in self.undrawn:
+            own[name].fill_(torch.nan)
+        if self.rule.has_update():
+            for connection in self.connections:
+                tell_others(connection)
 
     def _overlook(self) -> None:
         """Settle all earlier updates, and do not count the coming change of W as an update."""
@@ -214,10 +247,9 @@ class RuleState(Connected):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        own = {name: tensor for name, tensor in {**self._parameters, **self._buffers}.items() if is_feedback(name)}
-        for name, tensor in own.items():
+        for name, tensor in self._saved_feedback().items():
             loaded = state_dict.get(prefix + name)
-            if loaded is not None and tensor is not None and loaded.shape != tensor.shape:
+            if loaded is not None and loaded.shape != tensor.shape:
                 error_msgs.append(
                     f"{prefix}{name}: the loaded feedback has shape {tuple(loaded.shape)}, but this layer's has "
                     f"{tuple(tensor.shape)} under rule {self.rule.name!r}: convert with the rule, options "
