@@ -162,7 +162,8 @@ class RandomFeedback(Rule):
     A B that learns only starts with this scale and density; its zeros fill in as it learns.
 
     Args:
-        feedback_scale: factor on B. Nothing else changes B's size, also if most of its entries are zero.
+        feedback_scale: factor on B. Zeros are not made up for: 1 / density keeps the mean magnitude of a dense B, as in
+            the code of Crafton et al.
         feedback_density: share of the entries of B that are not zero (Crafton et al. 2019), the same for every place
             of a layer's input up to rounding (`initial.thinned`). The other entries have the values of a dense B.
 
