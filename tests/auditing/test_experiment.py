@@ -189,6 +189,18 @@ def test_passes_that_do_not_repeat_prove_nothing_and_are_an_error():
 
 
 @pytest.mark.parametrize(
+    ("inputs", "told"),
+    [
+        (batch().to_sparse(), r"args\.0 is sparse: give it a dense copy, x\.to_dense\(\)"),
+        (torch.nested.as_nested_tensor([batch()], layout=torch.jagged), r"nested: .* x\.to_padded_tensor\(0\.0\)"),
+    ],
+)
+def test_inputs_that_are_not_dense_are_refused(inputs, told):
+    with pytest.raises(AuditError, match=told):
+        biotorch.audit(biotorch.convert(mlp(), "fa"), inputs)
+
+
+@pytest.mark.parametrize(
     ("model", "message"),
     [
         (nn.ReLU(), "no weight matrix"),

@@ -21,6 +21,16 @@ KINDS = {
     "attention": (lambda: nn.MultiheadAttention(4, 2), "convertible", "plain PyTorch"),
     "cell": (lambda: nn.LSTMCell(4, 4), "convertible", "plain PyTorch"),
     "bilinear": (lambda: nn.Bilinear(4, 4, 4), "convertible", "plain PyTorch"),
+    "complex": (
+        lambda: nn.Conv1d(4, 4, 1, dtype=torch.complex64),
+        "left",
+        r"its weights are complex (torch.complex64)",
+    ),
+    "complex attention": (
+        lambda: nn.MultiheadAttention(4, 2, dtype=torch.complex64),
+        "left",
+        "its weights are complex",
+    ),
     "attention subclass": (lambda: Attention(4, 2), "left", "a subclass of MultiheadAttention"),
 }
 
@@ -113,3 +123,18 @@ def test_the_rows_of_a_network_with_attention_hold_every_parameter_once(options)
     biotorch.convert(model, "fa")
     rows = biotorch.summary(model).rows
     assert sum(each.parameters for each in rows) == sum(p.numel() for p in model.parameters())
+
+
+def test_a_complex_layer_is_left_with_the_reason():
+    build = lambda: nn.ModuleDict({"wave": nn.Linear(3, 4, dtype=torch.complex64), "fc": nn.Linear(4, 2)})  # noqa: E731
+    why = r"wave \(Linear\): its weights are complex \(torch\.complex64\)"
+    with pytest.warns(biotorch.ConversionWarning, match=why):
+        model = biotorch.convert(build(), "fa")
+    model["fc"](model["wave"](torch.randn(5, 3, dtype=torch.complex64)).abs()).sum().backward()
+    assert model["wave"].weight.grad.any()
+    with pytest.raises(biotorch.ConversionError, match=why):
+        biotorch.convert(build(), "fa", strict=True)
+    with pytest.raises(biotorch.ConversionError, match=why):  # nothing else to convert
+        biotorch.convert(nn.ModuleDict({"wave": build()["wave"]}), "fa")
+    with pytest.raises(ValueError, match="its weights are complex"):
+        biotorch.layers.Linear(3, 4, dtype=torch.complex64)

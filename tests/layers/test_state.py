@@ -6,14 +6,15 @@ import io
 import pytest
 import torch
 from learned_feedback import EXACT, backward, build, step
-from networks import batch, mlp
+from networks import TRAINING, batch, mlp
 from timm.utils import ModelEmaV2
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
 import biotorch
 from biotorch.rules import registry
-from biotorch.testing import assert_close, assert_identical, net
+from biotorch.testing import Net, assert_all_learn, assert_close, assert_identical, images, net
+from biotorch.testing.checks import optimizer_of, told_gradients, train
 
 # States ------------------------------------------------------------------------------------------
 
@@ -148,3 +149,49 @@ def test_the_audit_finds_what_a_learned_b_reads_of_w(reads, verdict):
     finally:
         del registry._REGISTRY["reading"]
     assert set(found.layers.values()) == {verdict}
+
+
+# The meta device ---------------------------------------------------------------------------------
+
+
+def from_meta(rule: str, **options) -> Net:
+    with torch.device("meta"):
+        model = biotorch.convert(Net(), rule, **options)
+    return model.to_empty(device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("rule", "options"),
+    [
+        *((rule, {}) for rule in TRAINING if rule != "backpropagation"),
+        ("dfa", {"feedback": "shared"}),
+        ("backpropagation", {"constrain_weights": True}),
+    ],
+)
+def test_a_b_without_values_is_refused_until_it_has_some(rule, options):
+    model, source = from_meta(rule, **options), net(rule, **options)
+    with torch.no_grad():
+        model(images())  # needs no B
+        for name, parameter in model.named_parameters():
+            if "feedback" not in name:
+                parameter.copy_(source.get_parameter(name))
+    with pytest.raises(RuntimeError, match=r"(features\.0|head): its \w+ has no values.*load a state_dict with B"):
+        model(images())
+    for name, tensor in model.state_dict().items():  # as a broadcast from another process does, too
+        tensor.copy_(source.state_dict()[name])
+    assert_identical(told_gradients(model, images()), told_gradients(source, images()))
+
+
+@pytest.mark.parametrize("rule", ["fa", "brsf", "dkp"])
+def test_a_network_from_the_meta_device_trains_as_the_one_whose_state_it_loads(rule):
+    model, source = from_meta(rule), net(rule)
+    model.load_state_dict(source.state_dict())
+    for each in (model, source):
+        train(each, optimizer_of(each), range(2))
+    assert_identical(model.state_dict(), source.state_dict())
+
+
+def test_a_network_from_the_meta_device_may_be_converted_again():
+    model = from_meta("fa")
+    model.load_state_dict(Net().state_dict(), strict=False)
+    assert_all_learn(told_gradients(biotorch.convert(model, "fa"), images()), model)

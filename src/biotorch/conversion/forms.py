@@ -228,6 +228,17 @@ def _has_dense_size(layer: nn.Module) -> bool:
     return kind is not None and kind.dense_size is not FeedbackLayer.dense_size
 
 
+def differing_densities(planned: list[PlannedLayer]) -> list[str]:
+    """The problem that layers want a shared matrix of several densities; empty if they do not."""
+    densities = {
+        item.rule.feedback_density for item in planned if isinstance(item.rule, DirectRule) and item.form == "shared"
+    }
+    if len(densities) < 2:
+        return []
+    given = " and ".join(map(str, sorted(densities)))
+    return [f"feedback='shared' is one matrix for all layers: give them one feedback_density, not {given}"]
+
+
 def hold_shared_feedback(
     model: nn.Module, planned: list[PlannedLayer], holder: FeedbackLayer | None, n_out: int, seed: int
 ) -> None:
@@ -243,4 +254,6 @@ def hold_shared_feedback(
     width = max(each.columns.size for each in sharing if each.columns is not None)
     matrix = holder.connections[0].weight.new_empty((n_out, width))
     initial.draw_unit(matrix, rule.feedback_distribution, _seeding.generator(_seeding.derive(seed, "shared feedback")))
-    holder.register_buffer("shared_feedback", matrix)
+    assert isinstance(rule, DirectRule)
+    thinning = _seeding.generator(_seeding.derive(seed, "shared feedback density"))
+    holder.register_buffer("shared_feedback", initial.thinned(matrix, rule.feedback_density, thinning))

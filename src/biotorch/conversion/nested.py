@@ -23,12 +23,18 @@ def differentiable(values: Any, targets: dict[str, Any], path: str) -> Any:
     """Copy nested arguments, with floating point tensors that require gradients.
 
     These tensors are also added to `targets`, by their path below `path`.
+
+    Raises:
+        AuditError: a tensor is sparse or nested; the audit compares gradients element by element.
     """
     if isinstance(values, dict):
         return {key: differentiable(value, targets, f"{path}.{key}") for key, value in values.items()}
     if isinstance(values, tuple | list):
         return tuple(differentiable(value, targets, f"{path}.{i}") for i, value in enumerate(values))
     if isinstance(values, Tensor) and values.is_floating_point():
+        if values.layout is not torch.strided or values.is_nested:
+            kind, cure = ("nested", "to_padded_tensor(0.0)") if values.is_nested else ("sparse", "to_dense()")
+            raise AuditError(f"the audit takes dense inputs, and {path} is {kind}: give it a dense copy, x.{cure}")
         targets[path] = values.detach().clone().requires_grad_()
         return targets[path]
     return values

@@ -118,7 +118,7 @@ def _met(operation: Operation, receiver: Receiver, errors: Sequence[SentError], 
     with torch.enable_grad():
         variable = feedback.detach().requires_grad_()
         projected = _projected(operation, receiver, errors, x, variable)
-    (product,) = torch.autograd.grad(projected, variable, x)
+    (product,) = torch.autograd.grad(projected, variable, x.to_dense())
     positions, sent = x.numel() // feedback.shape[1], max(error.tensor[..., 0].numel() for error in errors)
     return product / max(1.0, positions / max(1, sent))
 

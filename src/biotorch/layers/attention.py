@@ -29,6 +29,8 @@ class MultiheadAttention(FeedbackLayer, nn.MultiheadAttention):
     @classmethod
     def obstacle(cls, layer: nn.Module) -> str:
         assert isinstance(layer, nn.MultiheadAttention)
+        if reason := super().obstacle(layer):
+            return reason
         if layer.bias_k is not None or layer.bias_v is not None:
             return "add_bias_kv=True appends learned keys and values, which have no feedback version"
         return "add_zero_attn=True has no feedback version" if layer.add_zero_attn else ""

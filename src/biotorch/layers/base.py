@@ -109,7 +109,8 @@ class FeedbackLayer(RuleState):
     @classmethod
     def obstacle(cls, layer: nn.Module) -> str:
         """The reason why a layer of exactly `torch_type` cannot be converted; empty if it can."""
-        return ""
+        dtype = next((each.dtype for each in layer.parameters() if each.dtype.is_complex), None)
+        return "" if dtype is None else f"its weights are complex ({dtype}), and the rules are defined for real ones"
 
     def dense_size(self, x: Tensor) -> tuple[int, ...] | None:
         """Shape of one row of a dense B for inputs like `x`; None if the usual B is already dense."""
@@ -175,11 +176,26 @@ class FeedbackLayer(RuleState):
 
     def carry(self, parameter: str, x: Tensor, bias: Tensor | None, operation: Operation) -> Tensor:
         """Apply `operation` to `x` with the weight `parameter`; in the backward the rule computes dx."""
+        if x.is_nested:
+            return self.carry_nested(parameter, x, bias, operation)
+        if self.undrawn:
+            self.require_drawn()
         connection = self.connection(parameter)
         connection.begin(self.training)
         walks_the_graph = self.rule.direct or self.output is not None
         carry = self._carry_uncompiled if walks_the_graph else self._carry
         return carry(self.oriented(parameter), connection, x, bias, operation)
+
+    def carry_nested(self, parameter: str, x: Tensor, bias: Tensor | None, operation: Operation) -> Tensor:
+        """`carry` for a nested tensor, where each example has a length of its own.
+
+        Raises:
+            TypeError: the layer takes no nested tensors, or only others.
+        """
+        raise TypeError(
+            f"{self.label or type(self).__name__}: a {self.torch_type.__name__} under a rule takes no nested tensors: "
+            "pad the examples, x.to_padded_tensor(0.0), and mask the padding"
+        )
 
     def _carry(
         self, weight: Tensor, connection: Connection, x: Tensor, bias: Tensor | None, operation: Operation

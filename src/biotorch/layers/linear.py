@@ -31,7 +31,8 @@ class Product(NamedTuple):
         dx = dy @ self._part(weight) if mask[0] else None
         flat, dw = dy.reshape(-1, dy.shape[-1]), None  # (all positions, n_out)
         if mask[1]:
-            dw = flat.T @ x.reshape(-1, x.shape[-1])
+            # `flatten` returns a matrix as it is; a sparse one, which `reshape` refuses, has a dense product.
+            dw = flat.T @ (x.flatten(0, -2) if x.dim() > 1 else x[None])
             if self.rows is not None:
                 dw = dw.new_zeros(weight.shape).index_copy_(0, torch.arange(*self.rows, device=dw.device), dw)
         return dx, dw, flat.sum(0) if mask[2] else None
@@ -54,6 +55,21 @@ class MatrixLayer(FeedbackLayer):
 
     def operation(self, x: Tensor) -> tuple[Tensor, Operation]:
         return x, Product(self.batch_dim, self.batch_dim == 1)
+
+    def carry_nested(self, parameter: str, x: Tensor, bias: Tensor | None, operation: Operation) -> Tensor:
+        """Apply the product to the rows (all positions, in) of a jagged tensor, the examples one after the other."""
+        label = self.label or type(self).__name__
+        if self.rule.direct or self.output is not None:
+            raise TypeError(
+                f"{label}: a direct rule brings each example its own error, and rows of a nested tensor do not tell "
+                "whose they are: pad the examples, x.to_padded_tensor(0.0), and mask the padding"
+            )
+        if x.layout is not torch.jagged or not x.is_contiguous():
+            raise TypeError(
+                f"{label} takes nested tensors of layout=torch.jagged, ragged in dimension 1 and without gaps"
+            )
+        rows = self.carry(parameter, x.values(), bias, operation)
+        return torch.nested.nested_tensor_from_jagged(rows, x.offsets())  # type: ignore[attr-defined]
 
 
 @register_layer(nn.Linear)

@@ -1,7 +1,7 @@
 """Check that no weight of a feedback layer is used without the layer, where backpropagation would go through W itself.
 
-`F.linear(x, self.fc.weight)` computes what `self.fc(x)` computes, but its backward knows nothing of B. Only the autograd
-graph shows such a use, so a hook on W looks at the graphs of the first backward passes, until W is first updated.
+`F.linear(x, self.fc.weight)` computes what `self.fc(x)` computes, but its backward knows nothing of B. Only the
+autograd graph shows such a use, so a hook on W looks at the graphs of the first backward passes, until W is updated.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import sys
 import weakref
 from collections.abc import Iterable, Mapping
 from types import FrameType
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, _engine_run_backward, get_gradient_edge
 
 from biotorch.kernel.functions import Cut, Direct, Feedback
+from biotorch.layers.connection import Connected
 from biotorch.layers.watching import is_paused
 
 #: Nodes that carry an error backwards by a rule.
@@ -31,19 +32,13 @@ _SUMS = ("AddBackward", "SubBackward", "CatBackward", "StackBackward")
 _PATIENCE = 8
 
 
-class Labelled(Protocol):
-    """Interface of a layer that has a name."""
-
-    label: str
-
-
 class UseCheck:
     """The check of one weight of a layer, until its first update.
 
     Compiled graphs are not looked into, and a frozen weight has no place in the graph.
     """
 
-    def __init__(self, layer: Labelled, parameter: str, weight: Tensor) -> None:
+    def __init__(self, layer: Connected, parameter: str, weight: Tensor) -> None:
         self._layer, self._parameter = weakref.ref(layer), parameter
         self._weight, self._version = weakref.ref(weight), weight._version
         self._looks = 0
@@ -72,6 +67,16 @@ class UseCheck:
                 f"{inside or 'the network'} ({use}), where the rule has no effect and the error goes back by W. Call "
                 f"the layer, {name or 'layer'}(x), or leave it on backpropagation: {{{layer.label!r}: None, '*': ...}}"
             )
+
+
+def checks_of(layer: Connected) -> list[UseCheck] | None:
+    """Start the checks of a layer's weights; None if that has to wait, because all are frozen or a graph is compiled."""
+    if layer.rule.transports == "weights":
+        return []
+    own = [each for each in layer.connections if not each.is_computed and each.trained.requires_grad]
+    if torch.compiler.is_compiling() or not own:
+        return None
+    return [UseCheck(layer, each.parameter, each.trained) for each in own]
 
 
 def _outside_use(weight: Tensor) -> str | None:

@@ -13,17 +13,19 @@ from biotorch import _seeding
 from biotorch.kernel.broadcast import Slice
 from biotorch.layers.connection import Connected, Connection
 from biotorch.layers.learning import Learner
-from biotorch.layers.reading import UseCheck
+from biotorch.layers.reading import UseCheck, checks_of
 from biotorch.layers.tensors import feedback_name, is_feedback, norm_name
 from biotorch.layers.updates import Follower, tell_others
-from biotorch.rules import Rule, initial
+from biotorch.rules import DirectRule, RandomFeedback, Rule, initial
 
 
 class RuleState(Connected):
     """A layer with a rule and the state that the rule needs; `FeedbackLayer` adds the backward pass."""
 
-    #: The checks that W is used by this layer alone; None before its first use, and without a rule.
+    #: The checks that W is used by this layer alone; None before its first use.
     use_checks: Sequence[UseCheck] | None = ()
+    #: Names of B's tensors that left the meta device without values, until they are seen to have some.
+    undrawn: Sequence[str] = ()
 
     def set_rule(
         self,
@@ -57,8 +59,10 @@ class RuleState(Connected):
         for connection in self.connections[: 1 if at_point else None]:
             if holder is not None:
                 shape = torch.Size((n_out or 0, *self.projection_shape(connection.parameter)))
-                scale = initial.scale(torch.empty(shape, device="meta"), rule.feedback_distribution)
-                connection.holder, connection.columns = holder, Slice(shape[1:].numel(), float(scale))
+                assert isinstance(rule, DirectRule)
+                scale = float(initial.scale(torch.empty(shape, device="meta"), rule.feedback_distribution))
+                connection.holder = holder
+                connection.columns = Slice(shape[1:].numel(), scale * rule.feedback_scale)
             else:
                 self._create_feedback(connection, n_out, (twins or {}).get(connection.parameter), dense)
             if rule.constrain_weights:
@@ -93,6 +97,9 @@ class RuleState(Connected):
             generator = _seeding.generator(_seeding.derive(connection.seed, "feedback", 0))
             found = rule.initial_feedback(weight, blank.detach(), generator)
             tensors = {} if found is None else dict(found) if isinstance(found, Mapping) else {"": found}
+            if isinstance(rule, RandomFeedback):
+                generator = _seeding.generator(_seeding.derive(connection.seed, "feedback density"))
+                tensors = {part: rule.sized(tensor, generator) for part, tensor in tensors.items()}
         for part, tensor in tensors.items():
             name = feedback_name(connection.parameter, part)
             if rule.learns:
@@ -124,7 +131,7 @@ class RuleState(Connected):
         for name in ("shared_feedback", "feedback_numbers"):
             self._buffers.pop(name, None)
             self._non_persistent_buffers_set.discard(name)
-        for name in ("rule", "connections", "at_point", "use_checks"):
+        for name in ("rule", "connections", "at_point", "use_checks", "undrawn"):
             self.__dict__.pop(name, None)
 
     def connection(self, parameter: str) -> Connection:
@@ -153,6 +160,16 @@ class RuleState(Connected):
                 connection.freeze_with_weight()
         return super().named_parameters(prefix, recurse, remove_duplicate)
 
+    def require_drawn(self) -> None:
+        """Raise RuntimeError if B has had no values since a conversion on the meta device."""
+        own = self._saved_feedback()
+        self.undrawn = [name for name in self.undrawn if own[name].isnan().any()]
+        if self.undrawn:
+            raise RuntimeError(
+                f"{self.label or type(self).__name__}: its {', '.join(self.undrawn)} has no values, because it was "
+                "converted on the meta device: load a state_dict with B, or convert the network again now"
+            )
+
     # Saving --------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
@@ -175,21 +192,35 @@ class RuleState(Connected):
         if "feedback" in name or "weight" in name:
             self.settle()
         if self.use_checks is None and name in self._parameters and torch.is_grad_enabled():
-            self.check_uses()
+            self.use_checks = checks_of(self)
         return super().__getattr__(name)
-
-    def check_uses(self) -> None:
-        """Check from now on until the first update that W is not used outside of the layer, see `reading`."""
-        if self.rule.transports != "weights" and not torch.compiler.is_compiling():
-            own = [each for each in self.connections if not each.is_computed and each.trained.requires_grad]
-            self.use_checks = [UseCheck(self, each.parameter, each.trained) for each in own] or None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._overlook()
+        empty = [name for name, tensor in self._saved_feedback().items() if tensor.is_meta]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for connection in self.connections:
             connection.rejoin()
+        if empty:
+            self._leave_meta(empty)
         return self
+
+    def _saved_feedback(self) -> dict[str, Tensor]:
+        """The tensors of B, and norms of W, that a state_dict holds."""
+        own = {**self._parameters, **self._buffers}
+        names = [name for name in own if is_feedback(name) and name not in self._non_persistent_buffers_set]
+        return {name: tensor for name in names if (tensor := own[name]) is not None}
+
+    @torch.no_grad()
+    def _leave_meta(self, empty: list[str]) -> None:
+        """Mark tensors that `to_empty` made of those without values, so that no pass uses them as they are."""
+        own = self._saved_feedback()
+        self.undrawn = [name for name in empty if not own[name].is_meta]
+        for name in self.undrawn:
+            own[name].fill_(torch.nan)
+        if self.rule.has_update():
+            for connection in self.connections:
+                tell_others(connection)
 
     def _overlook(self) -> None:
         """Settle all earlier updates, and do not count the coming change of W as an update."""
@@ -221,10 +252,9 @@ class RuleState(Connected):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        own = {name: tensor for name, tensor in {**self._parameters, **self._buffers}.items() if is_feedback(name)}
-        for name, tensor in own.items():
+        for name, tensor in self._saved_feedback().items():
             loaded = state_dict.get(prefix + name)
-            if loaded is not None and tensor is not None and loaded.shape != tensor.shape:
+            if loaded is not None and loaded.shape != tensor.shape:
                 error_msgs.append(
                     f"{prefix}{name}: the loaded feedback has shape {tuple(loaded.shape)}, but this layer's has "
                     f"{tuple(tensor.shape)} under rule {self.rule.name!r}: convert with the rule, options "

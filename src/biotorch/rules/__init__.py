@@ -3,12 +3,13 @@
 import importlib
 import pkgutil
 
-from biotorch.rules.base import DirectRule, FeedbackRule, Rule, Transports, Update
+from biotorch.rules.base import DirectRule, FeedbackRule, RandomFeedback, Rule, Transports, Update
 from biotorch.rules.registry import available, from_layer_config, get, is_known, make, option_names, register
 
 __all__ = [
     "DirectRule",
     "FeedbackRule",
+    "RandomFeedback",
     "Rule",
     "Transports",
     "Update",

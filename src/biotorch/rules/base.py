@@ -155,6 +155,36 @@ class Rule:
         return cls.after_update is not Rule.after_update
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RandomFeedback(Rule):
+    """A rule whose B is random, or starts so. The layer applies both options to what `initial_feedback` returns.
+
+    A B that learns only starts with this scale and density; its zeros fill in as it learns.
+
+    Args:
+        feedback_scale: factor on B. Zeros are not made up for: 1 / density keeps the mean magnitude of a dense B, as in
+            the code of Crafton et al.
+        feedback_density: share of the entries of B that are not zero (Crafton et al. 2019), the same for every place
+            of a layer's input up to rounding (`initial.thinned`). The other entries have the values of a dense B.
+
+    Raises:
+        ValueError: the scale is not a finite number above 0, or the density is not above 0 and at most 1.
+    """
+
+    feedback_scale: float = 1.0
+    feedback_density: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_number("feedback_scale")
+        self.require_number("feedback_density", most=1)
+
+    def sized(self, feedback: Tensor, generator: Generator) -> Tensor:
+        """B with the scale and the density of the options; B itself if both are 1."""
+        scaled = feedback if self.feedback_scale == 1 else feedback * self.feedback_scale
+        return initial.thinned(scaled, self.feedback_density, generator)
+
+
 class FeedbackRule(Rule):
     """A rule whose error goes backwards layer by layer, with `feedback(W, B)` in the place of W."""
 
@@ -170,7 +200,7 @@ class FeedbackRule(Rule):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DirectRule(Rule):
+class DirectRule(RandomFeedback):
     """A rule that projects the output layer's error straight to each layer (paper, equation 4).
 
     Args:

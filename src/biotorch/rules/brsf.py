@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
+
 from biotorch.rules import initial
 from biotorch.rules.base import Update
 from biotorch.rules.frsf import FixedRandomSign
@@ -16,7 +18,7 @@ class BatchwiseRandomSign(FixedRandomSign):
     """B = |R| sign(W), R drawn again after each update (Liao et al. 2016; Moskovitz et al. 2018; paper, section 2.1).
 
     The new R is drawn at the first use of B after an update. Evaluation, gradient accumulation and several forwards
-    before one backward leave R as it is.
+    before one backward leave R as it is. Entries that `feedback_density` set to zero stay zero.
 
     Raises:
         ValueError: `feedback_init` is `weight`, which is no distribution to draw from again.
@@ -31,4 +33,8 @@ class BatchwiseRandomSign(FixedRandomSign):
             )
 
     def after_update(self, update: Update) -> None:
-        initial.draw(update.feedback, self.feedback_distribution, update.generator).abs_()
+        magnitudes = update.feedback
+        missing = magnitudes == 0 if self.feedback_density < 1 else None
+        initial.draw(magnitudes, self.feedback_distribution, update.generator).abs_().mul_(self.feedback_scale)
+        if missing is not None:  # no other entry may round to zero, because it would be missing from then on
+            magnitudes.clamp_(min=torch.finfo(magnitudes.dtype).tiny).masked_fill_(missing, 0)

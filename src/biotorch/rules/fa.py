@@ -7,13 +7,13 @@ import dataclasses
 from torch import Generator, Tensor
 
 from biotorch.rules import initial
-from biotorch.rules.base import FeedbackRule
+from biotorch.rules.base import FeedbackRule, RandomFeedback
 from biotorch.rules.registry import register
 
 
 @register("fa", transports="nothing")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FeedbackAlignment(FeedbackRule):
+class FeedbackAlignment(RandomFeedback, FeedbackRule):
     """The error goes backwards through a fixed random B (Lillicrap et al. 2014, 2016; paper, equation 3).
 
     delta W_i = -((B_{i+1} delta z_{i+1}) * phi'(z_i)) y_{i-1}^T, with B in the shape of W and drawn
@@ -24,7 +24,8 @@ class FeedbackAlignment(FeedbackRule):
             0 to 180. A random B has about 90.
 
     Raises:
-        ValueError: `feedback_angle` is no angle, or is given with `feedback_init="weight"`, which fixes it to 0.
+        ValueError: `feedback_angle` is no angle, or is given with `feedback_init="weight"`, which fixes it to 0, or
+            with a `feedback_density` below 1, which would change it.
     """
 
     feedback_angle: float | None = None
@@ -38,6 +39,8 @@ class FeedbackAlignment(FeedbackRule):
             raise ValueError(f"feedback_angle is an angle in degrees, 0 to 180, not {angle!r}")
         if self.feedback_distribution == "weight":
             raise ValueError("feedback_init='weight' starts B at W, at 0 degrees: leave out feedback_angle")
+        if self.feedback_density < 1:
+            raise ValueError("a feedback_density below 1 would change the feedback_angle: leave one of them out")
 
     def initial_feedback(self, weight: Tensor, blank: Tensor, generator: Generator) -> Tensor:
         if self.feedback_distribution == "weight":

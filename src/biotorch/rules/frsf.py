@@ -7,13 +7,13 @@ import dataclasses
 from torch import Generator, Tensor
 
 from biotorch.rules import initial
-from biotorch.rules.base import FeedbackRule
+from biotorch.rules.base import FeedbackRule, RandomFeedback
 from biotorch.rules.registry import register
 
 
 @register("frsf", transports="signs")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FixedRandomSign(FeedbackRule):
+class FixedRandomSign(RandomFeedback, FeedbackRule):
     """B = |R| sign(W) elementwise, R drawn once (Liao et al. 2016; Moskovitz et al. 2018; paper, section 2.1).
 
     The absolute value is the paper's change to Liao et al.; without it B would have the signs of R times W.

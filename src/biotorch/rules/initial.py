@@ -47,6 +47,21 @@ def draw(tensor: Tensor, init: str, generator: torch.Generator) -> Tensor:
         return tensor.copy_(fresh)
 
 
+def thinned(feedback: Tensor, density: float, generator: torch.Generator) -> Tensor:
+    """Set all but a share `density` of the entries to zero; a density of 1 returns `feedback` itself.
+
+    The first dimension of B counts the units at which the error arrives. Of the n entries that carry it to one place of
+    the layer's input, density * n are kept, rounded up or down at random, so that few places go without feedback. If
+    density = k / n, each place receives exactly k errors (Crafton et al. 2019).
+    """
+    if density == 1 or feedback.is_meta:
+        return feedback
+    order = torch.rand(feedback.shape, device=generator.device, generator=generator)
+    rounding = torch.rand(feedback.shape[1:], device=generator.device, generator=generator)
+    kept = order.argsort(0).argsort(0) + rounding < density * len(feedback)
+    return feedback.masked_fill(~kept.to(feedback.device), 0)
+
+
 def turned(drawn: Tensor, weight: Tensor, degrees: float) -> Tensor:
     """Turn `drawn`, without changing its norm, to an angle of `degrees` to `weight`: the B of a soft start."""
     if drawn.is_meta or weight.is_meta or not weight.any():  # there is no angle to zero
