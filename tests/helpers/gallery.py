@@ -462,6 +462,30 @@ class HyperNetwork(nn.Module):
         return x @ self.hyper(x.mean(1)).view(-1, WIDTH, WIDTH)
 
 
+class ContinuousPositions(Attention):
+    """A bias of each pair of positions that a small network makes of constant coordinates, as in Swin 2."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 1))
+        steps = torch.arange(float(TOKENS))
+        self.register_buffer("steps", (steps[:, None] - steps).unsqueeze(-1))
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.out(torch.softmax(q @ k.transpose(1, 2) + self.net(self.steps).squeeze(-1), -1) @ v)
+
+
+class PositionsThroughANetwork(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.pos = nn.Parameter(torch.randn(TOKENS, 4))
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, WIDTH))
+
+    def forward(self, x):
+        return x + self.net(self.pos)
+
+
 class FiLM(nn.Module):
     def __init__(self):
         super().__init__()

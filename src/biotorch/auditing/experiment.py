@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from biotorch import _seeding
+from biotorch.auditing.meetings import Meetings
 from biotorch.auditing.noise import after_steps, draw, learned_from_weights, overwritten, silenced
 from biotorch.auditing.replay import Comparing, Follower, Recording, Repeating, constant_steps
 from biotorch.auditing.units import Unit, units_of
@@ -28,7 +29,7 @@ from biotorch.conversion.survey import survey
 from biotorch.errors import AuditError
 from biotorch.kernel import teaching
 from biotorch.kernel.functions import Cut
-from biotorch.layers import FeedbackLayer, connections
+from biotorch.layers import FeedbackLayer, connections, feedback_type
 from biotorch.layers.networks import isolated
 
 
@@ -77,6 +78,11 @@ class _Experiment:
             if any(isinstance(module, FeedbackLayer) for module in block.modules())
         }
         self.names = {module: name for name, module in model.named_modules()}
+        keys = {id(parameter): key for key, parameter in enumerate(self.parameters)}
+        #: All names of each parameter.
+        self.called: dict[int, list[str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            self.called.setdefault(keys[id(parameter)], []).append(name)
         #: The feedback layers whose forward has run.
         self.ran: set[nn.Module] = set()
         #: The names of all modules that read one input.
@@ -91,7 +97,7 @@ class _Experiment:
             torch.enable_grad(),
             _uncompiled(),
         ):
-            self.recording = Recording(self.names, self._constant_steps(), self.parameters)
+            self.recording = Recording(self.names, self._constant_steps(), self._meetings())
             baseline = self._gradients(self.recording)
             self.units = units_of(self.entries, self.recording, self.names, self.parameters)
             if not self.units:
@@ -110,6 +116,12 @@ class _Experiment:
             if not unit.presumed_local or verdicts[unit.name] != "nothing"
         }
         return Audit(layers, shortcuts, any(layer.rule.direct for layer in self.layers.values()))
+
+    def _meetings(self) -> Meetings:
+        keys = {id(parameter): key for key, parameter in enumerate(self.parameters)}
+        known = [each.module for each in self.entries.values() if feedback_type(type(each.module)) is not None]
+        own = {module: frozenset(keys[id(p)] for p in module.parameters()) for module in known}
+        return Meetings(self.parameters, own)
 
     def _constant_steps(self) -> dict[int, Any]:
         """The operations whose results do not depend on the inputs, found by two passes on different inputs.
@@ -183,7 +195,12 @@ class _Experiment:
             found = self._repeated(base | dict.fromkeys(changed, noise))
             if found is None:
                 return None
-            own = {name for unit in self.units for key in unit.computing & changed for name in unit.parameters[key]}
+            together = [unit.computing & changed for unit in self.units]
+            together += [keys for _, keys in applied if keys & changed]
+            own = {name for keys in together for key in keys for name in self.called[key]}
+            for module, keys in applied:
+                if keys & changed:
+                    own |= {_input_of(self.names[module]), _output_of(self.names[module])}
             return _equal(_without(baseline, own), _without(found, own))
 
         def verdict(unit: Unit, group: frozenset[int]) -> Verdict:
@@ -196,9 +213,13 @@ class _Experiment:
                     return "nothing"
             return "signs" if same(group, "signed") else "weights"
 
+        applied = self.recording.meetings.applied
         clean = same(base, "second")
         for unit, group in groups:
             verdicts[unit.name] = _worse(verdicts[unit.name], verdict(unit, group))
+        for module, _ in applied:  # what it is applied to changes with its weight: only its type tells
+            layer_rule = module.rule.transports if isinstance(module, FeedbackLayer) else "weights"
+            verdicts[self.names[module]] = _worse(verdicts[self.names[module]], layer_rule)
         for name, layer in self.layers.items():
             verdicts[name] = _worse(verdicts.get(name, "nothing"), learned_from_weights(layer, self.seed))
         return verdicts

@@ -6,7 +6,7 @@ gains, which multiply each activation by one number of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -80,6 +80,8 @@ _LOCAL = frozenset(
 )
 #: Operations that scale elements and so keep what they were multiplied with.
 _SCALES = frozenset(("mul", "mul_", "div", "div_", "neg", "neg_", "add", "add_", "sub", "sub_", "rsub"))
+#: Products, which a layer applies to its input.
+_PRODUCTS = frozenset(("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "convolution"))
 #: Fourier transforms sum over units like a reduction.
 _SUMS = frozenset(("_fft_r2c", "_fft_c2r", "_fft_c2c", "cumsum"))
 
@@ -92,11 +94,19 @@ class Meeting(NamedTuple):
 
 
 class Meetings:
-    """The tags of a pass, and the meetings of parameters with activations that its operations bring about."""
+    """The tags of a pass, and the meetings of parameters with activations that its operations bring about.
 
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
+    Args:
+        parameters: the parameters; their keys are their numbers.
+        layers: the parameters (keys) of each layer of a type that has a feedback version.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], layers: Mapping[nn.Module, frozenset[int]]) -> None:
         self.tags = Tags()
         self.found: set[Meeting] = set()
+        #: Layers that were applied to what is made of parameters: the layer, and its parameters together with these.
+        self.applied: list[tuple[nn.Module, frozenset[int]]] = []
+        self._layers = layers
         for key, parameter in enumerate(parameters):
             self.tags.parameter(parameter, key)
 
@@ -139,11 +149,13 @@ class Meetings:
         if name in _CHOOSE:
             return [self._chosen(func, args, kwargs, result) for result in results]
         tag: Tag
-        if not active:
+        if any(origin.mixed for origin in origins) and not _has(func, torch.Tag.pointwise):
+            self._meet((origin for origin in origins if not origin.mixed), module)
+            tag = ACTIVATION
+        elif not active and name in _PRODUCTS and module is not None and module in self._layers:
+            tag = self._applied(module, origins)
+        elif not active:
             tag = self.tags.made_of(origins, computed=True) if origins else CONSTANT
-            if any(origin.mixed for origin in origins) and not _has(func, torch.Tag.pointwise):
-                self._meet(origins, module)
-                tag = ACTIVATION
         elif constant:
             tag = self.tags.made_of(origins, computed=True) if origins else CONSTANT
         elif name in _LOCAL:
@@ -163,6 +175,18 @@ class Meetings:
             if _has(func, torch.Tag.reduction) or name in _SUMS:
                 self._sum(operands[0], tags[0], args, kwargs, module)
         return [tag] * len(results)
+
+    def _applied(self, layer: nn.Module, origins: list[Origin]) -> Tag:
+        """The tag of a layer's output for an input that is no activation.
+
+        Of a constant (coordinates, say) a layer makes activations. What it makes of a parameter is made of parameters.
+        """
+        roots = frozenset(key for origin in origins for key in origin.roots)
+        if roots - self._layers[layer]:
+            self.applied.append((layer, roots))
+            return self.tags.made_of(origins, computed=True)
+        self._meet(origins, layer)
+        return ACTIVATION
 
     def _tag(self, tensor: Tensor) -> Tag:
         if tensor.layout is not torch.strided:
@@ -221,7 +245,7 @@ class Meetings:
             return ACTIVATION
         if isinstance(tag, int):
             origins = self.tags.origins_of(tag)
-            return self.tags.made_of([origins[0]._replace(mixed=by_activation)], computed=False) if origins else tag
+            return self.tags.made_of(origins, computed=False) if origins else tag
         chosen = func(self.tags.elements(source), *rest, **kwargs)
         return chosen if chosen.shape == result.shape else ACTIVATION
 

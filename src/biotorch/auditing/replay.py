@@ -152,10 +152,10 @@ class Recording(Follower):  # type: ignore[no-untyped-call]
         opaque: modules that return a tensor whose origin nobody saw.
     """
 
-    def __init__(self, names: Mapping[nn.Module, str], constant: Mapping[int, Any], parameters: list[Tensor]) -> None:
+    def __init__(self, names: Mapping[nn.Module, str], constant: Mapping[int, Any], meetings: Meetings) -> None:
         super().__init__(names)
         self.steps: list[Step] = []
-        self.meetings = Meetings(parameters)
+        self.meetings = meetings
         self.opaque: set[nn.Module] = set()
         self._constant = constant
 

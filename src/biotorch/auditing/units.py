@@ -20,7 +20,6 @@ class Unit(NamedTuple):
         reason: its rule, or the reason why it is on backpropagation, or cannot be judged.
         groups: sets of parameters (keys) that are tested together.
         computing: those of the parameters from which a weight is computed. Their own gradients depend on each other.
-        parameters: all names of each parameter.
         read: names of the modules that hold the parameters.
         presumed_local: whether names and shapes say that it is local, so that it is shown only if the test contradicts.
         opaque: whether it returns what the audit could not follow.
@@ -30,7 +29,6 @@ class Unit(NamedTuple):
     reason: str
     groups: list[frozenset[int]]
     computing: frozenset[int]
-    parameters: Mapping[int, Sequence[str]]
     read: frozenset[str]
     presumed_local: bool = False
     opaque: bool = False
@@ -43,13 +41,10 @@ def units_of(
     keys = {id(parameter): key for key, parameter in enumerate(parameters)}
     homes = _homes(entries, names)
     owners: dict[int, list[str]] = {}
-    called: dict[int, list[str]] = {}
     for module, name in names.items():
-        for attribute, parameter in module._parameters.items():
+        for parameter in module._parameters.values():
             if parameter is not None:
-                key = keys[id(parameter)]
-                owners.setdefault(key, []).append(homes.get(module, name))
-                called.setdefault(key, []).append(f"{name}.{attribute}" if name else attribute)
+                owners.setdefault(keys[id(parameter)], []).append(homes.get(module, name))
     groups: dict[str, set[frozenset[int]]] = {}
     computing: dict[str, set[int]] = {}
     for entry in entries.values():
@@ -76,7 +71,6 @@ def units_of(
                 _opaque_reason(names, name) if name in opaque else _reason(entries.get(name)),
                 [group for group in (direct, *(each for each in sets if each & own)) if group],
                 own,
-                called,
                 frozenset(holder for each in sets for key in each for holder in owners[key]),
                 presumed_local=name not in entries or entries[name].kind == "local",
                 opaque=name in opaque,
