@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from biotorch import _seeding
 from biotorch.kernel.broadcast import Slice
@@ -150,6 +151,13 @@ class RuleState(Connected):
         return super().named_parameters(prefix, recurse, remove_duplicate)
 
     # Saving --------------------------------------------------------------------------------------
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # The type that torch gives a parametrized layer refuses `__getstate__`, which it takes for pickling.
+        replica = memo[id(self)] = self.__new__(type(self))
+        kind: type[Self] = parametrize.type_before_parametrizations(self)
+        replica.__setstate__(copy.deepcopy(kind.__getstate__(self), memo))
+        return replica
 
     def __getstate__(self) -> dict[str, Any]:
         self.settle(at_once=True)
