@@ -117,8 +117,6 @@ def _classify(module: nn.Module) -> tuple[Kind, str]:
         return ("left", obstacle) if obstacle else ("convertible", "")
     if isinstance(module, _LOCAL):
         return "local", f"{'lookup' if isinstance(module, _LOOKUPS) else 'normalisation'}, local"
-    if parametrize.is_parametrized(module):
-        return "left", "its weight is parametrized: remove the parametrization to convert it"
     if any(nn.parameter.is_lazy(p) for p in module._parameters.values() if p is not None):
         return "left", "its shape is not known yet: run a batch through the network first"
     matrices = weight_matrices(module)
@@ -134,7 +132,8 @@ def _classify_by_parameters(module: nn.Module, matrices: dict[str, nn.Parameter]
     """Classify a module of a type that is not registered."""
     for torch_type in LAYER_TYPES:
         if isinstance(module, torch_type):
-            name = f"{type(module).__module__}.{type(module).__qualname__}"
+            kind: type[nn.Module] = parametrize.type_before_parametrizations(module)
+            name = f"{kind.__module__}.{kind.__qualname__}"
             return "left", f"a subclass of {torch_type.__name__} ({name}) may compute something else"
     if all(_ADDED.search(name) or len(p) == 1 for name, p in matrices.items()):
         return "local", f"{', '.join(matrices)}: added to activations, judged by name or shape; biotorch.audit tests it"

@@ -155,6 +155,9 @@ class RuleState(Connected):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # The type that torch gives a parametrized layer refuses `__getstate__`, which it takes for pickling.
         replica = memo[id(self)] = self.__new__(type(self))
+        for value in vars(self).values():
+            if isinstance(value, Tensor) and not value.is_leaf:  # by a hook (pruning), which will compute it again
+                memo[id(value)] = value.detach().clone()
         kind: type[Self] = parametrize.type_before_parametrizations(self)
         replica.__setstate__(copy.deepcopy(kind.__getstate__(self), memo))
         return replica
