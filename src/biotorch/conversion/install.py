@@ -51,12 +51,11 @@ def freeze_hidden(model: nn.Module, outputs: Container[int]) -> None:
 def thaw(model: nn.Module) -> None:
     """Undo `freeze_hidden`."""
     for module in model.modules():
-        names = tuple(module.__dict__.pop(_FROZEN, ()))
-        # Pruning and parametrizations move a parameter: `weight` to `weight_orig`, or into `parametrizations.weight`.
-        moved = tuple(f"{start}{name}{end}" for name in names for start, end in (("", "_"), ("parametrizations.", ".")))
-        for name, parameter in module.named_parameters():
-            if name in names or name.startswith(moved):
-                parameter.requires_grad_(True)
+        for name in module.__dict__.pop(_FROZEN, []):
+            # Pruning and parametrizations move `weight` to `weight_orig` or into `parametrizations.weight`.
+            for own, parameter in module.named_parameters():
+                if own == name or own.startswith((f"{name}_", f"parametrizations.{name}.")):
+                    parameter.requires_grad_(True)
 
 
 def install(

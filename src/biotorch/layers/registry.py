@@ -142,8 +142,7 @@ class _Routed(TorchFunctionMode):
 
     def __init__(self, reader: nn.Module, layers: Iterable[FeedbackLayer]) -> None:
         super().__init__()
-        for layer in layers:
-            require_no_hook(reader, layer, "weight")
+        self.reader = reader
         self.layers = {id(layer.weight): layer for layer in layers}
 
     def __torch_function__(
@@ -156,6 +155,8 @@ class _Routed(TorchFunctionMode):
         layer, bias = self.layers.get(id(given["weight"])), given.get("bias")
         if layer is None:
             return func(*args, **kwargs)
+        if torch.is_grad_enabled():  # the reader's own product, and not that of a layer that it calls
+            require_no_hook(self.reader, layer, "weight")
         return layer(given["input"]) if bias is layer.bias else layer(given["input"], bias)
 
 
