@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 
 import pytest
 import torch
@@ -206,12 +205,13 @@ def test_a_layer_that_no_gradient_reaches_is_not_called_clean():
     [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.orthogonal],
     ids=["weight_norm", "parametrized weight_norm", "orthogonal"],
 )
-def test_a_layer_left_plain_because_its_weight_is_computed_transports_it(normalise):
+def test_a_computed_weight_is_judged_like_any_other(normalise):
     model = mlp()
     normalise(model[2])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", biotorch.ConversionWarning)
-        biotorch.convert(model, "fa")
+    assert biotorch.audit(model, batch()).layers == {"0": "weights", "2": "weights", "4": "weights"}
+    biotorch.convert(model, "fa")
+    assert biotorch.audit(model, batch()).layers == {"0": "nothing", "2": "nothing", "4": "nothing"}
+    biotorch.convert(model, {"2": "backpropagation"})
     assert biotorch.audit(model, batch()).layers == {"0": "nothing", "2": "weights", "4": "nothing"}
 
 

@@ -146,23 +146,17 @@ def replaced_forward() -> nn.Linear:
 
 LEFT = {
     "subclass": (lambda: Scaled(4, 4), "a subclass of Linear"),
-    "parametrized": (lambda: parametrizations.orthogonal(nn.Linear(4, 4)), "parametriz"),
-    "weight_norm": (lambda: nn.utils.weight_norm(nn.Linear(4, 4)), "weight_norm"),
-    "new weight_norm": (lambda: parametrizations.weight_norm(nn.Linear(4, 4)), "parametriz"),
-    "spectral_norm": (lambda: nn.utils.spectral_norm(nn.Linear(4, 4)), "spectral_norm"),
+    "parametrized subclass": (lambda: parametrizations.orthogonal(Scaled(4, 4)), "a subclass of Linear"),
     "lazy": (lambda: nn.LazyLinear(4), "run a batch through the network first"),
     "attention with bias_kv": (lambda: nn.MultiheadAttention(4, 2, add_bias_kv=True), "add_bias_kv=True"),
     "attention with zeros": (lambda: nn.MultiheadAttention(4, 2, add_zero_attn=True), "add_zero_attn=True"),
     "attention subclass": (lambda: Doubled(4, 2), "a subclass of MultiheadAttention"),
     "lstm": (lambda: nn.LSTM(4, 4), "recurrent"),
     "gru": (lambda: nn.GRU(4, 4), "recurrent"),
-    "parametrized cell": (lambda: parametrizations.orthogonal(nn.GRUCell(4, 4), "weight_hh"), "parametriz"),
     "replaced forward": (replaced_forward, "replaced on the instance"),
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
-@pytest.mark.filterwarnings("ignore:.*spectral_norm.*:FutureWarning")
 @pytest.mark.parametrize("kind", LEFT)
 def test_a_layer_that_cannot_be_converted_is_left_with_its_reason_and_a_warning(kind):
     build, reason = LEFT[kind]
@@ -178,7 +172,6 @@ def test_a_layer_that_cannot_be_converted_is_left_with_its_reason_and_a_warning(
 
 
 @pytest.mark.parametrize("kind", LEFT)
-@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_strict_raises_where_a_layer_would_be_left_and_changes_nothing(kind):
     build, reason = LEFT[kind]
     model = nn.ModuleDict({"odd": build(), "fc": nn.Linear(4, 3)})

@@ -9,7 +9,6 @@ import torch
 from networks import TRAINING, batch, mlp
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations
 
 import biotorch
 from biotorch.layers import LAYER_TYPES, FeedbackLayer, Product
@@ -72,13 +71,6 @@ def test_two_optimizers_on_one_attention_layer_redraw_their_own_matrix_only():
     optimizer.step()
     assert not torch.equal(layer.in_proj_feedback, first)
     assert torch.equal(layer.out_proj_feedback, second)
-
-
-def test_an_output_projection_with_a_parametrization_leaves_attention_alone_with_its_reason():
-    model = nn.Sequential(nn.Linear(3, 8), nn.MultiheadAttention(8, 2, batch_first=True))
-    parametrizations.weight_norm(model[1].out_proj)
-    with pytest.warns(biotorch.ConversionWarning, match=r"out_proj: it is parametrized"):
-        biotorch.convert(model, "fa")
 
 
 class Kernel(nn.Module):

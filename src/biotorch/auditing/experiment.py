@@ -119,7 +119,7 @@ class _Experiment:
 
     def _meetings(self) -> Meetings:
         keys = {id(parameter): key for key, parameter in enumerate(self.parameters)}
-        known = [each.module for each in self.entries.values() if feedback_type(type(each.module)) is not None]
+        known = [each.module for each in self.entries.values() if feedback_type(each.module) is not None]
         own = {module: frozenset(keys[id(p)] for p in module.parameters()) for module in known}
         return Meetings(self.parameters, own)
 
@@ -195,12 +195,10 @@ class _Experiment:
             found = self._repeated(base | dict.fromkeys(changed, noise))
             if found is None:
                 return None
-            together = [unit.computing & changed for unit in self.units]
-            together += [keys for _, keys in applied if keys & changed]
-            own = {name for keys in together for key in keys for name in self.called[key]}
-            for module, keys in applied:
-                if keys & changed:
-                    own |= {_input_of(self.names[module]), _output_of(self.names[module])}
+            touched = [(self.names[module], roots) for module, roots in applied if roots & changed]
+            together = [*(unit.computing & changed for unit in self.units), *(roots for _, roots in touched)]
+            own = {name for each in together for key in each for name in self.called[key]}
+            own |= {place(name) for name, _ in touched for place in (_input_of, _output_of)}
             return _equal(_without(baseline, own), _without(found, own))
 
         def verdict(unit: Unit, group: frozenset[int]) -> Verdict:

@@ -154,9 +154,7 @@ class Meetings:
             tag = ACTIVATION
         elif not active and name in _PRODUCTS and module is not None and module in self._layers:
             tag = self._applied(module, origins)
-        elif not active:
-            tag = self.tags.made_of(origins, computed=True) if origins else CONSTANT
-        elif constant:
+        elif not active or constant:
             tag = self.tags.made_of(origins, computed=True) if origins else CONSTANT
         elif name in _LOCAL:
             tag = ACTIVATION

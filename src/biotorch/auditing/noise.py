@@ -124,13 +124,15 @@ def after_steps(model: nn.Module, gradients: Mapping[str, Tensor]) -> dict[str, 
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     learned: dict[str, Tensor] = {}
     for connection in connections(model).values():
+        if not connection.learned:
+            continue
         copies = {}
         for parameter in (connection.trained, *connection.learned):
             name = names[id(parameter)]
             if name in gradients:
                 copies[name] = nn.Parameter(parameter.detach().clone())
                 copies[name].grad = gradients[name].clone()
-        if connection.learned and copies:
+        if copies:
             optimizer = torch.optim.SGD(copies.values(), lr=0.1, momentum=0.9, weight_decay=0.1)
             for _ in range(2):
                 optimizer.step()

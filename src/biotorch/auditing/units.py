@@ -48,7 +48,7 @@ def units_of(
     groups: dict[str, set[frozenset[int]]] = {}
     computing: dict[str, set[int]] = {}
     for entry in entries.values():
-        if isinstance(entry.module, FeedbackLayer) or feedback_type(type(entry.module)) is not None:
+        if isinstance(entry.module, FeedbackLayer) or feedback_type(entry.module) is not None:
             groups[entry.name] = {frozenset(keys[id(matrix)] for matrix in weight_matrices(entry.module).values())}
     for origin, place in recording.meetings.found:
         here = homes.get(place, names.get(place, "")) if place is not None else ""

@@ -16,7 +16,7 @@ from biotorch.conversion.install import install
 from biotorch.conversion.outputs import auxiliary_heads, find_outputs
 from biotorch.conversion.survey import Entry, PlannedLayer, survey
 from biotorch.errors import ConversionError, ConversionWarning
-from biotorch.layers import LAYER_TYPES
+from biotorch.layers import LAYER_TYPES, as_feedback
 from biotorch.rules import DirectRule, Rule, make, option_names
 from biotorch.rules.registry import require_no_group_option
 
@@ -182,6 +182,7 @@ def convert(
     if strict and left:
         problems.append(_left_on_backprop(left))
     problems += _unmatched_patterns(model, planned) + differing_densities(planned)
+    problems += _computed_weights(planned, copy_weights)
     planned = with_points(model, planned)
     outputs = find_outputs(entries, planned, output, auxiliary_heads(model), output_dim, problems)
     if problems:
@@ -209,6 +210,19 @@ def _unmatched_patterns(model: nn.Module, planned: list[PlannedLayer]) -> list[s
     given = {("block pattern", pattern) for rule in direct for pattern in rule.blocks}
     given |= {("feedback point", pattern) for rule in direct for pattern in rule.points}
     return [str(unknown(what, p, names)) for what, p in sorted(given) if not fnmatch.filter(names, p)]
+
+
+def _computed_weights(planned: list[PlannedLayer], copy_weights: bool) -> list[str]:
+    """Problems of the layers whose weight is computed from other tensors."""
+    problems = []
+    for name, layer, rule, _ in planned:
+        with as_feedback(layer) as converted:
+            computed = any(converted.own_parameter(each) is None for each in converted.weight_names)
+        if computed and rule.needs_parameter:
+            problems.append(f"{name}: {rule.needs_parameter}")
+        elif computed and not copy_weights:
+            problems.append(f"{name}: its weight is computed from other tensors and cannot be drawn: copy_weights=True")
+    return problems
 
 
 def _nothing_to_convert(entries: list[Entry]) -> str:

@@ -15,6 +15,7 @@ from biotorch.conversion.survey import PlannedLayer
 from biotorch.errors import ConversionError
 from biotorch.layers import FeedbackLayer, as_feedback, connections, feedback_type
 from biotorch.layers.networks import isolated
+from biotorch.layers.tracing import is_traced
 from biotorch.rules import DirectRule, Rule, initial, make
 
 #: Residual blocks of the common families, by qualified class name (nothing is imported to compare).
@@ -124,6 +125,12 @@ class CutShortcut:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         layer = block.get_submodule(self.path)
         assert isinstance(layer, FeedbackLayer)
+        if any(map(is_traced, (*args, *kwargs.values()))):
+            raise RuntimeError(
+                f"{layer.label}: its block ({type(block).__name__}) is cut off from gradients, so torch.fx must keep "
+                "the block whole: make its class a leaf module of the tracer (for create_feature_extractor, "
+                "tracer_kwargs={'leaf_modules': [...]})"
+            )
         if layer.plain:
             return None
         if args and isinstance(args[0], Tensor):
@@ -224,7 +231,7 @@ def dense_sizes(model: nn.Module, planned: list[PlannedLayer], inputs: Any) -> d
 
 
 def _has_dense_size(layer: nn.Module) -> bool:
-    kind = feedback_type(type(layer))
+    kind = feedback_type(layer)
     return kind is not None and kind.dense_size is not FeedbackLayer.dense_size
 
 

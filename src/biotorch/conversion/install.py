@@ -14,7 +14,15 @@ from biotorch.conversion.forms import hold_shared_feedback, install_cuts, remove
 from biotorch.conversion.survey import PlannedLayer
 from biotorch.errors import ConversionError, ConversionWarning
 from biotorch.kernel.broadcast import Output
-from biotorch.layers import Connection, FeedbackLayer, connections, feedback_type, reading_type
+from biotorch.layers import (
+    Connection,
+    FeedbackLayer,
+    connections,
+    feedback_type,
+    reading_type,
+    set_type,
+    weights_at_rest,
+)
 from biotorch.rules import DirectRule
 
 #: Attribute in which a module keeps the names of its parameters that a conversion froze.
@@ -44,7 +52,10 @@ def thaw(model: nn.Module) -> None:
     """Undo `freeze_hidden`."""
     for module in model.modules():
         for name in module.__dict__.pop(_FROZEN, []):
-            module.get_parameter(name).requires_grad_(True)
+            # Pruning and parametrizations move `weight` to `weight_orig` or into `parametrizations.weight`.
+            for own, parameter in module.named_parameters():
+                if own == name or own.startswith((f"{name}_", f"parametrizations.{name}.")):
+                    parameter.requires_grad_(True)
 
 
 def install(
@@ -68,12 +79,12 @@ def install(
     Raises:
         ConversionError: a rule or a registered layer failed; the message says how.
     """
-    with _all_or_nothing(planned):
+    with _all_or_nothing(planned), weights_at_rest(item.layer for item in planned):
         converted = [(_converted(item), item.rule, _seeding.derive(seed, item.name)) for item in planned]
         if not copy_weights:
             drawn: set[int] = set()  # tied weights are drawn once, before any B is made from them
             for layer, rule, own_seed in converted:
-                weights = {id(layer.get_parameter(name)) for name in layer.weight_names}
+                weights = {id(layer.own_parameter(name)) for name in layer.weight_names}
                 if not weights <= drawn:
                     drawn |= weights
                     layer.initialise_weights(rule, own_seed)
@@ -85,7 +96,7 @@ def install(
             # A convolution and a transposed one may share W, but a direct rule's B has another shape in each.
             keys = {
                 name: (
-                    id(layer.get_parameter(name)),
+                    id(layer if (own := layer.own_parameter(name)) is None else own),
                     rule,
                     (row or layer.projection_shape(name)) if rule.direct else None,
                 )
@@ -108,7 +119,11 @@ def install(
 def _warn_of_sharing(model: nn.Module) -> None:
     """Warn if a W whose B learns from W's gradient is also the weight of a module that is no feedback layer."""
     found = connections(model)
-    learned = {id(each.trained): name for name, each in found.items() if each.learned and not each.layer.rule.direct}
+    learned = {
+        id(each.trained): name
+        for name, each in found.items()
+        if each.learned and not each.layer.rule.direct and not each.is_computed
+    }
     layers = [module for module in model.modules() if isinstance(module, FeedbackLayer) and module.rule.learns]
     own = {part for layer in layers for part in (layer, *(layer.get_submodule(name) for name in layer.owned))}
     for name, module in model.named_modules():
@@ -142,7 +157,8 @@ def _all_or_nothing(planned: list[PlannedLayer]) -> Iterator[None]:
 
 def _converted(item: PlannedLayer) -> FeedbackLayer:
     layer = item.layer
-    layer.__class__ = feedback_type(type(layer)) or type(layer)
+    if not isinstance(layer, FeedbackLayer):
+        set_type(layer, feedback_type(layer) or type(layer))
     assert isinstance(layer, FeedbackLayer)
     layer.label = item.name
     return layer
@@ -156,9 +172,9 @@ def _connect(model: nn.Module, outputs: dict[int, Output]) -> None:
     for layer in layers:
         layer.output = outputs.get(id(layer)) if broadcasts else None
     for module in model.modules():
-        reader = reading_type(type(module))
+        reader = reading_type(module)
         if reader is not None and any(isinstance(each, FeedbackLayer) for each in module.modules()):
-            module.__class__ = reader
+            set_type(module, reader)
     cuts = install_cuts(model)
     if not cuts and any(isinstance(layer.rule, DirectRule) and layer.rule.shortcuts == "cut" for layer in layers):
         warnings.warn(

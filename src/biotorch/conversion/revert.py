@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TypeVar
 
 from torch import nn
-from torch.nn.utils import parametrize
 
 from biotorch.conversion.forms import remove_cuts
 from biotorch.conversion.install import thaw
-from biotorch.layers import FeedbackLayer, Reader
+from biotorch.layers import FeedbackLayer, Reader, set_type
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -37,17 +36,5 @@ def revert(model: _Module) -> _Module:
             for mark in _MARKS:
                 module.__dict__.pop(mark, None)
         if isinstance(module, FeedbackLayer | Reader):
-            module.__class__ = _plain(module)  # type: ignore[assignment]
+            set_type(module, module.torch_type)
     return model
-
-
-def _plain(module: FeedbackLayer | Reader) -> type[nn.Module]:
-    """The class that the module had before conversion.
-
-    For a parametrized layer torch makes a subclass that computes the weight; this is made again from the plain class.
-    """
-    kind: type[nn.Module] = type(module)
-    if not parametrize.is_parametrized(module):
-        return module.torch_type
-    own = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
-    return type(f"Parametrized{module.torch_type.__name__}", (module.torch_type,), own)

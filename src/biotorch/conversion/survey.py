@@ -87,7 +87,7 @@ def weight_matrices(module: nn.Module) -> dict[str, nn.Parameter]:
     }
     if isinstance(module, FeedbackLayer):  # a B that learns is a parameter but no weight
         named = {name: p for name, p in named.items() if not is_feedback(name)}
-    if isinstance(module, (FeedbackLayer, *LAYER_TYPES)) or feedback_type(type(module)) is not None:
+    if isinstance(module, (FeedbackLayer, *LAYER_TYPES)) or feedback_type(module) is not None:
         return {name: p for name, p in named.items() if p.dim() > 1}  # in these layers (1, n) is a matrix
     return {name: p for name, p in named.items() if p.dim() > 1 and p.numel() > max(p.shape)}
 
@@ -99,7 +99,7 @@ def is_known_local(module: nn.Module) -> bool:
 
 def owned_modules(module: nn.Module) -> list[nn.Module]:
     """Submodules whose parameters a layer reads itself, such as the output projection of attention."""
-    kind = feedback_type(type(module))
+    kind = feedback_type(module)
     if kind is None or kind.obstacle(module) or _obstacle(module) or _obstacle_inside(module, kind.owned):
         return []
     return [module.get_submodule(name) for name in kind.owned]
@@ -112,13 +112,11 @@ def _inside_parametrization(name: str) -> bool:
 def _classify(module: nn.Module) -> tuple[Kind, str]:
     if isinstance(module, FeedbackLayer):
         return "feedback", ""
-    if (kind := feedback_type(type(module))) is not None:
+    if (kind := feedback_type(module)) is not None:
         obstacle = _obstacle(module) or kind.obstacle(module) or _obstacle_inside(module, kind.owned)
         return ("left", obstacle) if obstacle else ("convertible", "")
     if isinstance(module, _LOCAL):
         return "local", f"{'lookup' if isinstance(module, _LOOKUPS) else 'normalisation'}, local"
-    if parametrize.is_parametrized(module):
-        return "left", "its weight is parametrized: remove the parametrization to convert it"
     if any(nn.parameter.is_lazy(p) for p in module._parameters.values() if p is not None):
         return "left", "its shape is not known yet: run a batch through the network first"
     matrices = weight_matrices(module)
@@ -134,7 +132,8 @@ def _classify_by_parameters(module: nn.Module, matrices: dict[str, nn.Parameter]
     """Classify a module of a type that is not registered."""
     for torch_type in LAYER_TYPES:
         if isinstance(module, torch_type):
-            name = f"{type(module).__module__}.{type(module).__qualname__}"
+            kind: type[nn.Module] = parametrize.type_before_parametrizations(module)
+            name = f"{kind.__module__}.{kind.__qualname__}"
             return "left", f"a subclass of {torch_type.__name__} ({name}) may compute something else"
     if all(_ADDED.search(name) or len(p) == 1 for name, p in matrices.items()):
         return "local", f"{', '.join(matrices)}: added to activations, judged by name or shape; biotorch.audit tests it"
@@ -147,9 +146,10 @@ def _obstacle_inside(module: nn.Module, owned: Sequence[str]) -> str:
     """The obstacle in the submodules whose parameters the layer reads itself; empty if there is none."""
     for name in owned:
         inner = module.get_submodule(name)
-        why = "it is parametrized" if parametrize.is_parametrized(inner) else _obstacle(inner)
-        if why:
+        if why := _obstacle(inner):
             return f"{name}: {why}"
+        if any(isinstance(value, Tensor) for value in vars(inner).values()):
+            return f"{name}: its weight is computed by a hook (pruning, weight_norm), which the layer does not run"
     return ""
 
 
@@ -157,6 +157,4 @@ def _obstacle(module: nn.Module) -> str:
     """The reason why a layer of a convertible type cannot be converted; empty if it can."""
     if "forward" in module.__dict__:
         return "its forward is replaced on the instance"
-    if any(isinstance(value, Tensor) and "weight" in name for name, value in module.__dict__.items()):
-        return "its weight is computed by a hook (weight_norm, spectral_norm)"
     return ""

@@ -24,7 +24,9 @@ from biotorch.layers.registry import (
     feedback_type,
     reading_type,
     register_layer,
+    set_type,
     under_rule,
+    weights_at_rest,
 )
 from biotorch.layers.tensors import is_feedback
 from biotorch.rules.paths import per_rule
@@ -55,8 +57,10 @@ __all__ = [
     "is_feedback",
     "reading_type",
     "register_layer",
+    "set_type",
     "true_gradients",
     "updated",
+    "weights_at_rest",
 ]
 
 __getattr__, __dir__ = per_rule("biotorch.layers", under_rule)

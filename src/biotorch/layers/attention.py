@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from biotorch.layers.base import FeedbackLayer
 from biotorch.layers.linear import Product
-from biotorch.layers.registry import register_layer
+from biotorch.layers.registry import register_layer, require_no_hook
+from biotorch.layers.tracing import as_leaf, is_traced
 
 
 @register_layer(nn.MultiheadAttention)
@@ -42,7 +43,12 @@ class MultiheadAttention(FeedbackLayer, nn.MultiheadAttention):
         return ("q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight")
 
     def oriented(self, parameter: str) -> Tensor:
-        return self.get_parameter(parameter)
+        owner, _, name = parameter.rpartition(".")
+        module = self.get_submodule(owner)
+        if owner:
+            require_no_hook(self, module, name)
+        weight: Tensor = getattr(module, name)
+        return weight
 
     @property
     def output_size(self) -> None:
@@ -65,6 +71,9 @@ class MultiheadAttention(FeedbackLayer, nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Compute the output, and the attention weights (N, T, S) or None without `need_weights`, as torch does."""
+        if is_traced(query):
+            rest = key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+            return as_leaf(self, query, key, value, *rest)  # type: ignore[no-any-return]
         self.require_floating(query)
         if self.plain:
             self.begin_plain()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,12 @@ from biotorch import _seeding
 from biotorch.kernel.broadcast import Output
 from biotorch.kernel.functions import Cut, Direct, Feedback, Operation, Receiver
 from biotorch.layers.connection import Connection
-from biotorch.layers.state import RuleState
+from biotorch.layers.saving import SavedState
+from biotorch.layers.tracing import as_leaf, is_traced, require_autograd
 from biotorch.rules import DirectRule, FeedbackRule, Rule, from_layer_config, initial
 
 
-class FeedbackLayer(RuleState):
+class FeedbackLayer(SavedState):
     """Mixin for a torch layer whose input gradient is computed by a learning rule.
 
     A concrete layer type is `class Linear(FeedbackLayer, nn.Linear)` and supplies `operation`. It is
@@ -153,6 +154,8 @@ class FeedbackLayer(RuleState):
         return self.true_gradients or not torch.is_grad_enabled()
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if is_traced(input):
+            return as_leaf(self, input, *args, **kwargs)
         self.require_floating(input)
         if self.plain:
             self.begin_plain()
@@ -181,6 +184,7 @@ class FeedbackLayer(RuleState):
         if self.undrawn:
             self.require_drawn()
         connection = self.connection(parameter)
+        require_autograd(connection, x)
         connection.begin(self.training)
         walks_the_graph = self.rule.direct or self.output is not None
         carry = self._carry_uncompiled if walks_the_graph else self._carry
@@ -229,7 +233,7 @@ class FeedbackLayer(RuleState):
     def projector(self, connection: Connection, x: Tensor) -> Tensor:
         """B under a direct rule, or the shared matrix that contains it, on the device of `x`."""
         if connection.columns is not None:
-            return self.shared_matrix.to(x.device)
+            return self.shared_matrix().to(x.device)
         return connection.state_in(self)  # type: ignore[no-any-return]
 
     def receiver(self, connection: Connection) -> Receiver:
@@ -241,6 +245,26 @@ class FeedbackLayer(RuleState):
     def restore(self, y: Tensor, x: Tensor) -> Tensor:
         """Undo the change of shape that `operation` made to `x` (an added batch dimension)."""
         return y
+
+    # Other ways out of a network -----------------------------------------------------------------
+
+    @property
+    def qconfig(self) -> object:
+        raise AttributeError("a feedback layer has no quantization settings")
+
+    @qconfig.setter
+    def qconfig(self, value: object) -> None:
+        # Every function of torch.ao.quantization sets this on every layer, and then replaces the types that it knows.
+        raise RuntimeError(
+            f"{self.label or type(self).__name__}: torch.ao.quantization does not know feedback layers and would skip "
+            "them: quantize an ordinary network, biotorch.revert(copy.deepcopy(model))"
+        )
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise RuntimeError(
+            f"{self.label or type(self).__name__}: torch.jit.script cannot compile a feedback layer: script an "
+            "ordinary network, biotorch.revert(copy.deepcopy(model))"
+        )
 
     def extra_repr(self) -> str:
         inherited = super().extra_repr()

@@ -60,11 +60,15 @@ class Connected(nn.Module):
         """The weight `parameter` as (out, in, ...)."""
         return self.orient(getattr(self, parameter))
 
+    def own_parameter(self, name: str) -> nn.Parameter | None:
+        """The parameter `name`; None if it is computed from other tensors (pruning, weight_norm, a parametrization)."""
+        owner, _, last = name.rpartition(".")
+        return self.get_submodule(owner)._parameters.get(last)
+
     def projection_shape(self, parameter: str = "weight") -> tuple[int, ...]:
         """Shape of one row of a direct rule's B: the input features, (C_in, *kernel_size) for a convolution."""
         return tuple(self.oriented(parameter).shape[1:])
 
-    @property
     def shared_matrix(self) -> Tensor:
         """The shared matrix (n_out, columns), of which each B of the layer is a slice."""
         holder = self.connections[0].holder
@@ -140,24 +144,20 @@ class Connection:
     @property
     def trained(self) -> nn.Parameter:
         """W as the parameter itself, in the layout in which the layer keeps it."""
-        found = self._home.get(self.parameter.rpartition(".")[2])
+        found = self.layer.own_parameter(self.parameter)
         if found is None:
             raise AttributeError(f"{self.name}: its weight is computed from other tensors (pruning, a parametrization)")
         return found
 
     @property
-    def _home(self) -> Mapping[str, nn.Parameter | None]:
-        return self.layer.get_submodule(self.parameter.rpartition(".")[0])._parameters
-
-    @property
     def is_computed(self) -> bool:
         """Whether W is computed from other tensors (pruning, a parametrization) and is not a parameter."""
-        return self._home.get(self.parameter.rpartition(".")[2]) is None
+        return self.layer.own_parameter(self.parameter) is None
 
     @property
     def is_sharded(self) -> bool:
         """Whether this process holds only a part of W (FSDP2) outside of a forward and backward pass."""
-        return hasattr(self.trained, "full_tensor")
+        return hasattr(self.weight if self.is_computed else self.trained, "full_tensor")
 
     @property
     def weight(self) -> Tensor:
@@ -195,7 +195,7 @@ class Connection:
     def feedback(self) -> Tensor | None:
         """B, or the state from which the rule computes B; None if there is none."""
         if self.columns is not None:
-            matrix = self.layer.shared_matrix
+            matrix = self.layer.shared_matrix()
             rows = matrix[:, : self.columns.size] * self.columns.scale
             return rows.view(len(matrix), *self.layer.projection_shape(self.parameter))
         state = self.state
@@ -205,9 +205,10 @@ class Connection:
     def feedback_shape(self) -> tuple[int, ...] | None:
         """Shape of B, without computing B."""
         if self.columns is not None:
-            return (len(self.layer.shared_matrix), *self.layer.projection_shape(self.parameter))
-        whole = self.tensors.get("", self.weight) if self.parts else None
-        return None if whole is None else tuple(whole.shape)
+            return (len(self.layer.shared_matrix()), *self.layer.projection_shape(self.parameter))
+        if not self.parts:
+            return None
+        return tuple((self.tensors[""] if "" in self.parts else self.weight).shape)
 
     @property
     def effective_feedback(self) -> Tensor | None:
@@ -251,13 +252,14 @@ class Connection:
         Raises:
             RuntimeError: W is no longer a parameter, its updates cannot be seen, or B does not learn.
         """
-        if training and self.is_computed and (self.learner is not None or self.owner.follower is not None):
-            raise RuntimeError(
-                f"{self.name}: its weight is computed from other tensors (pruning, a parametrization), but rule "
-                f"{self.layer.rule.name!r} needs a weight that is a parameter: make it one again (prune.remove, "
-                "parametrize.remove_parametrizations), or use a rule that does not change B, such as fa or usf"
-            )
-        owner, compiling = self.owner, torch.compiler.is_compiling()
+        owner = self.owner
+        if self.learner is None and owner.follower is None:
+            return
+        if self.is_computed:
+            if training:
+                raise RuntimeError(f"{self.name}: {self.layer.rule.needs_parameter}")
+            return
+        compiling = torch.compiler.is_compiling()
         if self.learner is not None and training and not compiling:
             self.learner.look()
         if owner.follower is not None and compiling:

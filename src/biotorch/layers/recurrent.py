@@ -11,6 +11,7 @@ from biotorch.kernel.functions import Operation
 from biotorch.layers.base import FeedbackLayer
 from biotorch.layers.linear import Product
 from biotorch.layers.registry import register_layer
+from biotorch.layers.tracing import as_leaf, is_traced
 
 
 class _Cell(FeedbackLayer):
@@ -58,6 +59,8 @@ class RNNCell(_Cell, nn.RNNCell):
     """`torch.nn.RNNCell` under a learning rule. Input (N, input_size), state (N, hidden_size)."""
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        if is_traced(input):
+            return as_leaf(self, input, hx)  # type: ignore[no-any-return]
         self.require_floating(input)
         if self.plain:
             self.begin_plain()
@@ -72,6 +75,8 @@ class LSTMCell(_Cell, nn.LSTMCell):
     """`torch.nn.LSTMCell` under a learning rule. Input (N, input_size), states (N, hidden_size)."""
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        if is_traced(input):
+            return as_leaf(self, input, hx)  # type: ignore[no-any-return]
         self.require_floating(input)
         if self.plain:
             self.begin_plain()
@@ -89,6 +94,8 @@ class GRUCell(_Cell, nn.GRUCell):
     """`torch.nn.GRUCell` under a learning rule. Input (N, input_size), state (N, hidden_size)."""
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        if is_traced(input):
+            return as_leaf(self, input, hx)  # type: ignore[no-any-return]
         self.require_floating(input)
         if self.plain:
             self.begin_plain()

@@ -10,9 +10,11 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from biotorch.layers.base import FeedbackLayer
+from biotorch.layers.tracing import as_leaf, is_traced
 
 #: The feedback version of each convertible torch layer type; `register_layer` adds to it.
 LAYER_TYPES: dict[type[nn.Module], type[FeedbackLayer]] = {}
@@ -54,8 +56,12 @@ def register_layer(torch_type: type[nn.Module]) -> Callable[[_Layer], _Layer]:
     return add
 
 
-def feedback_type(torch_type: type[nn.Module]) -> type[FeedbackLayer] | None:
-    """The feedback version of exactly `torch_type`, or None if there is none; for a feedback layer the type itself."""
+def feedback_type(layer: nn.Module) -> type[FeedbackLayer] | None:
+    """The feedback version of the layer's exact type, or None if there is none; for a feedback layer its own type.
+
+    torch gives a parametrized layer a class of its own. What counts is the type that it had before.
+    """
+    torch_type: type[nn.Module] = parametrize.type_before_parametrizations(layer)
     if issubclass(torch_type, FeedbackLayer):
         return torch_type
     if torch_type not in LAYER_TYPES:
@@ -68,13 +74,55 @@ def feedback_type(torch_type: type[nn.Module]) -> type[FeedbackLayer] | None:
 @contextlib.contextmanager
 def as_feedback(layer: nn.Module) -> Iterator[FeedbackLayer]:
     """Give the layer its future class inside the `with` block, so that it can answer questions about shapes."""
-    before: type[nn.Module] = layer.__class__
-    layer.__class__ = feedback_type(before) or before
+    before: type[nn.Module] = type(layer)
+    if (kind := feedback_type(layer)) is not None:
+        set_type(layer, kind)
     try:
         assert isinstance(layer, FeedbackLayer)
-        yield layer
+        with weights_at_rest([layer]):
+            yield layer
     finally:
         layer.__class__ = before  # type: ignore[assignment]
+
+
+def set_type(module: nn.Module, kind: type[nn.Module]) -> None:
+    """Make `kind` the type of a module. A parametrized one keeps the properties that compute its tensors."""
+    computed = {name: found for name, found in vars(type(module)).items() if isinstance(found, property)}
+    module.__class__ = kind
+    if parametrize.is_parametrized(module):
+        parametrize._inject_new_class(module)  # a class of torch's for this kind, which copies modules of this kind
+        for name, found in computed.items():
+            setattr(type(module), name, found)
+
+
+@contextlib.contextmanager
+def weights_at_rest(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Let parametrizations compute as in eval mode inside the `with` block; spectral_norm steps at every read else."""
+    parametrized = [layer for layer in layers if parametrize.is_parametrized(layer)]
+    computing = [module for layer in parametrized for module in layer.get_submodule("parametrizations").modules()]
+    before = [module.training for module in computing]
+    try:
+        for module in computing:
+            module.training = False
+        yield
+    finally:
+        for module, training in zip(computing, before, strict=True):
+            module.training = training
+
+
+def require_no_hook(reader: nn.Module, layer: nn.Module, name: str) -> None:
+    """Require that no hook of `layer` computes its weight `name`, which `reader` takes without calling `layer`.
+
+    Raises:
+        RuntimeError: the weight is computed by a hook (pruning, the old weight_norm and spectral_norm).
+    """
+    if name in vars(layer):
+        where = getattr(layer, "label", "") or getattr(reader, "label", "") or type(reader).__name__
+        raise RuntimeError(
+            f"{where}: {type(reader).__name__} reads the weight of a layer inside it without calling this layer, so "
+            "the hook that computes the weight (pruning, weight_norm, spectral_norm) does not run: make the weight a "
+            "parameter again (prune.remove), or use one of torch.nn.utils.parametrizations"
+        )
 
 
 #: Modules that are known to read their layers' weights, by qualified name, so that nothing is imported to compare.
@@ -92,8 +140,9 @@ _TYPES: dict[type[nn.Module], type[Reader]] = {}
 class _Routed(TorchFunctionMode):
     """Turn `F.linear(x, layer.weight, bias)` into `layer(x, bias)` inside the `with` block."""
 
-    def __init__(self, layers: Iterable[FeedbackLayer]) -> None:
+    def __init__(self, reader: nn.Module, layers: Iterable[FeedbackLayer]) -> None:
         super().__init__()
+        self.reader = reader
         self.layers = {id(layer.weight): layer for layer in layers}
 
     def __torch_function__(
@@ -106,6 +155,8 @@ class _Routed(TorchFunctionMode):
         layer, bias = self.layers.get(id(given["weight"])), given.get("bias")
         if layer is None:
             return func(*args, **kwargs)
+        if torch.is_grad_enabled():  # the reader's own product, and not that of a layer that it calls
+            require_no_hook(self.reader, layer, "weight")
         return layer(given["input"]) if bias is layer.bias else layer(given["input"], bias)
 
 
@@ -116,9 +167,14 @@ class Reader(nn.Module):
     torch_type: ClassVar[type[nn.Module]]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if any(map(is_traced, (*args, *kwargs.values()))):
+            return as_leaf(self, *args, **kwargs)
         if not torch.is_grad_enabled():
             return super().forward(*args, **kwargs)
-        with _Routed(module for module in self.modules() if isinstance(module, FeedbackLayer)):
+        layers = [module for module in self.modules() if isinstance(module, FeedbackLayer)]
+        # A weight that is computed at every read would never be the same tensor.
+        parametrized = any("parametrizations" in layer._modules for layer in layers)
+        with parametrize.cached() if parametrized else contextlib.nullcontext(), _Routed(self, layers):
             return super().forward(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -126,8 +182,9 @@ class Reader(nn.Module):
         return _rebuild, (self.torch_type, self.__dict__)
 
 
-def reading_type(kind: type[nn.Module]) -> type[Reader] | None:
-    """The reader for exactly `kind`; None if `kind` is a reader already or does not read its layers' weights."""
+def reading_type(module: nn.Module) -> type[Reader] | None:
+    """The reader for exactly the module's type; None if it is a reader already or does not read its layers' weights."""
+    kind: type[nn.Module] = parametrize.type_before_parametrizations(module)
     if issubclass(kind, Reader):
         return None
     if kind not in _TYPES and f"{kind.__module__}.{kind.__qualname__}" in _READING:
@@ -136,9 +193,10 @@ def reading_type(kind: type[nn.Module]) -> type[Reader] | None:
 
 
 def _rebuild(kind: type[nn.Module], state: dict[str, Any]) -> nn.Module:
-    reader = reading_type(kind)
+    module = kind.__new__(kind)
+    reader = reading_type(module)
     assert reader is not None
-    module = reader.__new__(reader)
+    module.__class__ = reader
     module.__setstate__(state)  # type: ignore[no-untyped-call]
     return module
 

@@ -1,10 +1,8 @@
-"""State that a layer keeps for its learning rule: its connections and the tensors of B, and how they are saved."""
+"""State that a layer keeps for its learning rule: its connections and the tensors of B."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +12,13 @@ from biotorch.kernel.broadcast import Slice
 from biotorch.layers.connection import Connected, Connection
 from biotorch.layers.learning import Learner
 from biotorch.layers.reading import UseCheck, checks_of
-from biotorch.layers.tensors import feedback_name, is_feedback, norm_name
+from biotorch.layers.tensors import feedback_name, norm_name
 from biotorch.layers.updates import Follower, tell_others
 from biotorch.rules import DirectRule, RandomFeedback, Rule, initial
 
 
 class RuleState(Connected):
-    """A layer with a rule and the state that the rule needs; `FeedbackLayer` adds the backward pass."""
+    """A layer with a rule and the state that the rule needs; `SavedState` adds how it is saved."""
 
     #: The checks that W is used by this layer alone; None before its first use.
     use_checks: Sequence[UseCheck] | None = ()
@@ -75,7 +73,7 @@ class RuleState(Connected):
             for connection in self.connections:
                 tell_others(connection)
         for connection in self.connections:
-            _keep_up(connection)
+            keep_up(connection)
 
     def _create_feedback(
         self, connection: Connection, n_out: int | None, twin: Connection | None, dense: tuple[int, ...] | None
@@ -160,33 +158,6 @@ class RuleState(Connected):
                 connection.freeze_with_weight()
         return super().named_parameters(prefix, recurse, remove_duplicate)
 
-    def require_drawn(self) -> None:
-        """Raise RuntimeError if B has had no values since a conversion on the meta device."""
-        own = self._saved_feedback()
-        self.undrawn = [name for name in self.undrawn if own[name].isnan().any()]
-        if self.undrawn:
-            raise RuntimeError(
-                f"{self.label or type(self).__name__}: its {', '.join(self.undrawn)} has no values, because it was "
-                "converted on the meta device: load a state_dict with B, or convert the network again now"
-            )
-
-    # Saving --------------------------------------------------------------------------------------
-
-    def __getstate__(self) -> dict[str, Any]:
-        self.settle(at_once=True)
-        return {**self.__dict__, "use_checks": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        if "rule" in state and "connections" not in state:
-            raise RuntimeError("the network was pickled by an earlier version of biotorch: load its state_dict instead")
-        if any(connection.is_bound() for connection in self.connections):  # a shallow copy has the original's
-            self.connections = [copy.copy(connection) for connection in self.connections]
-        for connection in self.connections:
-            connection.bind(self)
-        for connection in self.connections:
-            _keep_up(connection)
-
     def __getattr__(self, name: str) -> Tensor | nn.Module:
         # Python calls this for parameters and buffers, so that reading W or B gives them after the last update.
         if "feedback" in name or "weight" in name:
@@ -195,95 +166,6 @@ class RuleState(Connected):
             self.use_checks = checks_of(self)
         return super().__getattr__(name)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._overlook()
-        empty = [name for name, tensor in self._saved_feedback().items() if tensor.is_meta]
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for connection in self.connections:
-            connection.rejoin()
-        if empty:
-            self._leave_meta(empty)
-        return self
-
-    def _saved_feedback(self) -> dict[str, Tensor]:
-        """The tensors of B, and norms of W, that a state_dict holds."""
-        own = {**self._parameters, **self._buffers}
-        names = [name for name in own if is_feedback(name) and name not in self._non_persistent_buffers_set]
-        return {name: tensor for name in names if (tensor := own[name]) is not None}
-
-    @torch.no_grad()
-    def _leave_meta(self, empty: list[str]) -> None:
-        """Mark tensors that `to_empty` made of those without values, so that no pass uses them as they are."""
-        own = self._saved_feedback()
-        self.undrawn = [name for name in empty if not own[name].is_meta]
-        for name in self.undrawn:
-            own[name].fill_(torch.nan)
-        if self.rule.has_update():
-            for connection in self.connections:
-                tell_others(connection)
-
-    def _overlook(self) -> None:
-        """Settle all earlier updates, and do not count the coming change of W as an update."""
-        self.settle(at_once=True)
-        for connection in self.connections:
-            if connection.follower is not None:
-                connection.follower.overlook = True
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        self.settle(at_once=True)
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.rule.has_update():
-            # Seed and number determine the next draw, so a resumed run draws the same.
-            seeds, numbers = zip(*((each.owner.seed, each.owner.updates) for each in self.connections), strict=True)
-            told = numbers[: 1 if len(set(numbers)) == 1 else None]
-            destination[prefix + "feedback_draws"] = torch.tensor([*seeds, *told])
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        self._overlook()
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        for name, tensor in self._saved_feedback().items():
-            loaded = state_dict.get(prefix + name)
-            if loaded is not None and loaded.shape != tensor.shape:
-                error_msgs.append(
-                    f"{prefix}{name}: the loaded feedback has shape {tuple(loaded.shape)}, but this layer's has "
-                    f"{tuple(tensor.shape)} under rule {self.rule.name!r}: convert with the rule, options "
-                    "and output size that the state was saved with."
-                )
-        # Earlier versions kept the momenta of an own optimizer for B; they are ignored.
-        key, gone = prefix + "feedback_draws", [f"{prefix}{feedback_name(each)}_state_" for each in self.weight_names]
-        known = self.rule.learns or self.rule.has_update()
-        unexpected_keys[:] = [
-            each for each in unexpected_keys if not known or not (each == key or each.startswith(tuple(gone)))
-        ]
-        if self.rule.has_update() and key in state_dict:
-            draws, count = state_dict[key].tolist(), len(self.connections)
-            if len(draws) in (count + 1, 2 * count):
-                self._load_draws(draws)
-            else:
-                error_msgs.append(
-                    f"{key}: the saved layer has another number of weight matrices; this layer has {count}"
-                )
-        elif self.rule.has_update() and strict:
-            missing_keys.append(key)
-
-    def _load_draws(self, draws: list[int]) -> None:
-        count = len(self.connections)
-        numbers = draws[count:] * (count if len(draws) == count + 1 else 1)
-        for connection, seed, number in zip(self.connections, draws, numbers, strict=False):
-            connection.seed, connection.updates = seed, number
-            tell_others(connection)
-
     @property
     def feedback_draws(self) -> int:
         """Number of updates of W that the rule has answered since the conversion."""
@@ -291,7 +173,7 @@ class RuleState(Connected):
         return max(connection.owner.updates for connection in self.connections)
 
 
-def _keep_up(connection: Connection) -> None:
+def keep_up(connection: Connection) -> None:
     """Start to track updates from now on, if the rule needs it."""
     rule = connection.layer.rule
     connection.follower = connection.learner = None

@@ -104,6 +104,21 @@ class Rule:
         """The option that needs a whole network, so that no single layer can be built with it; empty if none."""
         return ""
 
+    @property
+    def needs_parameter(self) -> str:
+        """The reason why W cannot be computed from other tensors under the rule, with the cure; empty if it can.
+
+        What answers updates of W, or is updated like W, needs a W that an optimizer updates.
+        """
+        if not (self.learns or self.has_update() or self.constrain_weights):
+            return ""
+        what = "constrain_weights" if self.constrain_weights else f"rule {self.name!r}"
+        return (
+            f"its weight is computed from other tensors (pruning, weight_norm, a parametrization), but {what} needs "
+            "a weight that is a parameter: make it one again (prune.remove, parametrize.remove_parametrizations), or "
+            "use a rule that does not change B, such as fa or usf"
+        )
+
     def __post_init__(self) -> None:
         initial.check("init", self.init, initial.INITS)
         initial.check("feedback_init", self.feedback_init, initial.FEEDBACK_INITS)

@@ -1,0 +1,33 @@
+"""Verdicts on modules of a known truth: every disguise is found, and no honest module is accused."""
+
+import warnings
+
+import gallery
+import pytest
+import torch
+from torch import nn
+
+import biotorch
+
+
+def audited(kind):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(gallery.WIDTH, gallery.WIDTH), nn.Tanh(), kind(), nn.Tanh(), nn.Linear(gallery.WIDTH, 3)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", biotorch.ConversionWarning)
+        biotorch.convert(net, "fa")
+    return biotorch.audit(net, torch.randn(4, gallery.TOKENS, gallery.WIDTH), shortcuts=False)
+
+
+@pytest.mark.parametrize("kind", gallery.DISGUISED.values(), ids=gallery.DISGUISED)
+def test_backpropagation_in_disguise_is_weight_transport(kind):
+    found = audited(kind)
+    assert found.layers["2"] in ("weights", "unknown")
+    assert found.layers["0"] == found.layers["4"] == "nothing"
+
+
+@pytest.mark.parametrize("kind", gallery.HONEST.values(), ids=gallery.HONEST)
+def test_an_honest_module_transports_nothing(kind):
+    assert audited(kind).leak == 0.0
