@@ -16,7 +16,7 @@ from biotorch import training as training
 from biotorch.auditing import Audit as Audit
 from biotorch.auditing import audit as audit
 from biotorch.conversion.convert import convert as convert
-from biotorch.conversion.revert import revert as revert
+from biotorch.conversion.install import revert as revert
 from biotorch.conversion.summary import Summary as Summary
 from biotorch.conversion.summary import summary as summary
 from biotorch.errors import AuditError as AuditError

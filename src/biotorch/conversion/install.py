@@ -1,24 +1,31 @@
-"""Execution of a conversion plan on a network."""
+"""Execution of a conversion plan on a network, and `revert`, the way back."""
 
 from __future__ import annotations
 
 import contextlib
 import warnings
 from collections.abc import Container, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from biotorch import _seeding
 from biotorch.conversion.forms import hold_shared_feedback, install_cuts, remove_cuts
+from biotorch.conversion.rows import RowSearch, remove_row_searches
 from biotorch.conversion.survey import PlannedLayer
 from biotorch.errors import ConversionError, ConversionWarning
-from biotorch.kernel.broadcast import Output
-from biotorch.layers import Connection, FeedbackLayer, connections, feedback_type, reading_type
+from biotorch.kernel.broadcast import Network, Output
+from biotorch.layers import Connection, FeedbackLayer, Reader, connections, feedback_type, reading_type
 from biotorch.rules import DirectRule
 
 #: Attribute in which a module keeps the names of its parameters that a conversion froze.
 _FROZEN = "biotorch_frozen"
+
+#: Attributes that conversion sets on a layer in addition to its rule.
+_MARKS = ("output", "network", "label", "batch_dim", "true_gradients")
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 def freeze_hidden(model: nn.Module, outputs: Container[int]) -> None:
@@ -54,6 +61,7 @@ def install(
     copy_weights: bool,
     seed: int,
     dense: Mapping[str, tuple[int, ...]],
+    network: Network,
 ) -> None:
     """Execute a conversion plan. If a user's own rule or layer fails, the network stays as it was.
 
@@ -64,6 +72,7 @@ def install(
         copy_weights: whether to keep W and b.
         seed: seed of all random draws.
         dense: shapes of the rows of each dense B, by layer name.
+        network: identity of the network, for all of its layers.
 
     Raises:
         ConversionError: a rule or a registered layer failed; the message says how.
@@ -78,6 +87,7 @@ def install(
                     drawn |= weights
                     layer.initialise_weights(rule, own_seed)
         n_out = max((output.stop for output in outputs.values()), default=None)
+        n_whole = max((output.whole[1] for output in outputs.values() if output.whole is not None), default=n_out)
         holder = next((m for m in model.modules() if id(m) in outputs and isinstance(m, FeedbackLayer)), None)
         first_with: dict[tuple[Any, ...], Connection] = {}  # connections that share W share B
         for (layer, rule, own_seed), item in zip(converted, planned, strict=True):
@@ -92,14 +102,15 @@ def install(
                 for name in layer.weight_names
             }
             twins = {name: first_with[key] for name, key in keys.items() if key in first_with}
+            size = n_whole if item.form == "dense" else n_out
             layer.set_rule(
-                rule, own_seed, n_out, twins, row, holder if item.form == "shared" else None, at_point=item.at_point
+                rule, own_seed, size, twins, row, holder if item.form == "shared" else None, at_point=item.at_point
             )
             for name, key in keys.items():
                 first_with.setdefault(key, layer.connection(name))
         hold_shared_feedback(model, planned, holder, n_out or 0, seed)
         _mark_time_major(model)
-        _connect(model, outputs)
+        _connect(model, outputs, network)
     thaw(model)
     freeze_hidden(model, outputs)
     _warn_of_sharing(model)
@@ -148,17 +159,24 @@ def _converted(item: PlannedLayer) -> FeedbackLayer:
     return layer
 
 
-def _connect(model: nn.Module, outputs: dict[int, Output]) -> None:
-    """Mark the output layers, cut blocks as the rules ask, and turn modules that read weights into readers."""
+def _connect(model: nn.Module, outputs: dict[int, Output], network: Network) -> None:
+    """Mark the layers and output layers of the network, cut blocks as the rules ask, and prepare the search for rows.
+
+    Modules that read weights become readers.
+    """
     remove_cuts(model)
+    remove_row_searches(model)
     layers = [module for module in model.modules() if isinstance(module, FeedbackLayer)]
     broadcasts = any(layer.rule.direct for layer in layers)
     for layer in layers:
+        layer.network = network
         layer.output = outputs.get(id(layer)) if broadcasts else None
     for module in model.modules():
         reader = reading_type(type(module))
         if reader is not None and any(isinstance(each, FeedbackLayer) for each in module.modules()):
             module.__class__ = reader
+    if broadcasts:
+        model.register_forward_pre_hook(RowSearch(network), prepend=True, with_kwargs=True)
     cuts = install_cuts(model)
     if not cuts and any(isinstance(layer.rule, DirectRule) and layer.rule.shortcuts == "cut" for layer in layers):
         warnings.warn(
@@ -176,3 +194,40 @@ def _mark_time_major(model: nn.Module) -> None:
             for layer in (module.linear1, module.linear2):
                 if isinstance(layer, FeedbackLayer) and not module.self_attn.batch_first:
                     layer.batch_dim = 1
+
+
+def revert(model: _Module) -> _Module:
+    """Make `model` an ordinary network again, in place and with its present weights, and return it.
+
+    Outputs stay the same to the bit; gradients become those of backpropagation. Nothing of biotorch is left in the
+    network: classes, state_dict and pickles are torch's own. A network of plain layers is left as it is. To keep the
+    converted network, revert `copy.deepcopy(model)`.
+
+    Raises:
+        TypeError: `model` is not a module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"revert takes a torch.nn.Module, got {type(model).__name__}")
+    remove_cuts(model)
+    remove_row_searches(model)
+    thaw(model)
+    for module in model.modules():
+        if isinstance(module, FeedbackLayer):
+            module.forget_rule()
+            for mark in _MARKS:
+                module.__dict__.pop(mark, None)
+        if isinstance(module, FeedbackLayer | Reader):
+            module.__class__ = _plain(module)  # type: ignore[assignment]
+    return model
+
+
+def _plain(module: FeedbackLayer | Reader) -> type[nn.Module]:
+    """The class that the module had before conversion.
+
+    For a parametrized layer torch makes a subclass that computes the weight; this is made again from the plain class.
+    """
+    kind: type[nn.Module] = type(module)
+    if not parametrize.is_parametrized(module):
+        return module.torch_type
+    own = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
+    return type(f"Parametrized{module.torch_type.__name__}", (module.torch_type,), own)

@@ -17,7 +17,7 @@ from biotorch import models, rules
 from biotorch.auditing import audit
 from biotorch.auditing.verdicts import LEAK
 from biotorch.conversion.convert import convert
-from biotorch.conversion.revert import revert
+from biotorch.conversion.install import revert
 from biotorch.kernel import teaching
 from biotorch.layers import true_gradients
 
