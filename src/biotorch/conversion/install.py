@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+import weakref
 from collections.abc import Container, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -166,6 +167,7 @@ def _connect(model: nn.Module, outputs: dict[int, Output], network: Network) -> 
     """
     remove_cuts(model)
     remove_row_searches(model)
+    network.whole = weakref.ref(model)
     layers = [module for module in model.modules() if isinstance(module, FeedbackLayer)]
     broadcasts = any(layer.rule.direct for layer in layers)
     for layer in layers:

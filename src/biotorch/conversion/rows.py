@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
+import weakref
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from biotorch.conversion import nested
-from biotorch.kernel.broadcast import Network
+from biotorch.kernel.broadcast import Found, Network, Pattern
 from biotorch.kernel.compiling import uncompiled
 from biotorch.kernel.functions import Operation
 from biotorch.layers import FeedbackLayer
@@ -41,6 +42,8 @@ class RowSearch:
     @uncompiled
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         network = self.network
+        if network.whole is None:
+            network.whole = weakref.ref(model)
         if self.is_settled or isinstance(network.rows, str) or not torch.is_grad_enabled():
             return
         if callable(network.rows):
@@ -168,7 +171,7 @@ class _Trial:
         by_edge = {edge: None if g is None else g.flatten(1) for edge, g in zip(edges, found, strict=True)}
         return [by_edge[each.edge] for each in self.inputs]
 
-    def pattern(self, number: int, rows: int) -> str | None:
+    def pattern(self, number: int, rows: int) -> Found | None:
         """The pattern of the rows of one input; `other` if there is none, None if the experiment cannot tell."""
         plain = self.plain[number]
         if plain is None:
@@ -176,7 +179,7 @@ class _Trial:
         alive = plain.any(1) & plain.isfinite().all(1)
         if not alive.any():
             return None
-        patterns = ["interleaved"] if rows == self.n else ["interleaved", "tiled"]
+        patterns: list[Pattern] = ["interleaved"] if rows == self.n else ["interleaved", "tiled"]
         fitting = [pattern for pattern in patterns if self._fits(number, rows, pattern, plain, alive)]
         if len(fitting) == 1:
             return fitting[0]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from biotorch.kernel.broadcast import Pattern, Receiver
+from biotorch.kernel.broadcast import Found, Pattern, Receiver
 
 _CURE = (
     "Direct feedback needs the batch as the first dimension everywhere, or "
@@ -145,19 +145,34 @@ def pattern_of(receiver: Receiver, examples: int, rows: int, flattened: bool = F
     Raises:
         RuntimeError: they follow no pattern, or nobody knows which.
     """
-    common = math.gcd(examples, rows)
-    k, m = rows // common, examples // common
     if 1 in (examples, rows):
         return "interleaved"
-    known = receiver.found(k, m) if 1 in (k, m) else None
-    if known is None and ((k, m) == (1, 1) or flattened):
+    common = math.gcd(examples, rows)
+    k, m = rows // common, examples // common
+    known = _known(receiver, k, m) if 1 in (k, m) else None
+    if known is None and (k == m or flattened):
         known = "interleaved"
-    if known == "tiled":
-        return "tiled"
-    if known == "interleaved":
-        return "interleaved"
+    if known is not None and known != "other":
+        return known
     what = "in an order that was not recognised" if known else "and it is not known which belongs to which example"
     raise RuntimeError(
         f"{receiver.label}: the output layer's error has {examples} example(s), this layer's input has {rows} row(s), "
         f"{what}. {_CURE}"
     )
+
+
+def _known(receiver: Receiver, k: int, m: int) -> Found | None:
+    """How k rows of a layer's input belong to m rows of the output, one of them 1, or None if nobody knows.
+
+    It is declared, or found by experiment. If no gradient reached the layer in the experiment, the other layers with
+    the same k and m answer for it, if they agree.
+    """
+    network = receiver.network
+    if network is None or callable(network.rows):
+        return None
+    if network.rows is not None:
+        return network.rows
+    if (receiver.label, k, m) in network.found or k == m:
+        return network.found.get((receiver.label, k, m))
+    others = {found for (_, *theirs), found in network.found.items() if theirs == [k, m]}
+    return others.pop() if len(others) == 1 else None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -26,27 +27,42 @@ Signal: TypeAlias = Callable[[Tensor, Targets], Tensor]
 #: How k rows belong to one example. interleaved: rows k i to k i + k - 1 to example i (windows, frames, tokens).
 #: tiled: rows i, i + n, i + 2 n ... to example i, as `torch.cat` gives them.
 Pattern: TypeAlias = Literal["interleaved", "tiled"]
+#: What the experiment finds; `other` if rows and examples follow no pattern.
+Found: TypeAlias = Pattern | Literal["other"]
 
 
 class Network:
     """Identity of the network that layers were converted with: a layer hears the outputs with the same `Network`.
 
-    A copy or a pickle of a whole network has one new object for all of its layers.
+    A deep copy of the whole network has one new object for all of its layers; a copy of a part stays in the network.
 
     Attributes:
         rows: what the user declared about rows: a pattern, or a function of the network's inputs that returns one
             index (R,) or several, the example of each row; None if it is found out by experiment.
-        found: results of the experiment by layer, rows per example and examples per row (one of them is 1): a pattern,
-            or `other` if rows and examples follow none.
+        found: results of the experiment by layer, rows per example and examples per row (one of them is 1).
         given: the indices that the function returned for the present forward pass.
         is_checked: whether the first backward was searched for terms of the loss that a direct layer drops.
     """
 
     def __init__(self, rows: Pattern | Callable[..., Any] | None = None) -> None:
         self.rows = rows
-        self.found: dict[tuple[str, int, int], str] = {}
+        self.found: dict[tuple[str, int, int], Found] = {}
         self.given: tuple[Tensor, ...] = ()
         self.is_checked = False
+        #: The module that was converted; None after unpickling, until its next forward pass.
+        self.whole: weakref.ref[Any] | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Network:
+        root = None if self.whole is None else self.whole()
+        if root is not None and id(root) not in memo:
+            return self
+        copied = memo[id(self)] = Network(self.rows)
+        copied.found, copied.is_checked = dict(self.found), self.is_checked
+        copied.whole = None if root is None else weakref.ref(memo[id(root)])
+        return copied
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "given": (), "whole": None}
 
 
 class Output(NamedTuple):
@@ -97,22 +113,6 @@ class Receiver(NamedTuple):
     def example_of(self, count: int) -> Tensor | None:
         """The declared example of each of `count` rows, or None."""
         return next((index for index in self.given if len(index) == count), None)
-
-    def found(self, k: int, m: int) -> str | None:
-        """How k rows of the layer's input belong to m rows of the output, one of them 1: a pattern, `other`, or None.
-
-        It is declared, or found by experiment. If no gradient reached the layer in the experiment, the other layers
-        with the same k and m answer for it, if they agree.
-        """
-        network = self.network
-        if network is None or callable(network.rows):
-            return None
-        if network.rows is not None:
-            return network.rows
-        if (self.label, k, m) not in network.found and k != m:
-            others = {found for (_, *theirs), found in network.found.items() if theirs == [k, m]}
-            return others.pop() if len(others) == 1 else None
-        return network.found.get((self.label, k, m))
 
 
 class SentError:
