@@ -159,8 +159,8 @@ def convert(
         rows: for direct rules, which rows of a layer's input belong to which example (row of the output), if there are
             more or fewer rows than examples or they are in another order. `interleaved`: rows 0 to k - 1 belong to the
             first example (windows, frames). `tiled`: rows 0, n, 2 n ... (two views joined by `torch.cat`). Or a
-            function of the model's inputs that returns the example of each row, an integer tensor (R,), or several
-            for several numbers of rows (the batch vector of graphs). Default: found out at the first forward pass, by
+            function of the model's inputs that returns the example of each row, an integer tensor (R,) (the batch vector
+            of graphs), a tuple of several for several numbers of rows, or a mapping of layer patterns to them. Default: found out at the first forward pass, by
             an extra pass of the model.
         **options: options of the rule; if there are several rules, each takes the options it knows.
 

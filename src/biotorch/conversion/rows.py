@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import weakref
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -83,11 +84,21 @@ def _may_be_tried(model: nn.Module) -> bool:
     return not odd and not time_major and not getattr(model, "_is_replica", False)
 
 
-def _indices(declared: Any) -> tuple[Tensor, ...]:
-    found = tuple(declared) if isinstance(declared, tuple | list) else (declared,)
-    if not all(isinstance(each, Tensor) and each.dim() == 1 and not each.is_floating_point() for each in found):
-        raise TypeError("rows=... must return an integer tensor (R,), the example of each row, or several of them")
-    return tuple(each.long() for each in found)
+def _indices(declared: Any) -> tuple[tuple[str, Tensor], ...]:
+    """The declared indices with the patterns of the layers that they are for, `*` by default."""
+    if not isinstance(declared, Mapping):
+        declared = {"*": declared}
+    found = [(key, index) for key, value in declared.items() for index in ([value] if _is_index(value) else value)]
+    if not all(_is_index(index) for _, index in found):
+        raise TypeError(
+            "the function rows=... returns an integer tensor (R,), the example of each row, or several in a tuple, or a "
+            "mapping of layer-name patterns to them"
+        )
+    return tuple((key, index.long()) for key, index in found)
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 1 and not value.is_floating_point()
 
 
 class _Call(NamedTuple):

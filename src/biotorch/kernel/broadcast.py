@@ -13,6 +13,7 @@ import gc
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -37,17 +38,17 @@ class Network:
     A deep copy of the whole network has one new object for all of its layers; a copy of a part stays in the network.
 
     Attributes:
-        rows: what the user declared about rows: a pattern, or a function of the network's inputs that returns one
-            index (R,) or several, the example of each row; None if it is found out by experiment.
+        rows: what the user declared about rows: a pattern, or a function of the network's inputs that returns the
+            example of each row; None if it is found out by experiment.
         found: results of the experiment by layer, rows per example and examples per row (one of them is 1).
-        given: the indices that the function returned for the present forward pass.
+        given: the indices that the function returned for the present forward pass, with patterns of layer names.
         is_checked: whether the first backward was searched for terms of the loss that a direct layer drops.
     """
 
     def __init__(self, rows: Pattern | Callable[..., Any] | None = None) -> None:
         self.rows = rows
         self.found: dict[tuple[str, int, int], Found] = {}
-        self.given: tuple[Tensor, ...] = ()
+        self.given: tuple[tuple[str, Tensor], ...] = ()
         self.is_checked = False
         #: The module that was converted; None after unpickling, until its next forward pass.
         self.whole: weakref.ref[Any] | None = None
@@ -99,7 +100,7 @@ class Receiver(NamedTuple):
         clip: whether to clamp the projected error to [-1, 1].
         dense: whether B projects the whole output if the output has positions in space.
         network: the network whose outputs the layer hears; None for layers built by hand.
-        given: the declared example of each row, for one or several numbers of rows.
+        given: the declared example of each row, for patterns of layer names and numbers of rows.
     """
 
     label: str
@@ -108,11 +109,12 @@ class Receiver(NamedTuple):
     clip: bool = False
     dense: bool = False
     network: Network | None = None
-    given: tuple[Tensor, ...] = ()
+    given: tuple[tuple[str, Tensor], ...] = ()
 
     def example_of(self, count: int) -> Tensor | None:
         """The declared example of each of `count` rows, or None."""
-        return next((index for index in self.given if len(index) == count), None)
+        fitting = (index for pattern, index in self.given if len(index) == count and fnmatchcase(self.label, pattern))
+        return next(fitting, None)
 
 
 class SentError:
