@@ -156,12 +156,12 @@ def convert(
             by one: convert the whole network, or give each part its own seed. Default: `torch.initial_seed()`.
         inputs: an example batch (a tensor, a tuple of arguments or a mapping of keyword arguments), from which
             `feedback="dense"` takes the input size of each B. The model is run on it once, in eval mode.
-        rows: for direct rules, which rows of a layer's input belong to which example (row of the output), if there are
-            more or fewer rows than examples or they are in another order. `interleaved`: rows 0 to k - 1 belong to the
-            first example (windows, frames). `tiled`: rows 0, n, 2 n ... (two views joined by `torch.cat`). Or a
-            function of the model's inputs that returns the example of each row, an integer tensor (R,) (the batch vector
-            of graphs), a tuple of several for several numbers of rows, or a mapping of layer patterns to them. Default: found out at the first forward pass, by
-            an extra pass of the model.
+        rows: for direct rules, the rows of a layer's input that belong to each example (row of the output), where there
+            are more or fewer rows than examples or they are in another order. `interleaved`: rows 0 to k - 1 belong to
+            the first example (windows, frames). `tiled`: rows 0, n, 2 n ... do (views joined by `torch.cat`).
+            A function of the model's inputs returns the example of each row, an integer tensor (R,) (the batch vector
+            of graphs), a tuple of several for several numbers of rows, or a mapping of layer patterns to them.
+            Default: found out by an extra pass at the first forward pass.
         **options: options of the rule; if there are several rules, each takes the options it knows.
 
     Raises:

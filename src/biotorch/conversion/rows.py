@@ -91,8 +91,8 @@ def _indices(declared: Any) -> tuple[tuple[str, Tensor], ...]:
     found = [(key, index) for key, value in declared.items() for index in ([value] if _is_index(value) else value)]
     if not all(_is_index(index) for _, index in found):
         raise TypeError(
-            "the function rows=... returns an integer tensor (R,), the example of each row, or several in a tuple, or a "
-            "mapping of layer-name patterns to them"
+            "the function rows=... returns an integer tensor (R,), the example of each row, several in a tuple, or a "
+            "mapping of layer patterns to them"
         )
     return tuple((key, index.long()) for key, index in found)
 
