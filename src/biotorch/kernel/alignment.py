@@ -71,8 +71,7 @@ def _aligned(error: Tensor, positions: tuple[int, ...], receiver: Receiver) -> T
     rows, places = positions[0], positions[1:]
     if not own and rows != 1:
         raise RuntimeError(
-            f"{receiver.label}: the output layer's error has 1 example(s) and no batch, this layer's input has {rows}. "
-            f"{_CURE}"
+            f"{receiver.label}: the output layer's error has no batch, this layer's input has {rows} row(s). {_CURE}"
         )
     error = error if own else error.unsqueeze(0)
     examples, theirs = len(error), own[1:]
