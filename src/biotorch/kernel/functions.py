@@ -14,6 +14,7 @@ replace the one term of the backward pass that needs `W`: the gradient handed to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -71,6 +72,13 @@ class Operation(Protocol):
         ...
 
 
+def _shared_space(operation: Operation, error: SentError, x: Tensor) -> tuple[int, ...]:
+    """The grid of a layer with a kernel B if the error has places in the same dimensions, else empty."""
+    size = error.tensor.shape[1:-1]
+    grid = operation.grid(x) if size.numel() > 1 else ()
+    return grid if len(grid) == len(size) else ()
+
+
 def _projected(
     operation: Operation, receiver: Receiver, errors: Sequence[SentError], x: Tensor, feedback: Tensor
 ) -> Tensor:
@@ -80,8 +88,7 @@ def _projected(
     terms = []
     for error in errors:
         first, last = error.output.start, error.output.stop
-        size = error.tensor.shape[1:-1]
-        if size.numel() > 1 and len(grid := operation.grid(x)) == len(size):
+        if grid := _shared_space(operation, error, x):
             rows = feedback[first:last].to(x.dtype).flatten(1)  # (n_out, row size)
             rows = rows if columns is None else rows[:, : columns.size] * columns.scale
             field = on_grid(of_rows(error.to(x.dtype), len(x), receiver), grid)  # (N, *grid, n_out)
@@ -120,8 +127,10 @@ def _met(operation: Operation, receiver: Receiver, errors: Sequence[SentError], 
         variable = feedback.detach().requires_grad_()
         projected = _projected(operation, receiver, errors, x, variable)
     (product,) = torch.autograd.grad(projected, variable, x)
-    positions, sent = x.numel() // feedback.shape[1], max(error.tensor[..., 0].numel() for error in errors)
-    return product / max(1.0, positions / max(1, sent))
+    most = max(errors, key=lambda error: error.tensor[..., 0].numel())
+    grid = _shared_space(operation, most, x)
+    positions = len(x) * math.prod(grid) if grid else x.numel() // feedback.shape[1]
+    return product / max(1.0, positions / max(1, most.tensor[..., 0].numel()))
 
 
 def _stray_gradient(label: str) -> RuntimeError:
@@ -275,8 +284,7 @@ class Cut(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, state: Tensor, operation: Operation, receiver: Receiver) -> Tensor:
         ctx.operation = operation
         ctx.biotorch_inbox = Inbox(receiver)
-        # Only shape, type and memory format of x are needed later. A detached alias is enough, and the block
-        # may change it in place.
+        # Only shape, type and memory format are needed later; the block may change this alias in place.
         ctx.like = x.detach()
         ctx.save_for_backward(state)
         return x.detach()
