@@ -35,8 +35,8 @@ def differentiable(values: Any, targets: dict[str, Any], path: str) -> Any:
 
 
 def detached(values: Any) -> Any:
-    """Copy nested arguments, with tensors that are cut from their autograd graph."""
-    if isinstance(values, dict):
+    """Copy nested arguments (plain containers), with tensors that are cut from their autograd graph."""
+    if type(values) is dict:
         return {key: detached(value) for key, value in values.items()}
     if type(values) in (tuple, list):
         return type(values)(detached(value) for value in values)

@@ -18,10 +18,10 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from biotorch.conversion import nested
 from biotorch.kernel.broadcast import Found, Network, Pattern
-from biotorch.kernel.compiling import uncompiled
 from biotorch.kernel.functions import Operation
 from biotorch.layers import FeedbackLayer
 from biotorch.layers.networks import carry_truly, rehearsal
+from biotorch.layers.watching import uncompiled
 
 #: One experiment at a time: it changes the network while it runs.
 _lock = threading.RLock()
@@ -81,7 +81,8 @@ def _may_be_tried(model: nn.Module) -> bool:
     parameters = list(model.parameters())
     odd = any(p.is_meta or nn.parameter.is_lazy(p) or hasattr(p, "full_tensor") for p in parameters)
     time_major = any(getattr(each, "batch_first", True) is False for each in model.modules())
-    return not odd and not time_major and not getattr(model, "_is_replica", False)
+    flat = any(type(each).__name__ == "FullyShardedDataParallel" for each in model.modules())
+    return not odd and not time_major and not flat and not getattr(model, "_is_replica", False)
 
 
 def _indices(declared: Any) -> tuple[tuple[str, Tensor], ...]:
