@@ -107,6 +107,18 @@ def test_a_dense_b_projects_the_whole_output_to_the_whole_input_of_convolutions_
     torch.testing.assert_close(model[5].bias.grad, (e.flatten(1) @ model[7].feedback).sum(0))
 
 
+@pytest.mark.parametrize("size", [(2, 5, 6), (3, 3, 3)])
+def test_targets_of_the_shape_of_an_image_output_reach_their_places(size):
+    channels, *_ = size
+    model = biotorch.convert(nn.Sequential(nn.Conv2d(1, 4, 1), nn.Tanh(), nn.Conv2d(4, channels, 1)).double(), "drtp")
+    x, y = randn(2, 1, *size[1:]), randn(2, *size)
+    with biotorch.targets(y, scale=0.5):
+        output = model(x)
+    output.square().mean().backward()
+    delta = F.conv_transpose2d(-0.5 * y, model[2].feedback) * (1 - model[0](x).tanh() ** 2)
+    torch.testing.assert_close(model[0].bias.grad, delta.sum((0, 2, 3)))
+
+
 def test_an_autoencoder_of_digits_beats_the_mean_image():
     """Mean squared errors on the test digits: the mean image .07, only the output layer trained .10."""
     with np.load(Path(biotorch.data.__file__).parent / "digits.npz") as archive:

@@ -208,7 +208,7 @@ def broadcast(node: Any, output: Output, error: Tensor) -> SentError:
 
     `node.targets` holds the targets that were given around its forward pass.
     """
-    sent = SentError(output, error, node.targets)
+    sent = SentError(output, error, node.targets.arranged(node.operation.output_error, error))
     seen, frontier = {node}, [node]
     while frontier:
         for upstream, _ in frontier.pop().next_functions:
