@@ -158,6 +158,7 @@ def _search(model: nn.Module, network: Network, args: tuple[Any, ...], kwargs: d
                 if found is not None:
                     before = network.found.get((call.label, k, m), found)
                     network.found[call.label, k, m] = found if found == before else "other"
+    network.is_orderly = "other" not in network.found.values()
     return complete and bool(outputs)
 
 

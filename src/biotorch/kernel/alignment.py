@@ -66,6 +66,8 @@ def aligned(
 def _aligned(error: Tensor, positions: tuple[int, ...], receiver: Receiver) -> Tensor:
     """`aligned` for an error and positions that both have the batch first."""
     own, n = tuple(error.shape[:-1]), error.shape[-1]
+    if own == positions and own:
+        return of_rows(error, own[0], receiver)
     if not positions:
         return error.reshape(-1, n).sum(0)
     rows, places = positions[0], positions[1:]
@@ -75,6 +77,8 @@ def _aligned(error: Tensor, positions: tuple[int, ...], receiver: Receiver) -> T
         )
     error = error if own else error.unsqueeze(0)
     examples, theirs = len(error), own[1:]
+    if theirs == places:
+        return of_rows(error, rows, receiver)
     # A table computed once for the batch also begins with 1, but has more dimensions than (1, tokens).
     may_be_flat = (len(positions) <= 2 or rows > 1) and receiver.example_of(rows) is None
     if may_be_flat and rows != examples and () in (places, theirs) and math.prod(own) == math.prod(positions):
@@ -82,8 +86,6 @@ def _aligned(error: Tensor, positions: tuple[int, ...], receiver: Receiver) -> T
         if not theirs:  # (N * T, n) -> (N, *T, n)
             return error.view(*places, rows, n).movedim(-2, 0) if tiled else error.view(*positions, n)
         return error.movedim(0, -2).reshape(rows, n) if tiled else error.reshape(rows, n)  # (N, *T, n) -> (N * T, n)
-    if theirs == places:
-        return of_rows(error, rows, receiver)
     if theirs and places and 1 in (len(theirs), len(places)) and math.prod(theirs) == math.prod(places):
         return of_rows(error, rows, receiver).reshape(*positions, n)
     if len(theirs) == len(places) >= 2:
@@ -98,7 +100,10 @@ def of_rows(error: Tensor, rows: int, receiver: Receiver) -> Tensor:
     Raises:
         RuntimeError: it is not known which rows belong to which example, or a declared example does not exist.
     """
-    examples, index = len(error), receiver.example_of(rows)
+    examples, network = len(error), receiver.network
+    if rows == examples and (network is None or network.is_orderly) and not receiver.given:
+        return error
+    index = receiver.example_of(rows)
     if index is not None:
         try:
             return error.index_select(0, index.to(error.device))
@@ -146,7 +151,7 @@ def pattern_of(receiver: Receiver, examples: int, rows: int, flattened: bool = F
     """
     if 1 in (examples, rows):
         return "interleaved"
-    common = math.gcd(examples, rows)
+    common = rows if rows == examples else math.gcd(examples, rows)
     k, m = rows // common, examples // common
     known = _known(receiver, k, m) if 1 in (k, m) else None
     if known is None and (k == m or flattened):

@@ -41,6 +41,7 @@ class Network:
         rows: what the user declared about rows: a pattern, or a function of the network's inputs that returns the
             example of each row; None if it is found out by experiment.
         found: results of the experiment by layer, rows per example and examples per row (one of them is 1).
+        is_orderly: whether no layer is known to have as many rows as there are examples in another order.
         given: the indices that the function returned for the present forward pass, with patterns of layer names.
         is_checked: whether the first backward was searched for terms of the loss that a direct layer drops.
     """
@@ -48,6 +49,7 @@ class Network:
     def __init__(self, rows: Pattern | Callable[..., Any] | None = None) -> None:
         self.rows = rows
         self.found: dict[tuple[str, int, int], Found] = {}
+        self.is_orderly = True
         self.given: tuple[tuple[str, Tensor], ...] = ()
         self.is_checked = False
         #: The module that was converted; None after unpickling, until its next forward pass.
@@ -58,7 +60,7 @@ class Network:
         if root is not None and id(root) not in memo:
             return self
         copied = memo[id(self)] = Network(self.rows)
-        copied.found, copied.is_checked = dict(self.found), self.is_checked
+        copied.found, copied.is_orderly, copied.is_checked = dict(self.found), self.is_orderly, self.is_checked
         copied.whole = None if root is None else weakref.ref(memo[id(root)])
         return copied
 
@@ -137,6 +139,8 @@ class SentError:
         Raises:
             RuntimeError: the layer's dense B was made for another size of the output.
         """
+        if receiver.signal is None and not receiver.dense:
+            return self
         sent = self
         if receiver.signal is not None:
             if receiver.signal not in self._signals:

@@ -88,7 +88,7 @@ def _projected(
     terms = []
     for error in errors:
         first, last = error.output.start, error.output.stop
-        if grid := _shared_space(operation, error, x):
+        if error.tensor.dim() > 2 and (grid := _shared_space(operation, error, x)):
             rows = feedback[first:last].to(x.dtype).flatten(1)  # (n_out, row size)
             rows = rows if columns is None else rows[:, : columns.size] * columns.scale
             field = on_grid(of_rows(error.to(x.dtype), len(x), receiver), grid)  # (N, *grid, n_out)
