@@ -45,7 +45,7 @@ class ConversionError(BiotorchError, ValueError):
 
 
 class ConversionWarning(UserWarning):
-    """A conversion did less than expected: layers stay on backpropagation, no shortcut was cut, or a loss is not heard."""
+    """A conversion did less than expected: layers stay on backpropagation, no shortcut was cut, a loss is unheard."""
 
 
 class AuditError(BiotorchError, RuntimeError):
