@@ -45,7 +45,7 @@ class ConversionError(BiotorchError, ValueError):
 
 
 class ConversionWarning(UserWarning):
-    """A conversion did less than expected: layers stay on backpropagation, or no shortcut was cut."""
+    """A conversion did less than expected: layers stay on backpropagation, no shortcut was cut, a loss is unheard."""
 
 
 class AuditError(BiotorchError, RuntimeError):

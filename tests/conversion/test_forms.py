@@ -67,13 +67,18 @@ def test_every_convolution_takes_a_dense_b(rule, kind):
     torch.testing.assert_close(x.grad, (e @ layer.feedback).view(size))
 
 
-def test_an_output_with_positions_sends_the_sum_over_them(rule):
+def test_an_output_with_positions_is_projected_as_a_whole(rule):
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Tanh(), nn.Conv2d(3, 2, 1))
     x = torch.randn(2, 2, 4, 4, requires_grad=True)
     biotorch.convert(model, rule, feedback="dense", inputs=x)
     e = torch.randn(2, 2, 2, 2)
     model(x).backward(e)
-    torch.testing.assert_close(x.grad, (e.sum((2, 3)) @ model[0].feedback).view(x.shape))
+    torch.testing.assert_close(x.grad, (e.flatten(1) @ model[0].feedback).view(x.shape))
+    assert model[2].feedback.shape == (8, 3 * 2 * 2)
+    with pytest.raises(RuntimeError, match=r"^2: feedback='dense' was made for an output of 8 values.*inputs="):
+        model(torch.randn(2, 2, 5, 5, requires_grad=True)).sum().backward()
+    with pytest.raises(biotorch.ConversionError, match="inputs="):
+        biotorch.convert(nn.Sequential(nn.Linear(3, 2), nn.Conv2d(2, 2, 1)), rule, feedback="dense")
 
 
 def test_a_dense_network_learns_and_transports_nothing(rule):

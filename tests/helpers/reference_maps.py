@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 import torch
@@ -107,6 +109,11 @@ class LinearMap:
         result = torch.zeros_like(self.x)
         if self.x.dim() == 1:
             return result + per_example(error).sum(0) @ feedback
+        places = self.x.shape[1:-1]
+        if error.dim() == self.x.dim() >= 4:
+            for place in itertools.product(*map(range, places)):
+                result[(slice(None), *place)] = heard_at(error, place, places) @ feedback
+            return result
         for example, e in enumerate(per_example(error)):
             result[example] += e @ feedback  # the same at every position
         return result
@@ -171,10 +178,11 @@ class ConvolutionMap:
         return (delta[None] if self.unbatched else delta).movedim(1, -1)
 
     def project(self, feedback: Tensor, error: Tensor) -> Tensor:
-        """The kernel B (n_out, C_in, *kernel_size), ungrouped, on the error held constant over space."""
-        error, dx = per_example(error), torch.zeros_like(self.x)
-        for position, _, tap in self.connections:
-            dx[:, :, position] += error @ feedback.flatten(2)[:, :, tap]
+        """The kernel B (n_out, C_in, *kernel_size), ungrouped, on the error at each place of the map's output."""
+        dx, places = torch.zeros_like(self.x), list(itertools.product(*map(range, self.output_size)))
+        for position, output, tap in self.connections:
+            e = heard_at(error, places[output], self.output_size)
+            dx[:, :, position] += e @ feedback.flatten(2)[:, :, tap]
         return self.unflatten(dx, self.size)
 
     def flatten(self, delta: Tensor) -> Tensor:
@@ -196,6 +204,27 @@ class SamePaddedMap(ConvolutionMap):
 
 def flat_index(position: tuple[int, ...], size: tuple[int, ...]) -> int:
     return sum(coordinate * math.prod(size[axis + 1 :]) for axis, coordinate in enumerate(position))
+
+
+def heard_at(error: Tensor, place: tuple[int, ...], grid: Sequence[int]) -> Tensor:
+    """(N, n_out): the sum of the errors of the output's places that lie in a place of another grid, or around it.
+
+    Without a place (another number of dimensions, one place alone) it is the sum over the example's.
+    """
+    sizes = error.shape[1:-1]
+    if len(sizes) != len(grid) or math.prod(sizes) == 1:
+        return per_example(error)
+    total = torch.zeros_like(error[:, *[0] * len(sizes)])
+    for other in itertools.product(*map(range, sizes)):
+        if all(together(*axis) for axis in zip(other, sizes, place, grid, strict=True)):
+            total += error[(slice(None), *other)]
+    return total
+
+
+def together(i: int, n: int, j: int, m: int) -> bool:
+    """Whether the centre of the smaller of two parts, the i-th of n and the j-th of m, lies in the larger one."""
+    (small, parts), (large, of) = ((i, n), (j, m)) if n >= m else ((j, m), (i, n))
+    return Fraction(large, of) <= Fraction(2 * small + 1, 2 * parts) < Fraction(large + 1, of)
 
 
 def per_example(error: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from biotorch.conversion.install import install
 from biotorch.conversion.outputs import auxiliary_heads, find_outputs
 from biotorch.conversion.survey import Entry, PlannedLayer, survey
 from biotorch.errors import ConversionError, ConversionWarning
+from biotorch.kernel.broadcast import Network, Pattern
 from biotorch.layers import LAYER_TYPES, as_feedback
 from biotorch.rules import DirectRule, Rule, make, option_names
 from biotorch.rules.registry import require_no_group_option
@@ -130,6 +131,7 @@ def convert(
     strict: bool = False,
     seed: int | None = None,
     inputs: Any = None,
+    rows: Pattern | Callable[..., Any] | None = None,
     **options: Any,
 ) -> _Module:
     """Put `model` under a learning rule, in place, and return it.
@@ -154,16 +156,24 @@ def convert(
             by one: convert the whole network, or give each part its own seed. Default: `torch.initial_seed()`.
         inputs: an example batch (a tensor, a tuple of arguments or a mapping of keyword arguments), from which
             `feedback="dense"` takes the input size of each B. The model is run on it once, in eval mode.
+        rows: for direct rules, the rows of a layer's input that belong to each example (row of the output), where there
+            are more or fewer rows than examples or they are in another order. `interleaved`: rows 0 to k - 1 belong to
+            the first example (windows, frames). `tiled`: rows 0, n, 2 n ... do (views joined by `torch.cat`).
+            A function of the model's inputs returns the example of each row, an integer tensor (R,) (the batch vector
+            of graphs), a tuple of several for several numbers of rows, or a mapping of layer patterns to them.
+            Default: found out by an extra pass at the first forward pass.
         **options: options of the rule; if there are several rules, each takes the options it knows.
 
     Raises:
         ConversionError: with a list of all problems: nothing to convert, unknown rules, options, patterns or
             output layers, an output that cannot be inferred, an `output_dim` that the model contradicts.
-        TypeError: `model` is not a module, or `rule` is nothing of the above.
+        TypeError: `model` is not a module, or `rule` or `rows` is nothing of the above.
 
     Warns:
         ConversionWarning: layers stay on backpropagation, or `shortcuts="cut"` found no shortcut to cut.
     """
+    if rows not in (None, "interleaved", "tiled") and not callable(rows):
+        raise TypeError(f"rows is 'interleaved', 'tiled' or a function of the model's inputs, not {rows!r}")
     if not isinstance(model, nn.Module):
         raise TypeError(f"convert takes a torch.nn.Module, got {type(model).__name__}")
     chooser = Chooser(rule, dict(options))
@@ -187,10 +197,12 @@ def convert(
     outputs = find_outputs(entries, planned, output, auxiliary_heads(model), output_dim, problems)
     if problems:
         raise ConversionError(_joined(problems))
-    dense = dense_sizes(model, planned, inputs)
+    network = Network(rows)
+    dense, outputs = dense_sizes(model, planned, outputs, inputs)
+    outputs = {key: mark._replace(network=network) for key, mark in outputs.items()}
     if left:
         warnings.warn(_left_on_backprop(left), ConversionWarning, stacklevel=2)
-    install(model, planned, outputs, copy_weights, torch.initial_seed() if seed is None else seed, dense)
+    install(model, planned, outputs, copy_weights, torch.initial_seed() if seed is None else seed, dense, network)
     return model
 
 

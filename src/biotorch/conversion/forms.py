@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from biotorch import _seeding
 from biotorch.conversion import nested
 from biotorch.conversion.survey import PlannedLayer
 from biotorch.errors import ConversionError
+from biotorch.kernel.broadcast import Output
 from biotorch.layers import FeedbackLayer, as_feedback, connections, feedback_type
 from biotorch.layers.networks import isolated
 from biotorch.layers.tracing import is_traced
@@ -191,21 +192,35 @@ def _backpropagation_like(rule: Rule) -> Rule:
     )
 
 
-def dense_sizes(model: nn.Module, planned: list[PlannedLayer], inputs: Any) -> dict[str, tuple[int, ...]]:
-    """Shapes of the rows of each dense B, by layer name, from a forward pass on `inputs`."""
-    dense = {item.name: item.layer for item in planned if item.form == "dense" and _has_dense_size(item.layer)}
-    if not dense:
-        return {}
+def dense_sizes(
+    model: nn.Module, planned: list[PlannedLayer], outputs: Mapping[int, Output], inputs: Any
+) -> tuple[dict[str, tuple[int, ...]], dict[int, Output]]:
+    """Sizes of each dense B, from a forward pass on `inputs`.
+
+    Returns:
+        The shapes of the rows of each dense B by layer name, and the marks of the output layers. If an output has
+        positions in space, each mark has the rows of a dense B that belong to the whole output.
+    """
+    asked = [item for item in planned if item.form == "dense"]
+    dense = {item.name: item.layer for item in asked if _has_dense_size(item.layer)}
+    ends = {id(module): module for module in model.modules() if id(module) in outputs} if asked else {}
+    spatial = {key: module for key, module in ends.items() if _has_dense_size(module)}
+    if not dense and not spatial:
+        return {}, dict(outputs)
     if inputs is None:
         raise ConversionError(
             "feedback='dense' makes B for one input size of each convolution: give an example batch, "
             "biotorch.convert(model, ..., inputs=batch)"
         )
     sizes: dict[str, tuple[int, ...]] = {}
+    positions: dict[int, int] = {}
 
     def note(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         with as_feedback(layer) as converted:
             sizes[name] = converted.dense_size(args[0] if args else next(iter(kwargs.values()))) or ()
+
+    def note_output(layer: Any, _: Any, y: Tensor) -> None:
+        positions[id(layer)] = y.shape[-len(layer.kernel_size) :].numel()
 
     handles = [
         layer.register_forward_pre_hook(
@@ -213,6 +228,7 @@ def dense_sizes(model: nn.Module, planned: list[PlannedLayer], inputs: Any) -> d
         )
         for name, layer in dense.items()
     ]
+    handles += [layer.register_forward_hook(note_output) for layer in spatial.values()]
     args, kwargs = nested.arguments(inputs)
     modes = {module: module.training for module in model.modules()}
     try:
@@ -227,7 +243,14 @@ def dense_sizes(model: nn.Module, planned: list[PlannedLayer], inputs: Any) -> d
             module.training = training
     if missing := [name for name in dense if name not in sizes]:
         raise ConversionError(f"feedback='dense': the forward of {', '.join(missing)} did not run on inputs=...")
-    return sizes
+    if all(positions.get(key, 1) == 1 for key in outputs):
+        return sizes, dict(outputs)
+    marked, start = {}, 0
+    for key, output in outputs.items():
+        rows = (output.stop - output.start) * positions.get(key, 1)
+        marked[key] = output._replace(whole=(start, start + rows))
+        start += rows
+    return sizes, marked
 
 
 def _has_dense_size(layer: nn.Module) -> bool:

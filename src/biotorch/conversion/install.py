@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+import weakref
 from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
@@ -11,9 +12,10 @@ from torch import nn
 
 from biotorch import _seeding
 from biotorch.conversion.forms import hold_shared_feedback, install_cuts, remove_cuts
+from biotorch.conversion.rows import RowSearch, remove_row_searches
 from biotorch.conversion.survey import PlannedLayer
 from biotorch.errors import ConversionError, ConversionWarning
-from biotorch.kernel.broadcast import Output
+from biotorch.kernel.broadcast import Network, Output
 from biotorch.layers import (
     Connection,
     FeedbackLayer,
@@ -65,6 +67,7 @@ def install(
     copy_weights: bool,
     seed: int,
     dense: Mapping[str, tuple[int, ...]],
+    network: Network,
 ) -> None:
     """Execute a conversion plan. If a user's own rule or layer fails, the network stays as it was.
 
@@ -75,6 +78,7 @@ def install(
         copy_weights: whether to keep W and b.
         seed: seed of all random draws.
         dense: shapes of the rows of each dense B, by layer name.
+        network: identity of the network, for all of its layers.
 
     Raises:
         ConversionError: a rule or a registered layer failed; the message says how.
@@ -89,6 +93,7 @@ def install(
                     drawn |= weights
                     layer.initialise_weights(rule, own_seed)
         n_out = max((output.stop for output in outputs.values()), default=None)
+        n_whole = max((output.whole[1] for output in outputs.values() if output.whole is not None), default=n_out)
         holder = next((m for m in model.modules() if id(m) in outputs and isinstance(m, FeedbackLayer)), None)
         first_with: dict[tuple[Any, ...], Connection] = {}  # connections that share W share B
         for (layer, rule, own_seed), item in zip(converted, planned, strict=True):
@@ -103,14 +108,15 @@ def install(
                 for name in layer.weight_names
             }
             twins = {name: first_with[key] for name, key in keys.items() if key in first_with}
+            size = n_whole if item.form == "dense" else n_out
             layer.set_rule(
-                rule, own_seed, n_out, twins, row, holder if item.form == "shared" else None, at_point=item.at_point
+                rule, own_seed, size, twins, row, holder if item.form == "shared" else None, at_point=item.at_point
             )
             for name, key in keys.items():
                 first_with.setdefault(key, layer.connection(name))
         hold_shared_feedback(model, planned, holder, n_out or 0, seed)
         _mark_time_major(model)
-        _connect(model, outputs)
+        _connect(model, outputs, network)
     thaw(model)
     freeze_hidden(model, outputs)
     _warn_of_sharing(model)
@@ -164,17 +170,25 @@ def _converted(item: PlannedLayer) -> FeedbackLayer:
     return layer
 
 
-def _connect(model: nn.Module, outputs: dict[int, Output]) -> None:
-    """Mark the output layers, cut blocks as the rules ask, and turn modules that read weights into readers."""
+def _connect(model: nn.Module, outputs: dict[int, Output], network: Network) -> None:
+    """Mark the layers and output layers of the network, cut blocks as the rules ask, and prepare the search for rows.
+
+    Modules that read weights become readers.
+    """
     remove_cuts(model)
+    remove_row_searches(model)
+    network.whole = weakref.ref(model)
     layers = [module for module in model.modules() if isinstance(module, FeedbackLayer)]
     broadcasts = any(layer.rule.direct for layer in layers)
     for layer in layers:
+        layer.network = network
         layer.output = outputs.get(id(layer)) if broadcasts else None
     for module in model.modules():
         reader = reading_type(module)
         if reader is not None and any(isinstance(each, FeedbackLayer) for each in module.modules()):
             set_type(module, reader)
+    if broadcasts:
+        model.register_forward_pre_hook(RowSearch(network), prepend=True, with_kwargs=True)
     cuts = install_cuts(model)
     if not cuts and any(isinstance(layer.rule, DirectRule) and layer.rule.shortcuts == "cut" for layer in layers):
         warnings.warn(

@@ -57,6 +57,23 @@ def other(values: Any, generator: torch.Generator) -> Any:
     return torch.randint(low, high + 1, values.shape, generator=generator).to(values)
 
 
+def detached(values: Any) -> Any:
+    """Copy nested arguments (plain containers), with tensors that are cut from their autograd graph."""
+    if type(values) is dict:
+        return {key: detached(value) for key, value in values.items()}
+    if type(values) in (tuple, list):
+        return type(values)(detached(value) for value in values)
+    return values.detach() if isinstance(values, Tensor) else values
+
+
+def leaves(values: Any) -> list[Tensor]:
+    """The tensors in nested arguments, of any type, in order."""
+    if isinstance(values, Tensor):
+        return [values]
+    parts = values.values() if isinstance(values, Mapping) else values if isinstance(values, tuple | list) else ()
+    return [tensor for part in parts for tensor in leaves(part)]
+
+
 def tensors(output: Any) -> list[Tensor]:
     """The floating point tensors in a module's output, in order."""
     if isinstance(output, Tensor):

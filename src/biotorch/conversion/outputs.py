@@ -10,6 +10,7 @@ from biotorch._names import unknown
 from biotorch.conversion.survey import Entry, PlannedLayer
 from biotorch.kernel.broadcast import Output
 from biotorch.layers import FeedbackLayer, as_feedback
+from biotorch.rules import DirectRule
 
 #: Heads other than the last layer that enter the loss, by qualified class name, so that nothing is imported to compare.
 _AUXILIARY_HEADS: dict[str, tuple[str, ...]] = {
@@ -71,7 +72,10 @@ def find_outputs(
         problems.append(f"output_dim={output_dim}, but the output ({', '.join(names)}) has size {start}")
     for name, layer in kept_direct.items():
         (rows, *_) = layer.connections[0].feedback_shape or (start,)
-        if outputs and rows != start:
+        whole = [output.whole for each in ruled.values() if (output := getattr(each, "output", None)) is not None]
+        if isinstance(layer.rule, DirectRule) and layer.rule.feedback == "dense" and any(whole):
+            problems.append(f"{name} keeps a dense B for a whole image: convert this layer again, too")
+        elif outputs and rows != start:
             problems.append(
                 f"{name} keeps a B for {rows} outputs, but the output ({', '.join(names)}) has size {start}: "
                 "convert this layer again, too"

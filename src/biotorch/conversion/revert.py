@@ -8,12 +8,13 @@ from torch import nn
 
 from biotorch.conversion.forms import remove_cuts
 from biotorch.conversion.install import thaw
+from biotorch.conversion.rows import remove_row_searches
 from biotorch.layers import FeedbackLayer, Reader, set_type
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
 #: Attributes that conversion sets on a layer in addition to its rule.
-_MARKS = ("output", "label", "batch_dim", "true_gradients")
+_MARKS = ("output", "network", "label", "batch_dim", "true_gradients")
 
 
 def revert(model: _Module) -> _Module:
@@ -29,6 +30,7 @@ def revert(model: _Module) -> _Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"revert takes a torch.nn.Module, got {type(model).__name__}")
     remove_cuts(model)
+    remove_row_searches(model)
     thaw(model)
     for module in model.modules():
         if isinstance(module, FeedbackLayer):

@@ -1,25 +1,71 @@
-"""Broadcast of an output layer's error to the direct layers, and its shape at their inputs.
+"""Broadcast of an output layer's error to the direct layers of its network.
 
 The autograd graph is the registry. When the backward of an output layer runs, the error e is known. `broadcast`
-then walks the graph upstream and leaves e with every direct node it meets. The engine runs those nodes later,
-because they are upstream. Nothing is stored on modules, so several forwards before one backward, copies, threads,
-checkpointing and several outputs need no special case. A gradient that reaches a direct layer without passing the
-output layer raises an error instead of giving silent nonsense.
+then walks the graph upstream and leaves e with every direct node of the same network. The engine runs those nodes
+later, because they are upstream. Nothing of a pass is stored on modules, so several forwards before one backward,
+copies, threads, checkpointing and several outputs need no special case. A gradient that reaches a direct layer
+without passing the output layer raises an error instead of giving silent nonsense.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+import gc
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from fnmatch import fnmatchcase
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from biotorch.kernel.teaching import Targets
+from biotorch.errors import ConversionWarning
+from biotorch.kernel.teaching import RandomTargets, Targets
 
 #: The function with which a rule replaces the error it broadcasts: (error, targets) -> tensor of the error's shape.
 Signal: TypeAlias = Callable[[Tensor, Targets], Tensor]
+
+#: How k rows belong to one example. interleaved: rows k i to k i + k - 1 to example i (windows, frames, tokens).
+#: tiled: rows i, i + n, i + 2 n ... to example i, as `torch.cat` gives them.
+Pattern: TypeAlias = Literal["interleaved", "tiled"]
+#: What the experiment finds; `other` if rows and examples follow no pattern.
+Found: TypeAlias = Pattern | Literal["other"]
+
+
+class Network:
+    """Identity of the network that layers were converted with: a layer hears the outputs with the same `Network`.
+
+    A deep copy of the whole network has one new object for all of its layers; a copy of a part stays in the network.
+
+    Attributes:
+        rows: what the user declared about rows: a pattern, or a function of the network's inputs that returns the
+            example of each row; None if it is found out by experiment.
+        found: results of the experiment by layer, rows per example and examples per row (one of them is 1).
+        is_orderly: whether no layer is known to have as many rows as there are examples in another order.
+        given: the indices that the function returned for the present forward pass, with patterns of layer names.
+        is_checked: whether the first backward was searched for terms of the loss that a direct layer drops.
+    """
+
+    def __init__(self, rows: Pattern | Callable[..., Any] | None = None) -> None:
+        self.rows = rows
+        self.found: dict[tuple[str, int, int], Found] = {}
+        self.is_orderly = True
+        self.given: tuple[tuple[str, Tensor], ...] = ()
+        self.is_checked = False
+        #: The module that was converted; None after unpickling, until its next forward pass.
+        self.whole: weakref.ref[Any] | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Network:
+        root = None if self.whole is None else self.whole()
+        if root is not None and id(root) not in memo:
+            return self
+        copied = memo[id(self)] = Network(self.rows)
+        copied.found, copied.is_orderly, copied.is_checked = dict(self.found), self.is_orderly, self.is_checked
+        copied.whole = None if root is None else weakref.ref(memo[id(root)])
+        return copied
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "given": (), "whole": None}
 
 
 class Output(NamedTuple):
@@ -27,11 +73,16 @@ class Output(NamedTuple):
 
     `inferred` is for layers built by hand, where nobody said which layer is last. Such a layer is an
     output exactly when no error reaches it from downstream.
+
+    `whole` are the first and last row + 1 of a dense B if the output has positions in space: such a B projects the
+    whole output, (channels * positions).
     """
 
     start: int
     stop: int
     inferred: bool = False
+    network: Network | None = None
+    whole: tuple[int, int] | None = None
 
 
 class Slice(NamedTuple):
@@ -41,24 +92,76 @@ class Slice(NamedTuple):
     scale: float
 
 
+class Receiver(NamedTuple):
+    """Settings with which a layer receives the error of the output.
+
+    Attributes:
+        label: name of the layer for error messages.
+        columns: the layer's part of a matrix shared by all layers, or None if it has a B of its own.
+        signal: function of the rule that replaces the error, or None.
+        clip: whether to clamp the projected error to [-1, 1].
+        dense: whether B projects the whole output if the output has positions in space.
+        network: the network whose outputs the layer hears; None for layers built by hand.
+        given: the declared example of each row, for patterns of layer names and numbers of rows.
+    """
+
+    label: str
+    columns: Slice | None = None
+    signal: Signal | None = None
+    clip: bool = False
+    dense: bool = False
+    network: Network | None = None
+    given: tuple[tuple[str, Tensor], ...] = ()
+
+    def example_of(self, count: int) -> Tensor | None:
+        """The declared example of each of `count` rows, or None."""
+        fitting = (index for pattern, index in self.given if len(index) == count and fnmatchcase(self.label, pattern))
+        return next(fitting, None)
+
+
 class SentError:
     """Error (*positions, n_out) of one output layer in one backward pass, for all layers upstream."""
 
-    __slots__ = ("_cast", "_projected", "_signals", "output", "targets", "tensor")
+    __slots__ = ("_cast", "_projected", "_signals", "_whole", "output", "targets", "tensor")
 
     def __init__(self, output: Output, tensor: Tensor, targets: Targets) -> None:
         self.output, self.tensor, self.targets = output, tensor, targets
         self._signals: dict[Signal, SentError] = {}
         self._cast: dict[torch.dtype, Tensor] = {}
         self._projected: dict[tuple[int, torch.dtype], Tensor] = {}
+        self._whole: SentError | None = None
 
-    def carried_by(self, signal: Signal | None) -> SentError:
-        """The tensor that `signal` makes of this error, computed once; the error itself if `signal` is None."""
-        if signal is None:
+    def heard_by(self, receiver: Receiver) -> SentError:
+        """The error as `receiver` projects it: the signal that its rule makes of it, flattened for a dense B.
+
+        Each is computed once for all layers.
+
+        Raises:
+            RuntimeError: the layer's dense B was made for another size of the output.
+        """
+        if receiver.signal is None and not receiver.dense:
             return self
-        if signal not in self._signals:
-            self._signals[signal] = SentError(self.output, signal(self.tensor, self.targets), self.targets)
-        return self._signals[signal]
+        sent = self
+        if receiver.signal is not None:
+            if receiver.signal not in self._signals:
+                signal = receiver.signal(self.tensor, self.targets)
+                self._signals[receiver.signal] = SentError(self.output, signal, self.targets)
+            sent = self._signals[receiver.signal]
+        return sent._flat(receiver.label) if receiver.dense and sent.output.whole is not None else sent
+
+    def _flat(self, label: str) -> SentError:
+        """The error of the whole output, (N, n_out * positions), with channels before positions."""
+        if self._whole is None:
+            assert self.output.whole is not None
+            start, stop = self.output.whole
+            tensor = self.tensor.movedim(-1, 1).flatten(1)
+            if tensor.shape[1] != stop - start:
+                raise RuntimeError(
+                    f"{label}: feedback='dense' was made for an output of {stop - start} values, but this output has "
+                    f"{tensor.shape[1]}: convert with inputs=... of this size"
+                )
+            self._whole = SentError(self.output._replace(start=start, stop=stop), tensor, self.targets)
+        return self._whole
 
     def to(self, dtype: torch.dtype) -> Tensor:
         """The error in `dtype`, converted once."""
@@ -85,9 +188,10 @@ class Inbox:
     `autograd.grad`) therefore never sees the error of an earlier pass.
     """
 
-    __slots__ = ("_errors", "_task")
+    __slots__ = ("_errors", "_task", "receiver")
 
-    def __init__(self) -> None:
+    def __init__(self, receiver: Receiver) -> None:
+        self.receiver = receiver
         self._task = -1
         self._errors: list[SentError] = []
 
@@ -104,11 +208,11 @@ class Inbox:
 
 
 def broadcast(node: Any, output: Output, error: Tensor) -> SentError:
-    """Leave `error` with every direct node upstream of `node`, the output layer's node.
+    """Leave `error` with every direct node of the same network upstream of `node`, the output layer's node.
 
     `node.targets` holds the targets that were given around its forward pass.
     """
-    sent = SentError(output, error, node.targets)
+    sent = SentError(output, error, node.targets.arranged(node.operation.output_error, error))
     seen, frontier = {node}, [node]
     while frontier:
         for upstream, _ in frontier.pop().next_functions:
@@ -117,69 +221,79 @@ def broadcast(node: Any, output: Output, error: Tensor) -> SentError:
             seen.add(upstream)
             frontier.append(upstream)
             inbox = getattr(upstream, "biotorch_inbox", None)
-            if inbox is not None:
+            if inbox is not None and inbox.receiver.network is output.network:
                 inbox.put(sent)
+    network = output.network
+    if network is not None and not network.is_checked and not isinstance(node.targets, RandomTargets):
+        network.is_checked = True
+        _warn_of_dropped_terms(node, network)
     return sent
 
 
-def aligned(error: Tensor, positions: tuple[int, ...], batch_dim: int, label: str, time_major: bool = False) -> Tensor:
-    """Arrange the output's error for the positions of a layer's input, in a shape that broadcasts to (*positions, n).
+def _warn_of_dropped_terms(node: Any, network: Network) -> None:
+    """Warn if a part of the loss enters `network` behind a direct layer and not through an output.
 
-    If output and layer have the same positions (tokens), each position receives its own error. One of them may
-    have example and token flattened into one dimension. Otherwise every position of an example receives the sum
-    over that example's positions at the output. Positions that belong to no example (a bias table computed once
-    for the whole batch) receive the sum over the batch. If the layer has several entries in the first dimension
-    per example (attention windows, frames), each receives the error of its example.
-
-    Args:
-        error: (*output positions, n).
-        positions: leading dimensions of the layer's input, including the batch.
-        batch_dim: index of the batch in `positions`: 0, or 1 in a time-major layer.
-        label: name of the layer for error messages.
-        time_major: whether the layer is part of a time-major network, whose error may be (T, N, n) or (N, T, n).
-
-    Raises:
-        RuntimeError: neither number of examples divides the other, or a time-major network has as many
-            positions as examples, so that the two dimensions cannot be told apart.
+    An example is the Kullback-Leibler term of a variational autoencoder. The layer learns from it, but what it hands on
+    is the projected error alone. `node` is the node of an output layer, whose backward is running.
     """
-    if not time_major:
-        return _aligned(error, positions, label)
-    batch = positions[batch_dim]
-    inner = (batch, *positions[:batch_dim], *positions[batch_dim + 1 :])  # the positions, batch first
-    if error.dim() == 2 and len(inner) > 1 and len(error) == math.prod(inner) != batch:
-        error = error.view(inner[1], batch, -1)  # (T * N, n) -> (T, N, n)
-    if error.dim() > 2:
-        if error.shape[0] == error.shape[1] == batch > 1:
-            raise RuntimeError(
-                f"{label}: the output has {batch} positions and {batch} examples, so a time-major network cannot "
-                "tell the two dimensions apart: use batch_first=True, or another batch size."
-            )
-        if error.shape[1] == batch:
-            error = error.transpose(0, 1)  # (T, N, n) -> (N, T, n)
-    return _aligned(error, inner, label).movedim(0, batch_dim)
+    running = _running(node)
+    outputs = {each for each in running if _network_of(getattr(each, "output", None)) is network}
+    inside = _upstream(outputs)
+    entered = {each for outside in running - inside for each in _inputs(outside) if each in inside - outputs}
+    inboxes = {each: getattr(each, "biotorch_inbox", None) for each in _upstream(entered, stop=outputs)}
+    heard = {each: inbox.receiver for each, inbox in inboxes.items() if inbox is not None}
+    names = sorted({to.label for each, to in heard.items() if to.network is network and each.needs_input_grad[0]})
+    if names:
+        warnings.warn(
+            f"part of the loss does not come through the network's output layer: it reaches {', '.join(names)}, which "
+            "learn from it but do not pass it on, because layers under a direct rule hear the error of the output "
+            "alone. To send it to the layers in front, too, name every layer that the loss is computed from: "
+            "biotorch.convert(model, ..., output=[...])",
+            ConversionWarning,
+            stacklevel=2,
+        )
 
 
-def _aligned(error: Tensor, positions: tuple[int, ...], label: str) -> Tensor:
-    """`aligned` for an error and positions that both have the batch first."""
-    own, n = tuple(error.shape[:-1]), error.shape[-1]
-    if own == positions:
-        return error
-    if not positions:
-        return error.reshape(-1, n).sum(0)
-    # A table computed once for the batch also begins with 1, but has more dimensions than (1, tokens).
-    may_be_flat = len(positions) <= 2 or positions[0] > 1
-    if 1 in (len(own), len(positions)) and math.prod(own) == math.prod(positions) and may_be_flat:
-        return error.reshape(*positions, n)
-    # `summed` is (examples at the output, n).
-    examples, summed = positions[0], error.flatten(1, -2).sum(1) if len(own) > 1 else error.reshape(-1, n)
-    if len(summed) != examples:
-        if own and examples % len(summed) == 0:
-            summed = summed.repeat_interleave(examples // len(summed), 0)
-        elif own and len(summed) % examples == 0:
-            summed = summed.view(examples, -1, n).sum(1)
-        else:
-            raise RuntimeError(
-                f"{label}: the output layer's error has {len(summed)} example(s), this layer's input has {examples}. "
-                "Direct feedback needs the batch as the first dimension everywhere."
-            )
-    return summed.view(examples, *[1] * (len(positions) - 1), n)  # (examples, 1, ..., 1, n)
+def _running(node: Any) -> set[Any]:
+    """The nodes of the running backward pass, which executes `node`.
+
+    The engine tells of any node whether it takes part, but it lists none. All of them lie upstream of the loss, which
+    is among the tensors that Python knows, usually the youngest. If the loss is one tensor, the engine does not count
+    its own node, which is how the search knows that it has found it.
+    """
+    graph = {node}
+    if not _takes_part(node):  # the output itself is the loss
+        return graph
+    for generation in range(3):
+        tensors = [each for each in gc.get_objects(generation) if issubclass(type(each), Tensor)]
+        lasts = {each.grad_fn for each in tensors} - {None}
+        graph |= _upstream(each for each in lasts if _takes_part(each))
+        for loss in (each for each in lasts - graph if any(map(_takes_part, _inputs(each)))):
+            above = _upstream([loss])
+            if node in above:
+                return {loss, *filter(_takes_part, graph | above)}
+    return {each for each in graph if _takes_part(each)}
+
+
+def _takes_part(node: Any) -> bool:
+    """Whether the running backward pass executes `node`; false for leaves, of which the engine does not always tell."""
+    return bool(node.next_functions) and torch._C._will_engine_execute_node(node)
+
+
+def _inputs(node: Any) -> Iterator[Any]:
+    return (upstream for upstream, _ in node.next_functions if upstream is not None)
+
+
+def _network_of(output: Any) -> Network | None:
+    return output.network if isinstance(output, Output) else None
+
+
+def _upstream(nodes: Iterable[Any], stop: Iterable[Any] = ()) -> set[Any]:
+    """The nodes of the graph that `nodes` hand their gradients to, and `nodes`, up to those in `stop`."""
+    seen = set(nodes)
+    frontier, ends = list(seen), set(stop)
+    while frontier:
+        fresh = {each for each in _inputs(frontier.pop()) if each not in seen and each not in ends}
+        seen |= fresh
+        frontier.extend(fresh)
+    return seen

@@ -14,14 +14,16 @@ replace the one term of the backward pass that needs `W`: the gradient handed to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from biotorch.kernel import teaching
-from biotorch.kernel.broadcast import Inbox, Output, SentError, Signal, Slice, aligned, broadcast
+from biotorch.kernel.alignment import aligned, of_rows, on_grid
+from biotorch.kernel.broadcast import Inbox, Output, Receiver, SentError, broadcast
 
 #: Gradients of (input, weight, bias); None where the mask did not ask for one.
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -54,6 +56,10 @@ class Operation(Protocol):
         """Leading dimensions of `x`, including the batch, whose entries may each receive an error of their own."""
         ...
 
+    def grid(self, x: Tensor) -> tuple[int, ...]:
+        """Spatial size of the layer's output if B is a kernel, which may read an error at each place; else empty."""
+        ...
+
     def spread(self, projected: Tensor, x: Tensor) -> Tensor:
         """Lay out B e in the shape of `x`.
 
@@ -61,43 +67,45 @@ class Operation(Protocol):
         """
         ...
 
+    def carried(self, error: Tensor, rows: Tensor, x: Tensor) -> Tensor:
+        """Product of a kernel B, (n_out, elements of one row), and an error on the grid, (N, *grid, n_out)."""
+        ...
 
-class Receiver(NamedTuple):
-    """Settings with which a layer receives the error of the output.
 
-    Attributes:
-        label: name of the layer for error messages.
-        columns: the layer's part of a matrix shared by all layers, or None if it has a B of its own.
-        signal: function of the rule that replaces the error, or None.
-        clip: whether to clamp the projected error to [-1, 1].
-    """
-
-    label: str
-    columns: Slice | None = None
-    signal: Signal | None = None
-    clip: bool = False
+def _shared_space(operation: Operation, error: SentError, x: Tensor) -> tuple[int, ...]:
+    """The grid of a layer with a kernel B if the error has places in the same dimensions, else empty."""
+    size = error.tensor.shape[1:-1]
+    grid = operation.grid(x) if size.numel() > 1 else ()
+    return grid if len(grid) == len(size) else ()
 
 
 def _projected(
     operation: Operation, receiver: Receiver, errors: Sequence[SentError], x: Tensor, feedback: Tensor
 ) -> Tensor:
     """Sum of B e over the output layers, in the shape and type of `x`."""
-    label, columns = receiver.label, receiver.columns
-    place = operation.positions(x), operation.batch_dim, label, operation.time_major
+    columns = receiver.columns
+    place = operation.positions(x), receiver, operation.batch_dim, operation.time_major
     terms = []
-    for error in (sent.carried_by(receiver.signal) for sent in errors):
+    for error in errors:
+        first, last = error.output.start, error.output.stop
+        if error.tensor.dim() > 2 and (grid := _shared_space(operation, error, x)):
+            rows = feedback[first:last].to(x.dtype).flatten(1)  # (n_out, row size)
+            rows = rows if columns is None else rows[:, : columns.size] * columns.scale
+            field = on_grid(of_rows(error.to(x.dtype), len(x), receiver), grid)  # (N, *grid, n_out)
+            terms.append(operation.carried(field, rows, x))
+            continue
         if columns is None:
-            rows = feedback[error.output.start : error.output.stop].to(x.dtype).flatten(1)  # (n_out, row size)
+            rows = feedback[first:last].to(x.dtype).flatten(1)  # (n_out, row size)
             projected = aligned(error.to(x.dtype), *place) @ rows  # (*positions, row size), or broadcastable
         else:
             whole = error.projected_by(feedback, x.dtype)  # (*output positions, columns of the shared matrix)
             projected = aligned(whole, *place)[..., : columns.size] * columns.scale
         try:
             terms.append(operation.spread(projected, x))
-        except RuntimeError as error:
+        except RuntimeError as problem:
             raise RuntimeError(
-                f"{label}: the output's error does not fit this layer's input {tuple(x.shape)}: {error}"
-            ) from error
+                f"{receiver.label}: the output's error does not fit this layer's input {tuple(x.shape)}: {problem}"
+            ) from problem
     return terms[0] if len(terms) == 1 else torch.stack(terms).sum(0)
 
 
@@ -119,15 +127,18 @@ def _met(operation: Operation, receiver: Receiver, errors: Sequence[SentError], 
         variable = feedback.detach().requires_grad_()
         projected = _projected(operation, receiver, errors, x, variable)
     (product,) = torch.autograd.grad(projected, variable, x.to_dense())
-    positions, sent = x.numel() // feedback.shape[1], max(error.tensor[..., 0].numel() for error in errors)
-    return product / max(1.0, positions / max(1, sent))
+    most = max(errors, key=lambda error: error.tensor[..., 0].numel())
+    grid = _shared_space(operation, most, x)
+    positions = len(x) * math.prod(grid) if grid else x.numel() // feedback.shape[1]
+    return product / max(1.0, positions / max(1, most.tensor[..., 0].numel()))
 
 
 def _stray_gradient(label: str) -> RuntimeError:
     return RuntimeError(
         f"{label}: a gradient arrived that did not come through the network's output layer, so there is no "
         "error to project. Possible causes: the loss does not use the output layer; the output layer ran under "
-        "reentrant checkpointing (set use_reentrant=False); it was converted again without the other layers; or "
+        "reentrant checkpointing (set use_reentrant=False); it was converted or copied without the other layers "
+        "(convert the whole network in one call); or "
         'another layer is the output: name it with biotorch.convert(model, ..., output="name"), or give a list of '
         "names if there are several heads (for a layer built by hand, output=True)."
     )
@@ -240,10 +251,10 @@ class Direct(torch.autograd.Function):
         and the layer's input (`_met`).
         """
         x, w, b = _cast(autocast_dtype(x), x, weight, bias)
-        ctx.operation, ctx.output, ctx.receiver = operation, output, receiver
+        ctx.operation, ctx.output = operation, output
         if output is not None:
             ctx.targets = teaching.current()
-        ctx.biotorch_inbox = Inbox()
+        ctx.biotorch_inbox = Inbox(receiver)
         ctx.save_for_backward(x, weight, state)
         return operation.forward(x, w, b)
 
@@ -251,17 +262,18 @@ class Direct(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> Any:
         _refuse_double_backward()
         x, weight, state = _saved(ctx)
-        errors = ctx.biotorch_inbox.take()
+        receiver, errors = ctx.biotorch_inbox.receiver, ctx.biotorch_inbox.take()
         if ctx.output is not None and not (ctx.output.inferred and errors):
             error = ctx.operation.output_error(dy)
             if error.shape[-1] != ctx.output.stop - ctx.output.start:
-                raise _stray_gradient(ctx.receiver.label)
+                raise _stray_gradient(receiver.label)
             errors.append(broadcast(ctx, ctx.output, error))
         if not errors:
-            raise _stray_gradient(ctx.receiver.label)
+            raise _stray_gradient(receiver.label)
         needs_dx, *local, learns = ctx.needs_input_grad[:4]
         _, dw, db = ctx.operation.backward(dy, x, weight.to(dy.dtype), (False, *local))
-        heard = ctx.operation, ctx.receiver, errors, x, state
+        errors = [error.heard_by(receiver) for error in errors] if needs_dx or learns else []
+        heard = ctx.operation, receiver, errors, x, state
         return _heard(*heard) if needs_dx else None, dw, db, _met(*heard) if learns else None, None, None, None
 
 
@@ -270,10 +282,9 @@ class Cut(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, state: Tensor, operation: Operation, receiver: Receiver) -> Tensor:
-        ctx.operation, ctx.receiver = operation, receiver
-        ctx.biotorch_inbox = Inbox()
-        # Only shape, type and memory format of x are needed later. A detached alias is enough, and the block
-        # may change it in place.
+        ctx.operation = operation
+        ctx.biotorch_inbox = Inbox(receiver)
+        # Only shape, type and memory format are needed later; the block may change this alias in place.
         ctx.like = x.detach()
         ctx.save_for_backward(state)
         return x.detach()
@@ -282,7 +293,8 @@ class Cut(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> Any:
         _refuse_double_backward()
         (state,) = _saved(ctx)
-        errors = ctx.biotorch_inbox.take()
+        receiver, errors = ctx.biotorch_inbox.receiver, ctx.biotorch_inbox.take()
         if not errors:
-            raise _stray_gradient(ctx.receiver.label)
-        return _heard(ctx.operation, ctx.receiver, errors, ctx.like, state), None, None, None
+            raise _stray_gradient(receiver.label)
+        errors = [error.heard_by(receiver) for error in errors]
+        return _heard(ctx.operation, receiver, errors, ctx.like, state), None, None, None

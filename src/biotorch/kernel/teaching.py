@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -26,6 +26,16 @@ class Targets:
     def weight(self, error: Tensor) -> float:
         """Weight of one row of `error` (*positions, n_out) in the loss, times the loss scale."""
         return self.loss_scale * (1 / max(1, error[..., 0].numel()) if self.scale is None else self.scale)
+
+    def arranged(self, arrange: Callable[[Tensor], Tensor], error: Tensor) -> Targets:
+        """The targets with rows in the order of `error`, into which `arrange` brings what has the output's shape.
+
+        The output of a convolution has its channels in front of its positions, its error behind them.
+        """
+        if self.y is None or self.y.dim() != error.dim() or error.dim() == 2:
+            return self
+        y = arrange(self.y)
+        return Targets(y, self.scale, self.loss_scale) if y.shape == error.shape else self
 
     def rows(self, error: Tensor) -> Tensor:
         """The targets in the shape of `error`, (*positions, n_out); labels become one-hot rows.

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from biotorch import _seeding
-from biotorch.kernel.broadcast import Output
-from biotorch.kernel.functions import Cut, Direct, Feedback, Operation, Receiver
+from biotorch.kernel.broadcast import Network, Output, Receiver
+from biotorch.kernel.functions import Cut, Direct, Feedback, Operation
 from biotorch.layers.connection import Connection
 from biotorch.layers.saving import SavedState
 from biotorch.layers.tracing import as_leaf, is_traced, require_autograd
@@ -53,6 +53,8 @@ class FeedbackLayer(SavedState):
     true_gradients: bool = False
     #: The mark of the output layers of a network with a direct rule; None on other layers.
     output: Output | None = None
+    #: The network that the layer was converted with, whose outputs it hears under a direct rule; None if built by hand.
+    network: Network | None = None
     #: Index of the batch dimension in the input: 1 in time-major transformers.
     batch_dim: int = 0
 
@@ -239,8 +241,11 @@ class FeedbackLayer(SavedState):
     def receiver(self, connection: Connection) -> Receiver:
         """Settings with which the layer receives the error under a direct rule."""
         rule = self.rule
+        label, network = self.label or type(self).__name__, self.network
         signal = rule.signal if isinstance(rule, DirectRule) and rule.has_signal() else None
-        return Receiver(self.label or type(self).__name__, connection.columns, signal, rule.gradient_clip)
+        dense = isinstance(rule, DirectRule) and rule.feedback == "dense"
+        given = () if network is None else network.given
+        return Receiver(label, connection.columns, signal, rule.gradient_clip, dense, network, given)
 
     def restore(self, y: Tensor, x: Tensor) -> Tensor:
         """Undo the change of shape that `operation` made to `x` (an added batch dimension)."""

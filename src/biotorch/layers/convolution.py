@@ -87,7 +87,30 @@ class Convolution(NamedTuple):
         return dy.movedim(1, -1)
 
     def positions(self, x: Tensor) -> tuple[int, ...]:
-        return (x.shape[0],)  # (N,): the error is the same all over space
+        return (x.shape[0],)  # (N,): an error without a place in space is the same all over space
+
+    def grid(self, x: Tensor) -> tuple[int, ...]:
+        size = tuple(x.shape[2:]) if self.outside is None else self.outside.padded(x.shape[2:])
+        return tuple(self.reached(axis, *each) for axis, each in enumerate(zip(size, self.kernel_size, strict=True)))
+
+    def reached(self, axis: int, length: int, taps: int) -> int:
+        """Output size of one dimension for the (padded) input size `length`."""
+        stride, padding, dilation = (values[axis] for values in self[:3])
+        reach = dilation * (taps - 1)
+        if self.transposed:
+            return (length - 1) * stride - 2 * padding + reach + self.output_padding[axis] + 1
+        return (length + 2 * padding - reach - 1) // stride + 1
+
+    def carried(self, error: Tensor, rows: Tensor, x: Tensor) -> Tensor:
+        """Vector-Jacobian product of an ungrouped convolution with kernel B at an error of each place.
+
+        At an error that is the same in all places it equals `spread`.
+        """
+        kernel = rows.view(len(rows), x.shape[1], *self.kernel_size)  # (n_out, C_in, *kernel_size)
+        kernel = kernel.transpose(0, 1) if self.transposed else kernel
+        dx, _, _ = self._replace(groups=1).backward(error.movedim(-1, 1), x, kernel, (True, False, False))
+        assert dx is not None
+        return dx
 
     def spread(self, projected: Tensor, x: Tensor) -> Tensor:
         """Vector-Jacobian product of an ungrouped convolution with kernel B, at an error held constant over space.
@@ -113,6 +136,9 @@ class Convolution(NamedTuple):
 
 class Dense(Convolution):
     """A convolution whose direct feedback is a matrix (n_out, C_in * positions) (Nokland 2016)."""
+
+    def grid(self, x: Tensor) -> tuple[int, ...]:
+        return ()
 
     def spread(self, projected: Tensor, x: Tensor) -> Tensor:
         if projected.shape[1] != x[0].numel():
@@ -156,14 +182,12 @@ def _taps(
 def _reach(convolution: Convolution, axis: int, length: int, taps: int) -> list[tuple[bool, ...]]:
     """For each input position of one dimension, the taps that reach an output position."""
     stride, padding, dilation = (values[axis] for values in convolution[:3])
-    reach = dilation * (taps - 1)
+    outputs = convolution.reached(axis, length, taps)
     if convolution.transposed:
-        outputs = (length - 1) * stride - 2 * padding + reach + convolution.output_padding[axis] + 1
         return [
             tuple(0 <= position * stride - padding + dilation * tap < outputs for tap in range(taps))
             for position in range(length)
         ]
-    outputs = (length + 2 * padding - reach - 1) // stride + 1
     return [
         tuple(
             (position + padding - dilation * tap) % stride == 0

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from biotorch.kernel.compiling import uncompiled
 from biotorch.layers.connection import Connection
-from biotorch.layers.watching import PATIENCE, Watch, differs, find_optimizers, is_paused, sample, watch
+from biotorch.layers.watching import PATIENCE, Watch, differs, find_optimizers, is_paused, sample, uncompiled, watch
 
 
 class Learner:

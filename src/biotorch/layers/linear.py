@@ -46,8 +46,14 @@ class Product(NamedTuple):
     def positions(self, x: Tensor) -> tuple[int, ...]:
         return tuple(x.shape[:-1])
 
+    def grid(self, x: Tensor) -> tuple[int, ...]:
+        return ()
+
     def spread(self, projected: Tensor, x: Tensor) -> Tensor:
         return projected.expand(x.shape)
+
+    def carried(self, error: Tensor, rows: Tensor, x: Tensor) -> Tensor:
+        raise NotImplementedError("a product has no kernel")
 
 
 class MatrixLayer(FeedbackLayer):

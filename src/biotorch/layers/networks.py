@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from biotorch.kernel.functions import Feedback, Operation
 from biotorch.layers.base import FeedbackLayer
 from biotorch.layers.connection import Connection
 from biotorch.layers.watching import paused
@@ -136,3 +142,60 @@ def true_gradients(model: nn.Module) -> Iterator[None]:
     finally:
         for layer, value in zip(layers, before, strict=True):
             layer.true_gradients = value
+
+
+#: A replacement for `FeedbackLayer.carry`: (layer, parameter, x, bias, operation) -> y.
+Carry: TypeAlias = Callable[[FeedbackLayer, str, Tensor, Tensor | None, Operation], Tensor]
+
+#: Kinds of hooks that a module keeps, all of them in dictionaries.
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+def carry_truly(layer: FeedbackLayer, parameter: str, x: Tensor, bias: Tensor | None, operation: Operation) -> Tensor:
+    """Apply a layer with its true gradient, whatever its rule. A weight that is all zero, which would hide every
+    gradient, is replaced by noise.
+    """
+    weight = layer.oriented(parameter).detach()
+    if not weight.any():
+        weight = torch.randn_like(weight)
+    y: Tensor = Feedback.apply(x, weight, bias, None, operation, lambda w, _: w, False, None)
+    return y
+
+
+@contextlib.contextmanager
+def rehearsal(model: nn.Module, carry: Carry) -> Iterator[None]:
+    """Let the forward passes of `model` inside the `with` block be experiments, in which examples do not meet.
+
+    Every product of a feedback layer is computed by `carry`, residual blocks are not cut, dropout is off, and
+    normalisations use their running statistics. Buffers and the random state are restored. Hooks on modules do not run,
+    except torch's own (weight norm, pruning, sharding), without which a module may have no weight.
+    """
+    layers = [module for module in model.modules() if isinstance(module, FeedbackLayer)]
+    mixing: list[nn.Module] = [each for each in model.modules() if isinstance(each, _NormBase | _DropoutNd)]
+    quiet = [module for module in mixing if module.training]
+    hooks = [(module, name, getattr(module, name)) for module in model.modules() for name in _HOOKS]
+    with isolated(model):
+        try:
+            for layer in layers:
+                vars(layer).update(carry=functools.partial(carry, layer), cut=lambda x: x)
+            for module in quiet:
+                module.training = False
+            for module, name, found in hooks:
+                if found:
+                    own = OrderedDict((key, hook) for key, hook in found.items() if _is_torchs(hook))
+                    setattr(module, name, own)
+            yield
+        finally:
+            for layer in layers:
+                del layer.__dict__["carry"], layer.__dict__["cut"]
+            for module in quiet:
+                module.training = True
+            for module, name, found in hooks:
+                setattr(module, name, found)
+
+
+def _is_torchs(hook: Any) -> bool:
+    while isinstance(hook, functools.partial):
+        hook = hook.func
+    home = getattr(hook, "__module__", None) or type(hook).__module__
+    return home.partition(".")[0] in ("torch", "accelerate", "deepspeed")

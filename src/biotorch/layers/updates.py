@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from biotorch import _seeding
-from biotorch.kernel.compiling import uncompiled
 from biotorch.layers.connection import Connection
 from biotorch.layers.tensors import as_state, norm_name
-from biotorch.layers.watching import PATIENCE, Watch, differs, find_optimizers, is_paused, sample, watch
+from biotorch.layers.watching import PATIENCE, Watch, differs, find_optimizers, is_paused, sample, uncompiled, watch
 from biotorch.rules import FeedbackRule, Update
 
 #: Number of changes of W in a row that may come from its optimizer without a step (as in SAM). After more of them,

@@ -8,19 +8,40 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import sys
 import weakref
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from biotorch.kernel.compiling import uncompiled
-
 #: Number of forward passes with a new gradient but no visible change, after which values are compared.
 PATIENCE = 8
+
+
+_Callable = TypeVar("_Callable", bound=Callable[..., Any])
+
+
+def uncompiled(function: _Callable) -> _Callable:
+    """Exclude a hook or another function that runs eagerly from torch.compile.
+
+    `torch.compiler.disable` imports the compiler, which takes as long as importing torch, so it is called only after
+    somebody else has loaded the compiler. A compiled graph that meets the function would trace this detour, too.
+    """
+    disabled: list[_Callable] = []
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not disabled:
+            if "torch._dynamo" not in sys.modules:
+                return function(*args, **kwargs)
+            disabled.append(torch.compiler.disable(function))  # type: ignore[no-untyped-call]
+        return disabled[0](*args, **kwargs)
+
+    return call  # type: ignore[return-value]
 
 
 class Listener(Protocol):

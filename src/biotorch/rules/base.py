@@ -219,10 +219,11 @@ class DirectRule(RandomFeedback):
     """A rule that projects the output layer's error straight to each layer (paper, equation 4).
 
     Args:
-        feedback: the form of B. `kernel`: (n_out, C_in, *kernel_size), applied to the error held constant over
-            space (the paper's code). `dense`: (n_out, C_in * positions) for convolutions (Nokland 2016), made for
-            one input size. `shared`: one matrix for the whole network, of which every layer takes the first columns
-            at its own scale (Launay et al. 2019), for large outputs.
+        feedback: the form of B. `kernel`: (n_out, C_in, *kernel_size), applied to the error of each place, or held
+            constant over space if the output is no image (the paper's code). `dense`: (n_out, C_in * positions) for
+            convolutions (Nokland 2016), made for one input size; n_out counts every value of an output image.
+            `shared`: one matrix for the whole network, of which every layer takes the first columns at its own scale
+            (Launay et al. 2019), for large outputs.
         points: one name pattern or several (`layer1.*`, `encoder.layers.*`) of blocks. The error then arrives at the
             input of each block instead of at every layer in it; inside the block gradients go by backpropagation
             ("macro" DFA, Launay et al. 2020). Among nested modules that match, the outermost counts.

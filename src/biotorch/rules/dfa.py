@@ -20,7 +20,8 @@ class DirectFeedbackAlignment(DirectRule):
 
     For a linear layer B_i is (n_out, in_features). All positions of an example receive the same projection, unless
     the output has the same positions as the layer. For a convolution B_i is a kernel (n_out, C_in, *kernel_size),
-    applied to the error held constant over space, as in the paper's code (Nokland's B is dense).
+    applied to the error of each place if the output is an image, and else to the error held constant over space, as in
+    the paper's code (Nokland's B is dense).
 
     The first dimension is the batch everywhere.
 

@@ -1,0 +1,236 @@
+"""Search for the rows of each layer's input that belong to one example, by an experiment at the first forward pass.
+
+A direct rule projects the error of an example to the rows of this example. Shapes do not tell which they are:
+`torch.cat` of two views, windows of images and nodes of graphs may all have twice as many rows as there are examples.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import weakref
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from biotorch.conversion import nested
+from biotorch.kernel.broadcast import Found, Network, Pattern
+from biotorch.kernel.functions import Operation
+from biotorch.layers import FeedbackLayer
+from biotorch.layers.networks import carry_truly, rehearsal
+from biotorch.layers.watching import uncompiled
+
+#: One experiment at a time: it changes the network while it runs.
+_lock = threading.RLock()
+
+
+class RowSearch:
+    """Forward pre-hook of a network under a direct rule that finds out which rows belong to which example.
+
+    At the first forward pass with gradients it runs the network in an experiment of its own (`_search`). It does so
+    again for a batch of another size if nothing was found, and for inputs of another shape if layers have other numbers
+    of rows than the output. Where the user declared a function, it calls that function instead.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.tried: set[Any] = set()
+        self.is_settled = False
+
+    @uncompiled
+    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        network = self.network
+        if network.whole is None:
+            network.whole = weakref.ref(model)
+        if self.is_settled or isinstance(network.rows, str) or not torch.is_grad_enabled():
+            return
+        if callable(network.rows):
+            network.given = _indices(network.rows(*args, **kwargs))
+        elif not any(each.true_gradients for each in model.modules() if isinstance(each, FeedbackLayer)):
+            with _lock:
+                self._look(model, args, kwargs)
+
+    def _look(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        shapes = [tensor.shape for tensor in nested.leaves((args, kwargs))]
+        uneven = any(k != m for _, k, m in self.network.found)
+        seen = tuple(shapes) if uneven else tuple(shape[:1] for shape in shapes)
+        if self.is_settled or seen in self.tried or not _may_be_tried(model):
+            return
+        self.tried.add(seen)
+        try:
+            complete = _search(model, self.network, args, kwargs)
+        except (RuntimeError, TypeError, ValueError):
+            return  # shapes decide, as for a network that is never called as a whole
+        self.is_settled = complete and all(k == m for _, k, m in self.network.found)
+
+
+def remove_row_searches(model: nn.Module) -> None:
+    """Remove the hooks of earlier conversions."""
+    for module in model.modules():
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if isinstance(hook, RowSearch):
+                del module._forward_pre_hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+def _may_be_tried(model: nn.Module) -> bool:
+    """Whether `model` is whole, and not a replica on one of several devices, sharded, without shapes or storage."""
+    parameters = list(model.parameters())
+    odd = any(p.is_meta or nn.parameter.is_lazy(p) or hasattr(p, "full_tensor") for p in parameters)
+    time_major = any(getattr(each, "batch_first", True) is False for each in model.modules())
+    flat = any(type(each).__name__ == "FullyShardedDataParallel" for each in model.modules())
+    return not odd and not time_major and not flat and not getattr(model, "_is_replica", False)
+
+
+def _indices(declared: Any) -> tuple[tuple[str, Tensor], ...]:
+    """The declared indices with the patterns of the layers that they are for, `*` by default."""
+    if not isinstance(declared, Mapping):
+        declared = {"*": declared}
+    found = [(key, index) for key, value in declared.items() for index in ([value] if _is_index(value) else value)]
+    if not all(_is_index(index) for _, index in found):
+        raise TypeError(
+            "the function rows=... returns an integer tensor (R,), the example of each row, several in a tuple, or a "
+            "mapping of layer patterns to them"
+        )
+    return tuple((key, index.long()) for key, index in found)
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 1 and not value.is_floating_point()
+
+
+class _Call(NamedTuple):
+    """A use of a layer in the experiment: at the input of a direct layer, or at the output of an output layer."""
+
+    label: str
+    edge: GradientEdge
+    rows: int
+    #: For outputs, an empty tensor in the shape of the output.
+    y: Tensor
+    operation: Operation
+
+
+def _search(model: nn.Module, network: Network, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Find the example of each row of each layer's input by the true gradient, and note patterns in `network.found`.
+
+    Each example's error has a factor of its own, a power of two, in one backward pass, and the factor 1 in another.
+    A row whose gradient grew by a factor comes from the example with this factor. Factors repeat beyond 16 examples,
+    at random. Rows whose gradient is zero (dead units) tell nothing. Rows that several examples reach tell nothing if
+    there are fewer or more rows than examples; otherwise each must at least be reached by its own
+    (nodes of a graph that have an output each, flattened tokens that attend to each other).
+
+    Returns:
+        Whether every layer told something.
+    """
+    inputs: list[_Call] = []
+    outputs: list[_Call] = []
+    recording = True
+
+    def carry(layer: FeedbackLayer, parameter: str, x: Tensor, bias: Tensor | None, operation: Operation) -> Tensor:
+        x = x if x.requires_grad else x.detach().requires_grad_()
+        y = carry_truly(layer, parameter, x, bias, operation)
+        if recording and layer.network is network:  # not when a checkpoint runs the layer again
+            like, error = y.detach(), operation.output_error(y)
+            if layer.rule.direct and x.dim() > 1:
+                inputs.append(_Call(layer.label or type(layer).__name__, get_gradient_edge(x), len(x), like, operation))
+            if layer.output is not None and error.dim() > 1:
+                outputs.append(_Call(layer.label, get_gradient_edge(y), len(error), like, operation))
+        return y
+
+    complete = True
+    with rehearsal(model, carry):
+        model.forward(*nested.detached(args), **nested.detached(kwargs))
+        recording = False
+        for n in {each.rows for each in outputs}:
+            ends = [each for each in outputs if each.rows == n]
+            trial = _Trial(ends, inputs, n)
+            for number, call in enumerate(inputs):
+                common = math.gcd(n, call.rows)
+                k, m = call.rows // common, n // common
+                if 1 in (n, call.rows) or 1 not in (k, m):
+                    complete &= n > 1 or call.rows == 1
+                    continue
+                found = trial.pattern(number, call.rows)
+                complete &= found is not None
+                if found is not None:
+                    before = network.found.get((call.label, k, m), found)
+                    network.found[call.label, k, m] = found if found == before else "other"
+    network.is_orderly = "other" not in network.found.values()
+    return complete and bool(outputs)
+
+
+class _Trial:
+    """Backward passes of one experiment, from the outputs with `n` rows to all recorded inputs."""
+
+    def __init__(self, ends: list[_Call], inputs: list[_Call], n: int) -> None:
+        self.ends, self.inputs, self.n = ends, inputs, n
+        self.noise = [torch.randn_like(each.y) for each in ends]
+        self.plain = self._gradients(torch.ones(n))
+        self.scaled: dict[tuple[int, str], tuple[Tensor, list[Tensor | None]]] = {}
+
+    def _gradients(self, factors: Tensor) -> list[Tensor | None]:
+        """Gradients (rows, values per row) at all inputs; `factors` (n,) multiply the errors of the output's rows."""
+        errors = [noise.clone() for noise in self.noise]
+        for error, end in zip(errors, self.ends, strict=True):
+            by_row = end.operation.output_error(error)  # a view
+            by_row.mul_(factors.to(error).view(-1, *[1] * (by_row.dim() - 1)))
+        edges = list(dict.fromkeys(each.edge for each in self.inputs))
+        found = torch.autograd.grad(
+            [end.edge for end in self.ends], edges, errors, allow_unused=True, retain_graph=True
+        )
+        by_edge = {edge: None if g is None else g.flatten(1) for edge, g in zip(edges, found, strict=True)}
+        return [by_edge[each.edge] for each in self.inputs]
+
+    def pattern(self, number: int, rows: int) -> Found | None:
+        """The pattern of the rows of one input; `other` if there is none, None if the experiment cannot tell."""
+        plain = self.plain[number]
+        if plain is None:
+            return None
+        alive = plain.any(1) & plain.isfinite().all(1)
+        if not alive.any():
+            return None
+        patterns: list[Pattern] = ["interleaved"] if rows == self.n else ["interleaved", "tiled"]
+        fitting = [pattern for pattern in patterns if self._fits(number, rows, pattern, plain, alive)]
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
+            return None
+        return "interleaved" if rows == self.n and self._reaches_itself(number, plain, alive) else "other"
+
+    def _fits(self, number: int, rows: int, pattern: str, plain: Tensor, alive: Tensor) -> bool:
+        units = min(rows, self.n)
+        key = (units, pattern if units < self.n else "")
+        if key not in self.scaled:
+            exponents = torch.randperm(units) % 16 - 8
+            factors = 2.0**exponents
+            self.scaled[key] = factors, self._gradients(factors[_unit(self.n, units, pattern)])
+        factors, gradients = self.scaled[key]
+        scaled = gradients[number]
+        assert scaled is not None
+        expected = plain * factors.to(plain)[_unit(rows, units, pattern).to(plain.device)].unsqueeze(1)
+        off = (scaled - expected).norm(dim=1) > 0.1 * expected.norm(dim=1)
+        return not (off & alive).any()
+
+    def _reaches_itself(self, number: int, plain: Tensor, alive: Tensor) -> bool:
+        """Whether rows mix, and each is reached by the output's row with its own number, judged by halves."""
+        scaled, n = self.scaled[self.n, ""][1][number], self.n
+        assert scaled is not None
+        similarity = torch.cosine_similarity(scaled, plain, dim=1)
+        if not ((similarity < 0.99) & alive).any():
+            return False
+        first = torch.arange(n) < n // 2
+        for half in (first, ~first):
+            reached = self._gradients(half.float())[number]
+            assert reached is not None
+            if (alive & half.to(alive.device) & ~reached.any(1)).any():
+                return False
+        return True
+
+
+def _unit(rows: int, units: int, pattern: str) -> Tensor:
+    """The unit to which each row belongs, (rows,), if a whole number of rows belongs to each of `units`."""
+    index = torch.arange(rows)
+    return index // (rows // units) if pattern == "interleaved" else index % units
