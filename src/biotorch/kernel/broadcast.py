@@ -9,10 +9,9 @@ without passing the output layer raises an error instead of giving silent nonsen
 
 from __future__ import annotations
 
-import gc
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from biotorch.errors import ConversionWarning
+from biotorch.kernel import graph
 from biotorch.kernel.teaching import RandomTargets, Targets
 
 #: The function with which a rule replaces the error it broadcasts: (error, targets) -> tensor of the error's shape.
@@ -226,21 +226,21 @@ def broadcast(node: Any, output: Output, error: Tensor) -> SentError:
     network = output.network
     if network is not None and not network.is_checked and not isinstance(node.targets, RandomTargets):
         network.is_checked = True
-        _warn_of_dropped_terms(node, network)
+        _warn_of_dropped_terms(network)
     return sent
 
 
-def _warn_of_dropped_terms(node: Any, network: Network) -> None:
+def _warn_of_dropped_terms(network: Network) -> None:
     """Warn if a part of the loss enters `network` behind a direct layer and not through an output.
 
     An example is the Kullback-Leibler term of a variational autoencoder. The layer learns from it, but what it hands on
-    is the projected error alone. `node` is the node of an output layer, whose backward is running.
+    is the projected error alone.
     """
-    running = _running(node)
+    running = graph.running()
     outputs = {each for each in running if _network_of(getattr(each, "output", None)) is network}
-    inside = _upstream(outputs)
-    entered = {each for outside in running - inside for each in _inputs(outside) if each in inside - outputs}
-    inboxes = {each: getattr(each, "biotorch_inbox", None) for each in _upstream(entered, stop=outputs)}
+    inside = graph.upstream(outputs)
+    entered = {each for outside in running - inside for each in graph.inputs(outside) if each in inside - outputs}
+    inboxes = {each: getattr(each, "biotorch_inbox", None) for each in graph.upstream(entered, stop=outputs)}
     heard = {each: inbox.receiver for each, inbox in inboxes.items() if inbox is not None}
     names = sorted({to.label for each, to in heard.items() if to.network is network and each.needs_input_grad[0]})
     if names:
@@ -254,46 +254,5 @@ def _warn_of_dropped_terms(node: Any, network: Network) -> None:
         )
 
 
-def _running(node: Any) -> set[Any]:
-    """The nodes of the running backward pass, which executes `node`.
-
-    The engine tells of any node whether it takes part, but it lists none. All of them lie upstream of the loss, which
-    is among the tensors that Python knows, usually the youngest. If the loss is one tensor, the engine does not count
-    its own node, which is how the search knows that it has found it.
-    """
-    graph = {node}
-    if not _takes_part(node):  # the output itself is the loss
-        return graph
-    for generation in range(3):
-        tensors = [each for each in gc.get_objects(generation) if issubclass(type(each), Tensor)]
-        lasts = {each.grad_fn for each in tensors} - {None}
-        graph |= _upstream(each for each in lasts if _takes_part(each))
-        for loss in (each for each in lasts - graph if any(map(_takes_part, _inputs(each)))):
-            above = _upstream([loss])
-            if node in above:
-                return {loss, *filter(_takes_part, graph | above)}
-    return {each for each in graph if _takes_part(each)}
-
-
-def _takes_part(node: Any) -> bool:
-    """Whether the running backward pass executes `node`; false for leaves, of which the engine does not always tell."""
-    return bool(node.next_functions) and torch._C._will_engine_execute_node(node)
-
-
-def _inputs(node: Any) -> Iterator[Any]:
-    return (upstream for upstream, _ in node.next_functions if upstream is not None)
-
-
 def _network_of(output: Any) -> Network | None:
     return output.network if isinstance(output, Output) else None
-
-
-def _upstream(nodes: Iterable[Any], stop: Iterable[Any] = ()) -> set[Any]:
-    """The nodes of the graph that `nodes` hand their gradients to, and `nodes`, up to those in `stop`."""
-    seen = set(nodes)
-    frontier, ends = list(seen), set(stop)
-    while frontier:
-        fresh = {each for each in _inputs(frontier.pop()) if each not in seen and each not in ends}
-        seen |= fresh
-        frontier.extend(fresh)
-    return seen

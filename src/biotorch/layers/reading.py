@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import functools
 import math
-import sys
 import weakref
-from collections.abc import Iterable, Mapping
-from types import FrameType
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, _engine_run_backward, get_gradient_edge
+from torch.autograd.graph import get_gradient_edge
 
+from biotorch.kernel import graph
 from biotorch.kernel.functions import Cut, Direct, Feedback
 from biotorch.layers.connection import Connected
 from biotorch.layers.watching import is_paused
@@ -107,50 +105,11 @@ def _graph() -> _Graph:
     """The users of every node of the graph of this backward pass, and the nodes that depend on a feedback layer."""
     task = torch._C._current_graph_task_id()
     if task not in _known:
-        users = _users(_roots())
-        _known[task] = users, _downstream(users, [node for node in users if isinstance(node, _OURS)])
+        users = graph.users(graph.roots())
+        _known[task] = users, graph.downstream((node for node in users if isinstance(node, _OURS)), users)
 
         def forget() -> None:
             _known.pop(task, None)
 
         torch.autograd.Variable._execution_engine.queue_callback(forget)
     return _known[task]
-
-
-def _roots() -> list[Any]:
-    """The nodes at which the present backward passes began. Only the frames of their callers know them."""
-    found = []
-    for top in sys._current_frames().values():
-        frame: FrameType | None = top
-        while frame is not None:
-            if frame.f_code is _engine_run_backward.__code__:
-                outputs = frame.f_locals["t_outputs"]
-                found += [each.node if isinstance(each, GradientEdge) else each.grad_fn for each in outputs]
-            frame = frame.f_back
-    return [node for node in found if node is not None]
-
-
-def _users(roots: Iterable[Any]) -> dict[Any, list[Any]]:
-    """The nodes that use each node's output, in the graph upstream of `roots`."""
-    users: dict[Any, list[Any]] = {root: [] for root in roots}
-    frontier = list(users)
-    while frontier:
-        node = frontier.pop()
-        for upstream, _ in node.next_functions:
-            if upstream is not None:
-                if upstream not in users:
-                    users[upstream] = []
-                    frontier.append(upstream)
-                users[upstream].append(node)
-    return users
-
-
-def _downstream(users: Mapping[Any, list[Any]], nodes: Iterable[Any]) -> set[Any]:
-    found = set(nodes)
-    frontier = list(found)
-    while frontier:
-        for user in users[frontier.pop()]:
-            if user not in found:
-                found.add(user)
-                frontier.append(user)
-    return found
