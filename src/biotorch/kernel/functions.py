@@ -54,6 +54,10 @@ class Operation(Protocol):
         """Leading dimensions of `x`, including the batch, whose entries may each receive an error of their own."""
         ...
 
+    def arranged(self, error: Tensor, align: Callable[[Tensor], Tensor]) -> Tensor:
+        """Arrange `error` for the rows of `x`; `align` does so for all of `positions(x)`, which is mostly enough."""
+        ...
+
     def spread(self, projected: Tensor, x: Tensor) -> Tensor:
         """Lay out B e in the shape of `x`.
 
@@ -84,14 +88,18 @@ def _projected(
     """Sum of B e over the output layers, in the shape and type of `x`."""
     label, columns = receiver.label, receiver.columns
     place = operation.positions(x), operation.batch_dim, label, operation.time_major
+
+    def align(error: Tensor) -> Tensor:
+        return aligned(error, *place)
+
     terms = []
     for error in (sent.carried_by(receiver.signal) for sent in errors):
         if columns is None:
             rows = feedback[error.output.start : error.output.stop].to(x.dtype).flatten(1)  # (n_out, row size)
-            projected = aligned(error.to(x.dtype), *place) @ rows  # (*positions, row size), or broadcastable
+            projected = operation.arranged(error.to(x.dtype), align) @ rows  # (*positions, row size), or broadcastable
         else:
             whole = error.projected_by(feedback, x.dtype)  # (*output positions, columns of the shared matrix)
-            projected = aligned(whole, *place)[..., : columns.size] * columns.scale
+            projected = operation.arranged(whole, align)[..., : columns.size] * columns.scale
         try:
             terms.append(operation.spread(projected, x))
         except RuntimeError as error:

@@ -175,11 +175,16 @@ class FeedbackLayer(RuleState):
 
     def carry(self, parameter: str, x: Tensor, bias: Tensor | None, operation: Operation) -> Tensor:
         """Apply `operation` to `x` with the weight `parameter`; in the backward the rule computes dx."""
-        connection = self.connection(parameter)
-        connection.begin(self.training)
+        weight, connection = self.begin(parameter)
         walks_the_graph = self.rule.direct or self.output is not None
         carry = self._carry_uncompiled if walks_the_graph else self._carry
-        return carry(self.oriented(parameter), connection, x, bias, operation)
+        return carry(weight, connection, x, bias, operation)
+
+    def begin(self, parameter: str) -> tuple[Tensor, Connection]:
+        """The weight `parameter` as (out, in, ...) and its connection, up to date for a forward pass."""
+        connection = self.connection(parameter)
+        connection.begin(self.training)
+        return self.oriented(parameter), connection
 
     def _carry(
         self, weight: Tensor, connection: Connection, x: Tensor, bias: Tensor | None, operation: Operation

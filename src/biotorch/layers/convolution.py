@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -88,6 +88,9 @@ class Convolution(NamedTuple):
 
     def positions(self, x: Tensor) -> tuple[int, ...]:
         return (x.shape[0],)  # (N,): the error is the same all over space
+
+    def arranged(self, error: Tensor, align: Callable[[Tensor], Tensor]) -> Tensor:
+        return align(error)
 
     def spread(self, projected: Tensor, x: Tensor) -> Tensor:
         """Vector-Jacobian product of an ungrouped convolution with kernel B, at an error held constant over space.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -44,6 +44,9 @@ class Product(NamedTuple):
 
     def positions(self, x: Tensor) -> tuple[int, ...]:
         return tuple(x.shape[:-1])
+
+    def arranged(self, error: Tensor, align: Callable[[Tensor], Tensor]) -> Tensor:
+        return align(error)
 
     def spread(self, projected: Tensor, x: Tensor) -> Tensor:
         return projected.expand(x.shape)

@@ -153,7 +153,7 @@ class RuleState(Connected):
 
     def __getstate__(self) -> dict[str, Any]:
         self.settle(at_once=True)
-        return self.__dict__.copy()
+        return {**super().__getstate__()}  # type: ignore[no-untyped-call]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
