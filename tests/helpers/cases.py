@@ -63,7 +63,8 @@ class Run(Call):
         if lengths is None:
             y, _ = self.layer(x, state)
             return y if y.dim() == 2 or batch_first else y.transpose(0, 1)
-        packed = pack_padded_sequence(x, torch.tensor(lengths), batch_first, enforce_sorted=False)
+        in_order = lengths == sorted(lengths, reverse=True)
+        packed = pack_padded_sequence(x, torch.tensor(lengths), batch_first, enforce_sorted=in_order)
         return pad_packed_sequence(self.layer(packed, state)[0], batch_first=True)[0]
 
 

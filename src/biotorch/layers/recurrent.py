@@ -40,7 +40,7 @@ class Recurrent(FeedbackLayer):
         raise NotImplementedError
 
     def forward(self, input: Any, hx: Any = None) -> Any:
-        self.require_floating(input.data)  # also of a packed sequence
+        self.require_floating(input)
         if self.plain:
             self.begin_plain()
             return self.torch_type.forward(self, input, hx)
@@ -48,6 +48,8 @@ class Recurrent(FeedbackLayer):
 
 
 class Elman(Recurrent):
+    """h' = tanh(W_ih x + W_hh h), or ReLU (Elman 1990). All formulas leave out the biases."""
+
     nonlinearity: str
 
     def gates(self, x: Tensor, recurrent: Tensor, states: States) -> States:
@@ -55,6 +57,8 @@ class Elman(Recurrent):
 
 
 class LongShortTerm(Recurrent):
+    """c' = f c + i g and h' = o tanh(c') with gates i, f, g, o of W_ih x + W_hh h (Hochreiter and Schmidhuber 1997)."""
+
     states = 2
 
     def gates(self, x: Tensor, recurrent: Tensor, states: States) -> States:
@@ -64,6 +68,8 @@ class LongShortTerm(Recurrent):
 
 
 class Gated(Recurrent):
+    """h' = n + z (h - n) with n = tanh(W_in x + r (W_hn h)) and gates r and z (Cho et al. 2014), as torch has it."""
+
     def gates(self, x: Tensor, recurrent: Tensor, states: States) -> States:
         x_reset, x_update, x_new = x.chunk(3, 1)
         h_reset, h_update, h_new = recurrent.chunk(3, 1)

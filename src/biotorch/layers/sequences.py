@@ -107,6 +107,9 @@ class _Layer(Recurrent):
     def obstacle(cls, layer: nn.Module) -> str:
         return "proj_size > 0 has no feedback version" if getattr(layer, "proj_size", 0) else ""
 
+    def require_floating(self, input: Any) -> None:
+        super().require_floating(input.data if isinstance(input, PackedSequence) else input)
+
     @property
     def suffixes(self) -> list[str]:
         """Ends of the parameters' names: `_l0`, `_l0_reverse`, `_l1` ... in the order of the states."""
