@@ -121,8 +121,8 @@ def test_a_network_with_nothing_to_convert_is_an_error(model):
 
 def test_a_network_with_nothing_to_convert_says_what_it_found():
     with pytest.raises(ConversionError, match="no layer to convert") as caught:
-        biotorch.convert(nn.Sequential(nn.LSTM(3, 3)), "fa")
-    assert "0 (LSTM): a recurrent layer" in str(caught.value)
+        biotorch.convert(nn.Sequential(nn.LSTM(3, 3, proj_size=2)), "fa")
+    assert "0 (LSTM): proj_size > 0" in str(caught.value)
 
 
 def test_what_is_not_a_module_is_an_error():

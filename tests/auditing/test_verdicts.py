@@ -219,7 +219,7 @@ def test_attention_and_recurrence_left_on_backpropagation_transport_weights():
     class Sequence(nn.Module):
         def __init__(self):
             super().__init__()
-            self.inp, self.rnn = nn.Linear(6, 8), nn.GRU(8, 8, batch_first=True)
+            self.inp, self.rnn = nn.Linear(6, 8), nn.LSTM(8, 9, batch_first=True, proj_size=8)
             self.attention = nn.MultiheadAttention(8, 2, batch_first=True, add_bias_kv=True)
             self.head = nn.Linear(8, 3)
 

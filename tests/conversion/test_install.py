@@ -132,6 +132,10 @@ class Scaled(nn.Linear):
         return 2 * super().forward(x)
 
 
+class Memory(nn.LSTM):
+    """May compute something else."""
+
+
 class Doubled(nn.MultiheadAttention):
     def forward(self, *args, **kwargs):
         y, weights = super().forward(*args, **kwargs)
@@ -151,8 +155,8 @@ LEFT = {
     "attention with bias_kv": (lambda: nn.MultiheadAttention(4, 2, add_bias_kv=True), "add_bias_kv=True"),
     "attention with zeros": (lambda: nn.MultiheadAttention(4, 2, add_zero_attn=True), "add_zero_attn=True"),
     "attention subclass": (lambda: Doubled(4, 2), "a subclass of MultiheadAttention"),
-    "lstm": (lambda: nn.LSTM(4, 4), "recurrent"),
-    "gru": (lambda: nn.GRU(4, 4), "recurrent"),
+    "projected lstm": (lambda: nn.LSTM(4, 4, proj_size=2), "proj_size > 0"),
+    "lstm subclass": (lambda: Memory(4, 4), "a subclass of LSTM"),
     "replaced forward": (replaced_forward, "replaced on the instance"),
 }
 
@@ -216,7 +220,7 @@ def test_strict_raises_where_the_mapping_forgets_a_layer():
 
 
 def test_all_problems_are_collected_in_one_error():
-    model = nn.Sequential(nn.Linear(6, 5), nn.LSTM(5, 5), nn.Linear(5, 3))
+    model = nn.Sequential(nn.Linear(6, 5), nn.LSTM(5, 5, proj_size=4), nn.Linear(5, 3))
     with pytest.raises(ConversionError) as caught:
         biotorch.convert(model, {"0": "dfs", "2": "dfa", "head": "fa"}, int="xavier", output_dim=7, strict=True)
     message = str(caught.value)

@@ -20,7 +20,7 @@ class Subclass(nn.Linear):
 @pytest.mark.filterwarnings("ignore::biotorch.ConversionWarning")
 @pytest.mark.parametrize(
     "head",
-    [Subclass(8, 3), nn.LSTM(8, 3), nn.LazyLinear(3)],
+    [Subclass(8, 3), nn.LSTM(8, 4, proj_size=3), nn.LazyLinear(3)],
     ids=["subclass", "lstm", "lazy"],
 )
 def test_a_head_that_cannot_be_converted_is_not_replaced_by_the_layer_before_it(head):

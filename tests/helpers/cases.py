@@ -8,6 +8,7 @@ import torch
 from hypothesis import assume
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 
 class Case(NamedTuple):
@@ -52,6 +53,21 @@ class Unroll(Call):
         return torch.stack(hidden, -2)
 
 
+class Run(Call):
+    """A recurrent layer on (x, *states), packed if `lengths` are given: outputs padded, and batch first in any case."""
+
+    def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        x, *states = inputs
+        state: Any = (tuple(states) if isinstance(self.layer, nn.LSTM) else states[0]) if states else None
+        batch_first, lengths = self.layer.batch_first, self.options["lengths"]
+        if lengths is None:
+            y, _ = self.layer(x, state)
+            return y if y.dim() == 2 or batch_first else y.transpose(0, 1)
+        in_order = lengths == sorted(lengths, reverse=True)
+        packed = pack_padded_sequence(x, torch.tensor(lengths), batch_first, enforce_sorted=in_order)
+        return pad_packed_sequence(self.layer(packed, state)[0], batch_first=True)[0]
+
+
 @st.composite
 def cases(draw, torch_type: type[nn.Module]) -> Case:
     """`torch_type` as a hidden layer, Tanh, and an output layer of another size; float64, an input to match."""
@@ -60,6 +76,8 @@ def cases(draw, torch_type: type[nn.Module]) -> Case:
         return draw(attentions())
     if torch_type in (nn.RNNCell, nn.LSTMCell, nn.GRUCell):
         return draw(cells(torch_type))
+    if torch_type in (nn.RNN, nn.LSTM, nn.GRU):
+        return draw(recurrent_layers(torch_type))
     if (
         torch_type.__name__.startswith("Conv") and torch_type.__name__ != "Conv1D"
     ):  # that is Hugging Face's linear layer
@@ -148,6 +166,25 @@ def cells(draw, torch_type: type[nn.Module]) -> Case:
     count = draw(st.sampled_from([0, 2 if torch_type is nn.LSTMCell else 1]))
     states = [randn(*leading, sizes[1]) for _ in range(count)]
     return draw(with_head(Unroll(layer), (randn(*leading, t, sizes[0]), *states), batched))
+
+
+@st.composite
+def recurrent_layers(draw, torch_type: type[nn.Module]) -> Case:
+    """Any depth, one or both directions, batch first or not, unbatched, packed, from given states or from zero."""
+    features, hidden, depth = (draw(st.integers(1, 2)) for _ in range(3))
+    options = {"nonlinearity": draw(st.sampled_from(["tanh", "relu"]))} if torch_type is nn.RNN else {}
+    both, batch_first, kind = draw(st.booleans()), draw(st.booleans()), draw(st.sampled_from(["", "packed", "single"]))
+    options |= {"bias": draw(st.booleans()), "bidirectional": both, "batch_first": batch_first}
+    n, t = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    assume(batch_first or kind == "single" or n != t)  # refused: nothing tells examples from steps
+    lengths = [draw(st.integers(1, t)) for _ in range(n - 1)]
+    lengths.insert(draw(st.integers(0, n - 1)), t)
+    batch = () if kind == "single" else (n,)
+    count = draw(st.sampled_from([0, 2 if torch_type is nn.LSTM else 1]))
+    states = [randn(depth * (1 + both), *batch, hidden) for _ in range(count)]
+    x = randn(*((*batch, t) if batch_first else (t, *batch)), features)
+    run = Run(torch_type(features, hidden, depth, **options), lengths=lengths if kind == "packed" else None)
+    return draw(with_head(run, (x, *states), batched=kind != "single"))
 
 
 @st.composite

@@ -352,6 +352,110 @@ class GRU(Cell):
         return torch.cat([of_r, of_z, of_n], 1), torch.cat([of_r, of_z, of_n * r], 1), [dh * z]
 
 
+class Unrolled(Layer):
+    """A recurrent layer, example by example and step by step, from the states given with x or from zero.
+
+    Gives the hidden states of the last layer, (N, T, directions * hidden), and zeros behind the end of an example.
+    """
+
+    def __init__(self, layer: nn.Module, inputs: Any, init: str, call: nn.Module) -> None:
+        super().__init__(layer, inputs, init, call)
+        x, *states = inputs
+        self.unbatched, self.directions = x.dim() == 2, 1 + layer.bidirectional
+        self.x = x[None] if self.unbatched else x if layer.batch_first else x.transpose(0, 1)
+        zero = self.x.new_zeros(layer.num_layers * self.directions, len(self.x), layer.hidden_size)
+        self.given = len(states)
+        self.states = [state[:, None] if self.unbatched else state for state in states] or [zero, zero]
+        self.lengths = call.options["lengths"] or [self.x.shape[1]] * len(self.x)
+
+    def walks(self, depth: int) -> Any:
+        """Each example in each direction: index of the states, end of names, example, steps, columns of the output."""
+        hidden = self.layer.hidden_size
+        for direction in range(self.directions):
+            for n, length in enumerate(self.lengths):
+                steps = list(range(length))[:: -1 if direction else 1]
+                name = f"_l{depth}" + "_reverse" * direction
+                yield (
+                    depth * self.directions + direction,
+                    name,
+                    n,
+                    steps,
+                    slice(direction * hidden, (direction + 1) * hidden),
+                )
+
+    def forward(self) -> Tensor:
+        y, self.steps = self.x, {}
+        for depth in range(self.layer.num_layers):
+            outputs = y.new_zeros(*y.shape[:2], self.directions * self.layer.hidden_size)
+            for index, name, n, steps, columns in self.walks(depth):
+                state = [state[index, n : n + 1] for state in self.states]
+                for t in steps:
+                    ih = self.read(f"weight_ih{name}", OneStep(self.layer, y[n : n + 1, t], self.heard(n, t)))
+                    hh = self.read(f"weight_hh{name}", OneStep(self.layer, state[0], self.heard(n, t)))
+                    a, b = ih.forward(self.bias(f"bias_ih{name}")), hh.forward(self.bias(f"bias_hh{name}"))
+                    state, kept = self.step(a, b, state)
+                    self.steps[index, n, t] = ih, hh, kept
+                    outputs[n, t, columns] = state[0][0]
+            y = outputs
+        return y[0] if self.unbatched else y
+
+    def heard(self, n: int, t: int) -> Callable[[Tensor], Tensor]:
+        """At an output with steps the error of step t of example n, else the example's."""
+
+        def pick(error: Tensor) -> Tensor:
+            own = error if self.unbatched else error[n]
+            return own if own.dim() == 1 else own[t]
+
+        return pick
+
+    def backward(self, delta: Tensor, hand: Hand) -> tuple[Any, dict[str, Tensor]]:
+        delta = delta[None] if self.unbatched else delta
+        received = [torch.zeros_like(state) for state in self.states]
+        for depth in reversed(range(self.layer.num_layers)):
+            dx = None
+            for index, name, n, steps, columns in self.walks(depth):
+                from_later = [torch.zeros_like(state[index, n : n + 1]) for state in (*self.states, *self.states)][:2]
+                for t in reversed(steps):
+                    ih, hh, kept = self.steps[index, n, t]
+                    from_later[0] = from_later[0] + delta[n, t, columns]
+                    of_input, of_recurrent, from_later = self.step_back(from_later, kept)
+                    self.learn(ih, of_input, f"weight_ih{name}", f"bias_ih{name}")
+                    self.learn(hh, of_recurrent, f"weight_hh{name}", f"bias_hh{name}")
+                    handed = hand(ih, of_input)
+                    dx = delta.new_zeros(*delta.shape[:2], handed.shape[1]) if dx is None else dx
+                    dx[n, t] += handed[0]
+                    from_later[0] = from_later[0] + hand(hh, of_recurrent)
+                for whole, part in zip(received, from_later, strict=False):
+                    whole[index, n] = part[0]
+            delta = dx
+        if self.unbatched:
+            return (delta[0], *(state[:, 0] for state in received[: self.given])), self.gradients
+        return (delta if self.layer.batch_first else delta.transpose(0, 1), *received[: self.given]), self.gradients
+
+
+class OneStep(LinearMap):
+    """The product of one example at one step, which hears the part of the error that `heard` picks."""
+
+    def __init__(self, layer: nn.Module, x: Tensor, heard: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(layer, x)
+        self.heard = heard
+
+    def project(self, feedback: Tensor, error: Tensor) -> Tensor:
+        return (self.heard(error) @ feedback)[None]
+
+
+class RNNLayer(Unrolled):
+    step, step_back = RNN.step, RNN.step_back
+
+
+class LSTMLayer(Unrolled):
+    step, step_back = LSTM.step, LSTM.step_back
+
+
+class GRULayer(Unrolled):
+    step, step_back = GRU.step, GRU.step_back
+
+
 def sigmoid(z: Tensor) -> Tensor:
     return 1 / (1 + torch.exp(-z))
 
@@ -369,6 +473,9 @@ LAYERS: dict[type[nn.Module], type[Layer]] = {
     nn.RNNCell: RNN,
     nn.LSTMCell: LSTM,
     nn.GRUCell: GRU,
+    nn.RNN: RNNLayer,
+    nn.LSTM: LSTMLayer,
+    nn.GRU: GRULayer,
 }
 
 # Types of libraries that need not be installed: without them they are not registered either.

@@ -128,6 +128,34 @@ def test_every_kind_of_layer_compiles(rule, layers):
     assert_close(collect(model), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("rule", ["fa", pytest.param("dfa", marks=pytest.mark.slow)])
+def test_a_recurrent_layer_is_unrolled_outside_of_the_graph(rule):
+    """A graph of every step would take minutes to compile, for sequences of any length anew."""
+
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.rnn, self.head = nn.Linear(3, 4), nn.LSTM(4, 5, 2, batch_first=True), nn.Linear(5, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.rnn(self.body(x).tanh())[0])
+
+    model, x = biotorch.convert(Steps(), rule), torch.randn(2, 20, 3)
+    expected, graphs = gradients(model, x), []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    step = torch.compile(model, backend=count)
+    loss_of(step(x)).backward()
+    assert_close(collect(model), expected, rtol=1e-4, atol=1e-5)
+    assert sum(len(graph.graph.nodes) for graph in graphs) < 20
+    loss_of(step(x[:, :7])).backward()
+    with torch.no_grad():
+        torch.testing.assert_close(step(x), model(x))
+
+
 @pytest.mark.parametrize("rule", one_per_path(RULES))
 def test_double_backward_through_a_compiled_model_is_refused(rule):
     x = images().requires_grad_()

@@ -11,7 +11,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from biotorch.conversion import nested
 from biotorch.kernel import teaching
-from biotorch.kernel.functions import Operation
+from biotorch.kernel.projection import Operation
 from biotorch.layers import FeedbackLayer
 from biotorch.layers.networks import Carry, carry_truly, isolated, rehearsal
 

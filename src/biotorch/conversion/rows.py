@@ -18,7 +18,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from biotorch.conversion import nested
 from biotorch.kernel.broadcast import Found, Network, Pattern
-from biotorch.kernel.functions import Operation
+from biotorch.kernel.projection import Operation
 from biotorch.layers import FeedbackLayer
 from biotorch.layers.networks import carry_truly, rehearsal
 from biotorch.layers.watching import uncompiled

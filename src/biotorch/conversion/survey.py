@@ -36,11 +36,6 @@ Kind = Literal["feedback", "convertible", "left", "local"]
 _LOOKUPS = (nn.Embedding, nn.EmbeddingBag)
 _LOCAL = (*_LOOKUPS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _NormBase)
 
-_REASONS: dict[type[nn.Module], str] = {
-    nn.MultiheadAttention: "a subclass of MultiheadAttention may compute something else",
-    nn.RNNBase: "a recurrent layer is one fused call over all time steps: write it with the cells to convert it",
-}
-
 #: Names of parameters that are added to activations: learned positions, tokens, attention biases.
 _ADDED = re.compile(r"(^|_)(pos|position|positions|token|tokens|cls|bias|query_pos)(_|$)|pos_?emb")
 
@@ -122,9 +117,6 @@ def _classify(module: nn.Module) -> tuple[Kind, str]:
     matrices = weight_matrices(module)
     if not matrices:
         return "local", "holds vectors only"
-    for known, reason in _REASONS.items():
-        if isinstance(module, known):
-            return "left", reason
     return _classify_by_parameters(module, matrices)
 
 

@@ -28,11 +28,15 @@ from biotorch.layers.registry import (
     under_rule,
     weights_at_rest,
 )
+from biotorch.layers.sequences import GRU, LSTM, RNN
 from biotorch.layers.tensors import is_feedback
 from biotorch.rules.paths import per_rule
 
 __all__ = [
+    "GRU",
     "LAYER_TYPES",
+    "LSTM",
+    "RNN",
     "Bilinear",
     "Connection",
     "Conv1d",

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from biotorch import _seeding
 from biotorch.kernel.broadcast import Network, Output, Receiver
-from biotorch.kernel.functions import Cut, Direct, Feedback, Operation
+from biotorch.kernel.functions import Cut, Direct, Feedback
+from biotorch.kernel.projection import Operation
 from biotorch.layers.connection import Connection
 from biotorch.layers.saving import SavedState
 from biotorch.layers.tracing import as_leaf, is_traced, require_autograd

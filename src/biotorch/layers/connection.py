@@ -82,7 +82,8 @@ class Connected(nn.Module):
 
 
 class Connection:
-    """W and B of one connection. Most layers have one; attention has two or four, recurrent cells have two.
+    """W and B of one connection. Most layers have one; attention has two or four, recurrent cells have two,
+    recurrent layers two for each depth and direction.
 
     The tensors themselves are parameters and buffers of the layer, named after W, so that they are moved, saved and
     averaged like everything else in a network. All other state of the connection is here. B is a parameter if it

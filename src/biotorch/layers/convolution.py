@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from biotorch.kernel.functions import Gradients, Operation
+from biotorch.kernel.projection import Gradients, Operation
 from biotorch.layers.base import FeedbackLayer
 from biotorch.layers.registry import register_layer
 from biotorch.rules import DirectRule
@@ -111,6 +111,9 @@ class Convolution(NamedTuple):
         dx, _, _ = self._replace(groups=1).backward(error.movedim(-1, 1), x, kernel, (True, False, False))
         assert dx is not None
         return dx
+
+    def arranged(self, error: Tensor, align: Callable[[Tensor], Tensor]) -> Tensor:
+        return align(error)
 
     def spread(self, projected: Tensor, x: Tensor) -> Tensor:
         """Vector-Jacobian product of an ungrouped convolution with kernel B, at an error held constant over space.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from biotorch.kernel.functions import Gradients, Operation
+from biotorch.kernel.projection import Gradients, Operation
 from biotorch.layers.base import FeedbackLayer
 from biotorch.layers.registry import register_layer
 
@@ -48,6 +48,9 @@ class Product(NamedTuple):
 
     def grid(self, x: Tensor) -> tuple[int, ...]:
         return ()
+
+    def arranged(self, error: Tensor, align: Callable[[Tensor], Tensor]) -> Tensor:
+        return align(error)
 
     def spread(self, projected: Tensor, x: Tensor) -> Tensor:
         return projected.expand(x.shape)

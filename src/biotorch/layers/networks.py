@@ -14,7 +14,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from biotorch.kernel.functions import Feedback, Operation
+from biotorch.kernel.functions import Feedback
+from biotorch.kernel.projection import Operation
 from biotorch.layers.base import FeedbackLayer
 from biotorch.layers.connection import Connection
 from biotorch.layers.watching import paused

@@ -30,7 +30,7 @@ class SavedState(RuleState):
 
     def __getstate__(self) -> dict[str, Any]:
         self.settle(at_once=True)
-        return {**self.__dict__, "use_checks": None}
+        return {**super().__getstate__(), "use_checks": None}  # type: ignore[no-untyped-call]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

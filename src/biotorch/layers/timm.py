@@ -7,7 +7,7 @@ from timm.layers.linear import Linear as CastingLinear
 from timm.layers.padding import get_same_padding
 from torch import Tensor
 
-from biotorch.kernel.functions import Operation
+from biotorch.kernel.projection import Operation
 from biotorch.layers import convolution, linear
 from biotorch.layers.registry import register_layer
 

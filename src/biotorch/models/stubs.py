@@ -41,7 +41,8 @@ def render() -> dict[str, str]:
             "from biotorch.models._constructors import *  # noqa: F403\n"
         )
         imports = "".join(
-            f"from biotorch.layers import {name} as {name}\n" for name in sorted(under_rule(rule), key=str.casefold)
+            f"from biotorch.layers import {name} as {name}\n"
+            for name in sorted(under_rule(rule), key=lambda name: (not name.isupper(), name.casefold()))  # as ruff does
         )
         stubs[f"layers/{rule}.pyi"] = f'"""The layer types under the rule `{rule}`. {_GENERATED}"""\n\n{imports}'
     return stubs
