@@ -9,18 +9,18 @@ reads of the weights. `replay` has the passes, `meetings` says which parameters 
 from __future__ import annotations
 
 import contextlib
-import sys
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, cast
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from biotorch import _seeding
 from biotorch.auditing.meetings import Meetings
-from biotorch.auditing.noise import after_steps, draw, learned_from_weights, overwritten, silenced
-from biotorch.auditing.replay import Comparing, Follower, Recording, Repeating, constant_steps
+from biotorch.auditing.noise import draw, learned_from_weights, overwritten, silenced
+from biotorch.auditing.passes import Passes, input_of, output_of, uncompiled
+from biotorch.auditing.replay import Comparing, Recording, Repeating, constant_steps
+from biotorch.auditing.rows import hears_own
 from biotorch.auditing.units import Unit, units_of
 from biotorch.auditing.verdicts import LEAK, Audit, LayerAudit, Verdict
 from biotorch.conversion import nested
@@ -28,7 +28,6 @@ from biotorch.conversion.forms import possible_blocks
 from biotorch.conversion.survey import survey
 from biotorch.errors import AuditError
 from biotorch.kernel import teaching
-from biotorch.kernel.functions import Cut
 from biotorch.layers import FeedbackLayer, connections, feedback_type
 from biotorch.layers.networks import isolated
 
@@ -51,6 +50,7 @@ def audit(model: nn.Module, inputs: Any, *, shortcuts: bool = True, seed: int = 
     Raises:
         AuditError: a feedback layer never ran, no gradient flows, the passes do not repeat to the bit, or the
             parameters are sharded.
+        RuntimeError: it is not known which rows of a direct layer belong to which example.
     """
     return _Experiment(model, inputs, seed).run(shortcuts)
 
@@ -61,7 +61,7 @@ class _Experiment:
         self.seed = seed
         for connection in connections(model).values():
             connection.settle(at_once=True)
-        self.args, self.kwargs = nested.arguments(inputs)
+        self._inputs = inputs
         self.entries = {entry.name: entry for entry in survey(model)}
         self.parameters: list[Tensor] = list(model.parameters())
         if any(hasattr(parameter, "full_tensor") for parameter in self.parameters):
@@ -83,22 +83,19 @@ class _Experiment:
         self.called: dict[int, list[str]] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             self.called.setdefault(keys[id(parameter)], []).append(name)
-        #: The feedback layers whose forward has run.
-        self.ran: set[nn.Module] = set()
-        #: The names of all modules that read one input.
-        self.readers: dict[GradientEdge, list[str]] = {}
-        #: Modules with an input that requires a gradient. Upstream of the others lies nothing.
-        self.inner: set[str] = set()
+        self.passes = Passes(model, inputs, seed, self.entries, self.blocks)
 
     def run(self, past_feedback: bool) -> Audit:
         device = self.parameters[0].device.type if self.parameters else "cpu"
         with (
             torch.autocast(device, enabled=False),
             torch.enable_grad(),
-            _uncompiled(),
+            uncompiled(),
         ):
+            direct = any(layer.rule.direct for layer in self.layers.values())
+            heard = hears_own(self.model, self._inputs) if direct else {}
             self.recording = Recording(self.names, self._constant_steps(), self._meetings())
-            baseline = self._gradients(self.recording)
+            baseline = self.passes.gradients(self.recording)
             self.units = units_of(self.entries, self.recording, self.names, self.parameters)
             if not self.units:
                 raise AuditError("the model has no weight matrix to audit")
@@ -109,13 +106,14 @@ class _Experiment:
             unit.name: LayerAudit(
                 verdicts[unit.name],
                 shares.get(unit.name, 0.0),
-                unit.name in self.inner or unit.name not in self.entries,
+                unit.name in self.passes.inner or unit.name not in self.entries,
                 unit.reason,
+                heard.get(unit.name),
             )
             for unit in self.units
             if not unit.presumed_local or verdicts[unit.name] != "nothing"
         }
-        return Audit(layers, shortcuts, any(layer.rule.direct for layer in self.layers.values()))
+        return Audit(layers, shortcuts, direct)
 
     def _meetings(self) -> Meetings:
         keys = {id(parameter): key for key, parameter in enumerate(self.parameters)}
@@ -130,11 +128,11 @@ class _Experiment:
         """
         pairs = [(each.weight, each.first) for each in self.noise if each.weight.dim() > 1]
         pairs += [(p, torch.ones_like(p)) for p in self._zero_vectors()]
-        passes = Comparing(self.names), Comparing(self.names)
+        given, passes = self.passes, (Comparing(self.names), Comparing(self.names))
         generator = _seeding.generator(self.seed + 2)
-        others = nested.other(self.args, generator), nested.other(self.kwargs, generator)
+        others = nested.other(given.args, generator), nested.other(given.kwargs, generator)
         with contextlib.suppress(ArithmeticError, IndexError, RuntimeError, ValueError):  # noise may be no valid input
-            for comparing, (args, kwargs) in zip(passes, ((self.args, self.kwargs), others), strict=True):
+            for comparing, (args, kwargs) in zip(passes, ((given.args, given.kwargs), others), strict=True):
                 targets = teaching.given(teaching.RandomTargets())
                 with isolated(self.model), overwritten(pairs), torch.no_grad(), targets, comparing:
                     self.model(*args, **kwargs)
@@ -146,7 +144,7 @@ class _Experiment:
 
     def _check(self, baseline: dict[str, Tensor]) -> None:
         read = {name for unit in self.units for name in unit.read}
-        idle = [name for name, layer in self.layers.items() if layer not in self.ran and name not in read]
+        idle = [name for name, layer in self.layers.items() if layer not in self.passes.ran and name not in read]
         if idle:
             raise AuditError(
                 f"the forward of {', '.join(idle)} never ran, so its rule has no effect: the inputs do not reach it"
@@ -155,7 +153,7 @@ class _Experiment:
         if bad:
             raise AuditError(f"non-finite gradients at {', '.join(bad)}: they cannot be compared")
         with contextlib.suppress(AuditError):
-            if _equal(baseline, self._gradients(Repeating(self.recording))):
+            if _equal(baseline, self.passes.gradients(Repeating(self.recording))):
                 return
         raise AuditError(
             "two identical passes give different gradients, so that a difference proves nothing: "
@@ -184,7 +182,7 @@ class _Experiment:
         unreached = [
             unit.name
             for unit in self.units
-            if not baseline.get(_output_of(unit.name), torch.ones(1)).any() and not self._is_shut_off(unit.name)
+            if not baseline.get(output_of(unit.name), torch.ones(1)).any() and not self._is_shut_off(unit.name)
         ]
         if unreached:
             raise AuditError(f"no gradient reaches {', '.join(unreached)}, so the audit cannot see what is transported")
@@ -198,7 +196,7 @@ class _Experiment:
             touched = [(self.names[module], roots) for module, roots in applied if roots & changed]
             together = [*(unit.computing & changed for unit in self.units), *(roots for _, roots in touched)]
             own = {name for each in together for key in each for name in self.called[key]}
-            own |= {place(name) for name, _ in touched for place in (_input_of, _output_of)}
+            own |= {place(name) for name, _ in touched for place in (input_of, output_of)}
             return _equal(_without(baseline, own), _without(found, own))
 
         def verdict(unit: Unit, group: frozenset[int]) -> Verdict:
@@ -227,7 +225,7 @@ class _Experiment:
         pairs = [(self.parameters[key], getattr(self.noise[key], kind)) for key, kind in noise.items()]
         pairs += [(p, torch.ones_like(p)) for p in self._zero_vectors()]
         try:
-            return self._gradients(Repeating(self.recording), pairs)
+            return self.passes.gradients(Repeating(self.recording), pairs)
         except (AuditError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
             return None
 
@@ -246,15 +244,15 @@ class _Experiment:
             The shares by layer, and the shares above zero by block (by layer outside of known blocks).
         """
         shares, shortcuts = {}, {}
-        for names in list(self.readers.values()):
+        for names in list(self.passes.readers.values()):
             readers = {module for name in names for module in self._named(name).modules()}
             layers = [module for module in readers if isinstance(module, FeedbackLayer)]
-            key = _input_of(names[0])
+            key = input_of(names[0])
             silent = not any(each.feedback_shape for layer in layers for each in layer.connections)
             if silent or key not in baseline:
                 continue
             with silenced(layers):
-                rest = self._gradients()[key]
+                rest = self.passes.gradients()[key]
             past, total = rest.norm(), rest.norm() + (baseline[key] - rest).norm()
             share = (past / total).item() if total > 0 else 0.0
             shares.update({name: share for name in names if name in self.layers})
@@ -265,101 +263,6 @@ class _Experiment:
 
     def _named(self, name: str) -> nn.Module:
         return self.blocks[name] if name in self.blocks else self.layers[name]
-
-    def _gradients(
-        self, follower: Follower | None = None, pairs: Iterable[tuple[Tensor, Tensor]] = ()
-    ) -> dict[str, Tensor]:
-        """Compute the gradients of all parameters, arguments, and inputs and outputs of layers.
-
-        Args:
-            follower: the mode in which the pass runs.
-            pairs: parameters, and what they are overwritten with.
-        """
-        targets: dict[str, Any] = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        with isolated(self.model), overwritten(pairs), self._hooks(targets, isinstance(follower, Recording)):
-            args = nested.differentiable(self.args, targets, "args")
-            kwargs = nested.differentiable(self.kwargs, targets, "kwargs")
-            if isinstance(follower, Recording):
-                follower.receive((args, kwargs))
-            with teaching.given(teaching.RandomTargets()), _within(follower):
-                outputs = self.model(*args, **kwargs)
-            loss = nested.functional(outputs, _seeding.generator(self.seed + 1))
-            with _within(follower, backward=True):
-                gradients = torch.autograd.grad(loss, list(targets.values()), allow_unused=True)
-            found = {name: g for name, g in zip(targets, gradients, strict=True) if g is not None}
-            return found | after_steps(self.model, found)
-
-    @contextlib.contextmanager
-    def _hooks(self, targets: dict[str, Any], first: bool) -> Iterator[None]:
-        """Add inputs and outputs of modules to `targets`, and take note of who reads what in the first pass."""
-
-        def capture(name: str, args: tuple[Any, ...]) -> None:
-            edge = _before_cut(args[0]) if args and isinstance(args[0], Tensor) else None
-            if edge is None or _input_of(name) in targets:
-                return
-            targets[_input_of(name)] = edge
-            if first:
-                self.readers.setdefault(edge, []).append(name)
-
-        def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:
-            if isinstance(module, FeedbackLayer):
-                self.ran.add(module)
-            if first and any(tensor.requires_grad for tensor in nested.tensors(args)):
-                self.inner.add(name)
-            tensors = nested.tensors(output)
-            if tensors and tensors[0].requires_grad:
-                targets.setdefault(_output_of(name), get_gradient_edge(tensors[0]))
-
-        handles = [
-            entry.module.register_forward_hook(lambda module, args, output, name=name: keep(name, module, args, output))
-            for name, entry in self.entries.items()
-        ]
-        handles += [
-            module.register_forward_pre_hook(lambda module, args, name=name: capture(name, args))
-            for name, module in {**self.layers, **self.blocks}.items()
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-
-def _uncompiled() -> contextlib.AbstractContextManager[Any]:
-    """Run compiled parts as they were written, so that nothing in them is hidden."""
-    if "torch._dynamo" not in sys.modules:
-        return contextlib.nullcontext()
-    return cast("contextlib.AbstractContextManager[Any]", torch.compiler.set_stance("force_eager"))
-
-
-@contextlib.contextmanager
-def _within(follower: Follower | None, backward: bool = False) -> Iterator[None]:
-    """Follow the operations of the `with` block."""
-    if follower is None:
-        yield
-        return
-    follower.backward = backward
-    with follower.aware_of_modules(), follower:
-        yield
-
-
-def _input_of(name: str) -> str:
-    return f"input of {name}"
-
-
-def _output_of(name: str) -> str:
-    return f"output of {name}"
-
-
-def _before_cut(x: Tensor) -> GradientEdge | None:
-    """The edge of `x` in the autograd graph, or the edge upstream of the cut if a residual block was cut there."""
-    if not x.requires_grad:
-        return None
-    edge = get_gradient_edge(x)
-    if type(edge.node) is Cut._backward_cls:
-        upstream, index = edge.node.next_functions[0]
-        return None if upstream is None else GradientEdge(upstream, index)
-    return edge
 
 
 def _worse(first: Verdict, second: Verdict) -> Verdict:

@@ -13,77 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from biotorch.auditing.operations import (
+    CHOOSE,
+    LOCAL,
+    MOVES,
+    PRODUCTS,
+    SCALES,
+    fans_out,
+    is_pointwise,
+    is_sum,
+    mask_of,
+    name_of,
+)
 from biotorch.auditing.tags import ACTIVATION, CONSTANT, Origin, Tag, Tags, is_activation, is_made_of_parameters
-
-#: Operations that move elements and compute nothing. What they make has the tags of what they read.
-_MOVES = frozenset(
-    (
-        "_to_copy",
-        "clone",
-        "copy_",
-        "cat",
-        "stack",
-        "repeat",
-        "repeat_interleave",
-        "flip",
-        "roll",
-        "constant_pad_nd",
-        "slice_scatter",
-        "select_scatter",
-        "where",
-        "masked_fill",
-        "masked_fill_",
-        "masked_select",
-        "contiguous",
-        "lift_fresh",
-        "lift_fresh_copy",
-        "tril",
-        "triu",
-        "tril_",
-        "triu_",
-        "_reshape_copy",
-        "_unsafe_view",
-        "index_put",
-        "index_put_",
-        "scatter",
-        "scatter_",
-        "index_copy",
-        "index_copy_",
-        "detach",
-        "_reshape_alias",
-        "view_copy",
-        "expand_copy",
-        "permute_copy",
-    )
-)
-#: Operations that choose elements by an index: (first operand, ...).
-_CHOOSE = frozenset(("index", "_unsafe_index", "index_select", "gather", "take"))
-#: Lookups and norms. They use a parameter where it belongs to the activation's own unit.
-_LOCAL = frozenset(
-    (
-        "embedding",
-        "embedding_bag",
-        "_embedding_bag",
-        "_embedding_bag_forward_only",
-        "native_layer_norm",
-        "native_group_norm",
-        "native_batch_norm",
-        "_native_batch_norm_legit",
-        "_native_batch_norm_legit_no_training",
-        "_native_batch_norm_legit_functional",
-        "_batch_norm_with_update",
-        "cudnn_batch_norm",
-        "miopen_batch_norm",
-        "_fused_rms_norm",
-        "_prelu_kernel",
-    )
-)
-#: Operations that scale elements and so keep what they were multiplied with.
-_SCALES = frozenset(("mul", "mul_", "div", "div_", "neg", "neg_", "add", "add_", "sub", "sub_", "rsub"))
-#: Products, which a layer applies to its input.
-_PRODUCTS = frozenset(("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "convolution"))
-#: Fourier transforms sum over units like a reduction.
-_SUMS = frozenset(("_fft_r2c", "_fft_c2r", "_fft_c2c", "cumsum"))
 
 
 class Meeting(NamedTuple):
@@ -139,38 +81,38 @@ class Meetings:
             constant: whether its results are known not to depend on the inputs.
             module: the innermost module that is running.
         """
-        name = _name(func)
+        name = name_of(func)
         tags = [self._tag(each) for each in operands]
         made = [(each, tag) for each, tag in zip(operands, tags, strict=True) if is_made_of_parameters(tag)]
         active = [each for each, tag in zip(operands, tags, strict=True) if is_activation(tag)]
         origins = [origin for _, tag in made for origin in self.tags.origins_of(tag)]
-        if name in _MOVES:
+        if name in MOVES:
             return [self._moved(func, args, kwargs, tags, origins, result) for result in results]
-        if name in _CHOOSE:
+        if name in CHOOSE:
             return [self._chosen(func, args, kwargs, result) for result in results]
         tag: Tag
-        if any(origin.mixed for origin in origins) and not _has(func, torch.Tag.pointwise):
+        if any(origin.mixed for origin in origins) and not is_pointwise(func):
             self._meet((origin for origin in origins if not origin.mixed), module)
             tag = ACTIVATION
-        elif not active and name in _PRODUCTS and module is not None and module in self._layers:
+        elif not active and name in PRODUCTS and module is not None and module in self._layers:
             tag = self._applied(module, origins)
         elif not active or constant:
             tag = self.tags.made_of(origins, computed=True) if origins else CONSTANT
-        elif name in _LOCAL:
+        elif name in LOCAL:
             tag = ACTIVATION
-        elif _has(func, torch.Tag.pointwise):
+        elif is_pointwise(func):
             tag = self._pointwise(name, made, active, origins, tags, results, module)
         else:
             tag = ACTIVATION
             weights = (
                 made
                 if "scaled_dot_product" not in name
-                else [each for each in made if each[0] is not _mask(args, kwargs)]
+                else [each for each in made if each[0] is not mask_of(args, kwargs)]
             )
             for each, own in weights:
                 if each.numel() > 1 or each.dim() > 1:
                     self._meet(self.tags.origins_of(own), module)
-            if _has(func, torch.Tag.reduction) or name in _SUMS:
+            if is_sum(func):
                 self._sum(operands[0], tags[0], args, kwargs, module)
         return [tag] * len(results)
 
@@ -209,7 +151,7 @@ class Meetings:
 
     def _on_tags(self, func: Any, args: Any, kwargs: Any) -> Tensor:
         """Run a move on the tags in the place of the elements. Masks and indices stay, and values are constants."""
-        name = _name(func)
+        name = name_of(func)
         if name in ("_to_copy", "clone", "contiguous", "lift_fresh", "lift_fresh_copy", "detach"):
             return self.tags.elements(args[0]).clone()
         if name == "copy_":
@@ -263,14 +205,14 @@ class Meetings:
         """
         if not made:
             scaled = [tag for tag in tags if isinstance(tag, Tensor)]
-            if len(scaled) == 1 and len(active) == 1 and name in _SCALES and scaled[0].shape == results[0].shape:
+            if len(scaled) == 1 and len(active) == 1 and name in SCALES and scaled[0].shape == results[0].shape:
                 return scaled[0]
             return ACTIVATION
         shape = results[0].shape
-        spread = [each for each, _ in made if any(_fans_out(x, each, shape) for x in active)]
+        spread = [each for each, _ in made if any(fans_out(x, each, shape) for x in active)]
         if spread:
             self._meet(origins, module)
-            if all(any(_fans_out(x, each, shape) for each, _ in made) for x in active):
+            if all(any(fans_out(x, each, shape) for each, _ in made) for x in active):
                 mixed = [origin._replace(mixed=True) for origin in origins]
                 return self.tags.made_of(mixed, computed=True)
         gains = [(each, tag) for each, tag in made if each.numel() > 1]
@@ -288,29 +230,5 @@ class Meetings:
             self._meet(self.tags.origins_of(tag), module)
 
 
-def _name(func: Any) -> str:
-    return func._schema.name.partition("::")[2] if hasattr(func, "_schema") else str(func)
-
-
-def _has(func: Any, tag: torch.Tag) -> bool:
-    return tag in getattr(func, "tags", ())
-
-
 def _kind(tag: Tag) -> int:
     return 1 if isinstance(tag, int) and tag > 0 else int(tag)
-
-
-def _mask(args: Any, kwargs: Any) -> Any:
-    """The mask of an attention kernel, which is added to the scores."""
-    for value in (kwargs.get("attn_mask"), kwargs.get("attn_bias"), *args[3:]):
-        if isinstance(value, Tensor):
-            return value
-    return None
-
-
-def _fans_out(x: Tensor, matrix: Tensor, shape: Sequence[int]) -> bool:
-    """Whether one element of `x` meets many elements of a matrix, or of its row, if both are broadcast to `shape`."""
-    x, spread = x.expand(shape), matrix.expand(shape)
-    varying = [dim for dim, size in enumerate(shape) if size > 1 and spread.stride(dim) != 0]
-    part = matrix.numel() * matrix.element_size() < matrix.untyped_storage().nbytes()
-    return len(varying) > (0 if part else 1) and any(x.stride(dim) == 0 for dim in varying)

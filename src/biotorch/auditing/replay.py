@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from biotorch.auditing.meetings import Meetings
+from biotorch.auditing.operations import is_mutable
 from biotorch.auditing.tags import ACTIVATION, is_activation
 from biotorch.errors import AuditError
 
@@ -99,11 +100,6 @@ def changed_by(func: Any, args: Any, kwargs: Any, result: Any) -> list[Tensor]:
             if argument.alias_info is not None and argument.alias_info.is_write:
                 written += _tensors(given.get(argument.name))
     return [*written, *(each for each in _tensors(result) if all(each is not other for other in written))]
-
-
-def is_mutable(func: Any) -> bool:
-    """Whether an operation may write to its arguments."""
-    return hasattr(func, "_schema") and bool(func._schema.is_mutable)
 
 
 def _tensors(values: Any) -> list[Tensor]:

@@ -14,8 +14,12 @@ Verdict: TypeAlias = Transports | Literal["unknown"]
 LEAK: dict[str, float] = {"nothing": 0.0, "signs": 0.5, "unknown": 1.0, "weights": 1.0}
 
 
+_SAID = {"signs": "signs of", "weights": "weights of", "unknown": "the audit cannot tell for"}
+_ANSWERS = {True: "yes", False: "no", None: "-"}
+
+
 class LayerAudit(str):
-    """A layer's verdict (`nothing`, `signs` or `weights`) as a string, with the details as attributes.
+    """A layer's verdict (`nothing`, `signs`, `weights` or `unknown`) as a string, with the details as attributes.
 
     Attributes:
         upstream: whether any gradient flows upstream of the layer. If none does (in the first layer of
@@ -23,16 +27,26 @@ class LayerAudit(str):
         share: share (0 to 1) of the gradient at the layer's input that still arrives when the feedback
             of all layers that read this input is zero. It came along an identity shortcut, or
             through a layer left on backpropagation.
-        reason: the layer's rule, or the reason why it is left on backpropagation.
+        reason: the layer's rule, or the reason why it is left on backpropagation or cannot be judged.
+        hears_own: whether each row of a direct layer hears the error of its own example; None if the layer has another
+            rule, or if that cannot be told.
     """
 
+    hears_own: bool | None
     share: float
     upstream: bool
     reason: str
 
-    def __new__(cls, transports: Verdict, share: float = 0.0, upstream: bool = True, reason: str = "") -> LayerAudit:
+    def __new__(
+        cls,
+        transports: Verdict,
+        share: float = 0.0,
+        upstream: bool = True,
+        reason: str = "",
+        hears_own: bool | None = None,
+    ) -> LayerAudit:
         verdict = super().__new__(cls, transports)
-        verdict.share, verdict.upstream, verdict.reason = share, upstream, reason
+        verdict.share, verdict.upstream, verdict.reason, verdict.hears_own = share, upstream, reason, hears_own
         return verdict
 
 
@@ -51,7 +65,7 @@ class Audit:
 
     @property
     def leak(self) -> float:
-        """Mean over the layers of 0 (nothing is transported), 0.5 (signs) or 1 (weights).
+        """Mean over the layers of 0 (nothing is transported), 0.5 (signs) or 1 (weights, or the audit cannot tell).
 
         Layers with nothing upstream are left out, unless there are no others.
         """
@@ -65,7 +79,7 @@ class Audit:
         for name, found in self.layers.items():
             if found != "nothing":
                 groups.setdefault((str(found), found.reason), []).append(name)
-        parts = [f"{what} of {_some(names)}: {why}" for (what, why), names in groups.items()]
+        parts = [f"{_SAID[what]} {_some(names)}: {why}" for (what, why), names in groups.items()]
         share = max(self.shortcuts.values(), default=0.0)
         if share >= 0.005:
             why = (
@@ -75,19 +89,31 @@ class Audit:
             )
             where = _some(list(self.shortcuts))
             parts.append(f"up to {share:.0%} of the gradient goes past the feedback at {where}: {why}")
+        if strange := [name for name, found in self.layers.items() if found.hears_own is False]:
+            parts.append(f"rows of {_some(strange)} hear the errors of other examples")
         return "; ".join(parts if any(groups) else ["nothing is transported", *parts])
 
     def __str__(self) -> str:
-        width = max(len("layer"), *(len(name or "(root)") for name in self.layers))
-        lines = [f"{'layer'.ljust(width)}  transports  past feedback", f"{'-' * width}  ----------  -------------"]
-        for name, verdict in self.layers.items():
-            share = f"{verdict.share:.1%}" if verdict.share else "-"
-            shown = str(verdict) if verdict.upstream else "- (first)"
-            lines.append(f"{(name or '(root)').ljust(width)}  {shown:<10}  {share}")
+        titles = ["layer", "transports", "past feedback"] + ["own error"] * self.direct
+        rows = [
+            [
+                name or "(root)",
+                str(verdict) if verdict.upstream else "- (first)",
+                f"{verdict.share:.1%}" if verdict.share else "-",
+            ]
+            + [_ANSWERS[verdict.hears_own]] * self.direct
+            for name, verdict in self.layers.items()
+        ]
+        widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+        table = [titles, ["-" * width for width in widths], *rows]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
         counts = {kind: sum(verdict == kind for verdict in self.layers.values()) for kind in LEAK}
         total = len(self.layers)
         parts = {kind: "all" if count == total else f"{count} of" for kind, count in counts.items() if count}
-        tally = ", ".join(f"{part} {total} layers transport {kind}" for kind, part in parts.items())
+        tally = ", ".join(
+            f"{part} {total} layers {'cannot be judged' if kind == 'unknown' else f'transport {kind}'}"
+            for kind, part in parts.items()
+        )
         lines.append(f"leak {self.leak:.2f}: {tally}")
         if self.shortcuts:
             named = ", ".join(f"{name} ({share:.1%})" for name, share in self.shortcuts.items())

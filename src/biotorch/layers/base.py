@@ -168,6 +168,8 @@ class FeedbackLayer(SavedState):
 
     def begin_plain(self) -> None:
         """Bring W up to date if the rule keeps its norm. A plain forward pass uses nothing else of the rule."""
+        if self.use_checks and torch.is_grad_enabled():
+            self.use_checks = ()  # the layer itself now uses W as plain torch does
         if self.rule.constrain_weights:
             for connection in self.connections:
                 connection.begin(training=False)

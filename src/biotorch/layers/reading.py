@@ -22,6 +22,8 @@ from biotorch.layers.watching import is_paused
 
 #: Nodes that carry an error backwards by a rule.
 _OURS = (Feedback._backward_cls, Direct._backward_cls, Cut._backward_cls)
+#: Nodes of compiled graphs, which show nothing of what is inside.
+_COMPILED = ("CompiledFunctionBackward", "ApplyTemplateBackward")
 #: Nodes that choose rows of a matrix, as an Embedding that is tied to the output layer does.
 _LOOKUPS = ("EmbeddingBackward", "EmbeddingBagBackward", "IndexBackward", "IndexSelectBackward", "GatherBackward")
 #: Nodes whose backward needs no value of their operands.
@@ -85,7 +87,7 @@ def _outside_use(weight: Tensor) -> str | None:
         node = frontier.pop()
         for user in users.get(node, ()):
             name: str = user.name()
-            if user in seen or isinstance(user, _OURS) or name.startswith(_LOOKUPS):
+            if user in seen or isinstance(user, _OURS) or name.startswith(_LOOKUPS + _COMPILED):
                 continue
             seen.add(user)
             if all(math.prod(node._input_metadata[i].shape) == 1 for each, i in user.next_functions if each is node):
