@@ -25,7 +25,6 @@ class MultiheadAttention(FeedbackLayer, nn.MultiheadAttention):
     """
 
     owned = ("out_proj",)
-    affine = False
 
     @classmethod
     def obstacle(cls, layer: nn.Module) -> str:

@@ -45,8 +45,6 @@ class FeedbackLayer(SavedState):
     torch_type: ClassVar[type[nn.Module]]
     #: Submodules whose parameters this layer reads itself. They belong to it and are never called.
     owned: ClassVar[tuple[str, ...]] = ()
-    #: Whether the layer is only a product and a bias; `audit` may then set its output back to a recorded value.
-    affine: ClassVar[bool] = True
 
     weight: Tensor
     bias: Any

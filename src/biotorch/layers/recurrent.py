@@ -20,7 +20,6 @@ States: TypeAlias = tuple[Tensor, ...]
 class Recurrent(FeedbackLayer):
     """Base of cells and layers. `feedback_ih` carries the error to the input, `feedback_hh` to the earlier state."""
 
-    affine = False
     #: Number of states.
     states = 1
 
