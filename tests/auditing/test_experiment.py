@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 import torchvision
@@ -299,3 +301,56 @@ def test_gradients_of_sign_rules_depend_on_the_signs_and_on_nothing_else(rule):
     expected = overwritten_gradients(model, batch(), keep_signs=None)
     assert same(overwritten_gradients(model, batch(), keep_signs=True), expected)
     assert not torch.equal(overwritten_gradients(model, batch(), keep_signs=False)["input"], expected["input"])
+
+
+class Hidden(nn.Module):
+    """A weight that is no registered parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = [torch.randn(8, 8, requires_grad=True)]
+
+    def forward(self, x):
+        return F.linear(x, self.kept[0])
+
+
+class Branching(nn.Module):
+    """A forward that depends on what a weight is."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.eye(8))
+
+    def forward(self, x):
+        return x @ self.w if self.w[0, 0] == 1 else (x @ self.w).tanh()
+
+
+@pytest.mark.parametrize("kind", [Hidden, Branching])
+def test_what_the_audit_cannot_follow_is_named_and_counts_as_a_leak(kind):
+    model = nn.Sequential(nn.Linear(6, 8), kind(), nn.Linear(8, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", biotorch.ConversionWarning)
+        found = biotorch.audit(biotorch.convert(model, "fa"), batch())
+    assert found.layers == {"0": "nothing", "1": "unknown", "2": "nothing"}
+    assert found.leak == pytest.approx(1 / 3)
+    assert "the audit cannot tell for 1" in found.verdict
+    assert "1 of 3 layers cannot be judged" in str(found)
+
+
+class Siamese(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        h = self.b(self.a(torch.cat([x, -x])).tanh()).tanh()
+        return self.out(h[: len(x)] + h[len(x) :])
+
+
+@pytest.mark.parametrize(("rows", "own"), [(None, True), ("tiled", True), ("interleaved", False)])
+def test_the_audit_shows_whether_rows_hear_their_own_example(rows, own):
+    found = biotorch.audit(biotorch.convert(Siamese(), "dfa", rows=rows), batch())
+    assert found.layers["b"].hears_own is own
+    assert ("b hear the errors of other examples" in found.verdict) is not own
+    assert "own error" in str(found)
+    assert biotorch.audit(biotorch.convert(Siamese(), "fa"), batch()).layers["b"].hears_own is None

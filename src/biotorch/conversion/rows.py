@@ -59,7 +59,7 @@ class RowSearch:
         seen = tuple(shapes) if uneven else tuple(shape[:1] for shape in shapes)
         if self.is_settled or seen in self.tried or not _may_be_tried(model):
             return
-        self.tried.add(seen)
+        self.tried |= {seen, tuple(shapes)}
         try:
             complete = _search(model, self.network, args, kwargs)
         except (RuntimeError, TypeError, ValueError):
