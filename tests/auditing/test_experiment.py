@@ -354,3 +354,10 @@ def test_the_audit_shows_whether_rows_hear_their_own_example(rows, own):
     assert ("b hear the errors of other examples" in found.verdict) is not own
     assert "own error" in str(found)
     assert biotorch.audit(biotorch.convert(Siamese(), "fa"), batch()).layers["b"].hears_own is None
+
+
+def test_a_layer_that_never_runs_is_an_error():
+    model = biotorch.convert(nn.ModuleDict({"a": nn.Linear(6, 3), "b": nn.Linear(6, 3)}), "fa")
+    model.forward = model["a"].forward
+    with pytest.raises(AuditError, match="the forward of b never ran"):
+        biotorch.audit(model, batch())

@@ -79,6 +79,12 @@ class _Experiment:
         }
         self.names = {module: name for name, module in model.named_modules()}
         keys = {id(parameter): key for key, parameter in enumerate(self.parameters)}
+        #: The parameters (keys) of each layer of a type that has a feedback version.
+        self.own = {
+            each.module: frozenset(keys[id(parameter)] for parameter in each.module.parameters())
+            for each in self.entries.values()
+            if feedback_type(each.module) is not None or isinstance(each.module, FeedbackLayer)
+        }
         #: All names of each parameter.
         self.called: dict[int, list[str]] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -94,7 +100,7 @@ class _Experiment:
         ):
             direct = any(layer.rule.direct for layer in self.layers.values())
             heard = hears_own(self.model, self._inputs) if direct else {}
-            self.recording = Recording(self.names, self._constant_steps(), self._meetings())
+            self.recording = Recording(self.names, self._constant_steps(), Meetings(self.parameters, self.own))
             baseline = self.passes.gradients(self.recording)
             self.units = units_of(self.entries, self.recording, self.names, self.parameters)
             if not self.units:
@@ -114,12 +120,6 @@ class _Experiment:
             if not unit.presumed_local or verdicts[unit.name] != "nothing"
         }
         return Audit(layers, shortcuts, direct)
-
-    def _meetings(self) -> Meetings:
-        keys = {id(parameter): key for key, parameter in enumerate(self.parameters)}
-        known = [each.module for each in self.entries.values() if feedback_type(each.module) is not None]
-        own = {module: frozenset(keys[id(p)] for p in module.parameters()) for module in known}
-        return Meetings(self.parameters, own)
 
     def _constant_steps(self) -> dict[int, Any]:
         """The operations whose results do not depend on the inputs, found by two passes on different inputs.
@@ -143,8 +143,10 @@ class _Experiment:
         return [p for p in self.parameters if p.dim() < 2 and not p.any()]
 
     def _check(self, baseline: dict[str, Tensor]) -> None:
-        read = {name for unit in self.units for name in unit.read}
-        idle = [name for name, layer in self.layers.items() if layer not in self.passes.ran and name not in read]
+        met = {key for meeting in self.recording.meetings.found for key in meeting.origin.roots}
+        idle = [
+            name for name, layer in self.layers.items() if layer not in self.passes.ran and not self.own[layer] & met
+        ]
         if idle:
             raise AuditError(
                 f"the forward of {', '.join(idle)} never ran, so its rule has no effect: the inputs do not reach it"

@@ -20,7 +20,6 @@ class Unit(NamedTuple):
         reason: its rule, or the reason why it is on backpropagation, or cannot be judged.
         groups: sets of parameters (keys) that are tested together.
         computing: those of the parameters from which a weight is computed. Their own gradients depend on each other.
-        read: names of the modules that hold the parameters.
         presumed_local: whether names and shapes say that it is local, so that it is shown only if the test contradicts.
         opaque: whether it returns what the audit could not follow.
     """
@@ -29,7 +28,6 @@ class Unit(NamedTuple):
     reason: str
     groups: list[frozenset[int]]
     computing: frozenset[int]
-    read: frozenset[str]
     presumed_local: bool = False
     opaque: bool = False
 
@@ -71,7 +69,6 @@ def units_of(
                 _opaque_reason(names, name) if name in opaque else _reason(entries.get(name)),
                 [group for group in (direct, *(each for each in sets if each & own)) if group],
                 own,
-                frozenset(holder for each in sets for key in each for holder in owners[key]),
                 presumed_local=name not in entries or entries[name].kind == "local",
                 opaque=name in opaque,
             )
