@@ -287,6 +287,51 @@ class Compiled(Held):
         return torch.compile(lambda x: self.act(F.linear(x, self.w * 0.5)), backend="eager")(x)
 
 
+class ByShifts(Held):
+    """A depthwise convolution as a sum of shifted products."""
+
+    def build(self):
+        self.kernel = weight(3, WIDTH)
+
+    def forward(self, x):
+        padded = F.pad(x, (0, 0, 2, 0))
+        return self.act(sum(padded[:, i : i + TOKENS] * self.kernel[i] for i in range(3)))
+
+
+class AppliedToTheIdentity(Held):
+    """A converted layer whose output for constants is the weight of another product."""
+
+    def build(self):
+        self.layer = nn.Linear(WIDTH, WIDTH, bias=False)
+
+    def forward(self, x):
+        return self.act(x @ self.layer(torch.eye(WIDTH)))
+
+
+class Sparse(Held):
+    def forward(self, x):
+        return self.act((self.w.to_sparse() @ x.reshape(-1, WIDTH).t()).t().view_as(x))
+
+
+class Solved(Held):
+    def forward(self, x):
+        return self.act(torch.linalg.solve(self.w + torch.eye(WIDTH), x.reshape(-1, WIDTH).t()).t().view_as(x))
+
+
+class StraightThroughNumPy(Held):
+    class Rounded(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, w):
+            return torch.from_numpy((w.detach().numpy() * 8).round() / 8)
+
+        @staticmethod
+        def backward(ctx, dy):
+            return dy
+
+    def matrix(self, x):
+        return self.Rounded.apply(self.w)
+
+
 class FoldedNorm(Held):
     """A norm of the batch folded into the weight."""
 
@@ -386,6 +431,26 @@ class WrittenOutNorm(nn.Module):
 class NormWithEarlyGain(WrittenOutNorm):
     def forward(self, x):
         return x * (self.gain * (x.var(-1, keepdim=True) + 1e-5).rsqrt()) + self.shift
+
+
+class ImageNormWithEarlyGain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.randn(TOKENS, WIDTH))
+
+    def forward(self, x):
+        return x * (self.gain * (x.var((1, 2), keepdim=True) + 1e-5).rsqrt())
+
+
+class TwoNorms(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.randn(WIDTH)), nn.Parameter(torch.randn(WIDTH))
+
+    def forward(self, x):
+        for gain in (self.first, self.second):
+            x = (x - x.mean(-1, keepdim=True)) * (x.var(-1, keepdim=True) + 1e-5).rsqrt() * gain
+        return F.normalize(x, dim=-1)
 
 
 class WrittenOutNormOfImages(nn.Module):

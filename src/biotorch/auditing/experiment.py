@@ -19,7 +19,7 @@ from biotorch import _seeding
 from biotorch.auditing.meetings import Meetings
 from biotorch.auditing.noise import draw, learned_from_weights, overwritten, silenced
 from biotorch.auditing.passes import Passes, input_of, output_of, uncompiled
-from biotorch.auditing.replay import Comparing, Recording, Repeating, constant_steps
+from biotorch.auditing.replay import Comparing, Recording, Repeating, constant_results
 from biotorch.auditing.rows import hears_own
 from biotorch.auditing.units import Unit, units_of
 from biotorch.auditing.verdicts import LEAK, Audit, LayerAudit, Verdict
@@ -94,13 +94,14 @@ class _Experiment:
     def run(self, past_feedback: bool) -> Audit:
         device = self.parameters[0].device.type if self.parameters else "cpu"
         with (
+            torch.inference_mode(False),
             torch.autocast(device, enabled=False),
             torch.enable_grad(),
             uncompiled(),
         ):
             direct = any(layer.rule.direct for layer in self.layers.values())
             heard = hears_own(self.model, self._inputs) if direct else {}
-            self.recording = Recording(self.names, self._constant_steps(), Meetings(self.parameters, self.own))
+            self.recording = Recording(self.names, self._constant_results(), Meetings(self.parameters, self.own))
             baseline = self.passes.gradients(self.recording)
             self.units = units_of(self.entries, self.recording, self.names, self.parameters)
             if not self.units:
@@ -112,7 +113,7 @@ class _Experiment:
             unit.name: LayerAudit(
                 verdicts[unit.name],
                 shares.get(unit.name, 0.0),
-                unit.name in self.passes.inner or unit.name not in self.entries,
+                unit.name in self.passes.inner or unit.name not in self.passes.called,
                 unit.reason,
                 heard.get(unit.name),
             )
@@ -121,8 +122,8 @@ class _Experiment:
         }
         return Audit(layers, shortcuts, direct)
 
-    def _constant_steps(self) -> dict[int, Any]:
-        """The operations whose results do not depend on the inputs, found by two passes on different inputs.
+    def _constant_results(self) -> dict[tuple[int, Any], set[int]]:
+        """The results that do not depend on the inputs, found by two passes on different inputs.
 
         They run on noise, so that weights that start at zero hide nothing.
         """
@@ -131,12 +132,12 @@ class _Experiment:
         given, passes = self.passes, (Comparing(self.names), Comparing(self.names))
         generator = _seeding.generator(self.seed + 2)
         others = nested.other(given.args, generator), nested.other(given.kwargs, generator)
-        with contextlib.suppress(ArithmeticError, IndexError, RuntimeError, ValueError):  # noise may be no valid input
+        with contextlib.suppress(Exception):  # a network may refuse noise as its input, in any way
             for comparing, (args, kwargs) in zip(passes, ((given.args, given.kwargs), others), strict=True):
                 targets = teaching.given(teaching.RandomTargets())
-                with isolated(self.model), overwritten(pairs), torch.no_grad(), targets, comparing:
+                with isolated(self.model), overwritten(pairs), targets, comparing:
                     self.model(*args, **kwargs)
-        return constant_steps(*passes)
+        return constant_results(*passes)
 
     def _zero_vectors(self) -> list[Tensor]:
         """Vectors that are all zero, such as the scale of a branch's last norm, and so let no gradient pass."""
@@ -154,13 +155,11 @@ class _Experiment:
         bad = [name for name, gradient in baseline.items() if not torch.isfinite(gradient).all()]
         if bad:
             raise AuditError(f"non-finite gradients at {', '.join(bad)}: they cannot be compared")
-        with contextlib.suppress(AuditError):
-            if _equal(baseline, self.passes.gradients(Repeating(self.recording))):
-                return
-        raise AuditError(
-            "two identical passes give different gradients, so that a difference proves nothing: "
-            "use torch.use_deterministic_algorithms(True)"
-        )
+        if not _equal(baseline, self.passes.gradients(Repeating(self.recording))):
+            raise AuditError(
+                "two identical passes give different gradients, so that a difference proves nothing: "
+                "use torch.use_deterministic_algorithms(True)"
+            )
 
     def _verdicts(self) -> dict[str, Verdict]:
         """Compare passes with different noise as weights, for a verdict on each unit.
@@ -215,7 +214,10 @@ class _Experiment:
         clean = same(base, "second")
         for unit, group in groups:
             verdicts[unit.name] = _worse(verdicts[unit.name], verdict(unit, group))
-        for module, _ in applied:  # what it is applied to changes with its weight: only its type tells
+        for module, roots in applied:
+            if not roots - self.own[module]:
+                continue
+            # What it is applied to changes with its weight: only its type tells.
             layer_rule = module.rule.transports if isinstance(module, FeedbackLayer) else "weights"
             verdicts[self.names[module]] = _worse(verdicts[self.names[module]], layer_rule)
         for name, layer in self.layers.items():

@@ -25,7 +25,7 @@ from biotorch.auditing.operations import (
     mask_of,
     name_of,
 )
-from biotorch.auditing.tags import ACTIVATION, CONSTANT, Origin, Tag, Tags, is_activation, is_made_of_parameters
+from biotorch.auditing.tags import ACTIVATION, CONSTANT, SHIFT, Origin, Tag, Tags, is_activation, is_made_of_parameters
 
 
 class Meeting(NamedTuple):
@@ -60,6 +60,16 @@ class Meetings:
         """Take a tensor that no operation made as an activation if it requires a gradient, else as a constant."""
         self.tags.put(tensor, ACTIVATION if tensor.requires_grad else CONSTANT)
 
+    def hides(self, operands: Sequence[Tensor], results: Sequence[Tensor]) -> bool:
+        """Whether an operation takes something out of sight that was made of parameters, in a way of its own.
+
+        This is a constant that requires a gradient (numpy made it of a weight), or a sparse tensor.
+        """
+        tags = [(each, self._tag(each)) for each in operands]
+        constant = any(each.requires_grad and isinstance(tag, int) and tag == CONSTANT for each, tag in tags)
+        sparse = any(each.layout is not torch.strided for each in results)
+        return constant or (sparse and any(is_made_of_parameters(tag) for _, tag in tags))
+
     def tags_of(
         self,
         func: Any,
@@ -67,7 +77,7 @@ class Meetings:
         kwargs: Any,
         operands: Sequence[Tensor],
         results: Sequence[Tensor],
-        constant: bool,
+        constant: Sequence[bool],
         module: nn.Module | None,
     ) -> list[Tag]:
         """The tags of what an operation made, and take note if parameters met activations.
@@ -78,7 +88,7 @@ class Meetings:
             kwargs: its keyword arguments.
             operands: the tensors among its arguments.
             results: the tensors that it made or wrote to.
-            constant: whether its results are known not to depend on the inputs.
+            constant: for each of `results`, whether it is known not to depend on the inputs.
             module: the innermost module that is running.
         """
         name = name_of(func)
@@ -92,11 +102,11 @@ class Meetings:
             return [self._chosen(func, args, kwargs, result) for result in results]
         tag: Tag
         if any(origin.mixed for origin in origins) and not is_pointwise(func):
-            self._meet((origin for origin in origins if not origin.mixed), module)
+            self._meet(origins, module)
             tag = ACTIVATION
         elif not active and name in PRODUCTS and module is not None and module in self._layers:
             tag = self._applied(module, origins)
-        elif not active or constant:
+        elif not active:
             tag = self.tags.made_of(origins, computed=True) if origins else CONSTANT
         elif name in LOCAL:
             tag = ACTIVATION
@@ -114,19 +124,18 @@ class Meetings:
                     self._meet(self.tags.origins_of(own), module)
             if is_sum(func):
                 self._sum(operands[0], tags[0], args, kwargs, module)
-        return [tag] * len(results)
+        fixed: Tag = CONSTANT
+        if active and any(constant):
+            fixed = self.tags.made_of(origins, computed=True) if origins else CONSTANT
+        return [fixed if active and same else tag for same in constant]
 
     def _applied(self, layer: nn.Module, origins: list[Origin]) -> Tag:
         """The tag of a layer's output for an input that is no activation.
 
-        Of a constant (coordinates, say) a layer makes activations. What it makes of a parameter is made of parameters.
+        It is made of parameters: a weight, if it is multiplied with activations.
         """
-        roots = frozenset(key for origin in origins for key in origin.roots)
-        if roots - self._layers[layer]:
-            self.applied.append((layer, roots))
-            return self.tags.made_of(origins, computed=True)
-        self._meet(origins, layer)
-        return ACTIVATION
+        self.applied.append((layer, frozenset(key for origin in origins for key in origin.roots)))
+        return self.tags.made_of(origins, computed=True)
 
     def _tag(self, tensor: Tensor) -> Tag:
         if tensor.layout is not torch.strided:
@@ -204,21 +213,29 @@ class Meetings:
         Where one activation meets many elements of a matrix, the matrix is a weight.
         """
         if not made:
-            scaled = [tag for tag in tags if isinstance(tag, Tensor)]
-            if len(scaled) == 1 and len(active) == 1 and name in SCALES and scaled[0].shape == results[0].shape:
+            scaled = [tag for tag in tags if isinstance(tag, Tensor) and tag.shape == results[0].shape]
+            if len(scaled) == len(active) == 1 and name in SCALES:
                 return scaled[0]
+            if len(scaled) == 2 and name in ("add", "add_", "sub", "sub_"):
+                self._add(scaled[0], scaled[1], module)
             return ACTIVATION
         shape = results[0].shape
-        spread = [each for each, _ in made if any(fans_out(x, each, shape) for x in active)]
-        if spread:
-            self._meet(origins, module)
+        if any(fans_out(x, each, shape) for x in active for each, _ in made):
             if all(any(fans_out(x, each, shape) for each, _ in made) for x in active):
-                mixed = [origin._replace(mixed=True) for origin in origins]
-                return self.tags.made_of(mixed, computed=True)
-        gains = [(each, tag) for each, tag in made if each.numel() > 1]
+                # A weight, if it is used as a matrix; a gain, if each of its elements meets one activation.
+                return self.tags.made_of([origin._replace(mixed=True) for origin in origins], computed=True)
+            self._meet(origins, module)
+        gains = [each for each, _ in made if each.numel() > 1]
         if name in ("mul", "mul_", "div", "div_") and gains:
-            return -self.tags.elements(gains[0][0]).expand(shape).clone()
+            return self.tags.gains(self.tags.elements(gains[0]).expand(shape), active[0])
         return ACTIVATION
+
+    def _add(self, first: Tensor, second: Tensor, module: nn.Module | None) -> None:
+        """Take note if elements of one parameter scale activations of one tensor that are then added up."""
+        mine, theirs = self.tags.origins_of(first), self.tags.origins_of(second)
+        differ = bool(((-first ^ -second) & ((1 << SHIFT) - 1)).any())
+        if differ and any(a.scaled == b.scaled and a.roots & b.roots for a in mine for b in theirs):
+            self._meet([*mine, *theirs], module)
 
     def _sum(self, x: Tensor, tag: Tag, args: Any, kwargs: Any, module: nn.Module | None) -> None:
         """Take note if a sum over units follows gains that differ among these units: together they are a weight."""

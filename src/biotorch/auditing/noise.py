@@ -37,7 +37,7 @@ def draw(weight: Tensor, generator: torch.Generator) -> Noise:
         return noise * (norm / noise.norm()) if norm > 0 else noise
 
     first, second = one(), one()
-    return Noise(weight, first, second, second.abs() * first.sign())
+    return Noise(weight, first, second, second.abs() * first.sgn())
 
 
 @contextlib.contextmanager

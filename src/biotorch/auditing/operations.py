@@ -75,8 +75,8 @@ LOCAL = frozenset(
 SCALES = frozenset(("mul", "mul_", "div", "div_", "neg", "neg_", "add", "add_", "sub", "sub_", "rsub"))
 #: Products, which a layer applies to its input.
 PRODUCTS = frozenset(("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "convolution"))
-#: Fourier transforms sum over units like a reduction.
-_FOURIER = frozenset(("_fft_r2c", "_fft_c2r", "_fft_c2c", "cumsum"))
+#: Sums of elements. Norms and means are left out: they centre and scale what they were made of.
+_SUMMING = frozenset(("sum", "cumsum", "_fft_r2c", "_fft_c2r", "_fft_c2c"))
 
 
 def name_of(func: Any) -> str:
@@ -90,8 +90,8 @@ def is_pointwise(func: Any) -> bool:
 
 
 def is_sum(func: Any) -> bool:
-    """Whether an operation sums elements, or otherwise reduces them to one."""
-    return torch.Tag.reduction in getattr(func, "tags", ()) or name_of(func) in _FOURIER
+    """Whether an operation sums elements."""
+    return name_of(func) in _SUMMING
 
 
 def is_mutable(func: Any) -> bool:

@@ -28,7 +28,8 @@ class Passes:
     Attributes:
         ran: the feedback layers whose forward has run.
         readers: the names of all modules that read one input.
-        inner: modules with an input that requires a gradient; nothing lies upstream of the others.
+        called: modules whose forward has run.
+        inner: those of them with an input that requires a gradient; nothing lies upstream of the others.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Passes:
         self.readable = {**layers, **blocks}
         self.ran: set[nn.Module] = set()
         self.readers: dict[GradientEdge, list[str]] = {}
+        self.called: set[str] = set()
         self.inner: set[str] = set()
 
     def gradients(
@@ -89,6 +91,7 @@ class Passes:
         def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:
             if isinstance(module, FeedbackLayer):
                 self.ran.add(module)
+            self.called.add(name)
             if first and any(tensor.requires_grad for tensor in nested.tensors(args)):
                 self.inner.add(name)
             tensors = nested.tensors(output)

@@ -117,17 +117,21 @@ class Comparing(Follower):  # type: ignore[no-untyped-call]
         self.signatures.append((func, [_signature(each) for each in operands], [_signature(each) for each in results]))
 
 
-def constant_steps(first: Comparing, second: Comparing) -> dict[int, Any]:
-    """The operations, by number, whose results are the same in two passes although one of their operands is not.
+def constant_results(first: Comparing, second: Comparing) -> dict[tuple[int, Any], set[int]]:
+    """The results of operations that are the same in two passes although an operand is not.
 
     Such a result does not depend on the inputs: `w + 0 * x.sum()` is a weight.
+
+    Returns:
+        Indices of results, by number of the operation and the operation itself.
     """
     found = {}
     for number, (one, other) in enumerate(zip(first.signatures, second.signatures, strict=False)):
         if one[0] is not other[0]:
             break
-        if one[2] == other[2] and one[1] != other[1]:
-            found[number] = one[0]
+        if one[1] != other[1]:
+            pairs = enumerate(zip(one[2], other[2], strict=False))
+            found[number, one[0]] = {index for index, (mine, theirs) in pairs if mine == theirs}
     return found
 
 
@@ -148,7 +152,9 @@ class Recording(Follower):  # type: ignore[no-untyped-call]
         opaque: modules that return a tensor whose origin nobody saw.
     """
 
-    def __init__(self, names: Mapping[nn.Module, str], constant: Mapping[int, Any], meetings: Meetings) -> None:
+    def __init__(
+        self, names: Mapping[nn.Module, str], constant: Mapping[tuple[int, Any], set[int]], meetings: Meetings
+    ) -> None:
         super().__init__(names)
         self.steps: list[Step] = []
         self.meetings = meetings
@@ -163,8 +169,10 @@ class Recording(Follower):  # type: ignore[no-untyped-call]
             return  # gradients are among the operands
         for each in strangers:
             self.meetings.adopt(each)
-            if each.requires_grad and self.module is not None:
-                self.opaque.add(self.module)
+        if self.module is not None and (
+            any(each.requires_grad for each in strangers) or self.meetings.hides(operands, results)
+        ):
+            self.opaque.add(self.module)
         old = [id(each) for each in operands]
         aliases = {each.untyped_storage()._cdata for each in operands if each.layout is torch.strided}
         mutable = is_mutable(func)
@@ -174,7 +182,8 @@ class Recording(Follower):  # type: ignore[no-untyped-call]
             if each.layout is torch.strided
             and (each.untyped_storage()._cdata not in aliases or (mutable and id(each) in old))
         ]
-        constant = self._constant.get(number) is func
+        same = self._constant.get((number, func), set())
+        constant = [index in same for index, _ in fresh]
         tags = self.meetings.tags_of(func, args, kwargs, operands, [each for _, each in fresh], constant, self.module)
         for (index, each), tag in zip(fresh, tags, strict=True):
             self.meetings.tags.put(each, tag)

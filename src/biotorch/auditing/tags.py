@@ -29,11 +29,13 @@ class Origin(NamedTuple):
         roots: keys of the parameters that it was computed from.
         computed: whether it is more than a rearrangement of one parameter.
         mixed: whether activations scale its elements, as a gate or a norm scales those of a weight.
+        scaled: the storage of the activations that it multiplied, if it was a gain.
     """
 
     roots: frozenset[int]
     computed: bool = True
     mixed: bool = False
+    scaled: int = 0
 
 
 class _Shadow:
@@ -63,6 +65,13 @@ class Tags:
             )
         )
         return (len(self.origins) - 1) << SHIFT
+
+    def gains(self, elements: Tensor, activation: Tensor) -> Tensor:
+        """The tags of activations that were multiplied with the elements, given by their tags, of a parameter."""
+        found = self.origins_of(elements)
+        base = self.made_of(found, computed=any(each.computed for each in found))
+        self.origins[-1] = self.origins[-1]._replace(scaled=activation.untyped_storage()._cdata)
+        return -(base + (elements & ((1 << SHIFT) - 1)))
 
     def parameter(self, tensor: Tensor, key: int) -> None:
         """Tag `tensor` as the parameter `key`."""

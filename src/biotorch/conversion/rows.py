@@ -27,6 +27,10 @@ from biotorch.layers.watching import uncompiled
 _lock = threading.RLock()
 
 
+#: Number of searches in a row that find nothing new, after which no more are made.
+_PATIENCE = 3
+
+
 class RowSearch:
     """Forward pre-hook of a network under a direct rule that finds out which rows belong to which example.
 
@@ -38,14 +42,20 @@ class RowSearch:
     def __init__(self, network: Network) -> None:
         self.network = network
         self.tried: set[Any] = set()
-        self.is_settled = False
+        #: Numbers of input tensors for which there is nothing more to find, and the searches without a find in a row.
+        self.settled: set[int] = set()
+        self.idle = 0
+
+    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.is_grad_enabled():  # a forward pass without gradients stays traceable
+            self._prepare(model, args, kwargs)
 
     @uncompiled
-    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _prepare(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         network = self.network
         if network.whole is None:
             network.whole = weakref.ref(model)
-        if self.is_settled or isinstance(network.rows, str) or not torch.is_grad_enabled():
+        if isinstance(network.rows, str):
             return
         if callable(network.rows):
             network.given = _indices(network.rows(*args, **kwargs))
@@ -54,17 +64,23 @@ class RowSearch:
                 self._look(model, args, kwargs)
 
     def _look(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        shapes = [tensor.shape for tensor in nested.leaves((args, kwargs))]
-        uneven = any(k != m for _, k, m in self.network.found)
-        seen = tuple(shapes) if uneven else tuple(shape[:1] for shape in shapes)
-        if self.is_settled or seen in self.tried or not _may_be_tried(model):
+        given = nested.leaves((args, kwargs))
+        if len(given) in self.settled or any(tensor.is_nested for tensor in given):
             return
-        self.tried |= {seen, tuple(shapes)}
+        shapes = tuple(tensor.shape for tensor in given)
+        batches = tuple(shape[:1] for shape in shapes)
+        uneven = any(k != m for _, k, m in self.network.found)
+        if (shapes if uneven else batches) in self.tried or not _may_be_tried(model):
+            return
+        self.tried |= {shapes, batches}
+        before = dict(self.network.found)
         try:
             complete = _search(model, self.network, args, kwargs)
-        except (RuntimeError, TypeError, ValueError):
+        except Exception:  # noqa: BLE001  (without its hooks a network may fail in any way)
             return  # shapes decide, as for a network that is never called as a whole
-        self.is_settled = complete and all(k == m for _, k, m in self.network.found)
+        self.idle = self.idle + 1 if self.network.found == before else 0
+        if self.idle == _PATIENCE or (complete and all(k == m for _, k, m in self.network.found)):
+            self.settled.add(len(given))
 
 
 def remove_row_searches(model: nn.Module) -> None:
@@ -134,7 +150,8 @@ def _search(model: nn.Module, network: Network, args: tuple[Any, ...], kwargs: d
         y = carry_truly(layer, parameter, x, bias, operation)
         if recording and layer.network is network:  # not when a checkpoint runs the layer again
             like, error = y.detach(), operation.output_error(y)
-            if layer.rule.direct and x.dim() > 1:
+            packed = getattr(operation, "packed", False)  # its rows are put in order by the layer itself
+            if layer.rule.direct and x.dim() > 1 and not packed:
                 inputs.append(_Call(layer.label or type(layer).__name__, get_gradient_edge(x), len(x), like, operation))
             if layer.output is not None and error.dim() > 1:
                 outputs.append(_Call(layer.label, get_gradient_edge(y), len(error), like, operation))
@@ -150,6 +167,8 @@ def _search(model: nn.Module, network: Network, args: tuple[Any, ...], kwargs: d
             for number, call in enumerate(inputs):
                 common = math.gcd(n, call.rows)
                 k, m = call.rows // common, n // common
+                if call.rows == 1 < n and not trial.reaches_all(number):  # one row that was chosen
+                    network.found[call.label, 1, n] = "other"
                 if 1 in (n, call.rows) or 1 not in (k, m):
                     complete &= n > 1 or call.rows == 1
                     continue
@@ -199,6 +218,12 @@ class _Trial:
         if fitting:
             return None
         return "interleaved" if rows == self.n and self._reaches_itself(number, plain, alive) else "other"
+
+    def reaches_all(self, number: int) -> bool:
+        """Whether both halves of the examples reach an input of one row, or none does."""
+        first = torch.arange(self.n) < self.n // 2
+        reached = [self._gradients(half.float())[number] for half in (first, ~first)]
+        return len({each is not None and bool(each.any()) for each in reached}) == 1
 
     def _fits(self, number: int, rows: int, pattern: str, plain: Tensor, alive: Tensor) -> bool:
         units = min(rows, self.n)

@@ -32,6 +32,10 @@ Pattern: TypeAlias = Literal["interleaved", "tiled"]
 Found: TypeAlias = Pattern | Literal["other"]
 
 
+#: Number of first backward passes that are searched for dropped terms of the loss, which may begin after a warm-up.
+_CHECKS = 8
+
+
 class Network:
     """Identity of the network that layers were converted with: a layer hears the outputs with the same `Network`.
 
@@ -43,7 +47,7 @@ class Network:
         found: results of the experiment by layer, rows per example and examples per row (one of them is 1).
         is_orderly: whether no layer is known to have as many rows as there are examples in another order.
         given: the indices that the function returned for the present forward pass, with patterns of layer names.
-        is_checked: whether the first backward was searched for terms of the loss that a direct layer drops.
+        checks: number of backward passes that are still searched for terms of the loss that a direct layer drops.
     """
 
     def __init__(self, rows: Pattern | Callable[..., Any] | None = None) -> None:
@@ -51,7 +55,7 @@ class Network:
         self.found: dict[tuple[str, int, int], Found] = {}
         self.is_orderly = True
         self.given: tuple[tuple[str, Tensor], ...] = ()
-        self.is_checked = False
+        self.checks = _CHECKS
         #: The module that was converted; None after unpickling, until its next forward pass.
         self.whole: weakref.ref[Any] | None = None
 
@@ -60,7 +64,7 @@ class Network:
         if root is not None and id(root) not in memo:
             return self
         copied = memo[id(self)] = Network(self.rows)
-        copied.found, copied.is_orderly, copied.is_checked = dict(self.found), self.is_orderly, self.is_checked
+        copied.found, copied.is_orderly, copied.checks = dict(self.found), self.is_orderly, self.checks
         copied.whole = None if root is None else weakref.ref(memo[id(root)])
         return copied
 
@@ -224,14 +228,13 @@ def broadcast(node: Any, output: Output, error: Tensor) -> SentError:
             if inbox is not None and inbox.receiver.network is output.network:
                 inbox.put(sent)
     network = output.network
-    if network is not None and not network.is_checked and not isinstance(node.targets, RandomTargets):
-        network.is_checked = True
-        _warn_of_dropped_terms(network)
+    if network is not None and network.checks and not isinstance(node.targets, RandomTargets):
+        network.checks = 0 if _warn_of_dropped_terms(network) else network.checks - 1
     return sent
 
 
-def _warn_of_dropped_terms(network: Network) -> None:
-    """Warn if a part of the loss enters `network` behind a direct layer and not through an output.
+def _warn_of_dropped_terms(network: Network) -> bool:
+    """Warn, and return whether, a part of the loss enters `network` behind a direct layer and not through an output.
 
     An example is the Kullback-Leibler term of a variational autoencoder. The layer learns from it, but what it hands on
     is the projected error alone.
@@ -252,6 +255,7 @@ def _warn_of_dropped_terms(network: Network) -> None:
             ConversionWarning,
             stacklevel=2,
         )
+    return bool(names)
 
 
 def _network_of(output: Any) -> Network | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import random
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
@@ -100,10 +102,10 @@ def clip_grad_norm_(
 
 @contextlib.contextmanager
 def isolated(model: nn.Module) -> Iterator[None]:
-    """Restore buffers (batch-norm statistics) and the global random state at the end of the `with` block.
+    """Restore buffers (batch-norm statistics), attributes (caches, counters) and the random states at the block's end.
 
     Earlier updates of the weights are settled first. Changes of weights inside the block do not count as updates. Two
-    blocks in a row start from the same random state, so they draw the same dropout masks.
+    blocks in a row start from the same random states of torch, Python and NumPy, so they draw the same dropout masks.
     """
     for connection in connections(model).values():
         connection.settle(at_once=True)
@@ -115,15 +117,46 @@ def isolated(model: nn.Module) -> Iterator[None]:
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
+    attributes = [(vars(module), _shallow(vars(module))) for module in model.modules()]
+    python, numpy = random.getstate(), sys.modules.get("numpy")
+    numpy_state = numpy.random.get_state() if numpy is not None else None
     with torch.random.fork_rng(devices=devices), paused():
         try:
             yield
         finally:
+            random.setstate(python)
+            if numpy is not None:
+                numpy.random.set_state(numpy_state)
+            for own, values in attributes:
+                _restore(own, values)
             with torch.no_grad():
                 for owner, name, buffer, value in before:
                     owner[name] = buffer  # a forward pass may have replaced the tensor
                     if not torch.equal(buffer, value):
                         buffer.copy_(value)
+
+
+def _shallow(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The attributes of a module, with copies of the containers in which it may keep something from pass to pass."""
+    return {
+        name: (value, value.copy() if type(value) in (dict, list, set) else None)
+        for name, value in attributes.items()
+        if not name.startswith("_")
+    }
+
+
+def _parts(container: Any) -> list[Any]:
+    return [*container, *(container.values() if isinstance(container, dict) else ())]
+
+
+def _restore(attributes: dict[str, Any], values: dict[str, tuple[Any, Any]]) -> None:
+    for name in [each for each in attributes if not each.startswith("_") and each not in values]:
+        del attributes[name]
+    for name, (value, contents) in values.items():
+        if contents is not None and list(map(id, _parts(value))) != list(map(id, _parts(contents))):
+            value.clear()
+            (value.extend if isinstance(value, list) else value.update)(contents)
+        attributes[name] = value
 
 
 @contextlib.contextmanager
@@ -175,6 +208,8 @@ def rehearsal(model: nn.Module, carry: Carry) -> Iterator[None]:
     mixing: list[nn.Module] = [each for each in model.modules() if isinstance(each, _NormBase | _DropoutNd)]
     quiet = [module for module in mixing if module.training]
     hooks = [(module, name, getattr(module, name)) for module in model.modules() for name in _HOOKS]
+    # Averages of weights, which a forward pass may move (a momentum encoder), are frozen.
+    frozen = [(p, p._version, p.detach().clone()) for p in model.parameters() if not p.requires_grad]
     with isolated(model):
         try:
             for layer in layers:
@@ -189,6 +224,9 @@ def rehearsal(model: nn.Module, carry: Carry) -> Iterator[None]:
         finally:
             for layer in layers:
                 del layer.__dict__["carry"], layer.__dict__["cut"]
+            for parameter, version, value in frozen:
+                if parameter._version != version:
+                    parameter.data.copy_(value)
             for module in quiet:
                 module.training = True
             for module, name, found in hooks:

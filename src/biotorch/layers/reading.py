@@ -54,11 +54,18 @@ class UseCheck:
             RuntimeError: the weight is used outside of its layer.
         """
         weight, layer = self._weight(), self._layer()
-        if weight is None or layer is None or weight._version != self._version or self._looks == _PATIENCE:
+        if weight is None or layer is None or self._looks == _PATIENCE:
             self._handle.remove()
             return
         if is_paused():
             return
+        if weight._version != self._version:
+            self._version = weight._version
+            if self._looks:  # else it was no update: the weight was loaded, or given to all processes
+                self._handle.remove()
+                return
+        if not _graph()[1]:
+            return  # a penalty in a pass of its own
         self._looks += 1
         if (use := _outside_use(weight)) is not None:
             inside, _, name = layer.label.rpartition(".")

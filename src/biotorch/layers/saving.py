@@ -106,6 +106,7 @@ class SavedState(RuleState):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
+        self.use_checks = None  # a parameter may be replaced
         self._overlook()
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs

@@ -64,6 +64,11 @@ class _Step(NamedTuple):
         return dy
 
     @property
+    def packed(self) -> bool:
+        """Whether the rows of a step are in the order of a packed sequence, and not of the batch."""
+        return self.sequences.packed
+
+    @property
     def batch_dim(self) -> int:
         return int(self.time_major)
 
