@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 
 import pytest
@@ -176,14 +177,15 @@ def test_torchvision_swin_whose_attention_reads_its_weights_functionally_transpo
 
 
 def test_passes_that_do_not_repeat_prove_nothing_and_are_an_error():
+    passes = itertools.count(1)
+
     class Unsteady(nn.Module):
         def __init__(self):
             super().__init__()
-            self.fc, self.passes = nn.Linear(6, 3), 0
+            self.fc = nn.Linear(6, 3)
 
         def forward(self, x):
-            self.passes += 1
-            return self.fc(x) * self.passes
+            return self.fc(x) * next(passes)
 
     with pytest.raises(AuditError, match="differ"):
         biotorch.audit(biotorch.convert(Unsteady(), "fa"), batch())
@@ -361,3 +363,24 @@ def test_a_layer_that_never_runs_is_an_error():
     model.forward = model["a"].forward
     with pytest.raises(AuditError, match="the forward of b never ran"):
         biotorch.audit(model, batch())
+
+
+class Caching(nn.Module):
+    """A module that keeps what it makes of a parameter, and counts."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift, self.kept, self.calls = nn.Parameter(torch.randn(8)), {}, 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x + self.kept.setdefault("shift", self.shift * 2)
+
+
+def test_the_audit_leaves_no_noise_in_caches_and_counts_nothing():
+    model = biotorch.convert(nn.Sequential(nn.Linear(6, 8), Caching(), nn.Linear(8, 3)), "fa")
+    biotorch.audit(model, batch())
+    assert model[1].calls == 0
+    assert model[1].kept == {}
+    with torch.inference_mode():
+        assert biotorch.audit(model, batch()).leak == 0.0

@@ -23,9 +23,9 @@ def audited(kind):
 
 @pytest.mark.parametrize("kind", gallery.DISGUISED.values(), ids=gallery.DISGUISED)
 def test_backpropagation_in_disguise_is_weight_transport(kind):
-    found = audited(kind)
-    assert found.layers["2"] in ("weights", "unknown")
-    assert found.layers["0"] == found.layers["4"] == "nothing"
+    found = audited(kind).layers
+    assert {name.partition(".")[0] for name, verdict in found.items() if verdict != "nothing"} == {"2"}
+    assert set(found.values()) <= {"nothing", "weights", "unknown"}
 
 
 @pytest.mark.parametrize("kind", gallery.HONEST.values(), ids=gallery.HONEST)

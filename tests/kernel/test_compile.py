@@ -150,7 +150,7 @@ def test_a_recurrent_layer_is_unrolled_outside_of_the_graph(rule):
     step = torch.compile(model, backend=count)
     loss_of(step(x)).backward()
     assert_close(collect(model), expected, rtol=1e-4, atol=1e-5)
-    assert sum(len(graph.graph.nodes) for graph in graphs) < 20
+    assert sum(len(graph.graph.nodes) for graph in graphs) < 25
     loss_of(step(x[:, :7])).backward()
     with torch.no_grad():
         torch.testing.assert_close(step(x), model(x))

@@ -87,6 +87,18 @@ def test_a_copy_is_checked_for_itself(renew):
         net(batch()).sum().backward()
 
 
+@pytest.mark.parametrize(
+    "begin",
+    [lambda net: net.load_state_dict(net.state_dict()), lambda net: [penalty(net).backward() for _ in range(9)]],
+)
+def test_loading_and_penalties_alone_do_not_end_the_check(begin):
+    net = biotorch.convert(Read(), "fa")
+    net.b.weight  # noqa: B018
+    begin(net)
+    with pytest.raises(RuntimeError, match="used outside"):
+        net(batch()).sum().backward()
+
+
 def penalty(net):
     return sum(p.square().sum() + p.abs().mean() * p.norm() for p in net.parameters())
 

@@ -134,6 +134,7 @@ class _Experiment:
         others = nested.other(given.args, generator), nested.other(given.kwargs, generator)
         with contextlib.suppress(Exception):  # a network may refuse noise as its input, in any way
             for comparing, (args, kwargs) in zip(passes, ((given.args, given.kwargs), others), strict=True):
+                args, kwargs = nested.differentiable(args, {}, ""), nested.differentiable(kwargs, {}, "")  # noqa: PLW2901
                 targets = teaching.given(teaching.RandomTargets())
                 with isolated(self.model), overwritten(pairs), targets, comparing:
                     self.model(*args, **kwargs)

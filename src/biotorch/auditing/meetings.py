@@ -20,9 +20,9 @@ from biotorch.auditing.operations import (
     PRODUCTS,
     SCALES,
     fans_out,
+    is_added,
     is_pointwise,
     is_sum,
-    mask_of,
     name_of,
 )
 from biotorch.auditing.tags import ACTIVATION, CONSTANT, SHIFT, Origin, Tag, Tags, is_activation, is_made_of_parameters
@@ -114,13 +114,8 @@ class Meetings:
             tag = self._pointwise(name, made, active, origins, tags, results, module)
         else:
             tag = ACTIVATION
-            weights = (
-                made
-                if "scaled_dot_product" not in name
-                else [each for each in made if each[0] is not mask_of(args, kwargs)]
-            )
-            for each, own in weights:
-                if each.numel() > 1 or each.dim() > 1:
+            for each, own in made:
+                if (each.numel() > 1 or each.dim() > 1) and not is_added(name, each, args, kwargs):
                     self._meet(self.tags.origins_of(own), module)
             if is_sum(func):
                 self._sum(operands[0], tags[0], args, kwargs, module)

@@ -99,12 +99,15 @@ def is_mutable(func: Any) -> bool:
     return hasattr(func, "_schema") and bool(func._schema.is_mutable)
 
 
-def mask_of(args: Any, kwargs: Any) -> Any:
-    """The mask of an attention kernel, which is added to the scores."""
-    for value in (kwargs.get("attn_mask"), kwargs.get("attn_bias"), *args[3:]):
-        if isinstance(value, Tensor):
-            return value
-    return None
+def is_added(name: str, operand: Tensor, args: Any, kwargs: Any) -> bool:
+    """Whether an operation adds `operand` to what it multiplies: a bias, or the mask of an attention kernel."""
+    if name in ("addmm", "baddbmm", "addmv", "addbmm"):
+        return operand is args[0]
+    if name == "convolution":
+        return operand is args[2]
+    if "scaled_dot_product" in name:
+        return any(operand is each for each in (kwargs.get("attn_mask"), kwargs.get("attn_bias"), *args[3:]))
+    return False
 
 
 def fans_out(x: Tensor, matrix: Tensor, shape: Sequence[int]) -> bool:

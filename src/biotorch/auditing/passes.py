@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.utils._python_dispatch import _disable_current_modes
 
 from biotorch import _seeding
 from biotorch.auditing.noise import after_steps, overwritten
@@ -80,8 +81,12 @@ class Passes:
     def _hooks(self, targets: dict[str, Any], first: bool) -> Iterator[None]:
         """Add inputs and outputs of modules to `targets`, and take note of who reads what in the first pass."""
 
+        def edge_of(x: Tensor) -> GradientEdge | None:
+            with _disable_current_modes():  # it is no operation of the network
+                return _before_cut(x)
+
         def capture(name: str, args: tuple[Any, ...]) -> None:
-            edge = _before_cut(args[0]) if args and isinstance(args[0], Tensor) else None
+            edge = edge_of(args[0]) if args and isinstance(args[0], Tensor) else None
             if edge is None or input_of(name) in targets:
                 return
             targets[input_of(name)] = edge
@@ -96,7 +101,8 @@ class Passes:
                 self.inner.add(name)
             tensors = nested.tensors(output)
             if tensors and tensors[0].requires_grad:
-                targets.setdefault(output_of(name), get_gradient_edge(tensors[0]))
+                with _disable_current_modes():
+                    targets.setdefault(output_of(name), get_gradient_edge(tensors[0]))
 
         handles = [
             entry.module.register_forward_hook(lambda module, args, output, name=name: keep(name, module, args, output))

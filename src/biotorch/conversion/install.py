@@ -188,7 +188,7 @@ def _connect(model: nn.Module, outputs: dict[int, Output], network: Network) -> 
         if reader is not None and any(isinstance(each, FeedbackLayer) for each in module.modules()):
             set_type(module, reader)
     if broadcasts:
-        model.register_forward_pre_hook(RowSearch(network), prepend=True, with_kwargs=True)
+        model.register_forward_pre_hook(RowSearch(network, layers[0]), prepend=True, with_kwargs=True)
     cuts = install_cuts(model)
     if not cuts and any(isinstance(layer.rule, DirectRule) and layer.rule.shortcuts == "cut" for layer in layers):
         warnings.warn(

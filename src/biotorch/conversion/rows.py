@@ -21,6 +21,7 @@ from biotorch.kernel.broadcast import Found, Network, Pattern
 from biotorch.kernel.projection import Operation
 from biotorch.layers import FeedbackLayer
 from biotorch.layers.networks import carry_truly, rehearsal
+from biotorch.layers.tracing import require_autograd
 from biotorch.layers.watching import uncompiled
 
 #: One experiment at a time: it changes the network while it runs.
@@ -39,15 +40,17 @@ class RowSearch:
     of rows than the output. Where the user declared a function, it calls that function instead.
     """
 
-    def __init__(self, network: Network) -> None:
-        self.network = network
+    def __init__(self, network: Network, layer: FeedbackLayer) -> None:
+        self.network, self.layer = network, layer
         self.tried: set[Any] = set()
         #: Numbers of input tensors for which there is nothing more to find, and the searches without a find in a row.
         self.settled: set[int] = set()
         self.idle = 0
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.is_grad_enabled():  # a forward pass without gradients stays traceable
+        if not self.layer.plain:  # a plain forward pass stays traceable
+            if self.layer.connections:
+                require_autograd(self.layer.connections[0])
             self._prepare(model, args, kwargs)
 
     @uncompiled
@@ -59,13 +62,15 @@ class RowSearch:
             return
         if callable(network.rows):
             network.given = _indices(network.rows(*args, **kwargs))
-        elif not any(each.true_gradients for each in model.modules() if isinstance(each, FeedbackLayer)):
+        else:
             with _lock:
                 self._look(model, args, kwargs)
 
     def _look(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = nested.leaves((args, kwargs))
         if len(given) in self.settled or any(tensor.is_nested for tensor in given):
+            return
+        if any(each.true_gradients for each in model.modules() if isinstance(each, FeedbackLayer)):
             return
         shapes = tuple(tensor.shape for tensor in given)
         batches = tuple(shape[:1] for shape in shapes)
@@ -167,8 +172,6 @@ def _search(model: nn.Module, network: Network, args: tuple[Any, ...], kwargs: d
             for number, call in enumerate(inputs):
                 common = math.gcd(n, call.rows)
                 k, m = call.rows // common, n // common
-                if call.rows == 1 < n and not trial.reaches_all(number):  # one row that was chosen
-                    network.found[call.label, 1, n] = "other"
                 if 1 in (n, call.rows) or 1 not in (k, m):
                     complete &= n > 1 or call.rows == 1
                     continue
@@ -218,12 +221,6 @@ class _Trial:
         if fitting:
             return None
         return "interleaved" if rows == self.n and self._reaches_itself(number, plain, alive) else "other"
-
-    def reaches_all(self, number: int) -> bool:
-        """Whether both halves of the examples reach an input of one row, or none does."""
-        first = torch.arange(self.n) < self.n // 2
-        reached = [self._gradients(half.float())[number] for half in (first, ~first)]
-        return len({each is not None and bool(each.any()) for each in reached}) == 1
 
     def _fits(self, number: int, rows: int, pattern: str, plain: Tensor, alive: Tensor) -> bool:
         units = min(rows, self.n)

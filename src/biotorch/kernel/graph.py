@@ -14,13 +14,15 @@ from torch.autograd.graph import GradientEdge, _engine_run_backward
 def roots() -> list[Any]:
     """The nodes at which the running backward passes began. Only the frames of their callers know them."""
     found = []
-    for top in sys._current_frames().values():
-        frame: FrameType | None = top
-        while frame is not None:
-            if frame.f_code is _engine_run_backward.__code__:
-                outputs = frame.f_locals["t_outputs"]
-                found += [each.node if isinstance(each, GradientEdge) else each.grad_fn for each in outputs]
-            frame = frame.f_back
+    frames: list[FrameType] = list(sys._current_frames().values())
+    while frames:
+        frame = frames.pop()
+        if frame.f_code is _engine_run_backward.__code__:
+            outputs = frame.f_locals["t_outputs"]
+            found += [each.node if isinstance(each, GradientEdge) else each.grad_fn for each in outputs]
+        if frame.f_back is not None:
+            frames.append(frame.f_back)
+    del frame  # a frame that refers to itself would keep the caller's network alive
     return [node for node in found if node is not None]
 
 

@@ -182,12 +182,12 @@ class FeedbackLayer(SavedState):
 
     def carry(self, parameter: str, x: Tensor, bias: Tensor | None, operation: Operation) -> Tensor:
         """Apply `operation` to `x` with the weight `parameter`; in the backward the rule computes dx."""
+        connection = self.connection(parameter)
+        require_autograd(connection, x)
         if x.is_nested:
             return self.carry_nested(parameter, x, bias, operation)
         if self.undrawn:
             self.require_drawn()
-        connection = self.connection(parameter)
-        require_autograd(connection, x)
         connection.begin(self.training)
         walks_the_graph = self.rule.direct or self.output is not None
         carry = self._carry_uncompiled if walks_the_graph else self._carry

@@ -78,7 +78,7 @@ class UseCheck:
 
 def checks_of(layer: Connected) -> list[UseCheck] | None:
     """Start the checks of a layer's weights; None if that has to wait: all are frozen, or a graph is compiled."""
-    if layer.rule.transports == "weights":
+    if getattr(layer.rule, "transports", "") == "weights":
         return []
     own = [each for each in layer.connections if not each.is_computed and each.trained.requires_grad]
     if torch.compiler.is_compiling() or not own:

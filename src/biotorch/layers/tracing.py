@@ -31,8 +31,8 @@ def as_leaf(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return tracer.create_proxy("call_module", tracer.path_of_module(module), args, kwargs)
 
 
-def require_autograd(connection: Connection, x: object) -> None:
-    """Require that a layer's input `x` is a tensor whose gradient PyTorch's autograd will compute, and nothing else.
+def require_autograd(connection: Connection, x: object = None) -> None:
+    """Require that gradients, also of a layer's input `x`, will be computed by PyTorch's autograd and nothing else.
 
     Raises:
         RuntimeError: torch.func, torch.export, torch.jit.trace or torch.fx is at work.
