@@ -5,6 +5,7 @@ torchrun --nproc-per-node 2 tests/helpers/sharded_worker.py FILE
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
 
@@ -57,6 +58,9 @@ def by_shards(rule: str, rank: int) -> dict:
         if isinstance(layer, nn.Linear):
             fully_shard(layer)
     fully_shard(model)
+    with contextlib.suppress(biotorch.AuditError):
+        biotorch.audit(model, batch(8).double())
+        raise AssertionError("a sharded network must not be audited")
     train(model, model, torch.optim.AdamW(model.parameters(), **SETTINGS), rank, tells=rule in ("brsf", "wm"))
     state = get_model_state_dict(model, options=WHOLE)
     other = network(rule)
