@@ -136,7 +136,7 @@ class _Experiment:
             for comparing, (args, kwargs) in zip(passes, ((given.args, given.kwargs), others), strict=True):
                 args, kwargs = nested.differentiable(args, {}, ""), nested.differentiable(kwargs, {}, "")  # noqa: PLW2901
                 targets = teaching.given(teaching.RandomTargets())
-                with isolated(self.model), overwritten(pairs), targets, comparing:
+                with isolated(self.model, attributes=True), overwritten(pairs), targets, comparing:
                     self.model(*args, **kwargs)
         return constant_results(*passes)
 

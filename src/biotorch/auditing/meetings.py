@@ -49,6 +49,8 @@ class Meetings:
         #: Layers that were applied to what is made of parameters: the layer, and its parameters together with these.
         self.applied: list[tuple[nn.Module, frozenset[int]]] = []
         self._layers = layers
+        #: Storages of tensors that no operation made.
+        self._strangers: set[int] = set()
         for key, parameter in enumerate(parameters):
             self.tags.parameter(parameter, key)
 
@@ -59,16 +61,17 @@ class Meetings:
     def adopt(self, tensor: Tensor) -> None:
         """Take a tensor that no operation made as an activation if it requires a gradient, else as a constant."""
         self.tags.put(tensor, ACTIVATION if tensor.requires_grad else CONSTANT)
+        self._strangers.add(tensor.untyped_storage()._cdata)
 
     def hides(self, operands: Sequence[Tensor], results: Sequence[Tensor]) -> bool:
         """Whether an operation takes something out of sight that was made of parameters, in a way of its own.
 
         This is a constant that requires a gradient (numpy made it of a weight), or a sparse tensor.
         """
-        tags = [(each, self._tag(each)) for each in operands]
-        constant = any(each.requires_grad and isinstance(tag, int) and tag == CONSTANT for each, tag in tags)
+        dense = [each for each in operands if each.layout is torch.strided]
+        constant = any(each.requires_grad and each.untyped_storage()._cdata in self._strangers for each in dense)
         sparse = any(each.layout is not torch.strided for each in results)
-        return constant or (sparse and any(is_made_of_parameters(tag) for _, tag in tags))
+        return constant or (sparse and any(is_made_of_parameters(self._tag(each)) for each in dense))
 
     def tags_of(
         self,

@@ -64,7 +64,11 @@ class Passes:
             pairs: parameters, and what they are overwritten with.
         """
         targets: dict[str, Any] = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        with isolated(self.model), overwritten(pairs), self._hooks(targets, isinstance(follower, Recording)):
+        with (
+            isolated(self.model, attributes=True),
+            overwritten(pairs),
+            self._hooks(targets, isinstance(follower, Recording)),
+        ):
             args = nested.differentiable(self.args, targets, "args")
             kwargs = nested.differentiable(self.kwargs, targets, "kwargs")
             if isinstance(follower, Recording):

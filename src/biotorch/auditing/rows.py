@@ -36,7 +36,7 @@ def hears_own(model: nn.Module, inputs: Any) -> dict[str, bool | None]:
     """
     args, kwargs = nested.arguments(inputs)
     with torch.enable_grad(), teaching.given(teaching.RandomTargets()):
-        with isolated(model):
+        with isolated(model, attributes=True):
             model(*args, **kwargs)  # networks inside search for their rows at their first forward pass
         heard = _reached(model, args, kwargs, lambda layer, *given: type(layer).carry(layer, *given))
         true = _reached(model, args, kwargs, carry_truly)

@@ -101,11 +101,15 @@ def clip_grad_norm_(
 
 
 @contextlib.contextmanager
-def isolated(model: nn.Module) -> Iterator[None]:
-    """Restore buffers (batch-norm statistics), attributes (caches, counters) and the random states at the block's end.
+def isolated(model: nn.Module, *, attributes: bool = False) -> Iterator[None]:
+    """Restore buffers (batch-norm statistics) and the random states at the end of the `with` block.
 
     Earlier updates of the weights are settled first. Changes of weights inside the block do not count as updates. Two
     blocks in a row start from the same random states of torch, Python and NumPy, so they draw the same dropout masks.
+
+    Args:
+        model: the network.
+        attributes: whether to restore the attributes of modules (caches, counters), too, as if nothing had run.
     """
     for connection in connections(model).values():
         connection.settle(at_once=True)
@@ -117,7 +121,8 @@ def isolated(model: nn.Module) -> Iterator[None]:
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
-    attributes = [(vars(module), _shallow(vars(module))) for module in model.modules()]
+    modules = model.modules() if attributes else ()
+    kept = [(vars(module), _shallow(vars(module))) for module in modules]
     python, numpy = random.getstate(), sys.modules.get("numpy")
     numpy_state = numpy.random.get_state() if numpy is not None else None
     with torch.random.fork_rng(devices=devices), paused():
@@ -127,7 +132,7 @@ def isolated(model: nn.Module) -> Iterator[None]:
             random.setstate(python)
             if numpy is not None:
                 numpy.random.set_state(numpy_state)
-            for own, values in attributes:
+            for own, values in kept:
                 _restore(own, values)
             with torch.no_grad():
                 for owner, name, buffer, value in before:
@@ -210,7 +215,7 @@ def rehearsal(model: nn.Module, carry: Carry) -> Iterator[None]:
     hooks = [(module, name, getattr(module, name)) for module in model.modules() for name in _HOOKS]
     # Averages of weights, which a forward pass may move (a momentum encoder), are frozen.
     frozen = [(p, p._version, p.detach().clone()) for p in model.parameters() if not p.requires_grad]
-    with isolated(model):
+    with isolated(model, attributes=True):
         try:
             for layer in layers:
                 vars(layer).update(carry=functools.partial(carry, layer), cut=lambda x: x)
