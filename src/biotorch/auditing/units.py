@@ -98,7 +98,7 @@ def _reason(entry: Entry | None) -> str:
         return "parameters multiplied with activations"
     if isinstance(entry.module, FeedbackLayer):
         return f"rule {entry.module.rule.name}"
-    return entry.reason or "plain PyTorch, not converted"
+    return entry.reason.partition("; biotorch.audit")[0] or "plain PyTorch, not converted"
 
 
 def _opaque_reason(names: Mapping[nn.Module, str], name: str) -> str:
