@@ -10,14 +10,14 @@ from torch import nn
 import biotorch
 
 
-def audited(kind):
+def audited(kind, rule="fa"):
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Linear(gallery.WIDTH, gallery.WIDTH), nn.Tanh(), kind(), nn.Tanh(), nn.Linear(gallery.WIDTH, 3)
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", biotorch.ConversionWarning)
-        biotorch.convert(net, "fa")
+        biotorch.convert(net, rule)
     return biotorch.audit(net, torch.randn(4, gallery.TOKENS, gallery.WIDTH), shortcuts=False)
 
 
@@ -31,3 +31,8 @@ def test_backpropagation_in_disguise_is_weight_transport(kind):
 @pytest.mark.parametrize("kind", gallery.HONEST.values(), ids=gallery.HONEST)
 def test_an_honest_module_transports_nothing(kind):
     assert audited(kind).leak == 0.0
+
+
+def test_layers_that_make_positions_transport_what_their_rule_says():
+    found = audited(gallery.HONEST["ContinuousPositions"], "usf").layers
+    assert [found[name] for name in ("0", "2.qkv", "2.net.2", "4")] == ["signs"] * 4

@@ -195,7 +195,8 @@ class _Experiment:
             found = self._repeated(base | dict.fromkeys(changed, noise))
             if found is None:
                 return None
-            touched = [(self.names[module], roots) for module, roots in applied if roots & changed]
+            chain = changed.union(*(roots for _, roots in applied if roots & changed))
+            touched = [(self.names[module], roots) for module, roots in applied if roots & chain]
             together = [*(unit.computing & changed for unit in self.units), *(roots for _, roots in touched)]
             own = {name for each in together for key in each for name in self.called[key]}
             own |= {place(name) for name, _ in touched for place in (input_of, output_of)}
