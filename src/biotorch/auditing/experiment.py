@@ -78,7 +78,9 @@ class _Experiment:
             if any(isinstance(module, FeedbackLayer) for module in block.modules())
         }
         self.names = {module: name for name, module in model.named_modules()}
-        keys = {id(parameter): key for key, parameter in enumerate(self.parameters)}
+        self.keys = keys = {id(parameter): key for key, parameter in enumerate(self.parameters)}
+        #: Vectors that are all zero, such as the scale of a branch's last norm, and so let no gradient pass.
+        self.zeros = [(p, torch.ones_like(p)) for p in self.parameters if p.dim() < 2 and not p.any()]
         #: The parameters (keys) of each layer of a type that has a feedback version.
         self.own = {
             each.module: frozenset(keys[id(parameter)] for parameter in each.module.parameters())
@@ -89,7 +91,7 @@ class _Experiment:
         self.called: dict[int, list[str]] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             self.called.setdefault(keys[id(parameter)], []).append(name)
-        self.passes = Passes(model, inputs, seed, self.entries, self.blocks)
+        self.passes = Passes(model, inputs, seed, self.entries, {**self.layers, **self.blocks})
 
     def run(self, past_feedback: bool) -> Audit:
         device = self.parameters[0].device.type if self.parameters else "cpu"
@@ -103,7 +105,7 @@ class _Experiment:
             heard = hears_own(self.model, self._inputs) if direct else {}
             self.recording = Recording(self.names, self._constant_results(), Meetings(self.parameters, self.own))
             baseline = self.passes.gradients(self.recording)
-            self.units = units_of(self.entries, self.recording, self.names, self.parameters)
+            self.units = units_of(self.entries, self.recording, self.names, self.keys, self.own)
             if not self.units:
                 raise AuditError("the model has no weight matrix to audit")
             self._check(baseline)
@@ -128,7 +130,7 @@ class _Experiment:
         They run on noise, so that weights that start at zero hide nothing.
         """
         pairs = [(each.weight, each.first) for each in self.noise if each.weight.dim() > 1]
-        pairs += [(p, torch.ones_like(p)) for p in self._zero_vectors()]
+        pairs += self.zeros
         given, passes = self.passes, (Comparing(self.names), Comparing(self.names))
         generator = _seeding.generator(self.seed + 2)
         others = nested.other(given.args, generator), nested.other(given.kwargs, generator)
@@ -140,14 +142,10 @@ class _Experiment:
                     self.model(*args, **kwargs)
         return constant_results(*passes)
 
-    def _zero_vectors(self) -> list[Tensor]:
-        """Vectors that are all zero, such as the scale of a branch's last norm, and so let no gradient pass."""
-        return [p for p in self.parameters if p.dim() < 2 and not p.any()]
-
     def _check(self, baseline: dict[str, Tensor]) -> None:
         met = {key for meeting in self.recording.meetings.found for key in meeting.origin.roots}
         idle = [
-            name for name, layer in self.layers.items() if layer not in self.passes.ran and not self.own[layer] & met
+            name for name, layer in self.layers.items() if name not in self.passes.called and not self.own[layer] & met
         ]
         if idle:
             raise AuditError(
@@ -169,16 +167,16 @@ class _Experiment:
         """
         groups = [(unit, group) for unit in self.units for group in unit.groups]
         verdicts: dict[str, Verdict] = {unit.name: "unknown" if unit.opaque else "nothing" for unit in self.units}
-        base: dict[int, str] = {}
-        baseline = self._repeated({key: "first" for _, group in groups for key in group})
+        base = {key: "first" for _, group in groups for key in group}
+        baseline = self._repeated(base)
         if baseline is None:  # the control flow depends on some weights: leave these as they are
             steady = [(unit, group) for unit, group in groups if self._repeated(dict.fromkeys(group, "first"))]
             for unit, group in groups:
                 if (unit, group) not in steady:
                     verdicts[unit.name] = "unknown"
             groups = steady
-            baseline = self._repeated({key: "first" for _, group in groups for key in group})
-        base = {key: "first" for _, group in groups for key in group}
+            base = {key: "first" for _, group in groups for key in group}
+            baseline = self._repeated(base)
         if baseline is None:
             return dict.fromkeys(verdicts, "unknown")
         unreached = [
@@ -219,7 +217,7 @@ class _Experiment:
         for module, roots in applied:
             if not roots - self.own[module]:
                 continue
-            # What it is applied to changes with its weight: only its type tells.
+            # The experiment cannot tell here, because the layer's input changes with its weight.
             layer_rule = module.rule.transports if isinstance(module, FeedbackLayer) else "weights"
             verdicts[self.names[module]] = _worse(verdicts[self.names[module]], layer_rule)
         for name, layer in self.layers.items():
@@ -229,7 +227,7 @@ class _Experiment:
     def _repeated(self, noise: Mapping[int, str]) -> dict[str, Tensor] | None:
         """Gradients of a repetition on noise; None if the pass then computes something else, or fails."""
         pairs = [(self.parameters[key], getattr(self.noise[key], kind)) for key, kind in noise.items()]
-        pairs += [(p, torch.ones_like(p)) for p in self._zero_vectors()]
+        pairs += self.zeros
         try:
             return self.passes.gradients(Repeating(self.recording), pairs)
         except (AuditError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]

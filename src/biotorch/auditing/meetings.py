@@ -26,6 +26,7 @@ from biotorch.auditing.operations import (
     name_of,
 )
 from biotorch.auditing.tags import ACTIVATION, CONSTANT, SHIFT, Origin, Tag, Tags, is_activation, is_made_of_parameters
+from biotorch.conversion.nested import leaves
 
 
 class Meeting(NamedTuple):
@@ -159,7 +160,7 @@ class Meetings:
     def _on_tags(self, func: Any, args: Any, kwargs: Any) -> Tensor:
         """Run a move on the tags in the place of the elements. Masks and indices stay, and values are constants."""
         name = name_of(func)
-        if name in ("_to_copy", "clone", "contiguous", "lift_fresh", "lift_fresh_copy", "detach"):
+        if name in ("_to_copy", "clone", "lift_fresh_copy"):
             return self.tags.elements(args[0]).clone()
         if name == "copy_":
             return self.tags.elements(args[1]).expand(args[0].shape).clone()
@@ -182,11 +183,7 @@ class Meetings:
         A matrix that an activation chooses, such as the weight of an expert, remains a weight.
         """
         source, *rest = args
-        by_activation = any(
-            is_activation(self._tag(each))
-            for each in torch.utils._pytree.tree_leaves((rest, kwargs))
-            if isinstance(each, Tensor)
-        )
+        by_activation = any(is_activation(self._tag(each)) for each in leaves((rest, kwargs)))
         tag = self._tag(source)
         if by_activation and source.dim() <= 2:
             return ACTIVATION

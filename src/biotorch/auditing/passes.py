@@ -19,7 +19,6 @@ from biotorch.conversion import nested
 from biotorch.conversion.survey import Entry
 from biotorch.kernel import teaching
 from biotorch.kernel.functions import Cut
-from biotorch.layers import FeedbackLayer
 from biotorch.layers.networks import isolated
 
 
@@ -27,14 +26,13 @@ class Passes:
     """Forward and backward passes of a model on one batch.
 
     Attributes:
-        ran: the feedback layers whose forward has run.
         readers: the names of all modules that read one input.
         called: modules whose forward has run.
         inner: those of them with an input that requires a gradient; nothing lies upstream of the others.
     """
 
     def __init__(
-        self, model: nn.Module, inputs: Any, seed: int, entries: Mapping[str, Entry], blocks: Mapping[str, nn.Module]
+        self, model: nn.Module, inputs: Any, seed: int, entries: Mapping[str, Entry], readable: Mapping[str, nn.Module]
     ) -> None:
         """Prepare the passes.
 
@@ -43,13 +41,10 @@ class Passes:
             inputs: a batch, as `audit` takes it.
             seed: seed of the error vector.
             entries: the modules whose outputs are looked at.
-            blocks: residual blocks, whose inputs are looked at like those of feedback layers.
+            readable: the feedback layers and residual blocks, whose inputs are looked at.
         """
-        self.model, self.seed, self.entries = model, seed, entries
+        self.model, self.seed, self.entries, self.readable = model, seed, entries, readable
         self.args, self.kwargs = nested.arguments(inputs)
-        layers = {name: each.module for name, each in entries.items() if isinstance(each.module, FeedbackLayer)}
-        self.readable = {**layers, **blocks}
-        self.ran: set[nn.Module] = set()
         self.readers: dict[GradientEdge, list[str]] = {}
         self.called: set[str] = set()
         self.inner: set[str] = set()
@@ -97,9 +92,7 @@ class Passes:
             if first:
                 self.readers.setdefault(edge, []).append(name)
 
-        def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:
-            if isinstance(module, FeedbackLayer):
-                self.ran.add(module)
+        def keep(name: str, args: Any, output: Any) -> None:
             self.called.add(name)
             if first and any(tensor.requires_grad for tensor in nested.tensors(args)):
                 self.inner.add(name)
@@ -109,7 +102,7 @@ class Passes:
                     targets.setdefault(output_of(name), get_gradient_edge(tensors[0]))
 
         handles = [
-            entry.module.register_forward_hook(lambda module, args, output, name=name: keep(name, module, args, output))
+            entry.module.register_forward_hook(lambda module, args, output, name=name: keep(name, args, output))
             for name, entry in self.entries.items()
         ]
         handles += [

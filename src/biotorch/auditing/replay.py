@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from biotorch.auditing.meetings import Meetings
 from biotorch.auditing.operations import is_mutable
 from biotorch.auditing.tags import ACTIVATION, is_activation
+from biotorch.conversion.nested import leaves
 from biotorch.errors import AuditError
 
 
@@ -82,7 +82,7 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         repeats = torch.is_grad_enabled() or self._running
         if not self.backward or repeats:
-            operands = _tensors((args, kwargs))
+            operands = leaves((args, kwargs))
             with torch.no_grad():
                 self.follow(func, args, kwargs or {}, operands, changed_by(func, args, kwargs or {}, result))
         return result
@@ -98,12 +98,8 @@ def changed_by(func: Any, args: Any, kwargs: Any, result: Any) -> list[Tensor]:
         given = {**dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)), **kwargs}
         for argument in func._schema.arguments:
             if argument.alias_info is not None and argument.alias_info.is_write:
-                written += _tensors(given.get(argument.name))
-    return [*written, *(each for each in _tensors(result) if all(each is not other for other in written))]
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+                written += leaves(given.get(argument.name))
+    return [*written, *(each for each in leaves(result) if all(each is not other for other in written))]
 
 
 class Comparing(Follower):  # type: ignore[no-untyped-call]
@@ -193,13 +189,13 @@ class Recording(Follower):  # type: ignore[no-untyped-call]
 
     def receive(self, inputs: Any) -> None:
         """Take the tensors in `inputs` as activations."""
-        for each in _tensors(inputs):
+        for each in leaves(inputs):
             if each.layout is torch.strided:
                 self.meetings.tags.put(each, ACTIVATION)
 
     def left(self, module: nn.Module, output: Any) -> None:
         if not self.backward:
-            for each in _tensors(output):
+            for each in leaves(output):
                 if each.requires_grad and not self.meetings.knows(each):
                     self.opaque.add(module)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from biotorch.auditing.replay import Recording
 from biotorch.conversion.survey import Entry, is_known_local, owned_modules, weight_matrices
-from biotorch.layers import FeedbackLayer, feedback_type
+from biotorch.layers import FeedbackLayer
 
 
 class Unit(NamedTuple):
@@ -33,10 +33,21 @@ class Unit(NamedTuple):
 
 
 def units_of(
-    entries: Mapping[str, Entry], recording: Recording, names: Mapping[nn.Module, str], parameters: Sequence[Tensor]
+    entries: Mapping[str, Entry],
+    recording: Recording,
+    names: Mapping[nn.Module, str],
+    keys: Mapping[int, int],
+    layers: Container[nn.Module],
 ) -> list[Unit]:
-    """The units of a recorded pass, in the order of `named_modules`: known layers, and whatever else used a weight."""
-    keys = {id(parameter): key for key, parameter in enumerate(parameters)}
+    """The units of a recorded pass, in the order of `named_modules`: known layers, and whatever else used a weight.
+
+    Args:
+        entries: the modules with parameters.
+        recording: the recorded pass.
+        names: the name of each module.
+        keys: the key of each parameter, by its id.
+        layers: the layers of a type that has a feedback version.
+    """
     homes = _homes(entries, names)
     owners: dict[int, list[str]] = {}
     for module, name in names.items():
@@ -46,7 +57,7 @@ def units_of(
     groups: dict[str, set[frozenset[int]]] = {}
     computing: dict[str, set[int]] = {}
     for entry in entries.values():
-        if isinstance(entry.module, FeedbackLayer) or feedback_type(entry.module) is not None:
+        if entry.module in layers:
             groups[entry.name] = {frozenset(keys[id(matrix)] for matrix in weight_matrices(entry.module).values())}
     for origin, place in recording.meetings.found:
         here = homes.get(place, names.get(place, "")) if place is not None else ""

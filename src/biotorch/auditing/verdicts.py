@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 from biotorch.rules.base import Transports
 
-#: What a layer transports; `unknown` if the audit cannot tell.
+#: Part of W that a layer transports; `unknown` if the audit cannot tell.
 Verdict: TypeAlias = Transports | Literal["unknown"]
 
 #: Weight of each verdict in `Audit.leak`.

@@ -145,15 +145,6 @@ class CutShortcut:
         return args, {**kwargs, name: layer.cut(kwargs[name])}
 
 
-def remove_cuts(model: nn.Module) -> None:
-    """Remove the hooks of an earlier conversion."""
-    for module in model.modules():
-        for key, hook in list(module._forward_pre_hooks.items()):
-            if isinstance(hook, CutShortcut):
-                del module._forward_pre_hooks[key]
-                module._forward_pre_hooks_with_kwargs.pop(key, None)
-
-
 def install_cuts(model: nn.Module) -> int:
     """Cut the blocks whose first direct layer has a rule that asks for it; return the number of residual blocks cut."""
     layers = [module for module in model.modules() if isinstance(module, FeedbackLayer)]

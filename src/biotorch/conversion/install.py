@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from biotorch import _seeding
-from biotorch.conversion.forms import hold_shared_feedback, install_cuts, remove_cuts
-from biotorch.conversion.rows import RowSearch, remove_row_searches
+from biotorch.conversion.forms import CutShortcut, hold_shared_feedback, install_cuts
+from biotorch.conversion.rows import RowSearch
 from biotorch.conversion.survey import PlannedLayer
 from biotorch.errors import ConversionError, ConversionWarning
 from biotorch.kernel.broadcast import Network, Output
@@ -58,6 +58,15 @@ def thaw(model: nn.Module) -> None:
             for own, parameter in module.named_parameters():
                 if own == name or own.startswith((f"{name}_", f"parametrizations.{name}.")):
                     parameter.requires_grad_(True)
+
+
+def remove_hooks(model: nn.Module) -> None:
+    """Remove the hooks of an earlier conversion."""
+    for module in model.modules():
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if isinstance(hook, CutShortcut | RowSearch):
+                del module._forward_pre_hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
 def install(
@@ -175,8 +184,7 @@ def _connect(model: nn.Module, outputs: dict[int, Output], network: Network) -> 
 
     Modules that read weights become readers.
     """
-    remove_cuts(model)
-    remove_row_searches(model)
+    remove_hooks(model)
     network.whole = weakref.ref(model)
     layers = [module for module in model.modules() if isinstance(module, FeedbackLayer)]
     broadcasts = any(layer.rule.direct for layer in layers)

@@ -6,9 +6,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from biotorch.conversion.forms import remove_cuts
-from biotorch.conversion.install import thaw
-from biotorch.conversion.rows import remove_row_searches
+from biotorch.conversion.install import remove_hooks, thaw
 from biotorch.layers import FeedbackLayer, Reader, set_type
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -29,8 +27,7 @@ def revert(model: _Module) -> _Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"revert takes a torch.nn.Module, got {type(model).__name__}")
-    remove_cuts(model)
-    remove_row_searches(model)
+    remove_hooks(model)
     thaw(model)
     for module in model.modules():
         if isinstance(module, FeedbackLayer):

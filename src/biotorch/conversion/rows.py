@@ -27,7 +27,6 @@ from biotorch.layers.watching import uncompiled
 #: One experiment at a time: it changes the network while it runs.
 _lock = threading.RLock()
 
-
 #: Number of searches in a row that find nothing new, after which no more are made.
 _PATIENCE = 3
 
@@ -86,15 +85,6 @@ class RowSearch:
         self.idle = self.idle + 1 if self.network.found == before else 0
         if self.idle == _PATIENCE or (complete and all(k == m for _, k, m in self.network.found)):
             self.settled.add(len(given))
-
-
-def remove_row_searches(model: nn.Module) -> None:
-    """Remove the hooks of earlier conversions."""
-    for module in model.modules():
-        for key, hook in list(module._forward_pre_hooks.items()):
-            if isinstance(hook, RowSearch):
-                del module._forward_pre_hooks[key]
-                module._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
 def _may_be_tried(model: nn.Module) -> bool:

@@ -142,7 +142,7 @@ def on_grid(error: Tensor, grid: Sequence[int]) -> Tensor:
 
 
 def pattern_of(receiver: Receiver, examples: int, rows: int, flattened: bool = False) -> Pattern:
-    """How `rows` rows of a layer's input belong to `examples` rows of the output.
+    """Pattern in which `rows` rows of a layer's input belong to `examples` rows of the output.
 
     `flattened` says that the shapes tell: one of both has examples and tokens in one dimension.
 
@@ -166,7 +166,7 @@ def pattern_of(receiver: Receiver, examples: int, rows: int, flattened: bool = F
 
 
 def _known(receiver: Receiver, k: int, m: int) -> Found | None:
-    """How k rows of a layer's input belong to m rows of the output, one of them 1, or None if nobody knows.
+    """Pattern of k rows of a layer's input and m rows of the output, one of them 1, or None if nobody knows it.
 
     It is declared, or found by experiment. If no gradient reached the layer in the experiment, the other layers with
     the same k and m answer for it, if they agree.

@@ -25,10 +25,10 @@ from biotorch.kernel.teaching import RandomTargets, Targets
 #: The function with which a rule replaces the error it broadcasts: (error, targets) -> tensor of the error's shape.
 Signal: TypeAlias = Callable[[Tensor, Targets], Tensor]
 
-#: How k rows belong to one example. interleaved: rows k i to k i + k - 1 to example i (windows, frames, tokens).
+#: Patterns of k rows for each example. interleaved: rows k i to k i + k - 1 to example i (windows, frames, tokens).
 #: tiled: rows i, i + n, i + 2 n ... to example i, as `torch.cat` gives them.
 Pattern: TypeAlias = Literal["interleaved", "tiled"]
-#: What the experiment finds; `other` if rows and examples follow no pattern.
+#: Result of the experiment; `other` if rows and examples follow no pattern.
 Found: TypeAlias = Pattern | Literal["other"]
 
 
