@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from biotorch.kernel import projection, teaching
 from biotorch.kernel.broadcast import Inbox, Output, Receiver, broadcast
@@ -41,6 +42,22 @@ def _cast(dtype: torch.dtype | None, x: Tensor, w: Tensor, b: Tensor | None) -> 
     if dtype is None:
         return x, w, b
     return x.to(dtype), w.to(dtype), None if b is None else b.to(dtype)
+
+
+#: Copies of feedback weights in the type of autocast, with the version of the weights that they are copies of.
+_copies: WeakIdKeyDictionary[Tensor, tuple[int, Tensor]] = WeakIdKeyDictionary()
+
+
+def _in_type(state: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """B in autocast's type; the copy is kept as long as B does not change."""
+    if state is None or state.dtype == dtype or torch.compiler.is_compiling():
+        return state
+    version, copy = _copies.get(state, (-1, state))
+    if version != state._version or copy.dtype != dtype or copy.device != state.device:
+        copy = state.detach().to(dtype)
+        if not state.requires_grad:  # a B that learns changes with every step
+            _copies[state] = state._version, copy
+    return copy
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -101,18 +118,18 @@ class Feedback(torch.autograd.Function):
         ctx.operation, ctx.feedback, ctx.clip, ctx.output = operation, feedback, clip, output
         if output is not None:
             ctx.targets = teaching.current()
-        # W itself is saved, not its cast copy: a change of W before the backward must raise.
-        ctx.save_for_backward(x, weight, state)
+        # W itself is saved beside its cast copy: a change of W before the backward must raise.
+        ctx.save_for_backward(x, weight, state, w)
         return operation.forward(x, w, b)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         _refuse_double_backward()
-        x, weight, state = _saved(ctx)
+        x, _, state, w = _saved(ctx)
         if ctx.output is not None:
             broadcast(ctx, ctx.output, ctx.operation.output_error(dy))
         mask = ctx.needs_input_grad[:3]
-        carrier = ctx.feedback(weight, state) if mask[0] else weight
+        carrier = ctx.feedback(w, _in_type(state, w.dtype)) if mask[0] else w
         dx, dw, db = ctx.operation.backward(dy, x, carrier.to(dy.dtype), mask)
         if dx is not None and ctx.clip:
             dx = dx.clamp(-1, 1)
@@ -140,20 +157,20 @@ class Direct(torch.autograd.Function):
         """Compute y and save what the backward needs.
 
         `state` is B, or the shared matrix of which B is some columns. Its "gradient" is the product of the error
-        and the layer's input (`met`).
+        and the layer's input (`projection.learned`).
         """
         x, w, b = _cast(autocast_dtype(x), x, weight, bias)
         ctx.operation, ctx.output = operation, output
         if output is not None:
             ctx.targets = teaching.current()
         ctx.biotorch_inbox = Inbox(receiver)
-        ctx.save_for_backward(x, weight, state)
+        ctx.save_for_backward(x, weight, state, w)
         return operation.forward(x, w, b)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         _refuse_double_backward()
-        x, weight, state = _saved(ctx)
+        x, _, state, w = _saved(ctx)
         receiver, errors = ctx.biotorch_inbox.receiver, ctx.biotorch_inbox.take()
         if ctx.output is not None and not (ctx.output.inferred and errors):
             error = ctx.operation.output_error(dy)
@@ -163,18 +180,13 @@ class Direct(torch.autograd.Function):
         if not errors:
             raise _stray_gradient(receiver.label)
         needs_dx, *local, learns = ctx.needs_input_grad[:4]
-        _, dw, db = ctx.operation.backward(dy, x, weight.to(dy.dtype), (False, *local))
-        errors = [error.heard_by(receiver) for error in errors] if needs_dx or learns else []
-        heard = ctx.operation, receiver, errors, x, state
-        return (
-            projection.heard(*heard) if needs_dx else None,
-            dw,
-            db,
-            projection.met(*heard) if learns else None,
-            None,
-            None,
-            None,
-        )
+        _, dw, db = ctx.operation.backward(dy, x, w.to(dy.dtype), (False, *local))
+        dx, d_state = None, None
+        if needs_dx or learns:
+            heard = [error.heard_by(receiver) for error in errors]
+            project = projection.learned if learns else projection.projected
+            dx, d_state = project(ctx.operation, receiver, heard, x, state)
+        return dx if needs_dx else None, dw, db, d_state, None, None, None
 
 
 class Cut(torch.autograd.Function):
@@ -197,4 +209,4 @@ class Cut(torch.autograd.Function):
         if not errors:
             raise _stray_gradient(receiver.label)
         errors = [error.heard_by(receiver) for error in errors]
-        return projection.heard(ctx.operation, receiver, errors, ctx.like, state), None, None, None
+        return projection.projected(ctx.operation, receiver, errors, ctx.like, state)[0], None, None, None

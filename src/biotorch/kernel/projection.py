@@ -104,23 +104,30 @@ def _projected(
     return terms[0] if len(terms) == 1 else torch.stack(terms).sum(0)
 
 
-def heard(operation: Operation, receiver: Receiver, errors: Sequence[SentError], x: Tensor, feedback: Tensor) -> Tensor:
+def projected(
+    operation: Operation, receiver: Receiver, errors: Sequence[SentError], x: Tensor, feedback: Tensor
+) -> tuple[Tensor, None]:
     """The projected error, clamped if asked, which stands in the place of the gradient of `x`."""
-    projected = _projected(operation, receiver, errors, x, feedback)
-    return projected.clamp(-1, 1) if receiver.clip else projected
+    return _clipped(_projected(operation, receiver, errors, x, feedback), receiver), None
 
 
-def met(operation: Operation, receiver: Receiver, errors: Sequence[SentError], x: Tensor, feedback: Tensor) -> Tensor:
-    """Gradient for a B that learns: the product of error and layer input, which is the derivative of <B e, x> by B.
+def learned(
+    operation: Operation, receiver: Receiver, errors: Sequence[SentError], x: Tensor, feedback: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The projected error, and the gradient for a B that learns: the derivative of <B e, x> by B.
 
-    If many positions (of an image, a text) receive the same error, it is the mean over them: the average of the
-    products that the rows of a dense B would get.
+    If many positions (of an image, a text) receive the same error, the gradient is the mean over them: the average of
+    the products that the rows of a dense B would get.
     """
     with torch.enable_grad():
         variable = feedback.detach().requires_grad_()
-        projected = _projected(operation, receiver, errors, x, variable)
-    (product,) = torch.autograd.grad(projected, variable, x.to_dense())
+        sent = _projected(operation, receiver, errors, x, variable)
+    (product,) = torch.autograd.grad(sent, variable, x.to_dense())
     most = max(errors, key=lambda error: error.tensor[..., 0].numel())
     grid = _shared_space(operation, most, x)
     positions = len(x) * math.prod(grid) if grid else x.numel() // feedback.shape[1]
-    return product / max(1.0, positions / max(1, most.tensor[..., 0].numel()))
+    return _clipped(sent.detach(), receiver), product / max(1.0, positions / max(1, most.tensor[..., 0].numel()))
+
+
+def _clipped(error: Tensor, receiver: Receiver) -> Tensor:
+    return error.clamp(-1, 1) if receiver.clip else error

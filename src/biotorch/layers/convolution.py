@@ -120,17 +120,20 @@ class Convolution(NamedTuple):
 
         `projected` is B e, (N, C_in * taps). The gradient at a position is the sum of B e over the kernel taps that
         connect it with an output. Only few sets of taps occur (interior, borders, stride phases). The sum is computed
-        once for each set, and a gather lays the sums out in the memory format of `x`.
+        once for each set. One gather per dimension lays the sums out in the memory format of `x`: it moves whole rows,
+        and its derivative, the gradient of a B that learns, adds whole rows.
         """
         size = tuple(x.shape[2:]) if self.outside is None else self.outside.padded(x.shape[2:])
-        taps, index = _taps(self, size, self.kernel_size, x.device)  # (sets, taps), (positions,)
+        taps, kinds = _taps(self, size, self.kernel_size, x.device)  # (sets, taps), for each dimension (length,)
         taps, n, channels = taps.to(projected.dtype), x.shape[0], x.shape[1]
         by_tap = projected.view(n, channels, -1)  # (N, C_in, taps)
-        if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-            laid_out = (taps @ by_tap.transpose(1, 2)).index_select(1, index)  # (N, positions, C_in)
-            full = laid_out.view(n, *size, channels).movedim(-1, 1)  # (N, C_in, *size)
-        else:
-            full = (by_tap @ taps.T).index_select(2, index).view(n, channels, *size)  # (N, C_in, *size)
+        last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        full = taps @ by_tap.transpose(1, 2) if last else by_tap @ taps.T  # (N, sets, C_in) or (N, C_in, sets)
+        sets = tuple(count for count, _ in kinds)
+        full = full.view(n, *sets, channels) if last else full.view(n, channels, *sets)
+        for axis, (_, kind) in reversed(list(enumerate(kinds, start=1 if last else 2))):
+            full = full.index_select(axis, kind)
+        full = full.movedim(-1, 1) if last else full  # (N, C_in, *size)
         return full if self.outside is None else self.outside.adjoint(full, x.shape[2:])
 
     def _padded(self, x: Tensor) -> Tensor:
@@ -166,20 +169,20 @@ def _sources(mode: str, length: int, before: int, after: int, device: torch.devi
 @functools.lru_cache(maxsize=1024)
 def _taps(
     convolution: Convolution, size: tuple[int, ...], kernel_size: tuple[int, ...], device: torch.device
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, list[tuple[int, Tensor]]]:
     """Find the kernel taps that connect each input position with an existing output position.
 
     Returns:
-        The distinct sets of taps, (classes, taps) of 0 and 1, and the class of each position, (positions,).
-        Taps and positions are flattened over the spatial dimensions.
+        The distinct sets of taps, (sets, taps) of 0 and 1, flattened over the spatial dimensions; and for each
+        dimension the number of its distinct sets, and which of them each position has, (length,).
     """
-    classes, index = torch.ones(1, 1), torch.zeros(1, dtype=torch.long)
+    sets, kinds = torch.ones(1, 1), []
     for axis, (length, taps) in enumerate(zip(size, kernel_size, strict=True)):
         rows = _reach(convolution, axis, length, taps)
         distinct = {row: number for number, row in enumerate(dict.fromkeys(rows))}
-        classes = torch.kron(classes, torch.tensor(list(distinct), dtype=torch.float32))
-        index = (index[:, None] * len(distinct) + torch.tensor([distinct[row] for row in rows])).flatten()
-    return classes.to(device), index.to(device)
+        sets = torch.kron(sets, torch.tensor(list(distinct), dtype=torch.float32))
+        kinds.append((len(distinct), torch.tensor([distinct[row] for row in rows], device=device)))
+    return sets.to(device), kinds
 
 
 def _reach(convolution: Convolution, axis: int, length: int, taps: int) -> list[tuple[bool, ...]]:

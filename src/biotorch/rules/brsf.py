@@ -35,6 +35,6 @@ class BatchwiseRandomSign(FixedRandomSign):
     def after_update(self, update: Update) -> None:
         magnitudes = update.feedback
         missing = magnitudes == 0 if self.feedback_density < 1 else None
-        initial.draw(magnitudes, self.feedback_distribution, update.generator).abs_().mul_(self.feedback_scale)
+        initial.draw_magnitudes(magnitudes, self.feedback_distribution, update.generator, self.feedback_scale)
         if missing is not None:  # no other entry may round to zero, because it would be missing from then on
             magnitudes.clamp_(min=torch.finfo(magnitudes.dtype).tiny).masked_fill_(missing, 0)

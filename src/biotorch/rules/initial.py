@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Literal, get_args
 
@@ -35,16 +36,56 @@ def draw(tensor: Tensor, init: str, generator: torch.Generator) -> Tensor:
     if tensor.is_meta:
         return tensor
     fresh = torch.empty(tensor.shape, device=generator.device)
-    if init == "xavier":
-        nn.init.xavier_uniform_(fresh, generator=generator)
-    elif init == "kaiming":
-        nn.init.kaiming_uniform_(fresh, a=math.sqrt(5), generator=generator)
-    elif init == "normal":
-        nn.init.normal_(fresh, generator=generator)
+    if init == "normal":
+        fresh.normal_(generator=generator)
     else:
-        raise unknown("initializer", init, INITS)
+        bound = uniform_bound(fresh, init)
+        fresh.uniform_(-bound, bound, generator=generator)
     with torch.no_grad():
         return tensor.copy_(fresh)
+
+
+def uniform_bound(weight: Tensor, init: str) -> float:
+    """Bound of the uniform distribution of `xavier` or `kaiming` for a weight of this shape.
+
+    Raises:
+        ValueError: `init` is another name.
+    """
+    fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(weight)
+    if init == "xavier":
+        return math.sqrt(6 / (fan_in + fan_out))
+    if init == "kaiming":
+        return 1 / math.sqrt(fan_in)
+    raise unknown("initializer", init, INITS)
+
+
+def draw_magnitudes(tensor: Tensor, init: str, generator: torch.Generator, scale: float = 1.0) -> Tensor:
+    """Fill `tensor` in place with absolute values of the distribution of `draw`, times `scale`, and return it.
+
+    Each value is the midpoint of one of 65,536 equally likely intervals, and none is zero. One random number of 64 bits
+    holds four of them, because drawing would otherwise cost more than the rest of an update.
+    """
+    if tensor.is_meta:
+        return tensor
+    words = torch.empty(-(-tensor.numel() // 4), dtype=torch.int64, device=generator.device)
+    words.random_(-(2**63), None, generator=generator)
+    bits = words.view(torch.int16)[: tensor.numel()].view(tensor.shape)
+    with torch.no_grad():
+        if init == "normal":
+            return tensor.copy_(_half_normal(words.device)[bits.int() + _HALF]).mul_(scale)
+        step = scale * uniform_bound(tensor, init) / (2 * _HALF)
+        return tensor.copy_(bits).mul_(step).add_(step * (_HALF + 0.5))
+
+
+#: Half of the number of values of 16 bits.
+_HALF = 1 << 15
+
+
+@functools.lru_cache(maxsize=8)
+def _half_normal(device: torch.device) -> Tensor:
+    """The 65,536 midpoints of |N(0, 1)|."""
+    share = (torch.arange(2 * _HALF, dtype=torch.float64) + 0.5) / (2 * _HALF)
+    return (math.sqrt(2) * torch.erfinv(share)).float().to(device)
 
 
 def thinned(feedback: Tensor, density: float, generator: torch.Generator) -> Tensor:
@@ -92,10 +133,9 @@ def draw_bias(bias: Tensor, weight: Tensor, init: str, generator: torch.Generato
     """Fill `bias` in place: PyTorch's default under `kaiming`, zero otherwise."""
     with torch.no_grad():
         if init == "kaiming" and not bias.is_meta:
-            fan_in, _ = nn.init._calculate_fan_in_and_fan_out(weight)
-            bound = 1 / math.sqrt(fan_in)
+            bound = uniform_bound(weight, init)
             fresh = torch.empty(bias.shape, device=generator.device)
-            bias.copy_(nn.init.uniform_(fresh, -bound, bound, generator=generator))
+            bias.copy_(fresh.uniform_(-bound, bound, generator=generator))
         else:
             bias.zero_()
 
@@ -108,7 +148,4 @@ def scale(weight: Tensor, init: str) -> float | Tensor:
     """
     if init == "weight":
         return weight.detach().square().mean().sqrt()
-    if init == "normal":
-        return 1.0
-    fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(weight)
-    return math.sqrt(2 / (fan_in + fan_out)) if init == "xavier" else 1 / math.sqrt(3 * fan_in)
+    return 1.0 if init == "normal" else uniform_bound(weight, init) / math.sqrt(3)

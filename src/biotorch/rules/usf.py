@@ -26,4 +26,4 @@ class UniformSign(FeedbackRule):
 
     def feedback(self, weight: Tensor, state: Tensor | None) -> Tensor:
         assert state is not None
-        return weight.sign() * state
+        return weight.sign().mul_(state)
