@@ -33,16 +33,15 @@ def add_rules(parser: argparse.ArgumentParser, default: Sequence[str] | None = N
 
 def add_threads(parser: argparse.ArgumentParser, default: int | None = None) -> None:
     """`--threads`."""
-    told = f"CPU threads; default: {default or "PyTorch's"}"
+    told = f"CPU threads; default: {'as PyTorch chooses' if default is None else default}"
     parser.add_argument("--threads", type=count, default=default, help=told)
 
 
 def add_several_threads(parser: argparse.ArgumentParser) -> None:
     """`--threads` of a benchmark that measures at several numbers of them."""
     told = "CPU threads; default: 1 2"
-    parser.add_argument(
-        "--threads", type=count, nargs="+", default=[1, 2], metavar="N", dest="thread_numbers", help=told
-    )
+    place = "thread_numbers"
+    parser.add_argument("--threads", type=count, nargs="+", default=[1, 2], metavar="N", dest=place, help=told)
 
 
 def add_rounds(parser: argparse.ArgumentParser, default: int) -> None:

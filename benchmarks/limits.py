@@ -96,7 +96,7 @@ def _second_step(model: nn.Module, network: Network) -> _Prepare:
 
 def _random_bits(model: nn.Module, network: Network) -> _Prepare:
     generator = torch.Generator().manual_seed(0)
-    drawn = [torch.empty(-(-weight.numel() // 4), dtype=torch.int64) for weight in _carrying(model, network)]
+    drawn = [torch.empty(-(-weight.numel() // 4), dtype=torch.int64) for weight in carrying(model, network)]
 
     def draw() -> None:
         for each in drawn:
@@ -106,7 +106,7 @@ def _random_bits(model: nn.Module, network: Network) -> _Prepare:
 
 
 def _copy(model: nn.Module, network: Network) -> _Prepare:
-    weights = _carrying(model, network)
+    weights = carrying(model, network)
     twins = [weight.clone() for weight in weights]
     return lambda plain: lambda: torch._foreach_copy_(twins, weights)
 
@@ -119,17 +119,17 @@ _PREPARATIONS: dict[str, Callable[[nn.Module, Network], _Prepare]] = {
 }
 
 
-def _carrying(model: nn.Module, network: Network) -> list[Tensor]:
+def carrying(model: nn.Module, network: Network) -> list[Tensor]:
     """Weights of the connections that hand a gradient to their input."""
-    carrying: set[int] = set()
+    found: set[int] = set()
 
     def note(layer: nn.Module, arguments: Sequence[Any], keywords: dict[str, Any]) -> None:
         first = next(each for each in (*arguments, *keywords.values()) if isinstance(each, Tensor))
         if first.requires_grad:
-            carrying.add(id(layer))
+            found.add(id(layer))
 
-    found = connections(model).values()
-    layers = {id(each.layer): each.layer for each in found}
+    every = connections(model).values()
+    layers = {id(each.layer): each.layer for each in every}
     handles = [
         layer.register_forward_pre_hook(note, with_kwargs=True)
         for layer in layers.values()
@@ -140,7 +140,7 @@ def _carrying(model: nn.Module, network: Network) -> list[Tensor]:
         model(inputs)
     for handle in handles:
         handle.remove()
-    return [each.weight.detach() for each in found if id(each.layer) in carrying]
+    return [each.weight.detach() for each in every if id(each.layer) in found]
 
 
 # Direct rules ----------------------------------------------------------------------------------
