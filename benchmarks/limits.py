@@ -160,7 +160,7 @@ class FreeProjection(contextlib.AbstractContextManager[None]):
         self._patch.stop()
 
     def _heard(self, operation: object, receiver: object, errors: object, x: Tensor, feedback: Tensor) -> Tensor:
-        key = id(receiver), x.shape, x.dtype
+        key = x.shape, x.stride(), x.dtype  # not the receiver, which is made anew in every forward pass
         if key not in self._kept:
             self._kept[key] = torch.randn_like(x).mul_(1e-3)
         return self._kept[key]
