@@ -40,7 +40,7 @@ def main(words: list[str] | None = None) -> None:
     if getattr(arguments, "threads", None):
         torch.set_num_threads(arguments.threads)
     if arguments.json is not None and not arguments.json.parent.is_dir():
-        parser.error(f"--json: {arguments.json.parent} is no folder")
+        parser.error(f"--json: {arguments.json.parent} is no folder; make it first")
     records: list[Record] = []
     try:
         for record in _COMMANDS[arguments.benchmark].measure(arguments):

@@ -106,8 +106,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure(arguments: argparse.Namespace) -> Iterator[Record]:
     """Two records for each network and rule: our best setting in fp32 and eager, and our best setting."""
     data = arguments.data or os.environ.get("BIOTORCH_DATA")
-    if data is None:
-        raise SystemExit("first-system: --data FOLDER or the variable BIOTORCH_DATA must name the folder of the data")
+    for part in ("MNIST/raw", "cifar10-jpeg"):
+        if data is None or not (Path(data) / part).is_dir():
+            raise SystemExit(f"first-system: --data or the variable BIOTORCH_DATA must name a folder that holds {part}")
     settings: list[Setting] = [First(*pair) for pair in itertools.product(arguments.thread_numbers, arguments.workers)]
     precisions = ["32", "bf16-mixed"] if arguments.bf16 else ["32"]
     compiled = [False, True] if arguments.compiled else [False]
@@ -115,7 +116,7 @@ def measure(arguments: argparse.Namespace) -> Iterator[Record]:
     settings += [Ours(*kind) for kind in kinds if kind[0] * kind[3] <= max(arguments.thread_numbers)]
     first = arguments.first or environment(Path.home() / ".cache" / "biotorch" / "first-system")
     with tempfile.TemporaryDirectory(prefix="biotorch-benchmark-") as folder:
-        systems = Systems(first.absolute(), Path(data).resolve(), arguments.images, Path(folder))
+        systems = Systems(first.absolute(), Path(str(data)).resolve(), arguments.images, Path(folder))
         for network in arguments.networks:
             systems.prepare(network)
             for rule in arguments.rules:

@@ -43,7 +43,9 @@ def measure(arguments: argparse.Namespace) -> Iterator[Record]:
 
 
 def _measure(name: str, precision: str, compiled: bool, arguments: argparse.Namespace) -> Iterator[Record]:
-    torch.compiler.reset()  # the number of versions that are kept of one function is limited
+    torch.compiler.reset()
+    # Every rule is a version of the same forward function. Beyond 8 versions torch would run it eagerly.
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 100_000
     network, way = NETWORKS[name], Way(arguments.batch, precision, compiled)
     cases: dict[str | Limit | tuple[str, str], Callable[[], float]] = {"plain": Stepper(network, None, way).turn}
     for rule in arguments.rules:
