@@ -1,135 +1,232 @@
-"""Training throughput of the first system, PyPI `biotorch==0.0.16`, in an environment where that is installed.
+"""`first-system`: time per training image of `biotorch run`, as a ratio to the first system, PyPI
+`biotorch==0.0.16`.
 
-    PYTHON benchmarks/first_system.py --network resnet20 --rule dfa --data FOLDER --workers 2 --threads 1
-    PYTHON benchmarks/first_system.py --network resnet20 --data FOLDER --export cifar10.npz
+Whole epochs, loading and augmentation included: batch 64 on MNIST (resized to 32 x 32) for le_net_mnist, batch
+128 on the first system's 45,000 training images of CIFAR-10, with random crop and flip, for the others; both
+train on the same images. The first epochs, in which one or the other warms up or compiles, are not counted.
+Each side is run at several settings, every run in a process of its own. A side's best setting is that of the
+lowest median; there is one record of our best setting in the first system's arithmetic (fp32, eager), and one
+of our best of all. On whole data sets this takes hours: --images 6400 takes fewer images, and with --near 0.8
+only settings are run again which in the first round reached that part of the rate of the best of their side.
+Beside another process, two threads on two cores can be forty times slower than one.
 
-`throughput.py` calls it; PYTHON's environment is not ours, as the package there bears the same name. The models,
-data sets, transforms, loaders and the `train` function are the first system's own, unaltered, with its default
-options. Its runner has no part: it loads a pickled model again, which PyTorch refuses since 2.6.
-CIFAR-10 is read from FOLDER/cifar10-jpeg/train.parquet and test.parquet instead of the original files, and
-decoded before anything is timed; MNIST is FOLDER/MNIST/raw.
+The first system has the package name of ours and so needs its own environment. Without --first, one is made in
+~/.cache/biotorch/first-system, with the PyTorch and torchvision of this environment:
 
-The last line printed is JSON: `images_per_second`, one figure per epoch, of the call of `train` alone, and `torch`.
-With --export, nothing is trained: the images it would train on are written as uint8 arrays for the other side.
+    python -m venv FOLDER
+    FOLDER/bin/pip install torch==... torchvision==... pyarrow
+    FOLDER/bin/pip install --no-deps biotorch==0.0.16
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import functools
-import importlib
-import io
+import dataclasses
+import itertools
 import json
+import os
+import statistics
+import subprocess
 import sys
-import time
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
-import torchvision
-from PIL import Image
+from benchmarks import commands
+from benchmarks.arguments import add_networks, add_rounds, add_several_threads, count
+from benchmarks.measuring import interleaved, ratio
+from benchmarks.records import Record
 
-VERSION = "0.0.16"
-
-#: Network -> its batch size, and the module and class of its data set in the first system.
-NETWORKS = {
-    "le_net_mnist": (64, "mnist", "MNIST"),
-    "le_net_cifar": (128, "cifar", "CIFAR10Benchmark"),
-    "resnet20": (128, "cifar", "CIFAR10Benchmark"),
+#: Network -> its batch size and augmentation; the first system's are in first_environment.py.
+NETWORKS: dict[str, tuple[int, dict[str, Any] | bool]] = {
+    "le_net_mnist": (64, False),
+    "le_net_cifar": (128, {"crop": 4, "flip": True}),
+    "resnet20": (128, {"crop": 4, "flip": True}),
 }
 
-#: Test images in an export: as few as are needed to be a test set, since testing is not timed.
-TEST_IMAGES = 1000
+
+@dataclasses.dataclass(frozen=True)
+class First:
+    """A setting of the first system."""
+
+    threads: int
+    workers: int
+
+    def __str__(self) -> str:
+        return f"workers {self.workers}, threads {self.threads}"
 
 
-@functools.cache
-def parquet(path: Path) -> tuple[npt.NDArray[np.uint8], list[int]]:
-    """The images (N, 32, 32, 3) and labels of a file in the Hugging Face hub's column layout."""
-    table = importlib.import_module("pyarrow.parquet").read_table(path)
-    files = [row["bytes"] for row in table["img"].to_pylist()]
-    images = np.stack([np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])
-    return images, table["label"].to_pylist()
+@dataclasses.dataclass(frozen=True)
+class Ours:
+    """A setting of ours."""
+
+    threads: int
+    precision: str = "32"
+    compile: bool = False
+    processes: int = 1
+
+    @property
+    def plain(self) -> bool:
+        """fp32, eager: the arithmetic of the first system."""
+        return self.precision == "32" and not self.compile
+
+    @property
+    def launcher(self) -> list[str]:
+        """What starts the processes: python, or torchrun."""
+        if self.processes == 1:
+            return [sys.executable]
+        return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.processes}"]
+
+    def __str__(self) -> str:
+        precision = "fp32" if self.precision == "32" else "bf16"
+        return f"{precision}{', compiled' * self.compile}, {self.processes} x {self.threads} threads"
 
 
-class ParquetCIFAR10(torchvision.datasets.CIFAR10):  # type: ignore[misc]
-    """torchvision's data set, its way to an item included, but of parquet files."""
-
-    def __init__(self, root: str, train: bool, transform: Any, download: bool) -> None:
-        torchvision.datasets.VisionDataset.__init__(self, root, transform=transform)
-        images, labels = parquet(Path(root) / "cifar10-jpeg" / f"{'train' if train else 'test'}.parquet")
-        self.data, self.targets = images.copy(), list(labels)
+Setting = First | Ours
 
 
-def read(network: str, folder: Path, images: int | None) -> Any:
-    """The first system's data set for a network, of its first `images` training images."""
-    # Its module looks torchvision's class up when the data set is made, so it finds this one.
-    torchvision.datasets.CIFAR10 = ParquetCIFAR10
-    _, module, name = NETWORKS[network]
-    dataset = getattr(importlib.import_module(f"biotorch.datasets.{module}"), name)(32, dataset_path=str(folder))
-    train = dataset.train_dataset
-    train.data, train.targets = train.data[:images], train.targets[:images]
-    return dataset
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command line."""
+    add_networks(parser, list(NETWORKS), list(NETWORKS))
+    parser.add_argument("--rules", nargs="+", choices=["fa", "dfa"], default=["fa", "dfa"])
+    parser.add_argument("--first", type=Path, metavar="PYTHON", help="of an environment that has the first system")
+    parser.add_argument("--data", type=Path, help="holds MNIST/raw and cifar10-jpeg; default: $BIOTORCH_DATA")
+    parser.add_argument("--images", type=count, help="of the training set, the first so many; default: all")
+    add_rounds(parser, 2)
+    parser.add_argument("--near", type=float, default=0.0, help="see above; default: all settings, every round")
+    add_several_threads(parser)
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="of the first system's loader")
+    parser.add_argument("--bf16", action="store_true", help="run ours in bf16, too")
+    parser.add_argument("--compiled", action="store_true", help="run ours compiled, too")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1], help="of our side, by torchrun")
 
 
-def export(dataset: Any, path: Path) -> None:
-    """Write x_train, y_train, x_test and y_test."""
-    train, test = dataset.train_dataset, dataset.test_dataset
-    np.savez(
-        path,
-        x_train=np.asarray(train.data),
-        y_train=np.asarray(train.targets, dtype=np.int64),
-        x_test=np.asarray(test.data[:TEST_IMAGES]),
-        y_test=np.asarray(test.targets[:TEST_IMAGES], dtype=np.int64),
+def measure(arguments: argparse.Namespace) -> Iterator[Record]:
+    """Two records for each network and rule: our best setting in fp32 and eager, and our best setting."""
+    data = arguments.data or os.environ.get("BIOTORCH_DATA")
+    for part in ("MNIST/raw", "cifar10-jpeg"):
+        if data is None or not (Path(data) / part).is_dir():
+            raise SystemExit(f"first-system: --data or the variable BIOTORCH_DATA must name a folder that holds {part}")
+    settings: list[Setting] = [First(*pair) for pair in itertools.product(arguments.thread_numbers, arguments.workers)]
+    precisions = ["32", "bf16-mixed"] if arguments.bf16 else ["32"]
+    compiled = [False, True] if arguments.compiled else [False]
+    kinds = itertools.product(arguments.thread_numbers, precisions, compiled, arguments.processes)
+    settings += [Ours(*kind) for kind in kinds if kind[0] * kind[3] <= max(arguments.thread_numbers)]
+    first = arguments.first or environment(Path.home() / ".cache" / "biotorch" / "first-system")
+    with tempfile.TemporaryDirectory(prefix="biotorch-benchmark-") as folder:
+        systems = Systems(first.absolute(), Path(str(data)).resolve(), arguments.images, Path(folder))
+        for network in arguments.networks:
+            systems.prepare(network)
+            for rule in arguments.rules:
+                yield from _compare(systems, network, rule, settings, arguments)
+
+
+def _compare(
+    systems: Systems, network: str, rule: str, settings: Sequence[Setting], arguments: argparse.Namespace
+) -> Iterator[Record]:
+    def case(setting: Setting) -> Callable[[], float]:
+        return lambda: 1 / systems.rate(network, rule, setting)
+
+    cases = {setting: case(setting) for setting in settings}
+    costs = interleaved(cases, 1)
+    kept = [setting for ranking in rankings(costs) for setting in near(ranking, costs, arguments.near)]
+    rest = interleaved({setting: cases[setting] for setting in kept}, arguments.rounds - 1)
+    costs = {setting: costs[setting] + rest[setting] for setting in rest}
+    first, plain, ours = (ranking[0] for ranking in rankings(costs))
+    for setting in dict.fromkeys((plain, ours)):
+        assert isinstance(setting, Ours)
+        yield Record.of(
+            ratio(costs[setting], costs[first]),
+            benchmark="first-system",
+            network=network,
+            rule=rule,
+            precision="32" if setting.precision == "32" else "bf16",
+            compiled=setting.compile,
+            threads=setting.threads,
+            settings={"processes": setting.processes, "images": arguments.images or "all"},
+            figures={"first system": f"{1 / statistics.median(costs[first]):.0f}/s with {first}"},
+        )
+
+
+def rankings(costs: Mapping[Setting, Sequence[float]]) -> tuple[list[Setting], list[Setting], list[Setting]]:
+    """The first system's settings, our plain ones and all of ours, each by the median, the fastest first."""
+    ranked = sorted(costs, key=lambda setting: statistics.median(costs[setting]))
+    ours = [setting for setting in ranked if isinstance(setting, Ours)]
+    return (
+        [setting for setting in ranked if isinstance(setting, First)],
+        [setting for setting in ours if setting.plain],
+        list[Setting](ours),
     )
 
 
-def measure(network: str, rule: str, dataset: Any, workers: int, epochs: int) -> list[float]:
-    """Training images per second of each epoch."""
-    torch.manual_seed(0)
-    loader = dataset.create_train_dataloader(NETWORKS[network][0], num_workers=workers)
-    build = getattr(importlib.import_module(f"biotorch.models.{rule}"), network)
-    options = {"constrain_weights": False, "gradient_clip": False, "init": "xavier"}
-    model = build(num_classes=10, layer_config={"type": rule, "options": options})
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
-    train = importlib.import_module("biotorch.training.functions").train
-    rates = []
-    for epoch in range(epochs):
-        start = time.perf_counter()
-        train(model, rule, torch.nn.CrossEntropyLoss(), optimizer, loader, "cpu", epoch, multi_gpu=False)
-        # The loader drops the last, incomplete batch.
-        rates.append(len(loader) * loader.batch_size / (time.perf_counter() - start))
-    return rates
+def near(ranking: list[Setting], costs: Mapping[Setting, Sequence[float]], part: float) -> list[Setting]:
+    """The settings that in the first round reached this part of the rate of the ranking's first."""
+    return [setting for setting in ranking if costs[setting][0] * part <= costs[ranking[0]][0]]
 
 
-def main() -> None:
-    """Measure, or export."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", choices=list(NETWORKS), required=True)
-    parser.add_argument("--rule", choices=["fa", "dfa"], default="fa")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--images", type=int, help="of the training set, the first so many; default: all")
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--export", type=Path, metavar="FILE")
-    arguments = parser.parse_args()
-    if metadata.version("biotorch") != VERSION:
-        parser.error(f"{sys.executable} has biotorch {metadata.version('biotorch')}, not {VERSION}")
-    torch.set_num_threads(arguments.threads)
-    # The first system prints its progress.
-    with contextlib.redirect_stdout(sys.stderr):
-        dataset = read(arguments.network, arguments.data, arguments.images)
-        if arguments.export is not None:
-            export(dataset, arguments.export)
-            rates = []
-        else:
-            rates = measure(arguments.network, arguments.rule, dataset, arguments.workers, arguments.epochs)
-    print(json.dumps({"images_per_second": rates, "torch": torch.__version__}))
+# The two sides ---------------------------------------------------------------------------------
 
 
-if __name__ == "__main__":
-    main()
+class Systems:
+    """Both systems, ready to be run on the same images."""
+
+    def __init__(self, first: Path, data: Path, images: int | None, folder: Path) -> None:
+        self.first, self.data, self.images, self.folder = first, data, images, folder
+
+    def rate(self, network: str, rule: str, setting: Setting) -> float:
+        """Training images per second in the last epoch of a run."""
+        if isinstance(setting, Ours):
+            return self._ours(network, rule, setting)
+        report = self._first_system(
+            *("--network", network, "--rule", rule, "--epochs", "2"),
+            *("--workers", str(setting.workers), "--threads", str(setting.threads)),
+        )
+        return float(report["images_per_second"][-1])
+
+    def prepare(self, network: str) -> None:
+        """Have the first system write the images it trains on."""
+        self._first_system("--network", network, "--export", str(self._arrays(network)))
+
+    def _arrays(self, network: str) -> Path:
+        return self.folder / f"{network}.npz"
+
+    def _first_system(self, *arguments: str) -> Any:
+        script = Path(__file__).with_name("first_environment.py")
+        limit = () if self.images is None else ("--images", str(self.images))
+        # -I: nothing of this environment, of its variables and of the current folder is on the path.
+        output = commands.output([str(self.first), "-I", str(script), "--data", str(self.data), *limit, *arguments])
+        return json.loads(output.splitlines()[-1])
+
+    def _ours(self, network: str, rule: str, setting: Ours) -> float:
+        batch, augment = NETWORKS[network]
+        epochs = 3 if setting.compile else 2
+        tree = commands.configuration(
+            self._arrays(network), network, rule, epochs, batch, target_size=32, augment=augment
+        )
+        tree["infrastructure"] = {
+            "precision": setting.precision,
+            "compile": setting.compile,
+            "threads": setting.threads,
+        }
+        return commands.examples_per_second({**tree, "evaluation": False}, setting.launcher)
+
+
+def environment(folder: Path) -> Path:
+    """The Python of the first system's environment, which is made if it is not there."""
+    python = folder / "bin" / "python"
+    installed = "from importlib import metadata; metadata.version('biotorch')"
+    if (
+        not python.exists()
+        or subprocess.run([python, "-I", "-c", installed], capture_output=True, check=False).returncode
+    ):
+        versions = [f"{name}=={metadata.version(name).partition('+')[0]}" for name in ("torch", "torchvision")]
+        for command in (
+            [sys.executable, "-m", "venv", str(folder)],
+            [str(python), "-m", "pip", "install", "--quiet", *versions, "pyarrow"],
+            [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "biotorch==0.0.16"],
+        ):
+            print(" ".join(command), file=sys.stderr)
+            subprocess.run(command, check=True)
+    return python

@@ -1,103 +1,74 @@
-"""Time and memory of a training step under each rule, as a ratio to the plain PyTorch step.
+"""`step`: time of a training step under each rule, as a ratio to plain PyTorch's step.
 
-    python benchmarks/step.py                      # fp32, channels_last, batch 128
-    python benchmarks/step.py --precision bf16 --networks resnet20 --rules fa dfa
-
-Every round steps the plain network and then each rule's, in an order drawn anew; the ratio is taken within
-the round, so that whatever else the machine does hits both. A turn is three steps, of which the first is not
-timed: it refills the caches and memory pools that another network's step has used, which in training the
-step before has done. Printed: the median of the ratios and their quartiles.
-Run it on an otherwise idle machine.
+Measured beside it, in the same rounds: the limit of the rule (see limits.py), and with --fused the rule's step
+with torch's fused SGD, as a ratio to plain PyTorch with the ordinary one. A turn is three steps, of which the
+first is not timed. SGD with momentum and weight decay; images in channels_last.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import platform
-import random
 import statistics
-import time
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import nn
-from torch.nn import functional as F
 
-from biotorch import convert, models, rules, targets
-
-
-class Trainer:
-    """One network with its optimizer, on the device, ready to step."""
-
-    def __init__(self, network: str, rule: str | None, precision: str, compiled: bool, device: str) -> None:
-        torch.manual_seed(0)
-        model = models.build(network)
-        if rule is not None:
-            convert(model, rule)
-        self.model: nn.Module = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.SGD(trained, lr=1e-4, momentum=0.9, weight_decay=1e-4)
-        self.forward = torch.compile(self.model) if compiled else self.model
-        bf16 = precision == "bf16"
-        self.autocast = torch.autocast(device, dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()
-        self.device = device
-
-    def step(self, images: torch.Tensor, labels: torch.Tensor) -> float:
-        """Seconds of one training step."""
-        start = time.perf_counter()
-        self.optimizer.zero_grad()
-        with self.autocast, targets(labels):
-            loss = F.cross_entropy(self.forward(images), labels)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
+from benchmarks.arguments import add_networks, add_rounds, add_rules, add_threads, count
+from benchmarks.limits import Limit, limit_of
+from benchmarks.measuring import interleaved, ratio
+from benchmarks.networks import NETWORKS
+from benchmarks.records import Record
+from benchmarks.stepping import Stepper, Way
 
 
-def measure(network: str, arguments: argparse.Namespace) -> list[str]:
-    """Rows of the table: the plain network's step in milliseconds, then each rule's ratio to it."""
-    images = torch.randn(arguments.batch, 1 if network == "le_net_mnist" else 3, 32, 32, device=arguments.device)
-    images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(10, (arguments.batch,), device=arguments.device)
-    names: list[str | None] = [None, *arguments.rules]
-    trainers = [Trainer(network, name, arguments.precision, arguments.compile, arguments.device) for name in names]
-    for trainer in trainers:
-        for _ in range(arguments.warm_up):
-            trainer.step(images, labels)
-    seconds = [[0.0] * len(trainers) for _ in range(arguments.rounds)]
-    for turn in seconds:
-        for index in random.sample(range(len(trainers)), len(trainers)):
-            trainers[index].step(images, labels)
-            turn[index] = statistics.fmean(trainers[index].step(images, labels) for _ in range(2))
-    rows = [f"| {network} | plain PyTorch | {1000 * statistics.median(row[0] for row in seconds):.1f} ms | |"]
-    for index, name in enumerate(arguments.rules, start=1):
-        low, median, high = statistics.quantiles([row[index] / row[0] for row in seconds], n=4)
-        rows.append(f"| {network} | {name} | **{median:.3f}** | {low:.3f} - {high:.3f} |")
-    return rows
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command line."""
+    add_networks(parser, ["le_net_cifar", "resnet20", "mlp"])
+    add_rules(parser)
+    parser.add_argument("--precisions", nargs="+", choices=["32", "bf16"], default=["32", "bf16"])
+    parser.add_argument("--compiled", nargs="+", choices=["no", "yes"], default=["no"], help="default: no")
+    parser.add_argument("--fused", action="store_true", help="measure each rule with torch's fused SGD, too")
+    parser.add_argument("--batch", type=count, default=Way.batch)
+    add_threads(parser)
+    add_rounds(parser, 12)
+    parser.add_argument("--warm-up", type=int, default=1, help="rounds that are not counted")
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=["le_net_cifar", "resnet20"])
-    parser.add_argument("--rules", nargs="+", default=rules.available())
-    parser.add_argument("--precision", choices=["32", "bf16"], default="32")
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--warm-up", type=int, default=5)
-    parser.add_argument("--device", default="cpu")
-    arguments = parser.parse_args()
-    print(
-        f"torch {torch.__version__}, {platform.machine()}, {arguments.device}, {torch.get_num_threads()} threads, "
-        f"{arguments.precision}, batch {arguments.batch}, channels_last"
-        f"{', compiled' if arguments.compile else ''}, {arguments.rounds} rounds\n"
-    )
-    print("| network | rule | step / plain step | quartiles |\n|---|---|---|---|")
+def measure(arguments: argparse.Namespace) -> Iterator[Record]:
+    """A record for each network, precision, way of running, and rule."""
     for network in arguments.networks:
-        print("\n".join(measure(network, arguments)), flush=True)
+        for precision in arguments.precisions:
+            for compiled in arguments.compiled:
+                yield from _measure(network, precision, compiled == "yes", arguments)
 
 
-if __name__ == "__main__":
-    main()
+def _measure(name: str, precision: str, compiled: bool, arguments: argparse.Namespace) -> Iterator[Record]:
+    torch.compiler.reset()
+    # Every rule is a version of the same forward function. Beyond 8 versions torch would run it eagerly.
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 100_000
+    network, way = NETWORKS[name], Way(arguments.batch, precision, compiled)
+    cases: dict[str | Limit | tuple[str, str], Callable[[], float]] = {"plain": Stepper(network, None, way).turn}
+    for rule in arguments.rules:
+        cases[rule] = Stepper(network, rule, way).turn
+        limit = limit_of(rule)
+        if limit is not None and limit not in cases:
+            cases[limit] = limit.stepper(network, rule, way).turn
+        if arguments.fused:
+            cases[rule, "fused"] = Stepper(network, rule, way, fused=True).turn
+    interleaved(cases, arguments.warm_up)
+    costs = interleaved(cases, arguments.rounds)
+    plain = costs["plain"]
+    for rule in arguments.rules:
+        limit = limit_of(rule)
+        yield Record.of(
+            ratio(costs[rule], plain),
+            benchmark="step",
+            network=name,
+            rule=rule,
+            precision=precision,
+            compiled=compiled,
+            limit=1.0 if limit is None else ratio(costs[limit], plain).median,
+            fused=ratio(costs[rule, "fused"], plain).median if arguments.fused else None,
+            seconds=statistics.median(plain),
+            settings={} if way.batch == Way.batch else {"batch": way.batch},
+        )

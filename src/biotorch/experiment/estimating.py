@@ -24,7 +24,7 @@ from biotorch.training import Record, TrainingState
 from biotorch.training.distributed import one_of_several
 
 #: Pairs of a number of parameters and the CPU threads that are fastest for networks below that size. The first pair was
-#: measured by benchmarks/jobs.py on two cores, the second was not measured.
+#: measured by `python -m benchmarks jobs` on two cores, the second was not measured.
 _THREADS = ((2_000_000, 1), (20_000_000, 4))
 _MOST_THREADS = 8
 

@@ -1,0 +1,1 @@
+"""Benchmarks of biotorch: `python -m benchmarks --help`."""
