@@ -195,6 +195,8 @@ class Runner:
         images, labels = self.images[: planned.images], self.labels[: planned.images]
         networks = [*self.networks.values()] if planned.name.startswith("transfer") else [self.networks[self.model]]
         told = (planned.name, sorted(planned.settings.items()), planned.gradient, planned.epsilon, planned.seed)
+        if planned.kind.edition > 1:
+            told += (planned.kind.edition,)
         if len(images) not in self.data:
             self.data[len(images)] = state_hash({"images": images, "labels": labels})
         data = self.data[len(images)]

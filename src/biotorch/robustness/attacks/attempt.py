@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from biotorch.kernel import teaching
 from biotorch.layers import true_gradients
-from biotorch.layers.base import FeedbackLayer
 from biotorch.models.outputs import main_output
 from biotorch.robustness.attacks.norms import size
 
@@ -176,13 +175,13 @@ class Attempt:
 
 @contextlib.contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """Freeze the parameters of the feedback layers inside the `with` block.
+    """Freeze the parameters of the network inside the `with` block.
 
-    Layers of torch compute only the gradients that a backward pass is asked for. The Functions of the rules, like all
-    that are written in Python, compute those of every tensor that required one in the forward pass.
+    Layers of torch compute only the gradients that a backward pass is asked for, so true gradients do without this (and
+    a network may train in its own forward pass). The autograd Functions of the rules, like all that are written in
+    Python, compute those of every tensor that required one in the forward pass.
     """
-    layers = [module for module in model.modules() if isinstance(module, FeedbackLayer)]
-    parameters = [each for layer in layers for each in layer.parameters() if each.requires_grad]
+    parameters = [each for each in model.parameters() if each.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:
