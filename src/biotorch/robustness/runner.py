@@ -195,10 +195,11 @@ class Runner:
         images, labels = self.images[: planned.images], self.labels[: planned.images]
         networks = [*self.networks.values()] if planned.name.startswith("transfer") else [self.networks[self.model]]
         told = (planned.name, sorted(planned.settings.items()), planned.gradient, planned.epsilon, planned.seed)
+        edition = [planned.kind.edition] if planned.kind.edition > 1 else []  # the first had none in its digest
         if len(images) not in self.data:
             self.data[len(images)] = state_hash({"images": images, "labels": labels})
         data = self.data[len(images)]
-        return f"{_seeding.derive(*networks, data, *told, self.seed, self.batch_size):016x}"
+        return f"{_seeding.derive(*networks, data, *told, *edition, self.seed, self.batch_size):016x}"
 
 
 def _identity_of(model: nn.Module) -> str:

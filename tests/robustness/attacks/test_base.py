@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rule_names import RULES
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from biotorch import convert
 from biotorch.robustness import FGSM, PGD, TPGD, AutoAttack, AutoPGD, RandomSigns, Square
@@ -121,6 +122,42 @@ def test_the_network_is_left_as_it_was(name, rule):
     assert torch.equal(torch.random.get_rng_state(), before)
     assert not outcome.adversarial.requires_grad
     assert torch.equal(images, batch()[0])
+
+
+class Products(TorchDispatchMode):
+    """Notes which gradients each backward pass of a convolution computes, and the shape of every matrix product."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolutions, self.matrices = [], set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten.convolution_backward.default:
+            self.convolutions.append(tuple(args[-1]))  # of input, weight and bias
+        elif function is torch.ops.aten.mm.default:
+            self.matrices.add(tuple(result.shape))
+        return result
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "auto_pgd", "auto_attack"])
+@pytest.mark.parametrize(("rule", "gradient"), [(None, "true"), ("kp", "feedback"), ("dkp", "feedback")])
+def test_no_attack_computes_the_gradient_of_a_weight(name, rule, gradient):
+    model = network()
+    images, labels = batch()
+    if rule is not None:
+        convert(model, rule, seed=0)
+    model[0].weight.requires_grad_(False)
+    flags = {key: each.requires_grad for key, each in model.named_parameters()}
+    with Products() as products, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        make(name, model, gradient=gradient, epsilon=1e-3)(images, labels)
+        assert not any(mask[1] for mask in products.convolutions)
+        assert products.matrices
+        assert not products.matrices & {(4, 16), (16, 4)}
+    assert {key: each.requires_grad for key, each in model.named_parameters()} == flags
+    assert all(each.grad is None for each in model.parameters())
 
 
 @pytest.mark.parametrize("name", QUICK)

@@ -1,4 +1,4 @@
-"""FGSM, PGD, EOT-PGD and TPGD against torchattacks 3.5.1, an implementation that others wrote."""
+"""FGSM, PGD, EOT-PGD, TPGD and Square against torchattacks 3.5.1, an implementation that others wrote."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from biotorch import _seeding, data
 from biotorch.data import DataConfig
-from biotorch.robustness import EOTPGD, FGSM, PGD, TPGD, Normalised
+from biotorch.robustness import EOTPGD, FGSM, PGD, TPGD, Normalised, Square
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +79,22 @@ def test_the_examples_are_the_same(trained, name):
     # Means over the batch and sums differ in the last bits of a gradient, and a sign may turn where it is nearly zero.
     same = ((found - expected).abs() < 1e-5).double().mean()
     assert same > 0.995
+
+
+@pytest.mark.parametrize(("norm", "name", "epsilon"), [("linf", "Linf", 0.1), ("l2", "L2", 0.8)])
+def test_square_fits_its_schedule_to_the_budget(trained, norm, name, epsilon):
+    """With few queries as with many, the authors' patches shrink to single pixels; with equal draws all is equal."""
+    model, images, labels = trained
+    own = Square(model, epsilon, norm=norm, queries=51)
+    seed = int(torch.randint(2**31, (), generator=_seeding.generator(_seeding.derive(0, "attack", 0))))
+    with torch.random.fork_rng():  # theirs does not count the start as a query
+        expected = torchattacks.Square(model, norm=name, eps=epsilon, n_queries=50, seed=seed)(images, labels)
+    assert 5 < accuracy(model, expected, labels) < 90
+    found = own.run(images, labels)
+    moved = (expected != images).flatten(1).any(1)  # theirs returns an image that it did not break as it was
+    assert moved.any()
+    assert torch.equal(found.robust & ~moved, found.robust)
+    assert torch.allclose(found.adversarial[moved], expected[moved], atol=1e-6)
 
 
 def test_a_stronger_reference_is_told_apart(trained):

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from biotorch.kernel import teaching
 from biotorch.layers import true_gradients
 from biotorch.models.outputs import main_output
+from biotorch.robustness.attacks.norms import size
 
 LossName = Literal["ce", "margin", "dlr"]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -48,6 +49,12 @@ Gradient = Literal["true", "feedback"]
 def classified(outputs: Tensor, labels: Tensor) -> Tensor:
     """Whether each row of outputs (n, C) is highest at its label (n,): (n,) bool. False for a row with a NaN."""
     return (outputs.argmax(1) == labels) & ~outputs.isnan().any(1)
+
+
+def useless(gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether each image's gradient (m, ...) is not finite, and whether it is zero everywhere: (m,) bool each."""
+    largest = size(gradient, "linf")  # not finite if any value is not
+    return ~largest.isfinite(), largest == 0
 
 
 class Attempt:
@@ -131,31 +138,57 @@ class Attempt:
         Returns:
             The gradient (m, ...), with zeros in place of non-finite values; the losses (m,); the outputs (m, C).
         """
-        points = points.detach().requires_grad_()
-        with torch.enable_grad(), self.route(index, kind):
+        points, labels = points.detach().requires_grad_(), self.labels[index]
+        with torch.enable_grad(), self.route(labels, kind):
             outputs = self.outputs(points, index)
-            losses = loss(outputs, self.labels[index])
-        gradient = torch.zeros_like(points)
+            losses = loss(outputs, labels)
         if losses.requires_grad:  # false if the network detaches its input
             (gradient,) = torch.autograd.grad(losses.sum(), points, allow_unused=True, materialize_grads=True)
-        flat = gradient.detach().flatten(1)
-        finite = flat.isfinite().all(1)
-        needed = classified(outputs.detach(), self.labels[index])  # a misclassified point needs no direction
-        self.blind[index.cpu()] |= (~finite | (needed & (flat == 0).all(1))).cpu()
-        return gradient.detach().nan_to_num(0, 0, 0), losses.detach(), outputs.detach()
+        else:
+            gradient = torch.zeros_like(points)
+        gradient, outputs = gradient.detach(), outputs.detach()
+        wild, flat = useless(gradient)
+        if bool((wild | flat).any()):
+            needed = classified(outputs, labels)  # a misclassified point needs no direction
+            self.blind[index[wild | (flat & needed)].cpu()] = True
+            gradient = gradient.nan_to_num(0, 0, 0)
+        return gradient, losses.detach(), outputs
 
     @contextlib.contextmanager
-    def route(self, index: Tensor, kind: Gradient) -> Iterator[None]:
-        """Context of a forward pass of images `index`: selects the gradient, and gives their labels to the rule."""
-        asked = true_gradients(self.model) if kind == "true" else contextlib.nullcontext()
-        with asked, teaching.targets(self.labels[index], scale=1.0):
+    def route(self, labels: Tensor, kind: Gradient) -> Iterator[None]:
+        """Context of a forward pass of images with `labels` (m,): selects the gradient, and gives the rule the labels.
+
+        A backward pass from there to the images computes no gradient of a weight.
+        """
+        asked = true_gradients(self.model) if kind == "true" else _frozen(self.model)
+        with asked, teaching.targets(labels, scale=1.0):
             yield
 
     def record(self, losses: Tensor, index: Tensor) -> None:
-        """Keep the losses (m,) of a step, so that a check can see whether they were still rising."""
+        """Keep the losses (m,) of a step, if figures are wanted: a check sees whether they were still rising."""
+        if not self.judged:
+            return
         row = torch.full((len(self.images),), torch.nan)
         row[index.cpu()] = losses.float().cpu()
         self.losses.append(row)
+
+
+@contextlib.contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Freeze the parameters of the network inside the `with` block.
+
+    Layers of torch compute only the gradients that a backward pass is asked for, so true gradients do without this (and
+    a network may train in its own forward pass). The autograd Functions of the rules, like all that are written in
+    Python, compute those of every tensor that required one in the forward pass.
+    """
+    parameters = [each for each in model.parameters() if each.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 class Normalised(nn.Module):

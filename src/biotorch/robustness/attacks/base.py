@@ -77,6 +77,8 @@ class Attack(ABC):
     white_box: ClassVar[bool] = False
     #: Arguments of base classes that the attack does not take, each with the reason.
     fixed: ClassVar[Mapping[str, str]] = {}
+    #: Rises when equal settings come to give other examples: studies do not go on with results of an earlier edition.
+    edition: ClassVar[int] = 1
     #: Whether images that are already misclassified stay unperturbed.
     skips_solved: bool = True
 

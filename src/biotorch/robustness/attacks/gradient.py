@@ -142,32 +142,32 @@ class PGD(WhiteBox):
 
     def _descend(self, attempt: Attempt, index: Tensor, record: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Run one start: its last points (m, ...), whether each is misclassified (m,), and their losses (m,)."""
-        images, labels = attempt.images[index], attempt.labels[index]
-        points = self.start(attempt, index)
-        final = torch.full((len(index),), -torch.inf, device=images.device, dtype=images.dtype)
+        images, points = attempt.images[index], self.start(attempt, index)
+        last, final = torch.empty_like(points), torch.empty(len(index), device=images.device, dtype=images.dtype)
         broken = torch.zeros(len(index), dtype=torch.bool, device=images.device)
+        # Everything below is about the active images only, so that no step copies the others.
         active = torch.arange(len(index), device=images.device)
         # The last point is evaluated only to detect success, to choose among starts, or for figures.
         judged = attempt.judged or self.stop_at_success or self.restarts > 1
         for step in range(self.steps + judged):
             if step < self.steps:
-                gradient, losses, outputs = self.ascent(attempt, points[active], index[active])
+                gradient, losses, outputs = self.ascent(attempt, points, index)
             else:
-                losses, outputs = self.judge(attempt, points[active], index[active])
+                losses, outputs = self.judge(attempt, points, index)
             if record:
-                attempt.record(losses, index[active])
-            final[active] = losses.to(final)
-            broken[active] = ~classified(outputs, labels[active])
+                attempt.record(losses, index)
+            wrong = ~classified(outputs, attempt.labels[index])
             if step == self.steps:
                 break
-            if self.stop_at_success:
-                going = ~broken[active]
-                active, gradient = active[going], gradient[going]
+            if self.stop_at_success and bool(wrong.any()):
+                last[active], broken[active], final[active] = points, wrong, losses.to(final)
+                state = active, index, images, points, gradient, losses, wrong
+                active, index, images, points, gradient, losses, wrong = (each[~wrong] for each in state)
                 if not len(active):
                     break
-            moved = points[active] + self.step_size * steepest(gradient, self.norm)
-            points[active] = project(moved, images[active], self.epsilon, self.norm)
-        return points, broken, final
+            points = project(points + self.step_size * steepest(gradient, self.norm), images, self.epsilon, self.norm)
+        last[active], broken[active], final[active] = points, wrong, losses.to(final)
+        return last, broken, final
 
     def start(self, attempt: Attempt, index: Tensor) -> Tensor:
         """First points of the steps: (m, ...)."""

@@ -4,7 +4,7 @@ The library's attacks choose which images to go on with, seed the global generat
 chooses the images. The library performs only single runs on images that are all unbroken, so each forward pass counts
 as one query of each of them. The library sees the network as a `Shown`. These defects of the library are worked around:
 
-* FAB would fill parameters with gradients: `_Network` leaves them untouched.
+* FAB would compute gradients of parameters, and store them: a backward pass through `_Network` ends at the image.
 * The check for dynamic defences calls `sys.settrace(None)`, and its findings stay for later networks: see `dynamic`.
 * Non-finite gradients and images become adversarial examples: `Shown.see` and `withstand` replace them.
 * Images are cast to float32: `Shown` casts them back, and results are projected in the network's own type.
@@ -24,7 +24,7 @@ from pyautoattack import checks
 from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
-from biotorch.robustness.attacks.attempt import Attempt, Gradient, classified
+from biotorch.robustness.attacks.attempt import Attempt, Gradient, classified, useless
 from biotorch.robustness.attacks.base import Attack, Common, is_number, require, require_counts
 from biotorch.robustness.attacks.norms import Norm, project
 
@@ -66,10 +66,11 @@ class Shown:
 
     def see(self, gradient: Tensor) -> Tensor:
         """Replace non-finite values of the gradient by zero, and mark images without a usable one as `blind`."""
-        flat = gradient.flatten(1)
-        useless = ~flat.isfinite().all(1) | (flat == 0).all(1)
-        if len(useless) == len(self.index):
-            self.attempt.blind[self.index[useless].cpu()] = True
+        wild, flat = useless(gradient)
+        if not bool((wild | flat).any()):
+            return gradient
+        if len(gradient) == len(self.index):
+            self.attempt.blind[self.index[wild | flat].cpu()] = True
         return gradient.nan_to_num(0, 0, 0)
 
 
@@ -82,18 +83,17 @@ class _Network(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, points: Tensor, shown: Shown) -> Tensor:
         ctx.shown, ctx.points = shown, points.detach().requires_grad_()
-        with torch.enable_grad(), shown.attempt.route(shown.index, shown.gradient):
+        with torch.enable_grad(), shown.attempt.route(shown.attempt.labels[shown.index], shown.gradient):
             outputs = shown.outputs(ctx.points)
         ctx.outputs = outputs
         return outputs.detach()
 
     @staticmethod
     def backward(ctx: Any, errors: Tensor) -> tuple[Tensor, None]:
-        gradient = torch.zeros_like(ctx.points)
-        if ctx.outputs.requires_grad:
-            (gradient,) = torch.autograd.grad(
-                ctx.outputs, ctx.points, errors, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
+        if not ctx.outputs.requires_grad:
+            return ctx.shown.see(torch.zeros_like(ctx.points)), None
+        # The graph goes at once: none of the attacks differentiates the same pass twice.
+        (gradient,) = torch.autograd.grad(ctx.outputs, ctx.points, errors, allow_unused=True, materialize_grads=True)
         return ctx.shown.see(gradient.detach()), None
 
 
@@ -178,8 +178,9 @@ def require_tiles(images: Tensor, norm: Norm) -> None:
 class Square(Attack):
     """Random search with square patches that uses only outputs (Andriushchenko et al. 2020; the paper's appendix 6.3).
 
-    The library pyautoattack runs it, one restart at a time. Whatever the budget, patch sizes follow the schedule for
-    10,000 queries, as in AutoAttack.
+    The library pyautoattack runs it, one restart at a time. Patches shrink on the authors' schedule for 10,000 queries,
+    compressed to the budget. (In `AutoAttack` 5,000 queries follow the first half of that schedule, as its definition
+    has it.)
 
     Args:
         model, epsilon, norm, seed, batch_size: see `Attack`. Images are (n, C, H, W).
@@ -188,6 +189,8 @@ class Square(Attack):
         loss: `margin` or `ce`.
         restarts: number of independent starts. An image counts as broken if one of them breaks it.
     """
+
+    edition = 2  # in the first, every budget followed the schedule for 10,000 queries
 
     def __init__(
         self,
@@ -216,7 +219,7 @@ class Square(Attack):
             eps=self.epsilon,
             p_init=self.p_init,
             loss=self.loss,
-            resc_schedule=False,
+            resc_schedule=True,
         )
         start(seed(attempt))
         runs = [run(shown, search)] * self.restarts
