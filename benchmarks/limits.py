@@ -153,18 +153,21 @@ class FreeProjection(contextlib.AbstractContextManager[None]):
         self._kept: dict[object, Tensor] = {}
 
     def __enter__(self) -> None:
-        self._patch = mock.patch.multiple(projection, heard=self._heard, met=_met)
+        self._patch = mock.patch.multiple(projection, projected=self._projected, learned=self._learned)
         self._patch.start()
 
     def __exit__(self, *error: object) -> None:
         self._patch.stop()
 
-    def _heard(self, operation: object, receiver: object, errors: object, x: Tensor, feedback: Tensor) -> Tensor:
+    def _projected(
+        self, operation: object, receiver: object, errors: object, x: Tensor, feedback: Tensor
+    ) -> tuple[Tensor, None]:
         key = x.shape, x.stride(), x.dtype  # not the receiver, which is made anew in every forward pass
         if key not in self._kept:
             self._kept[key] = torch.randn_like(x).mul_(1e-3)
-        return self._kept[key]
+        return self._kept[key], None
 
-
-def _met(operation: object, receiver: object, errors: object, x: Tensor, feedback: Tensor) -> Tensor:
-    return torch.zeros_like(feedback)
+    def _learned(
+        self, operation: object, receiver: object, errors: object, x: Tensor, feedback: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return self._projected(operation, receiver, errors, x, feedback)[0], torch.zeros_like(feedback)
