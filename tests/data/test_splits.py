@@ -27,7 +27,7 @@ def digest(split):
 def test_digits_are_complete_and_nothing_of_the_test_is_trained_on():
     loaded = data.load(data.DataConfig(dataset="digits"), seed=0)
     assert [len(split) for split in (loaded.train, loaded.validation, loaded.test)] == [1257, 180, 360]
-    assert loaded.num_classes == 10
+    assert loaded.num_outputs == 10
     assert loaded.train.input_shape == (1, 8, 8)
     assert loaded.train.images.dtype == torch.uint8
     assert loaded.train.images.max() == 255
@@ -152,6 +152,7 @@ def test_impossible_configurations_are_named(keys, message):
 
 def test_every_name_and_kind_of_path_is_a_data_set():
     names = ["mnist", "fashion_mnist", "cifar10", "cifar10_benchmark", "cifar100", "imagenet", "digits"]
+    names += ["wine", "breast_cancer", "diabetes"]
     assert data.available() == names
     for name in [*names, "folder:a", "parquet:b/c", "hf:user/set", "some/set.npz"]:
         assert data.DataConfig(dataset=name).dataset == name

@@ -109,7 +109,7 @@ def audit_command(config: ConfigFile, overrides: Overrides = None) -> None:
     for name, described in read(config, overrides or []).points.items():
         point = resolved(described, earlier=None)
         dataset = data.load(point.data, point.experiment.seed)
-        model = build_model(point, dataset.num_classes, dataset.input_shape)
+        model = build_model(point, dataset.num_outputs, dataset.input_shape)
         check_input(model, dataset.train, point)
         inputs, _ = next(iter(dataset.train.batches([torch.arange(min(8, len(dataset.train)))])))
         typer.echo(f"{name or point.experiment.name}\n{audit(model, inputs)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_
 from biotorch import models, rules
 from biotorch._names import unknown
 from biotorch._sections import Section
-from biotorch.data import DataConfig
+from biotorch.data import DataConfig, Kind
 from biotorch.errors import SectionError
 from biotorch.experiment.cluster import ClusterConfig
 from biotorch.experiment.importing import check_name
@@ -233,16 +234,19 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _images_alone_have_these(self) -> Config:
+        if problems := self.misplaced(self.data.kinds):
+            raise SectionError(problems)
+        return self
+
+    def misplaced(self, kinds: Collection[Kind]) -> dict[str, str]:
+        """Problems, by key, of sections that only images have, if the data are of one of these kinds."""
         given = {
             "attacks": self.attacks,
             "training.adversarial": None if self.training is None else self.training.adversarial,
             "training.noise_pretraining": None if self.training is None else self.training.noise_pretraining,
         }
-        wrong = [key for key, value in given.items() if self.data.is_text and value is not None]
-        if wrong:
-            text = f"a setting of images, but {self.data.dataset} is a text: leave it out"
-            raise SectionError(dict.fromkeys(wrong, text))
-        return self
+        text = f"a setting of images, but {self.data.described(kinds)}: leave it out"
+        return {key: text for key, value in given.items() if value is not None and "images" not in kinds}
 
     @model_validator(mode="after")
     def _optimizer_decays_feedback(self) -> Config:

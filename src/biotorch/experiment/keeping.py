@@ -121,7 +121,7 @@ class Keeper(Observer):
         self.head = {
             "format": checkpoints.FORMAT,
             "config": config.model_dump(mode="json"),
-            "num_classes": trainer.data.num_classes,
+            "num_classes": trainer.data.num_outputs,
             "input_shape": list(trainer.data.input_shape),
             "data": trainer.data.record,
         }

@@ -51,16 +51,22 @@ def evaluate_run(
     with repeatable(config.experiment.seed, config.experiment.deterministic, config.infrastructure.threads):
         dataset = data.load(config.data, config.experiment.seed).to(fabric.device)
         model = load(run, which, fabric.device)
-        if dataset.num_classes != content["num_classes"]:
+        if dataset.num_outputs != content["num_classes"]:
             raise ConfigError(
                 f"{run} was trained for {content['num_classes']} classes, "
-                f"but data.dataset {config.data.dataset!r} has {dataset.num_classes}"
+                f"but data.dataset {config.data.dataset!r} has {dataset.num_outputs}"
             )
         known = content["data"].get("characters")
         if dataset.record.get("characters") != known:
             raise ConfigError(
                 f"{run} was trained on the characters {known!r}, but data.dataset {config.data.dataset!r} has the "
                 f"characters {dataset.record.get('characters')!r}"
+            )
+        if dataset.record.get("preparation") != content["data"].get("preparation"):
+            raise ConfigError(
+                f"{run} was trained on inputs that were made in another way than those of data.dataset "
+                f"{config.data.dataset!r}: columns, categories, or the means of the training split differ. To measure "
+                "other rows, give only them, as data.test"
             )
         check_input(model, dataset.test, config)
         loss = config.model.loss_function.build().to(fabric.device)
@@ -128,14 +134,14 @@ def attack_run(
     """
     content = read_checkpoint(run)
     config = changed(own_config(content, str(run)), overrides, str(run), ("attacks", "data", "infrastructure"))
-    if config.data.is_text:
-        raise ConfigError(f"{run} was trained on text, but attacks need images")
+    _require_images(run, config.data.is_image)
     section = config.attacks or AttacksConfig()
     folder, fabric = RunFolder(run / "attacks"), launched(config)
     folder.lock()
     try:
         with repeatable(config.experiment.seed, config.experiment.deterministic, config.infrastructure.threads):
             dataset = data.load(config.data, config.experiment.seed).to(fabric.device)
+            _require_images(run, dataset.kind == "images" and dataset.task == "classification")
             model = Normalised(load(run, device=fabric.device), dataset.mean, dataset.std).to(fabric.device)
             path = section.twin or find_twin(run, config)
             twin = None if path is None else Normalised(load(path, device=fabric.device), dataset.mean, dataset.std)
@@ -173,6 +179,11 @@ def attack_run(
     finally:
         folder.release()
     return written, examples
+
+
+def _require_images(run: Path, given: bool) -> None:
+    if not given:
+        raise ConfigError(f"{run} was not trained on images with classes, which attacks need")
 
 
 class Examples:

@@ -75,7 +75,7 @@ def build_model(config: Config, num_classes: int, input_shape: Sequence[int]) ->
     Args:
         config: resolved configuration.
         num_classes: number of outputs.
-        input_shape: shape of an example, (C, H, W) or (T,).
+        input_shape: shape of an example, such as (C, H, W) of images or (T,) of texts.
 
     Raises:
         ConfigError: the architecture cannot be built like this, or model.train_only matches nothing in it.
@@ -101,7 +101,7 @@ def build_model(config: Config, num_classes: int, input_shape: Sequence[int]) ->
     if content is not None:  # before the conversion: rules may derive their feedback from W
         _load(model, _without_feedback(_weights(content, section)), section)
     keep = section.pretrained or content is not None
-    example = torch.zeros(1, *input_shape, dtype=torch.float if len(input_shape) > 1 else torch.long)
+    example = torch.zeros(1, *input_shape, dtype=torch.long if config.data.is_text else torch.float)
     try:
         convert(model, _rules(section.mode), copy_weights=keep, seed=config.experiment.seed, inputs=example)
     except ConversionError as error:
@@ -274,9 +274,9 @@ def _check_pass(model: nn.Module, inputs: Tensor, labels: Tensor, loss: nn.Modul
     except _REFUSALS as error:
         shape = "x".join(map(str, inputs.shape[1:]))
         key = "data.sequence_length" if config.data.is_text else "data.target_size"
+        see = f", see {key}" if config.data.is_text or config.data.is_image else ""
         raise ConfigError(
-            f"{network} does not take the examples of data.dataset {config.data.dataset!r} ({shape}, see {key}): "
-            f"{error}"
+            f"{network} does not take the examples of data.dataset {config.data.dataset!r} ({shape}{see}): {error}"
         ) from error
     try:
         main_output(outputs)

@@ -51,7 +51,7 @@ def pretrain(trainer: TrainingState) -> None:
     config, fabric = trainer.config.noise_pretraining, trainer.fabric
     assert config is not None
     optimizer: Any = fabric.setup_optimizers(trainer.new_optimizer(config.lr))
-    shape, classes = tuple(trainer.data.input_shape), trainer.data.num_classes
+    shape, classes = tuple(trainer.data.input_shape), trainer.data.num_outputs
     norms = [module for module in trainer.model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
     statistics = [{name: value.clone() for name, value in norm.named_buffers(recurse=False)} for norm in norms]
     trainer.model.train()
