@@ -253,7 +253,7 @@ def test_npz_images_in_every_layout(tmp_path, shape, expected, column):
         ({"y_train": np.zeros(40)}, r"of one kind; found float64 of shape \(40, 1\) and int64 of shape \(10,\)"),
         ({"y_test": np.zeros((10, 4), int)}, r"y_test in .*one integer per example.*\(10, 4\)"),
         ({"y_test": np.arange(10) - 1}, r"y_test in .*from 0 on; found -1"),
-        ({"y_test": np.array([None] * 10)}, r"y_test in .*must be an array of numbers; found object"),
+        ({"y_test": np.array([None] * 10)}, r"y_test in .*must be an array \(N, ...\) of numbers; found object"),
     ],
 )
 def test_npz_arrays_that_are_not_as_needed_are_named(tmp_path, changed, message):

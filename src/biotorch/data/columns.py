@@ -29,6 +29,7 @@ _WORDS = {
     **dict.fromkeys(("datetime64", "datetime", "date", "timedelta64", "timedelta", "time", "period"), "time"),
 }
 _NUMBERS = ("float", "integer")
+_TOLD = {"category": "texts, booleans or categories", "time": "dates or times", "float": "fractions"}
 _DATE = re.compile(r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}.*|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}( .*)?|\d{1,2}:\d{2}(:\d{2})?.*")
 #: Bytes of memory for a value.
 _FOR_VALUE = 16
@@ -150,13 +151,11 @@ def _held(column: Any) -> str:
 def _problem(column: Any, chosen: bool, categorical: bool) -> str | None:
     """Reason why a column cannot be an input; `chosen` columns were named one by one."""
     held, values = _held(column), column.dropna()
-    count = values.nunique()
-    if not count:
+    if not len(values):
         return "has no values: leave it out with data.ignore"
-    if held == "time":
-        return "holds dates or times: leave it out with data.ignore, or write numbers such as days"
     if held not in (*_NUMBERS, "category"):
-        return f"holds {held} values: leave it out with data.ignore, or write numbers or texts"
+        return f"holds {_TOLD.get(held, f'{held} values')}: leave it out with data.ignore, or write numbers or texts"
+    count = values.nunique()
     if categorical and held == "float" and (values % 1 != 0).any():
         return "holds fractions: take it out of data.categorical"
     if held == "category" and not categorical and (text := _text_among_numbers(values)) is not None:
@@ -171,9 +170,10 @@ def _problem(column: Any, chosen: bool, categorical: bool) -> str | None:
 
 def _target_problem(column: Any, task: str | None) -> str | None:
     """Reason why a column cannot be predicted; `task` is None if the column has to show it."""
-    held, count = _held(column), column.nunique()
+    held = _held(column)
     if held not in (*_NUMBERS, "category") or (task == "regression" and held == "category"):
-        return f"is the target{f' of a {task}' if task else ''}, but holds {held} values"
+        return f"is the target{f' of a {task}' if task else ''}, but holds {_TOLD.get(held, f'{held} values')}"
+    count = column.nunique()
     if task == "classification" and held == "float" and (column.dropna() % 1 != 0).any():
         return "holds fractions, which are no classes: leave data.task out"
     if task is None and held != "float" and count > _bound(len(column)):
@@ -202,14 +202,11 @@ def _rows(table: Table, plan: _Plan, roles: Roles) -> Rows:
     frame = table.frame
     if lacking := [name for name in (*plan.inputs, *plan.targets) if name not in frame.columns]:
         raise DataError(f"{table.name} lacks the columns {', '.join(map(repr, lacking))}.")
-    _require(
-        table,
-        ((name, _unfit(frame[name], name not in plan.categories, roles.missing == "impute")) for name in plan.inputs),
-        _CURE,
-    )
-    _require(
-        table, ((name, _unfit(frame[name], not plan.classes, False)) for name in plan.targets), " Remove these rows."
-    )
+    numeric = [*plan.numbers, *(() if plan.classes else plan.targets)]
+    _require(table, ((name, _no_number(frame[name])) for name in numeric))
+    if roles.missing == "refuse":
+        _require(table, ((name, _lacking(frame[name])) for name in plan.inputs), _CURE)
+    _require(table, ((name, _lacking(frame[name])) for name in plan.targets), " Remove these rows.")
     numbers = [frame[name].to_numpy(np.float64, na_value=np.nan) for name in plan.numbers]
     found = [codes(frame[name], names) for name, names in plan.categories.items()]
     count = len(frame)
@@ -220,16 +217,17 @@ def _rows(table: Table, plan: _Plan, roles: Roles) -> Rows:
     )
 
 
-def _unfit(column: Any, number: bool, impute: bool) -> str | None:
-    """Reason why values of a column cannot be taken; they may be of another file than the plan."""
-    held, lacking = _held(column), int(column.isna().sum())
-    if number and held not in _NUMBERS:
-        return f"must hold numbers, but holds {held} values"
-    if number and (infinite := int(np.isinf(column.to_numpy(np.float64, na_value=np.nan)).sum())):
-        return f"is infinite in {infinite:,} of {len(column):,} rows: replace these values, or remove the rows"
-    if lacking and not impute:
-        return f"lacks a value in {lacking:,} of {len(column):,} rows"
-    return None
+def _no_number(column: Any) -> str | None:
+    """Reason why values of a column are no numbers; they may be of another file than the plan."""
+    if (held := _held(column)) not in _NUMBERS and not column.isna().all():
+        return f"must hold numbers, but holds {_TOLD.get(held, f'{held} values')}"
+    infinite = int(np.isinf(column.to_numpy(np.float64, na_value=np.nan)).sum())
+    return f"is infinite in {infinite:,} of {len(column):,} rows: correct or remove these rows" if infinite else None
+
+
+def _lacking(column: Any) -> str | None:
+    count = int(column.isna().sum())
+    return f"lacks a value in {count:,} of {len(column):,} rows" if count else None
 
 
 def _labels(table: Table, plan: _Plan) -> Tensor:

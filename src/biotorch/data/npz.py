@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import struct
 import tokenize
 import zipfile
 import zlib
@@ -26,7 +27,21 @@ _IMAGES = "uint8 images (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 chan
 #: Readers of the header of an array, by the version of the format; a third one is for records alone.
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 #: Exceptions of numpy and zipfile for damaged members; headers are read as Python literals.
-_DAMAGED = (ValueError, EOFError, OSError, SyntaxError, TypeError, RuntimeError, NotImplementedError, LookupError)
+_DAMAGED = (
+    ValueError,
+    EOFError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    LookupError,
+    OverflowError,
+    RuntimeError,
+    NotImplementedError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 #: Deflate makes of one byte no more than this number of bytes.
 _GREATEST_RATIO = 1100
 
@@ -105,7 +120,9 @@ def _arrays(file: Path) -> tuple[Array, Array, Array, Array]:
             needed = sum(_announced(archive, archive.getinfo(found[name]), name, file) for name in _NAMES)
             _memory.require(needed, str(file))
             x_train, y_train, x_test, y_test = (_array(archive, found[name], name, file) for name in _NAMES)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, IsADirectoryError, NotImplementedError, ValueError, struct.error) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(
             f"{file} is not a complete .npz file ({error}). Write it with numpy.savez(file, x_train=..., ...)."
         ) from error
@@ -121,12 +138,12 @@ def _announced(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, fil
                 raise DataError(f"{name} in {file} must be a plain array: found version {version} of numpy's format.")
             shape, _, dtype = _HEADERS[version](stream)
             header = stream.tell()
-    except (*_DAMAGED, zipfile.BadZipFile, zlib.error, tokenize.TokenError) as error:
+    except _DAMAGED as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{name} in {file} cannot be read: {error}.") from error
-    if dtype.kind not in "fiub":
-        raise DataError(f"{name} in {file} must be an array of numbers; found {dtype} of shape {shape}.")
+    if dtype.kind not in "fiub" or not shape:
+        raise DataError(f"{name} in {file} must be an array (N, ...) of numbers; found {dtype} of shape {shape}.")
     size = math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or header + size != member.file_size:
         raise DataError(
@@ -145,7 +162,7 @@ def _array(archive: zipfile.ZipFile, member: str, name: str, file: Path) -> Arra
         with archive.open(member) as stream:
             found: Array = np.lib.format.read_array(stream, allow_pickle=False)
             stream.read()  # to the end, where the checksum is compared
-    except (*_DAMAGED, zipfile.BadZipFile, zlib.error) as error:
+    except _DAMAGED as error:
         raise DataError(f"{name} in {file} cannot be read: {error}") from error
     native = found.dtype.newbyteorder("=")
     return found.astype(np.float32 if native == np.float16 else native, copy=False)

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import os
 import re
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,24 +77,29 @@ def _csv(file: Path) -> Any:
             packed.seek(-4, os.SEEK_END)  # gzip ends with the size of the text
             size = int.from_bytes(packed.read(), "little")
     _memory.require(_FOR_TEXT * size, str(file))
-    form = {"skipinitialspace": True, "encoding": "utf-8-sig"}
+    form = {"skipinitialspace": True, "encoding": "utf-8-sig", "index_col": False}
     try:
         first = pandas.read_csv(file, header=None, nrows=1, dtype=str, keep_default_na=False, **form).iloc[0]
+        if all(re.fullmatch(r"[-+.\deE]*\d[-+.\deE]*", name) for name in first):
+            raise DataError(f"{file} has no names of columns in its first line: add them.")
         _require_names([name for name in first if name], file)
-        # The default parser of floats is off by a last bit.
-        frame = pandas.read_csv(file, low_memory=False, float_precision="round_trip", **form)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pandas.errors.ParserWarning)  # rows longer than the first would be cut
+            return pandas.read_csv(file, low_memory=False, **form)
+    except pandas.errors.ParserWarning as error:
+        raise DataError(f"{file} has rows with more values than its first line has names.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{file} is not a text in UTF-8: convert it, for example by iconv -f latin1 -t utf-8."
+        ) from error
     except (ValueError, OSError, EOFError, zlib.error) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{file} cannot be read as a table of values separated by commas: {error}") from error
-    if len(frame.columns) > len(first) or not isinstance(frame.index, pandas.RangeIndex):
-        raise DataError(f"{file} has rows with more values than its first line has names.")
-    return frame
+        why = str(error).strip()
+        raise DataError(f"{file} cannot be read as a table of values separated by commas: {why}") from error
 
 
 def _require_names(names: list[str], file: Path) -> None:
-    if all(re.fullmatch(r"[-+.\deE]*\d[-+.\deE]*", name) for name in names):
-        raise DataError(f"{file} has no names of columns in its first line: add them.")
     if len(names) == 1 and (separator := next((each for each in ";\t|" if each in names[0]), None)):
         raise DataError(f"{file} has only the column {names[0]!r}: separate values by commas, not by {separator!r}.")
     if repeated := [name for name, count in collections.Counter(names).items() if count > 1]:

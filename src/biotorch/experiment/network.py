@@ -274,7 +274,7 @@ def _check_pass(model: nn.Module, inputs: Tensor, labels: Tensor, loss: nn.Modul
     except _REFUSALS as error:
         shape = "x".join(map(str, inputs.shape[1:]))
         key = "data.sequence_length" if config.data.is_text else "data.target_size"
-        see = f", see {key}" if config.data.is_text or config.data.is_image else ""
+        see = f", see {key}" if config.data.is_text or (config.data.is_image and inputs.dim() == 4) else ""
         raise ConfigError(
             f"{network} does not take the examples of data.dataset {config.data.dataset!r} ({shape}{see}): {error}"
         ) from error
