@@ -143,8 +143,9 @@ class Preparation:
         """Digest of all that turns a file's columns into inputs, names included."""
         names = json.dumps([pool.numbers, dict(pool.categories), pool.record.get("classes"), self.standardise])
         content = hashlib.blake2b(names.encode(), digest_size=16)
-        for values in (self.mean, self.std, *self.counts):
-            content.update(values.tobytes())
+        if self.standardise or pool.kind == "table":  # other features are left as they are, whatever their mean is
+            for values in (self.mean, self.std, *self.counts):
+                content.update(values.tobytes())
         return content.hexdigest()
 
 
