@@ -206,6 +206,7 @@ def test_a_file_for_the_test_is_prepared_with_the_training_table(tmp_path):
         ({"label": "yes"}, {}, r"'label' is 'yes' in all rows, so there is nothing to predict"),
         ({"price": 7.5}, {"target": "price"}, r"target 'price' is 7\.5 in all examples of the training split"),
         ({"age": np.linspace(-1e300, 1e300, ROWS)}, {}, r"'age' has too large values"),
+        ({"age": np.linspace(-1e300, 1e300, ROWS)}, {"target": "age"}, r"target 'age' has too large values"),
     ],
 )
 def test_columns_that_do_not_fit_are_named(tmp_path, changed, keys, message):

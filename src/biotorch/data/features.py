@@ -203,16 +203,14 @@ class Scale:
 
     @classmethod
     def measured(cls, labels: Tensor, name: str, targets: tuple[str, ...] = ()) -> Scale:
-        """Measure the training labels. Raises DataError if a target is the same in all training examples."""
+        """Measure the training labels. Raises DataError if a target is the same in all of them, or too large."""
         if not labels.is_floating_point():
             return cls()
         mean, std = (moment.ravel() for moment in _moments(labels.numpy()))
         for index in np.flatnonzero(~((std > 0) & np.isfinite(std))):
             target = repr(targets[index]) if targets else str(index)
-            raise DataError(
-                f"{name}: target {target} is {mean[index]:.6g} in all examples of the training split, "
-                "so there is nothing to predict."
-            )
+            why = f"is {mean[index]:.6g} in all examples of the training split, so there is nothing to predict"
+            raise DataError(f"{name}: target {target} {'has too large values' if std[index] else why}.")
         return cls(tuple(mean.tolist()), tuple(std.tolist()))
 
     def __call__(self, labels: Tensor) -> Tensor:
