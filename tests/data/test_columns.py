@@ -85,7 +85,7 @@ def test_inputs_are_numbers_standardised_on_the_training_rows_and_then_indicator
     record = json.loads(json.dumps(loaded.record))
     assert record["numbers"] == ["age", "rooms", "price"]
     assert record["categories"] == {"city": ["a", "b", "c"], "owner": ["False", "True"]}
-    assert (record["classes"], record["imputed"]) == (["no", "yes"], {})
+    assert (record["class_names"], record["imputed"]) == (["no", "yes"], {})
 
 
 def test_targets_of_a_regression_are_standardised_on_the_training_rows(tmp_path):
@@ -117,7 +117,7 @@ def test_the_target_shows_the_task_unless_it_is_given(tmp_path, target, task, ou
     loaded = load(frame(whole=[-1.0, 1.0] * (ROWS // 2)), tmp_path, target=target, task=task)
     classes = isinstance(outputs, list)
     assert loaded.task == ("classification" if classes else "regression")
-    assert loaded.record.get("classes", loaded.num_outputs) == outputs
+    assert loaded.record.get("class_names", loaded.num_outputs) == outputs
     assert loaded.num_outputs == (len(outputs) if classes else outputs)
 
 
@@ -269,7 +269,7 @@ def test_embedded_tables(name, sizes, width, outputs, first):
     loaded = data.load(data.DataConfig(dataset=name), seed=0)
     assert [len(split) for split in (loaded.train, loaded.validation, loaded.test)] == sizes
     assert loaded.input_shape == (width,)
-    assert loaded.record.get("classes", loaded.record.get("targets")) == outputs
+    assert loaded.record.get("class_names", loaded.record.get("targets")) == outputs
     assert loaded.record["numbers"][0] == first
     labels = torch.cat([split.labels for split in (loaded.train, loaded.validation, loaded.test)])
     if name == "diabetes":  # mean of all 442 targets, as in Efron et al. (2004)

@@ -38,7 +38,7 @@ def features(tmp_path_factory):
 def test_feedback_alignment_learns_a_table(finished):
     result, folder = finished
     assert result["test"]["error"] < 20  # 60 % without learning
-    assert result["data"]["classes"] == ["class_0", "class_1", "class_2"]
+    assert result["data"]["class_names"] == ["class_0", "class_1", "class_2"]
     again = evaluate_run(folder)
     assert (again["examples"], again["error"]) == (36, result["test"]["error"])
 

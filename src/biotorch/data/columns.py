@@ -93,7 +93,7 @@ def features(table: Table, test: Table | None, roles: Roles) -> Features:
     record = {
         "numbers": plan.numbers,
         "categories": {name: list(names) for name, names in plan.categories.items()},
-        **({"classes": list(plan.classes)} if plan.classes else {"targets": plan.targets}),
+        **({"class_names": list(plan.classes)} if plan.classes else {"targets": plan.targets}),
         "imputed": {name: count for name, count in imputed.items() if count},
     }
     outputs = len(plan.classes or plan.targets)

@@ -141,7 +141,7 @@ class Preparation:
 
     def digest(self, pool: Features) -> str:
         """Digest of all that turns a file's columns into inputs, names included."""
-        names = json.dumps([pool.numbers, dict(pool.categories), pool.record.get("classes"), self.standardise])
+        names = json.dumps([pool.numbers, dict(pool.categories), pool.record.get("class_names"), self.standardise])
         content = hashlib.blake2b(names.encode(), digest_size=16)
         if self.standardise or pool.kind == "table":  # other features are left as they are, whatever their mean is
             for values in (self.mean, self.std, *self.counts):
