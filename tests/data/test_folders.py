@@ -57,7 +57,7 @@ def path_of(split, index):
 def test_a_folder_of_classes_becomes_three_splits(folder):
     loaded = load(folder)
     assert [len(split) for split in (loaded.train, loaded.validation, loaded.test)] == [9, 3, 8]
-    assert loaded.num_classes == 2
+    assert loaded.num_outputs == 2
     assert loaded.train.input_shape == (3, SIZE, SIZE)
     assert loaded.record["augment"] == {"random_resized_crop": SIZE, "flip": True}
     for split in (loaded.train, loaded.validation, loaded.test):
@@ -215,7 +215,7 @@ def test_of_bare_class_folders_always_the_same_fifth_is_the_test_set(tmp_path):
     tests = [[path_of(loaded.test, index) for index in range(6)] for loaded in (first, second)]
     assert tests[0] == tests[1]
     assert not set(tests[0]) & {path_of(first.train, index) for index in range(21)}
-    assert first.num_classes == 3
+    assert first.num_outputs == 3
 
 
 def test_hidden_files_and_folders_are_no_images_and_no_classes(folder):

@@ -27,7 +27,7 @@ def digest(split):
 def test_digits_are_complete_and_nothing_of_the_test_is_trained_on():
     loaded = data.load(data.DataConfig(dataset="digits"), seed=0)
     assert [len(split) for split in (loaded.train, loaded.validation, loaded.test)] == [1257, 180, 360]
-    assert loaded.num_classes == 10
+    assert loaded.num_outputs == 10
     assert loaded.train.input_shape == (1, 8, 8)
     assert loaded.train.images.dtype == torch.uint8
     assert loaded.train.images.max() == 255

@@ -57,7 +57,7 @@ def test_parquet_files_become_three_splits(tmp_path, image, place):
     write(tmp_path / place / "test.parquet", test, image=image)
     loaded = load(tmp_path)
     assert [len(split) for split in (loaded.train, loaded.validation, loaded.test)] == [18, 2, 5]
-    assert loaded.num_classes == 3
+    assert loaded.num_outputs == 3
     assert loaded.test.input_shape == (3, 8, 6)
     assert torch.equal(loaded.test.images, torch.tensor(np.stack(test)))
     assert loaded.test.labels.tolist() == [0, 1, 2, 0, 1]
@@ -114,9 +114,9 @@ def test_a_target_size_resizes_as_it_does_for_other_sets(tmp_path):
 def test_the_label_column_is_found(tmp_path):
     write(tmp_path / "test.parquet", pixels(2), label="fine_label", coarse_label=[7, 7], id=[8, 8])
     write(tmp_path / "train.parquet", pixels(20), label="fine_label", coarse_label=[7] * 20, id=[8] * 20)
-    assert load(tmp_path).num_classes == 3
+    assert load(tmp_path).num_outputs == 3
     write(tmp_path / "train.parquet", pixels(20), label="digit", other=["x"] * 20)
-    assert load(tmp_path).num_classes == 3
+    assert load(tmp_path).num_outputs == 3
     write(tmp_path / "train.parquet", pixels(20), label="a", b=list(range(20)))
     with pytest.raises(
         data.DataError, match=r"train\.parquet needs.*its columns: b \(int64\), img \(struct.*a \(int64\)"
@@ -227,7 +227,7 @@ def test_npz_images_in_every_layout(tmp_path, shape, expected, column):
     name = write_npz(tmp_path / "set.npz", x_train=train, y_train=targets[0], x_test=test, y_test=targets[1])
     loaded = data.load(data.DataConfig(dataset=name), seed=0)
     assert loaded.train.input_shape == expected
-    assert loaded.num_classes == 4
+    assert loaded.num_outputs == 4
     assert loaded.test.labels.tolist() == [0, 1, 2, 3, 0]
     channels_first = test[:, None] if len(shape) == 2 else test if shape == expected else test.transpose(0, 3, 1, 2)
     assert torch.equal(loaded.test.images.permute(0, 3, 1, 2), torch.tensor(channels_first))
@@ -283,7 +283,7 @@ def test_real_parquet_files():
     loaded = load("cifar10-jpeg", augment=True, validation_size=5000)
     assert [len(split) for split in (loaded.train, loaded.validation, loaded.test)] == [45000, 5000, 10000]
     assert loaded.train.input_shape == (3, 32, 32)
-    assert loaded.num_classes == 10
+    assert loaded.num_outputs == 10
     assert loaded.test.labels.bincount().tolist() == [1000] * 10
     torch.testing.assert_close(torch.tensor(loaded.mean), torch.tensor([0.4914, 0.4821, 0.4465]), atol=0.001, rtol=0)
     images, _ = next(loaded.train.batches([torch.arange(2000)]))

@@ -39,7 +39,7 @@ def test_a_window_and_its_labels_are_the_text_and_the_text_shifted_by_one(tmp_pa
     (tmp_path / "be.txt").write_text(text)
     loaded = load(tmp_path / "be.txt", sequence_length=7)
     vocabulary = sorted(set(text))
-    assert loaded.num_classes == len(vocabulary)
+    assert loaded.num_outputs == len(vocabulary)
     assert loaded.record["vocabulary"] == len(vocabulary)
     assert loaded.record["characters"] == "".join(vocabulary)
     assert loaded.input_shape == loaded.train.input_shape == (7,)
@@ -121,7 +121,7 @@ def test_a_file_is_read_once_until_it_changes(positions):
 
 
 def test_a_relative_path_starts_at_the_folder_of_data(positions):
-    assert load(positions.name, sequence_length=5, dataset_path=positions.parent).num_classes == 1000
+    assert load(positions.name, sequence_length=5, dataset_path=positions.parent).num_outputs == 1000
 
 
 @pytest.mark.parametrize(

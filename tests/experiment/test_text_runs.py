@@ -125,7 +125,7 @@ def test_the_network_is_rebuilt_for_the_length_that_it_was_trained_with(finished
 @pytest.mark.parametrize("arguments", [{}, {"ignore_index": 1}, {"weight": [1.0, 5.0] + [1.0] * 17}])
 def test_accumulated_batches_of_a_text_are_one_large_batch(arguments, text):
     splits = data.load(data.DataConfig(dataset=f"text:{text}", sequence_length=LENGTH), seed=0)
-    assert splits.num_classes == 19
+    assert splits.num_outputs == 19
 
     def trained(batch_size, accumulate):
         torch.manual_seed(0)

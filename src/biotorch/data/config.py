@@ -105,6 +105,11 @@ class DataConfig(Section):
         return sources.find(self.dataset)[0].in_files
 
     @property
+    def is_image(self) -> bool:
+        """Whether examples are images."""
+        return not self.is_text
+
+    @property
     def is_text(self) -> bool:
         """Whether examples are windows of a text instead of images."""
         return sources.find(self.dataset)[0].is_text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,7 +26,8 @@ class Dataset:
     train: Split
     validation: Split
     test: Split
-    num_classes: int
+    #: Number of classes, or of target columns.
+    num_outputs: int
     #: Mean and standard deviation of each channel, for pixels in [0, 1], which normalise the images; empty for a text.
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -34,6 +35,12 @@ class Dataset:
     #: the held-out training images, or of the held-out characters of a text; None if nothing is held out. `split_seed`
     #: is the seed of the split; None if nothing is held out, and for a text, which is split by position.
     record: dict[str, Any]
+    #: Whether labels are classes, or numbers.
+    task: Literal["classification", "regression"] = "classification"
+    #: Mean and standard deviation of each target on the training split, by which a regression's targets are
+    #: standardised; empty for classes.
+    target_mean: tuple[float, ...] = ()
+    target_std: tuple[float, ...] = ()
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -80,7 +87,7 @@ def _images(pool: Pool, config: DataConfig, seed: int) -> Dataset:
     train = _split(kept, pool.normalisation, config, train=True)
     record = _record(config, train, validation, test, held_out, None if held_out is None else seed)
     mean, std = pool.normalisation.mean, pool.normalisation.std
-    return Dataset(train, validation, test, pool.num_classes, mean, std, record)
+    return Dataset(train, validation, test, pool.num_outputs, mean, std, record)
 
 
 def _record(

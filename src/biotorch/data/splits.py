@@ -21,7 +21,8 @@ from biotorch.errors import DataError
 class Split(ABC):
     """Labelled examples: images with one label each, or texts with one label for each of their characters."""
 
-    #: Labels (N,) int64 from 0 on, or (N, T) with a label at each of T positions.
+    #: Labels (N,) int64 from 0 on, or (N, T) with a label at each of T positions; in a regression, targets (N, k)
+    #: float32, standardised on the training split.
     labels: Tensor
 
     def __len__(self) -> int:
@@ -35,7 +36,7 @@ class Split(ABC):
     @property
     def per_token(self) -> bool:
         """Whether an example has a label at each of its positions."""
-        return self.labels.dim() > 1
+        return self.labels.dim() > 1 and not self.labels.is_floating_point()
 
     @property
     def skipped(self) -> list[str]:
@@ -148,7 +149,7 @@ class Pool:
 
     train: Images | Paths
     test: Images | Paths
-    num_classes: int
+    num_outputs: int
     normalisation: Normalisation
 
 

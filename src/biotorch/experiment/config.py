@@ -18,7 +18,8 @@ from biotorch.experiment.cluster import ClusterConfig
 from biotorch.experiment.importing import check_name
 from biotorch.robustness.config import AttacksConfig
 from biotorch.rules.registry import group_options
-from biotorch.training.losses import LossConfig
+from biotorch.training.figures import Task
+from biotorch.training.losses import Loss, LossConfig
 from biotorch.training.settings import InfrastructureConfig, TrainingConfig
 
 
@@ -148,7 +149,8 @@ class ModelConfig(Section):
     """Initial weights: the folder of a run, one of its .pth files, or a file with a plain state_dict."""
     train_only: list[str] | None = Field(default=None, min_length=1)
     """Names of modules or parameters to train, with * for any characters; all others keep their initial values."""
-    loss_function: LossConfig = LossConfig()
+    loss_function: LossConfig | None = None
+    """Loss; default: cross_entropy for classes, mse for the numbers of a regression."""
 
     @field_validator("architecture")
     @classmethod
@@ -187,6 +189,17 @@ class ModelConfig(Section):
             return {**values, "mode": {"type": "backpropagation"}}
         return values
 
+    def loss(self, task: Task) -> Loss:
+        """Loss of the configuration, or the task's default.
+
+        Raises:
+            SectionError: at `loss_function`: it does not take the targets of the task.
+        """
+        try:
+            return (self.loss_function or LossConfig.default(task)).build(task)
+        except SectionError as error:
+            raise SectionError({f"loss_function.{key}": text for key, text in error.problems.items()}) from error
+
 
 #: Parameters of `models.build` that this package sets itself.
 _GIVEN = inspect.signature(models.build).parameters.keys() - {"arguments"}
@@ -224,6 +237,13 @@ class Config(Section):
     """Axes of a grid: `key.path: [values]`, or named cases, `axis: {case: {key.path: value, ...}}`. If the name of the
     axis is a key path, this key is set to the name of the case."""
 
+    def for_task(self, task: Task) -> Config:
+        """Copy that says which loss is used, where this configuration leaves it to the task of the data."""
+        if self.model.loss_function is not None:
+            return self
+        model = self.model.model_copy(update={"loss_function": LossConfig.default(task)})
+        return self.model_copy(update={"model": model})
+
     @field_validator("imports")
     @classmethod
     def _modules(cls, names: list[str]) -> list[str]:
@@ -232,16 +252,18 @@ class Config(Section):
         return names
 
     @model_validator(mode="after")
-    def _images_alone_have_these(self) -> Config:
-        given = {
-            "attacks": self.attacks,
-            "training.adversarial": None if self.training is None else self.training.adversarial,
-            "training.noise_pretraining": None if self.training is None else self.training.noise_pretraining,
-        }
-        wrong = [key for key, value in given.items() if self.data.is_text and value is not None]
-        if wrong:
-            text = f"a setting of images, but {self.data.dataset} is a text: leave it out"
-            raise SectionError(dict.fromkeys(wrong, text))
+    def _settings_fit_the_inputs(self) -> Config:
+        training, name = self.training, self.data.dataset
+        problems: dict[str, str] = {}
+        images = {"attacks": self.attacks, "training.adversarial": training and training.adversarial}
+        if not self.data.is_image:
+            text = f"a setting of images, but {name} has none: leave it out"
+            problems |= {key: text for key, value in images.items() if value is not None}
+        if self.data.is_text and training is not None and training.noise_pretraining is not None:
+            text = f"noise is made of numbers, but {name} is a text: leave it out"
+            problems["training.noise_pretraining"] = text
+        if problems:
+            raise SectionError(problems)
         return self
 
     @model_validator(mode="after")

@@ -51,11 +51,7 @@ def evaluate_run(
     with repeatable(config.experiment.seed, config.experiment.deterministic, config.infrastructure.threads):
         dataset = data.load(config.data, config.experiment.seed).to(fabric.device)
         model = load(run, which, fabric.device)
-        if dataset.num_classes != content["num_classes"]:
-            raise ConfigError(
-                f"{run} was trained for {content['num_classes']} classes, "
-                f"but data.dataset {config.data.dataset!r} has {dataset.num_classes}"
-            )
+        _require_same_outputs(dataset, content, f"{run} was trained for", f"but data.dataset {config.data.dataset!r}")
         known = content["data"].get("characters")
         if dataset.record.get("characters") != known:
             raise ConfigError(
@@ -63,15 +59,33 @@ def evaluate_run(
                 f"characters {dataset.record.get('characters')!r}"
             )
         check_input(model, dataset.test, config)
-        loss = config.model.loss_function.build().to(fabric.device)
+        loss = config.model.loss(dataset.task).to(fabric.device)
         top_k = config.training.metrics.top_k if config.training else 1
         chosen = dataset.test if split == "test" else dataset.validation
-        figures = evaluate(model, chosen, loss, top_k, config.data.evaluation_batch_size, fabric)
-    accuracy = {"accuracy": 100 - figures["error"]}
+        batch, scale = config.data.evaluation_batch_size, dataset.target_std
+        figures = evaluate(model, chosen, loss, top_k, batch, fabric, scale=scale)
+    accuracy = {"accuracy": 100 - figures["error"]} if "error" in figures else {}
     result: dict[str, Any] = plain(
         {"split": split, "examples": len(chosen), **accuracy, **figures, "data": dataset.record}
     )
     return result
+
+
+def _require_same_outputs(dataset: data.Dataset, content: dict[str, Any], trained: str, other: str) -> None:
+    """Raise ConfigError unless the outputs of a checkpoint's network mean what the labels of the data mean."""
+    count, task, known = content["num_classes"], content.get("task", "classification"), dataset.num_outputs
+    if (task, count) != (dataset.task, known):
+        kinds = {"classification": "classes", "regression": "targets of a regression"}
+        raise ConfigError(f"{trained} {count} {kinds[task]}, {other} has {known} {kinds[dataset.task]}")
+    if task == "regression" and (content["target_mean"], content["target_std"]) != (
+        list(dataset.target_mean),
+        list(dataset.target_std),
+    ):
+        raise ConfigError(
+            f"{trained} targets of mean {content['target_mean']} and standard deviation {content['target_std']}, "
+            f"{other} has mean {list(dataset.target_mean)} and standard deviation {list(dataset.target_std)}: its "
+            "outputs are in other units"
+        )
 
 
 def changed(config: Config, overrides: Sequence[tuple[str, Any]], source: str, sections: Sequence[str]) -> Config:
@@ -128,8 +142,8 @@ def attack_run(
     """
     content = read_checkpoint(run)
     config = changed(own_config(content, str(run)), overrides, str(run), ("attacks", "data", "infrastructure"))
-    if config.data.is_text:
-        raise ConfigError(f"{run} was trained on text, but attacks need images")
+    if not config.data.is_image:
+        raise ConfigError(f"{run} was trained on {config.data.dataset}, but attacks need images")
     section = config.attacks or AttacksConfig()
     folder, fabric = RunFolder(run / "attacks"), launched(config)
     folder.lock()
