@@ -152,6 +152,7 @@ def test_impossible_configurations_are_named(keys, message):
 
 def test_every_name_and_kind_of_path_is_a_data_set():
     names = ["mnist", "fashion_mnist", "cifar10", "cifar10_benchmark", "cifar100", "imagenet", "digits"]
+    names += ["wine", "breast_cancer", "diabetes"]
     assert data.available() == names
     for name in [*names, "folder:a", "parquet:b/c", "hf:user/set", "some/set.npz"]:
         assert data.DataConfig(dataset=name).dataset == name

@@ -157,14 +157,20 @@ def test_a_folder_and_a_path_that_is_not_there_are_told(tmp_path):
 @pytest.mark.parametrize(
     ("given", "key", "told"),
     [
-        ({"dataset": "text:a", "target_size": 32}, "target_size", "text:a is a text: leave it out"),
+        ({"dataset": "text:a", "target_size": 32}, "target_size", "a setting of images, but text:a is a text"),
         ({"dataset": "text:a", "augment": True}, "augment", "text:a is a text: leave it out"),
         ({"dataset": "text:a", "skip_corrupt": True}, "skip_corrupt", "text:a is a text: leave it out"),
+        ({"dataset": "text:a", "standardise": False}, "standardise", "tables .* and float features .*text:a is a text"),
         ({"dataset": "digits", "sequence_length": 64}, "sequence_length", "digits has images: leave it out"),
-        ({"dataset": "folder:a", "sequence_length": 64}, "sequence_length", "folder:a has images: leave it out"),
+        ({"dataset": "folder:a", "target": "y"}, "target", r"tables \(table:<path>\), but folder:a has images"),
+        ({"dataset": "digits", "task": "regression"}, "task", "digits has images: leave it out"),
+        ({"dataset": "wine", "target_size": 32}, "target_size", "wine is a table: leave it out"),
+        ({"dataset": "table:a.csv", "target": "y", "augment": {"flip": True}}, "augment", "table:a.csv is a table"),
+        ({"dataset": "a.npz", "ignore": ["b"]}, "ignore", "a.npz has float features or has images: leave it out"),
+        ({"dataset": "a.npz", "sequence_length": 8}, "sequence_length", "a setting of texts"),
     ],
 )
-def test_settings_of_the_other_kind_are_refused(given, key, told):
+def test_settings_of_another_kind_are_refused(given, key, told):
     with pytest.raises(ValueError, match=told) as caught:
         data.DataConfig(**given)
     (problem,) = caught.value.errors()

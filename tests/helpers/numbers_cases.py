@@ -2,34 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Iterator
-
 import torch
 from torch import Tensor
 
+from biotorch.data.features import FeatureSplit, Scale
 from biotorch.data.loading import Dataset
-from biotorch.data.splits import Split
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Numbers(Split):
-    """Inputs (N, *shape) float32 with labels of any kind."""
-
-    inputs: Tensor
-    labels: Tensor
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        return tuple(self.inputs.shape[1:])
-
-    def to(self, device: torch.device) -> Numbers:
-        return Numbers(self.inputs.to(device), self.labels.to(device))
-
-    def batches(self, parts: Iterable[Tensor], augmentation: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        for part in parts:
-            yield self.inputs[part], self.labels[part]
-
 
 #: Standard deviations of the targets in original units, which differ by much.
 STD = (0.5, 20.0, 3000.0)
@@ -43,7 +20,7 @@ def regression(targets: int = 1, examples: int = 300) -> Dataset:
     y = torch.tanh(x @ mixed) + 0.5 * x[:, :1] * x[:, 1:2] + 0.1 * torch.randn(examples, targets, generator=generator)
     train = slice(0, examples * 2 // 3)
     y = (y - y[train].mean(0)) / y[train].std(0)
-    return _dataset(x, y, targets, task="regression", target_mean=(0.0,) * targets, target_std=STD[:targets])
+    return _dataset(x, y, targets, Scale((0.0,) * targets, STD[:targets]))
 
 
 def sequences(per_step: bool = False, examples: int = 200, steps: int = 5) -> Dataset:
@@ -56,7 +33,11 @@ def sequences(per_step: bool = False, examples: int = 200, steps: int = 5) -> Da
     return _dataset(x, positive if per_step else positive[:, -1], 2)
 
 
-def _dataset(x: Tensor, y: Tensor, outputs: int, **more) -> Dataset:
-    two, sixths = len(x) * 2 // 3, len(x) * 5 // 6
-    parts = [Numbers(x[part], y[part]) for part in (slice(0, two), slice(two, sixths), slice(sixths, None))]
-    return Dataset(*parts, outputs, (), (), {"dataset": "numbers"}, **more)
+_CLASSES = Scale()
+
+
+def _dataset(x: Tensor, y: Tensor, outputs: int, scale: Scale = _CLASSES) -> Dataset:
+    two, five = len(x) * 2 // 3, len(x) * 5 // 6
+    parts = [FeatureSplit(x[part], y[part]) for part in (slice(0, two), slice(two, five), slice(five, None))]
+    record = {"dataset": "numbers", **scale.record}
+    return Dataset(*parts, outputs, (), (), record, scale.task, scale.mean, scale.std, "features")

@@ -1,7 +1,6 @@
 """Targets that are numbers: losses, figures, what a run is judged by, and every rule."""
 
 import copy
-import dataclasses
 import math
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 import runs
 import torch
 from networks import RULES
-from numbers_cases import STD, Numbers, regression, sequences
+from numbers_cases import STD, regression, sequences
 from rule_names import one_per_path, without_decay
 from torch import nn
 from torch.nn import functional as F
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 import biotorch
 from biotorch import data, metrics
 from biotorch.auditing import audit
+from biotorch.data.features import FeatureSplit
 from biotorch.errors import ConfigError, OtherRunError, SectionError
 from biotorch.experiment import run
 from biotorch.experiment.measure import evaluate_run
@@ -106,7 +106,7 @@ def test_sums_of_several_processes_are_those_of_one():
 @pytest.mark.parametrize("value", [0.0, 0.1, -1234.567])
 def test_a_constant_target_has_no_r2(value):
     y = torch.cat([torch.randn(50, 1), torch.full((50, 1), value)], 1)
-    figures = evaluate(network(2), Numbers(torch.randn(50, 6), y), F.mse_loss, batch_size=7)
+    figures = evaluate(network(2), FeatureSplit(torch.randn(50, 6), y), F.mse_loss, batch_size=7)
     assert math.isnan(figures["r2"])
     assert figures["rmse"] == pytest.approx(math.sqrt(figures["loss"]), rel=1e-6)
 
@@ -220,7 +220,7 @@ def test_a_run_of_a_regression_says_what_it_has_used_and_found(table, tmp_path):
     [
         ("model.loss_function.name=cross_entropy", r"model\.loss_function\.name: CrossEntropyLoss compares outputs"),
         ("training.metrics.top_k=3", r"training\.metrics\.top_k: a setting of classes, but the targets are numbers"),
-        ("training.adversarial={epsilon: 0.1}", r"training\.adversarial: images .* are needed"),
+        ("training.adversarial={epsilon: 0.1}", r"training\.adversarial: a setting of images"),
     ],
 )
 def test_settings_of_classes_and_images_are_refused_before_the_training(override, message, table, tmp_path):
@@ -237,7 +237,8 @@ def test_other_units_and_other_tasks_are_refused_when_a_network_is_measured(tabl
     monkeypatch.setattr(data, "load", lambda section, seed: sequences(), raising=False)
     with pytest.raises(ConfigError, match=r"2 targets of a regression, .* has 2 classes"):
         evaluate_run(tmp_path / "quick")
-    other = dataclasses.replace(regression(2), target_std=(1.0, 1.0))
+    other = regression(2)
+    other.record["target_std"] = [1.0, 1.0]
     monkeypatch.setattr(data, "load", lambda section, seed: other, raising=False)
-    with pytest.raises(ConfigError, match="its outputs are in other units"):
+    with pytest.raises(ConfigError, match="its targets are in other units"):
         evaluate_run(tmp_path / "quick")

@@ -4,7 +4,7 @@ from biotorch.data.config import DataConfig
 from biotorch.data.images import Augmentation
 from biotorch.data.loading import Dataset, load
 from biotorch.data.sources import available
-from biotorch.data.splits import Split
+from biotorch.data.splits import Kind, Split
 from biotorch.errors import DataError
 
-__all__ = ["Augmentation", "DataConfig", "DataError", "Dataset", "Split", "available", "load"]
+__all__ = ["Augmentation", "DataConfig", "DataError", "Dataset", "Kind", "Split", "available", "load"]

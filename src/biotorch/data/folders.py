@@ -17,8 +17,8 @@ IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _LISTED = 5
 
 
-def locate(path: str, folder: Path) -> Path:
-    """Find a path that a user wrote, first in the working folder, then in `folder`; `~` is the home.
+def locate(path: str, folder: Path, key: str = "data.dataset") -> Path:
+    """Find a path that a user wrote at `key`, first in the working folder, then in `folder`; `~` is the home.
 
     Raises FileNotFoundError that names both places.
     """
@@ -28,7 +28,7 @@ def locate(path: str, folder: Path) -> Path:
         if place.exists():
             return place
     raise FileNotFoundError(
-        f"{path!r} of data.dataset was not found; these paths do not exist: {', '.join(map(str, places))}. "
+        f"{path!r} of {key} was not found; these paths do not exist: {', '.join(map(str, places))}. "
         "Correct the path, or set BIOTORCH_DATA or data.dataset_path to the folder that it is in."
     )
 

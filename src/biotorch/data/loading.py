@@ -10,11 +10,15 @@ import torch
 from torch import Tensor
 
 from biotorch import _seeding
-from biotorch.data import sources
+from biotorch.data import columns, sources
 from biotorch.data.config import DataConfig
+from biotorch.data.features import Features, FeatureSplit, Preparation, Scale
 from biotorch.data.files import FileSplit
+from biotorch.data.folders import locate
 from biotorch.data.images import Normalisation
-from biotorch.data.splits import Images, MemorySplit, Paths, Pool, Split
+from biotorch.data.npz import Arrays
+from biotorch.data.splits import Images, Kind, MemorySplit, Paths, Pool, Split
+from biotorch.data.tables import Table, read_file
 from biotorch.data.text import Text, regions
 from biotorch.errors import DataError
 
@@ -28,7 +32,7 @@ class Dataset:
     test: Split
     #: Number of classes, or of target columns.
     num_outputs: int
-    #: Mean and standard deviation of each channel, for pixels in [0, 1], which normalise the images; empty for a text.
+    #: Mean and standard deviation of each channel, for pixels in [0, 1], which normalise the images; empty for others.
     mean: tuple[float, ...]
     std: tuple[float, ...]
     #: Description of the data for results.json, in plain JSON values. `held_out` is a digest of the sorted indices of
@@ -41,10 +45,11 @@ class Dataset:
     #: standardised; empty for classes.
     target_mean: tuple[float, ...] = ()
     target_std: tuple[float, ...] = ()
+    kind: Kind = "images"
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of every example: (C, H, W) of an image, (T,) of a text."""
+        """Shape of every example: (C, H, W) of an image, (T,) of a text, (d,) of a table, any of features."""
         return self.train.input_shape
 
     def to(self, device: torch.device) -> Dataset:
@@ -55,14 +60,27 @@ class Dataset:
 
 
 def load(config: DataConfig, seed: int) -> Dataset:
-    """Load the data set of a configuration. The choice of the held-out training images depends only on `seed`.
+    """Load the data set of a configuration. The choice of the held-out training examples depends only on `seed`.
 
     Raises FileNotFoundError, which says which file belongs where, if a file is missing and cannot be downloaded.
-    Raises DataError if files are damaged or have a wrong form, or if data.validation_size or data.sequence_length
-    leaves no example to train on.
+    Raises DataError if files are damaged or have a wrong form or another kind of data than a setting is for, or if
+    data.validation_size or data.sequence_length leaves no example to train on.
     """
     found = sources.read(config.dataset, config.folder, config.target_size)
-    return _text(found, config) if isinstance(found, Text) else _images(found, config, seed)
+    if problems := config.misplaced({found.kind}):
+        raise DataError("; ".join(f"data.{key}: {text}" for key, text in problems.items()))
+    if isinstance(found, Text):
+        return _text(found, config)
+    if isinstance(found, Pool):
+        return _images(found, config, seed)
+    return _features(_with_roles(found, config), config, seed)
+
+
+def _with_roles(found: Table | Arrays, config: DataConfig) -> Features:
+    if isinstance(found, Arrays):
+        return found.features(config.task)
+    test = None if config.test is None else read_file(locate(config.test, config.folder, "data.test"))
+    return columns.features(found, test, config.roles)
 
 
 def _text(text: Text, config: DataConfig) -> Dataset:
@@ -72,22 +90,47 @@ def _text(text: Text, config: DataConfig) -> Dataset:
     held_out = None if on_test else torch.arange(start, start + len(validation.characters))
     record = _record(config, train, validation, test, held_out, seed=None)
     record |= {"sequence_length": config.window, "vocabulary": len(text.vocabulary), "characters": text.vocabulary}
-    return Dataset(train, validation, test, len(text.vocabulary), (), (), record)
+    return Dataset(train, validation, test, len(text.vocabulary), (), (), record, kind=text.kind)
 
 
 def _images(pool: Pool, config: DataConfig, seed: int) -> Dataset:
-    test = _split(pool.test, pool.normalisation, config)
-    if config.validation == "test":
-        kept, held_out, validation = pool.train, None, test
-    else:
-        count = len(pool.train.labels)
-        order = torch.randperm(count, generator=_seeding.generator(_seeding.derive(seed, "validation split")))
-        held_out, rest = torch.tensor_split(order, [_validation_size(config, count)])
-        kept, validation = pool.train[rest], _split(pool.train[held_out], pool.normalisation, config)
-    train = _split(kept, pool.normalisation, config, train=True)
-    record = _record(config, train, validation, test, held_out, None if held_out is None else seed)
+    rest, held_out = _held_out(len(pool.train.labels), config, seed)
+    kept = pool.train if rest is None else pool.train[rest]
+    scale = Scale.measured(kept.labels, config.dataset)
+    test = _split(pool.test, pool.normalisation, scale, config)
+    validation = test if held_out is None else _split(pool.train[held_out], pool.normalisation, scale, config)
+    train = _split(kept, pool.normalisation, scale, config, train=True)
+    record = _record(config, train, validation, test, held_out, None if held_out is None else seed) | scale.record
     mean, std = pool.normalisation.mean, pool.normalisation.std
-    return Dataset(train, validation, test, pool.num_outputs, mean, std, record)
+    return Dataset(
+        train, validation, test, pool.num_outputs, mean, std, record, scale.task, scale.mean, scale.std, pool.kind
+    )
+
+
+def _features(pool: Features, config: DataConfig, seed: int) -> Dataset:
+    rest, held_out = _held_out(len(pool.train.labels), config, seed)
+    kept = pool.train if rest is None else pool.train[rest]
+    scale = Scale.measured(kept.labels, pool.name, tuple(pool.record.get("targets", ())))
+    prepare = Preparation.measured(kept, pool, config.standardise)
+    train, test = (FeatureSplit(prepare(rows), scale(rows.labels)) for rows in (kept, pool.test))
+    validation = test
+    if held_out is not None:
+        rows = pool.train[held_out]
+        validation = FeatureSplit(prepare(rows), scale(rows.labels))
+    record = _record(config, train, validation, test, held_out, None if held_out is None else seed)
+    record |= {**pool.record, **scale.record, "preparation": prepare.digest(pool)}
+    return Dataset(
+        train, validation, test, pool.num_outputs, (), (), record, scale.task, scale.mean, scale.std, pool.kind
+    )
+
+
+def _held_out(count: int, config: DataConfig, seed: int) -> tuple[Tensor | None, Tensor | None]:
+    """Indices of the training and of the held-out examples of `count`; None and None if the test set validates."""
+    if config.validation == "test":
+        return None, None
+    order = torch.randperm(count, generator=_seeding.generator(_seeding.derive(seed, "validation split")))
+    held_out, rest = torch.tensor_split(order, [_validation_size(config, count)])
+    return rest, held_out
 
 
 def _record(
@@ -106,10 +149,12 @@ def _record(
     }
 
 
-def _split(examples: Images | Paths, normalisation: Normalisation, config: DataConfig, train: bool = False) -> Split:
+def _split(
+    examples: Images | Paths, normalisation: Normalisation, scale: Scale, config: DataConfig, train: bool = False
+) -> Split:
     augmentation = config.augmentation if train else None
     if isinstance(examples, Images):
-        return MemorySplit.of(examples.pixels, examples.labels, normalisation, augmentation)
+        return MemorySplit.of(examples.pixels, scale(examples.labels), normalisation, augmentation)
     return FileSplit(
         examples,
         examples.labels,

@@ -13,10 +13,15 @@ import numpy as np
 import torch
 
 from biotorch._names import unknown
-from biotorch.data import arrays, folders, tables, text
+from biotorch.data import arrays, folders, npz, tables, text
 from biotorch.data.images import Normalisation
-from biotorch.data.splits import Images, Pool, fifth, in_memory
+from biotorch.data.npz import Arrays
+from biotorch.data.splits import Images, Kind, Pool, fifth, in_memory
+from biotorch.data.tables import Table
 from biotorch.data.text import Text
+
+#: What a reader returns: all examples of a data set, as its files have them.
+Whole = Pool | Text | Table | Arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,16 +29,18 @@ class Source:
     """A data set, or a kind of data sets, with its reader and its defaults."""
 
     #: Reader, called with the name (the part after the prefix), the folder of all data and the target size of images.
-    read: Callable[[str, Path, int | None], Pool | Text]
+    read: Callable[[str, Path, int | None], Whole]
     #: Function that lists the files and folders whose size or time changes when the data set does.
     watched: Callable[[str, Path], list[Path]] = lambda name, folder: []
     #: Whether images are read from files when they are needed, instead of all into memory.
     in_files: bool = False
-    #: Whether the data set is a text instead of images.
-    is_text: bool = False
+    #: What the examples may be; which of several it is, only the file shows.
+    kinds: frozenset[Kind] = frozenset({"images"})
+    #: Default column to predict.
+    target: str | None = None
     #: Whether training images are augmented by default.
     augmented: bool = False
-    #: Default number of training images held out for validation; None: a tenth.
+    #: Default number of training examples held out for validation; None: a tenth.
     validation_size: int | None = None
 
 
@@ -55,7 +62,7 @@ def available() -> list[str]:
     return list(_NAMED)
 
 
-def read(dataset: str, folder: Path, target_size: int | None) -> Pool | Text:
+def read(dataset: str, folder: Path, target_size: int | None) -> Whole:
     """Read a whole data set. The last one is kept in memory and reused if its files have not changed."""
     source, name = find(dataset)
     folder = folder.absolute()
@@ -67,7 +74,7 @@ def read(dataset: str, folder: Path, target_size: int | None) -> Pool | Text:
 @functools.lru_cache(maxsize=1)
 def _read(
     source: Source, name: str, folder: Path, target_size: int | None, version: tuple[tuple[str, int, int], ...]
-) -> Pool | Text:
+) -> Whole:
     return source.read(name, folder, target_size)
 
 
@@ -90,6 +97,16 @@ def _cifar(kind: str, mean: tuple[float, ...], std: tuple[float, ...], augmented
     return Source(read, partial(arrays.watched_cifar, kind=kind), augmented=augmented, validation_size=5000)
 
 
+def _embedded(target: str, validation_size: int) -> Source:
+    """One of the tables beside this file, see README.md there."""
+
+    def read(name: str, folder: Path, target_size: int | None) -> Table:
+        with resources.as_file(resources.files("biotorch.data") / f"{name}.csv.gz") as path:
+            return dataclasses.replace(tables.read_file(path), name=name)
+
+    return Source(read, kinds=frozenset({"table"}), target=target, validation_size=validation_size)
+
+
 _CIFAR10 = _cifar("CIFAR10", (0.4914, 0.4821, 0.4465), (0.2470, 0.2435, 0.2616))
 
 _NAMED: dict[str, Source] = {
@@ -103,13 +120,17 @@ _NAMED: dict[str, Source] = {
         folders.read_imagenet, folders.watched_imagenet, in_files=True, augmented=True, validation_size=10000
     ),
     "digits": Source(_digits, validation_size=180),
+    "wine": _embedded("cultivar", validation_size=28),
+    "breast_cancer": _embedded("diagnosis", validation_size=91),
+    "diabetes": _embedded("progression", validation_size=71),
 }
 
 _PREFIXES: dict[str, Source] = {
     "folder": Source(folders.read_folder, folders.watched_folder, in_files=True, augmented=True),
     "parquet": Source(tables.read_parquet, tables.watched_parquet),
     "hf": Source(tables.read_hub),
-    "text": Source(text.read_text, text.watched_text, is_text=True),
+    "table": Source(tables.read_table, tables.watched_table, kinds=frozenset({"table"})),
+    "text": Source(text.read_text, text.watched_text, kinds=frozenset({"text"})),
 }
 
-_NPZ = Source(arrays.read_npz, arrays.watched_npz)
+_NPZ = Source(npz.read_npz, npz.watched_npz, kinds=frozenset({"images", "features"}))

@@ -7,6 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -17,9 +18,12 @@ from biotorch import _seeding
 from biotorch.data.images import Augmentation, Normalisation, resize
 from biotorch.errors import DataError
 
+#: What the examples of a data set are. `features` are float arrays that are no images.
+Kind = Literal["images", "text", "table", "features"]
+
 
 class Split(ABC):
-    """Labelled examples: images with one label each, or texts with one label for each of their characters."""
+    """Labelled examples: with one label each, or with one for each position of a text or a sequence."""
 
     #: Labels (N,) int64 from 0 on, or (N, T) with a label at each of T positions; in a regression, targets (N, k)
     #: float32, standardised on the training split.
@@ -31,7 +35,7 @@ class Split(ABC):
     @property
     @abstractmethod
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of every example: (C, H, W) of an image, (T,) of a text."""
+        """Shape of every example: (C, H, W) of an image, (T,) of a text, (d,) of a table, any of features."""
 
     @property
     def per_token(self) -> bool:
@@ -51,9 +55,9 @@ class Split(ABC):
     def batches(self, parts: Iterable[Tensor], augmentation: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """One batch for each of `parts`, which are index tensors (n,) int64 on the CPU, in their order.
 
-        A batch is normalised float32 images (n, C, H, W) in channels_last memory format and labels (n,) int64, or
-        characters (n, T) and labels (n, T), both int64, on the device of the split. If images that cannot be read are
-        left out, a batch is smaller, or even empty.
+        A batch is inputs and the labels of these examples, on the device of the split. Inputs are normalised float32
+        images (n, C, H, W) in channels_last memory format, characters (n, T) int64, or float32 features (n, ...). If
+        images that cannot be read are left out, a batch is smaller, or even empty.
 
         Args:
             parts: indices of the examples of each batch.
@@ -117,7 +121,7 @@ class MemorySplit(Split):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Images:
-    """Images (N, H, W, C) uint8 and labels (N,) int64, on the CPU."""
+    """Images (N, H, W, C) uint8 and labels (N,) int64, or targets (N, k) float64 of a regression, on the CPU."""
 
     pixels: Tensor
     labels: Tensor
@@ -145,12 +149,13 @@ class Paths:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pool:
-    """All examples of a source. It is kept for the next experiment on the same data, so it must not be changed."""
+    """All images of a source. They are kept for the next experiment on the same data, so they must not be changed."""
 
     train: Images | Paths
     test: Images | Paths
     num_outputs: int
     normalisation: Normalisation
+    kind: ClassVar[Kind] = "images"
 
 
 def in_memory(
@@ -170,7 +175,12 @@ def in_memory(
             f"{name}: training images are {shapes[0]} (height, width, channels), but test images are {shapes[1]}. "
             "Set data.target_size if only height and width differ."
         )
-    return Pool(train, test, classes(train.labels, test.labels), normalisation or Normalisation.measured(train.pixels))
+    return Pool(train, test, outputs(train.labels, test.labels), normalisation or Normalisation.measured(train.pixels))
+
+
+def outputs(train: Tensor, test: Tensor) -> int:
+    """Number of targets (N, k) of a regression, or number of classes."""
+    return train.shape[1] if train.is_floating_point() else classes(train, test)
 
 
 def classes(train: Tensor, test: Tensor) -> int:

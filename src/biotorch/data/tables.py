@@ -1,22 +1,27 @@
-"""Data sets in parquet files, local or from the Hugging Face hub."""
+"""Tables in files: of columns in .csv and .parquet, and of images in parquet, local or from the Hugging Face hub."""
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import io
+import os
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from biotorch import _memory
 from biotorch._files import naming
 from biotorch._names import require
 from biotorch.data.folders import locate
 from biotorch.data.images import decode, resize
-from biotorch.data.splits import Images, Pool, in_memory, labels
+from biotorch.data.splits import Images, Kind, Pool, in_memory, labels
 from biotorch.errors import DataError, disk_is_full
 
 #: Names of a test table, in order of preference.
@@ -26,6 +31,88 @@ _LABELS = ("label", "labels", "fine_label")
 _SHARD = re.compile(r"-(\d+)-of-(\d+)\.parquet$")
 #: Number of rows that are read at once, which bounds the memory for compressed images.
 _ROWS = 1000
+#: Bytes of memory that a table of columns takes for a byte of text, and for a value.
+_FOR_TEXT, _FOR_VALUE = 4, 16
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Table:
+    """A whole file. It is kept for the next experiment on the same data, so it must not be changed."""
+
+    name: str
+    #: A pandas.DataFrame.
+    frame: Any
+    kind: ClassVar[Kind] = "table"
+
+
+def read_table(path: str, folder: Path, target_size: int | None) -> Table:
+    """Read a table. Raises DataError, which names the file."""
+    return read_file(locate(path, folder))
+
+
+def watched_table(path: str, folder: Path) -> list[Path]:
+    """The file of the table."""
+    return [locate(path, folder)]
+
+
+def read_file(file: Path) -> Table:
+    """Read a .csv, .csv.gz or .parquet file. Raises DataError, which names it."""
+    readers = {".csv": _csv, ".csv.gz": _csv, ".parquet": _parquet}
+    reader = next((reader for suffix, reader in readers.items() if file.name.lower().endswith(suffix)), None)
+    if reader is None or not file.is_file():
+        raise DataError(f"{file} must be a file whose name ends in {', '.join(readers)}.")
+    frame = reader(file)
+    if not len(frame):
+        raise DataError(f"{file} has no rows.")
+    return Table(str(file), frame)
+
+
+def _csv(file: Path) -> Any:
+    import pandas
+
+    size = file.stat().st_size
+    if file.name.lower().endswith(".gz") and size > 4:
+        with file.open("rb") as packed:
+            packed.seek(-4, os.SEEK_END)  # gzip ends with the size of the text
+            size = int.from_bytes(packed.read(), "little")
+    _memory.require(_FOR_TEXT * size, str(file))
+    form = {"skipinitialspace": True, "encoding": "utf-8-sig"}
+    try:
+        first = pandas.read_csv(file, header=None, nrows=1, dtype=str, keep_default_na=False, **form).iloc[0]
+        _require_names([name for name in first if name], file)
+        # The default parser of floats is off by a last bit.
+        frame = pandas.read_csv(file, low_memory=False, float_precision="round_trip", **form)
+    except (ValueError, OSError, EOFError, zlib.error) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{file} cannot be read as a table of values separated by commas: {error}") from error
+    if len(frame.columns) > len(first) or not isinstance(frame.index, pandas.RangeIndex):
+        raise DataError(f"{file} has rows with more values than its first line has names.")
+    return frame
+
+
+def _require_names(names: list[str], file: Path) -> None:
+    if all(re.fullmatch(r"[-+.\deE]*\d[-+.\deE]*", name) for name in names):
+        raise DataError(f"{file} has no names of columns in its first line: add them.")
+    if len(names) == 1 and (separator := next((each for each in ";\t|" if each in names[0]), None)):
+        raise DataError(f"{file} has only the column {names[0]!r}: separate values by commas, not by {separator!r}.")
+    if repeated := [name for name, count in collections.Counter(names).items() if count > 1]:
+        raise DataError(f"{file} has more than one column of the name {', '.join(map(repr, repeated))}.")
+
+
+def _parquet(file: Path) -> Any:
+    parquet = _extra("pyarrow.parquet")
+    try:
+        with parquet.ParquetFile(file) as table:
+            _require_names(table.schema_arrow.names, file)
+            _memory.require(_FOR_VALUE * table.metadata.num_rows * table.metadata.num_columns, str(file))
+            # Without pandas' own entries, which would turn columns into an index.
+            frame = table.read().to_pandas(ignore_metadata=True)
+    except (ValueError, OSError, NotImplementedError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{file} is not a complete parquet file: {error}") from error
+    return frame[[name for name in frame.columns if not name.startswith("__index_level_")]]
 
 
 def read_parquet(path: str, folder: Path, target_size: int | None) -> Pool:

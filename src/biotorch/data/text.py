@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from biotorch.data.folders import locate
-from biotorch.data.splits import Split
+from biotorch.data.splits import Kind, Split
 from biotorch.errors import DataError
 
 #: A text has this many equal parts; one is for the test and, by default, one for validation.
@@ -27,6 +28,7 @@ class Text:
     vocabulary: str
     #: Numbers (L,) int64 of all characters in order.
     characters: Tensor
+    kind: ClassVar[Kind] = "text"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_
 from biotorch import models, rules
 from biotorch._names import unknown
 from biotorch._sections import Section
-from biotorch.data import DataConfig
+from biotorch.data import DataConfig, Kind
 from biotorch.errors import SectionError
 from biotorch.experiment.cluster import ClusterConfig
 from biotorch.experiment.importing import check_name
@@ -253,18 +254,24 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _settings_fit_the_inputs(self) -> Config:
-        training, name = self.training, self.data.dataset
-        problems: dict[str, str] = {}
-        images = {"attacks": self.attacks, "training.adversarial": training and training.adversarial}
-        if not self.data.is_image:
-            text = f"a setting of images, but {name} has none: leave it out"
-            problems |= {key: text for key, value in images.items() if value is not None}
-        if self.data.is_text and training is not None and training.noise_pretraining is not None:
-            text = f"noise is made of numbers, but {name} is a text: leave it out"
-            problems["training.noise_pretraining"] = text
-        if problems:
+        if problems := self.misplaced(self.data.kinds):
             raise SectionError(problems)
         return self
+
+    def misplaced(self, kinds: Collection[Kind]) -> dict[str, str]:
+        """Problems, by key, of sections that do not go with the data, if the data are of one of these kinds."""
+        training = self.training
+        images = {"attacks": self.attacks, "training.adversarial": training and training.adversarial}
+        numbers = {"training.noise_pretraining": training and training.noise_pretraining}
+        told = f"but {self.data.described(kinds)}: leave it out"
+        problems: dict[str, str] = {}
+        if "images" not in kinds:
+            problems |= {key: f"a setting of images, {told}" for key, value in images.items() if value is not None}
+        if set(kinds) == {"text"}:
+            problems |= {
+                key: f"noise is made of numbers, {told}" for key, value in numbers.items() if value is not None
+            }
+        return problems
 
     @model_validator(mode="after")
     def _optimizer_decays_feedback(self) -> Config:

@@ -122,9 +122,6 @@ class Keeper(Observer):
             "format": checkpoints.FORMAT,
             "config": config.model_dump(mode="json"),
             "num_classes": trainer.data.num_outputs,
-            "task": trainer.data.task,
-            "target_mean": list(trainer.data.target_mean),
-            "target_std": list(trainer.data.target_std),
             "input_shape": list(trainer.data.input_shape),
             "data": trainer.data.record,
         }

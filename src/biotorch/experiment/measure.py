@@ -58,6 +58,12 @@ def evaluate_run(
                 f"{run} was trained on the characters {known!r}, but data.dataset {config.data.dataset!r} has the "
                 f"characters {dataset.record.get('characters')!r}"
             )
+        if dataset.record.get("preparation") != content["data"].get("preparation"):
+            raise ConfigError(
+                f"{run} was trained on inputs that were made in another way than those of data.dataset "
+                f"{config.data.dataset!r}: columns, categories, or the means of the training split differ. To measure "
+                "other rows, give only them, as data.test"
+            )
         check_input(model, dataset.test, config)
         loss = config.model.loss(dataset.task).to(fabric.device)
         top_k = config.training.metrics.top_k if config.training else 1
@@ -73,18 +79,15 @@ def evaluate_run(
 
 def _require_same_outputs(dataset: data.Dataset, content: dict[str, Any], trained: str, other: str) -> None:
     """Raise ConfigError unless the outputs of a checkpoint's network mean what the labels of the data mean."""
-    count, task, known = content["num_classes"], content.get("task", "classification"), dataset.num_outputs
-    if (task, count) != (dataset.task, known):
-        kinds = {"classification": "classes", "regression": "targets of a regression"}
-        raise ConfigError(f"{trained} {count} {kinds[task]}, {other} has {known} {kinds[dataset.task]}")
-    if task == "regression" and (content["target_mean"], content["target_std"]) != (
-        list(dataset.target_mean),
-        list(dataset.target_std),
-    ):
+    known, kinds = content["data"], {"classification": "classes", "regression": "targets of a regression"}
+    task, count = known.get("task", "classification"), content["num_classes"]
+    if (task, count) != (dataset.task, dataset.num_outputs):
+        raise ConfigError(f"{trained} {count} {kinds[task]}, {other} has {dataset.num_outputs} {kinds[dataset.task]}")
+    units, own = ((each.get("target_mean"), each.get("target_std")) for each in (known, dataset.record))
+    if units != own:
         raise ConfigError(
-            f"{trained} targets of mean {content['target_mean']} and standard deviation {content['target_std']}, "
-            f"{other} has mean {list(dataset.target_mean)} and standard deviation {list(dataset.target_std)}: its "
-            "outputs are in other units"
+            f"{trained} targets of mean {units[0]} and standard deviation {units[1]}, {other} has mean {own[0]} and "
+            f"standard deviation {own[1]}, so its targets are in other units"
         )
 
 
@@ -142,14 +145,14 @@ def attack_run(
     """
     content = read_checkpoint(run)
     config = changed(own_config(content, str(run)), overrides, str(run), ("attacks", "data", "infrastructure"))
-    if not config.data.is_image:
-        raise ConfigError(f"{run} was trained on {config.data.dataset}, but attacks need images")
+    _require_images(run, config.data.is_image)
     section = config.attacks or AttacksConfig()
     folder, fabric = RunFolder(run / "attacks"), launched(config)
     folder.lock()
     try:
         with repeatable(config.experiment.seed, config.experiment.deterministic, config.infrastructure.threads):
             dataset = data.load(config.data, config.experiment.seed).to(fabric.device)
+            _require_images(run, dataset.kind == "images" and dataset.task == "classification")
             model = Normalised(load(run, device=fabric.device), dataset.mean, dataset.std).to(fabric.device)
             path = section.twin or find_twin(run, config)
             twin = None if path is None else Normalised(load(path, device=fabric.device), dataset.mean, dataset.std)
@@ -187,6 +190,11 @@ def attack_run(
     finally:
         folder.release()
     return written, examples
+
+
+def _require_images(run: Path, given: bool) -> None:
+    if not given:
+        raise ConfigError(f"{run} was not trained on images with classes, which attacks need")
 
 
 class Examples:

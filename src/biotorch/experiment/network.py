@@ -278,10 +278,10 @@ def _check_pass(model: nn.Module, inputs: Tensor, labels: Tensor, loss: Loss, co
             outputs = model(inputs)
     except _REFUSALS as error:
         shape = "x".join(map(str, inputs.shape[1:]))
-        key = "data.sequence_length" if config.data.is_text else "data.target_size" if config.data.is_image else ""
+        key = "data.sequence_length" if config.data.is_text else "data.target_size"
+        see = f", see {key}" if config.data.is_text or config.data.is_image else ""
         raise ConfigError(
-            f"{network} does not take the examples of data.dataset {config.data.dataset!r} "
-            f"({shape}{key and f', see {key}'}): {error}"
+            f"{network} does not take the examples of data.dataset {config.data.dataset!r} ({shape}{see}): {error}"
         ) from error
     try:
         shapes = f"outputs {tuple(main_output(outputs).shape)} for labels {tuple(labels.shape)}"

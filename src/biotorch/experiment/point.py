@@ -175,10 +175,12 @@ def run_point(
         experiment = config.experiment
         with repeatable(experiment.seed, experiment.deterministic, config.infrastructure.threads):
             dataset = data.load(config.data, experiment.seed).to(fabric.device)
+            if problems := config.misplaced({dataset.kind}):  # known before for all but .npz files
+                raise ConfigError("; ".join(f"{key}: {text}" for key, text in problems.items()))
             config = config.for_task(dataset.task)
             _on_first(fabric, lambda: claim(config, folder, overwrite))
             model = build_model(config, dataset.num_outputs, dataset.input_shape).to(fabric.device)
-            if config.infrastructure.channels_last:
+            if config.infrastructure.channels_last and dataset.kind == "images":
                 model = model.to(memory_format=torch.channels_last)
             check_input(model, dataset.train, config)
             _on_first(fabric, lambda: folder.begin(config.model_dump(mode="json"), overwrite))
