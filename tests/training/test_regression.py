@@ -226,7 +226,7 @@ def test_a_run_of_a_regression_says_what_it_has_used_and_found(table, tmp_path):
 def test_settings_of_classes_and_images_are_refused_before_the_training(override, message, table, tmp_path):
     with pytest.raises(ConfigError, match=message):
         run(runs.quick(tmp_path, *TABLE, override))
-    assert not (tmp_path / "quick" / "metrics.jsonl").exists()
+    assert not (tmp_path / "quick" / "config.yaml").exists()
 
 
 def test_other_units_and_other_tasks_are_refused_when_a_network_is_measured(table, tmp_path, monkeypatch):

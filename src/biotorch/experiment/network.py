@@ -22,6 +22,7 @@ from biotorch.layers import connections, feedback_parameters, is_feedback
 from biotorch.layers.networks import isolated
 from biotorch.models.outputs import main_output
 from biotorch.training import training_loss
+from biotorch.training.figures import Task
 from biotorch.training.losses import Loss
 from biotorch.training.optimizers import FeedbackGroup
 
@@ -256,8 +257,11 @@ def check_input(model: nn.Module, split: data.Split, config: Config) -> None:
             outputs.
     """
     inputs, labels = next(iter(split.batches([torch.arange(min(2, len(split)))])))
+    task: Task = "regression" if labels.is_floating_point() else "classification"
+    if task == "regression" and config.training is not None and config.training.metrics.top_k > 1:
+        raise ConfigError("training.metrics.top_k: a setting of classes, but the targets are numbers: leave it out")
     try:
-        loss = config.model.loss("regression" if labels.is_floating_point() else "classification").to(inputs.device)
+        loss = config.model.loss(task).to(inputs.device)
     except SectionError as error:
         raise ConfigError(f"model.{error}") from error
     training = model.training

@@ -48,8 +48,7 @@ class Trainer(TrainingState):
 
     Raises:
         SectionError: optimizer or scheduler do not fit the network or the length of the training; adversarial training
-            has no images; a regression has top-k errors; or an update of the pretraining on noise has too few examples
-            for all processes.
+            has no images; or an update of the pretraining on noise has too few examples for all processes.
     """
 
     def run(self) -> list[Record]:

@@ -72,8 +72,6 @@ class TrainingState:
         evaluation_batch_size: int = 500,
         feedback: Sequence[FeedbackGroup] = (),
     ) -> None:
-        if data.task == "regression" and config.metrics.top_k > 1:
-            raise SectionError({"metrics.top_k": "a setting of classes, but the targets are numbers: leave it out"})
         self.model, self.data, self.config, self.loss, self.seed = model, data, config, loss, seed
         self.feedback = feedback
         self.fabric = fabric or one_process()
