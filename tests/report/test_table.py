@@ -95,3 +95,20 @@ def test_csv_is_read_back(tmp_path):
     import csv
 
     assert list(csv.reader(ODD.csv().splitlines())) == [ODD.header, *ODD.rows]
+
+
+# Regressions -----------------------------------------------------------------------------------------
+
+
+def test_a_regression_has_other_figures_and_no_error(results):
+    """Beside classifications there are dashes; a figure that is null for one seed has no mean."""
+    runs = [made(results[0], "fa", seed=seed) for seed in (0, 1)]
+    for seed, r2 in ((0, 0.5), (1, 0.25), (2, None)):
+        run = made(results[0], "fa" if r2 is None else "dfa", seed=seed, data__dataset="diabetes")
+        run["test"] = {"loss": 0.5, "rmse": 53.2127 + seed, "r2": r2}
+        runs.append(run)
+    found = table(runs)
+    assert found.header[2:5] == ["test error (%)", "test R²", "test RMSE"]
+    assert [row[2:5] for row in found.rows] == [
+        ["5.00 ± 0.00", "-", "-"], ["-", "0.375 ± 0.177", "53.71 ± 0.71"], ["-", "-", "55.21"],
+    ]  # fmt: skip

@@ -73,7 +73,7 @@ def evaluate_command(
     overrides: Overrides = None,
     split: Annotated[_Split, typer.Option(help="The part of the data to measure on.")] = _Split.test,
     which: Annotated[
-        _Which, typer.Option(help="The model with the best validation error, or the latest.")
+        _Which, typer.Option(help="The model that is best on the validation set, or the latest.")
     ] = _Which.best,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -92,7 +92,7 @@ def evaluate_command(
         if isinstance(value, float):
             typer.echo(f"{name:<12} {value:.4f}")
         elif not isinstance(value, dict):
-            typer.echo(f"{name:<12} {value}")
+            typer.echo(f"{name:<12} {'-' if value is None else value}")
 
 
 @plain_errors

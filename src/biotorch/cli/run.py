@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -178,7 +177,7 @@ def search_command(
         int | None, typer.Option(min=1, help="Runs at once; default: as for `biotorch run`.", show_default=False)
     ] = None,
 ) -> None:
-    """Find the best learning rate of each rule by the validation error; the test set is not used.
+    """Find the best learning rate of each rule on validation data; the test set is not used.
 
     Points of the sweep that differ only in the seed share a rate; the search uses the first seed. The rates are printed
     as a part of the configuration. The same command continues an interrupted search.
@@ -226,7 +225,10 @@ def _numbers(text: str) -> list[float]:
 
 
 def _table(found: Sequence[Setting], study: Study) -> Table:
-    rates = sorted({rate for setting in found for rate in setting.errors}, reverse=True)
+    from biotorch.training.figures import judged_figure
+
+    rates = sorted({rate for setting in found for rate in setting.figures}, reverse=True)
+    heads = {judged_figure(figures).head: None for setting in found for figures in setting.figures.values() if figures}
     rows = [
         [
             setting.name or study.config.experiment.name,
@@ -236,7 +238,7 @@ def _table(found: Sequence[Setting], study: Study) -> Table:
         for setting in found
     ]
     edges = [setting.name for setting in found if setting.at_the_edge]
-    notes = ["Validation error (%) of the best epoch, one seed."]
+    notes = [f"Validation {' or '.join(heads) or 'figures'} of the best epoch, one seed."]
     if edges:
         notes.append(f"Best rate at the end of the tried range, so a better one may lie beyond it: {'; '.join(edges)}.")
     return Table(
@@ -248,7 +250,9 @@ def _table(found: Sequence[Setting], study: Study) -> Table:
 
 
 def _cell(setting: Setting, rate: float) -> str:
-    error = setting.errors.get(rate)
-    if error is None:
+    from biotorch.training.figures import judged, judged_figure
+
+    figures = setting.figures.get(rate)
+    if figures is None:
         return ""
-    return "diverged" if math.isinf(error) else f"{error:.2f}"
+    return judged_figure(figures).cell([judged(figures)]) if figures else "diverged"

@@ -19,7 +19,8 @@ from biotorch.experiment.cluster import ClusterConfig
 from biotorch.experiment.importing import check_name
 from biotorch.robustness.config import AttacksConfig
 from biotorch.rules.registry import group_options
-from biotorch.training.losses import LossConfig
+from biotorch.training.figures import Task
+from biotorch.training.losses import Loss, LossConfig
 from biotorch.training.settings import InfrastructureConfig, TrainingConfig
 
 
@@ -149,7 +150,8 @@ class ModelConfig(Section):
     """Initial weights: the folder of a run, one of its .pth files, or a file with a plain state_dict."""
     train_only: list[str] | None = Field(default=None, min_length=1)
     """Names of modules or parameters to train, with * for any characters; all others keep their initial values."""
-    loss_function: LossConfig = LossConfig()
+    loss_function: LossConfig | None = None
+    """Loss; default: cross_entropy for classes, mse for the numbers of a regression."""
 
     @field_validator("architecture")
     @classmethod
@@ -188,6 +190,17 @@ class ModelConfig(Section):
             return {**values, "mode": {"type": "backpropagation"}}
         return values
 
+    def loss(self, task: Task) -> Loss:
+        """Loss of the configuration, or the task's default.
+
+        Raises:
+            SectionError: at `loss_function`: it does not take the targets of the task.
+        """
+        try:
+            return (self.loss_function or LossConfig.default(task)).build(task)
+        except SectionError as error:
+            raise SectionError({f"loss_function.{key}": text for key, text in error.problems.items()}) from error
+
 
 #: Parameters of `models.build` that this package sets itself.
 _GIVEN = inspect.signature(models.build).parameters.keys() - {"arguments"}
@@ -225,6 +238,13 @@ class Config(Section):
     """Axes of a grid: `key.path: [values]`, or named cases, `axis: {case: {key.path: value, ...}}`. If the name of the
     axis is a key path, this key is set to the name of the case."""
 
+    def for_task(self, task: Task) -> Config:
+        """Copy that says which loss is used, where this configuration leaves it to the task of the data."""
+        if self.model.loss_function is not None:
+            return self
+        model = self.model.model_copy(update={"loss_function": LossConfig.default(task)})
+        return self.model_copy(update={"model": model})
+
     @field_validator("imports")
     @classmethod
     def _modules(cls, names: list[str]) -> list[str]:
@@ -233,20 +253,25 @@ class Config(Section):
         return names
 
     @model_validator(mode="after")
-    def _images_alone_have_these(self) -> Config:
+    def _settings_fit_the_inputs(self) -> Config:
         if problems := self.misplaced(self.data.kinds):
             raise SectionError(problems)
         return self
 
     def misplaced(self, kinds: Collection[Kind]) -> dict[str, str]:
-        """Problems, by key, of sections that only images have, if the data are of one of these kinds."""
-        given = {
-            "attacks": self.attacks,
-            "training.adversarial": None if self.training is None else self.training.adversarial,
-            "training.noise_pretraining": None if self.training is None else self.training.noise_pretraining,
-        }
-        text = f"a setting of images, but {self.data.described(kinds)}: leave it out"
-        return {key: text for key, value in given.items() if value is not None and "images" not in kinds}
+        """Problems, by key, of sections that do not go with the data, if the data are of one of these kinds."""
+        training = self.training
+        images = {"attacks": self.attacks, "training.adversarial": training and training.adversarial}
+        numbers = {"training.noise_pretraining": training and training.noise_pretraining}
+        told = f"but {self.data.described(kinds)}: leave it out"
+        problems: dict[str, str] = {}
+        if "images" not in kinds:
+            problems |= {key: f"a setting of images, {told}" for key, value in images.items() if value is not None}
+        if set(kinds) == {"text"}:
+            problems |= {
+                key: f"noise is made of numbers, {told}" for key, value in numbers.items() if value is not None
+            }
+        return problems
 
     @model_validator(mode="after")
     def _optimizer_decays_feedback(self) -> Config:

@@ -17,6 +17,7 @@ from biotorch.experiment.config import Config
 from biotorch.experiment.results import Result
 from biotorch.robustness.measurement import Measurement, Planned
 from biotorch.training import Record, TrainingState
+from biotorch.training.figures import told
 
 #: Seconds between two readings of the loss, because each reading waits for the GPU.
 _LIVE = 0.2
@@ -138,7 +139,7 @@ class Progress(Display):
 
     def epoch(self, record: Record, name: str | None = None) -> None:
         point = self.running[self.present if name is None else name]
-        number, validation = record["epoch"], f"validation {_errors(record['validation'])}"
+        number, validation = record["epoch"], f"validation {told(record['validation'])}"
         self.bars.update(point.bar, completed=number, status=validation)
         if number == 0:
             point.started = time.monotonic()
@@ -157,7 +158,7 @@ class Progress(Display):
         self._end(
             name,
             f"{name or result['config']['experiment']['name']}: "
-            f"{split} {_errors(result[split])}, {duration(result['seconds'])}"
+            f"{split} {told(result[split])}, {duration(result['seconds'])}"
             + (f", {left_out} unreadable images left out (listed in results.json)" if left_out else ""),
         )
 
@@ -205,12 +206,7 @@ class Progress(Display):
 
 
 def _shown(figures: Mapping[str, float]) -> str:
-    return f"loss {figures['loss']:.4f}, {_errors(figures)}"
-
-
-def _errors(figures: Mapping[str, float]) -> str:
-    perplexity = figures.get("perplexity")
-    return f"error {figures['error']:.2f} %" + ("" if perplexity is None else f", perplexity {perplexity:.2f}")
+    return f"loss {figures['loss']:.4f}, {told(figures)}"
 
 
 def duration(seconds: float) -> str:

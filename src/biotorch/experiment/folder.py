@@ -23,9 +23,9 @@ class RunFolder:
     """Paths and files of one run.
 
     `config.yaml` is the resolved configuration, `metrics.jsonl` has one record per epoch, `latest_model.pth` is the
-    checkpoint, `model_best_acc.pth` the best model, and `best_acc.txt` its accuracy (%). `results.csv` and
-    `results.json` are written last; a folder that has the latter is a finished run. `error.txt` holds the error of a
-    run that broke.
+    checkpoint, `model_best_acc.pth` the best model, and `best_acc.txt` its accuracy (%), if it is a classification.
+    `results.csv` and `results.json` are written last; a folder that has the latter is a finished run. `error.txt` holds
+    the error of a run that broke.
     """
 
     def __init__(self, path: Path) -> None:

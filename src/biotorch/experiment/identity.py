@@ -12,6 +12,7 @@ from biotorch.experiment.config import Config, ModelConfig
 from biotorch.experiment.folder import RunFolder
 from biotorch.experiment.network import checkpoint_digest, model_of_checkpoint
 from biotorch.experiment.results import Result
+from biotorch.training.figures import task_of
 
 #: Keys that change where a run writes or what it displays, but none of its numbers.
 _BESIDE_THE_POINT = (
@@ -37,7 +38,8 @@ def finished(config: Config, folder: RunFolder) -> Result | None:
     """
     result = results.load_results(folder.path)
     if result is not None:
-        _require_same(resolved(config, result["config"]), result["config"], folder)
+        mine = config.for_task(task_of(result["test"] or result["validation"]))
+        _require_same(resolved(mine, result["config"]), result["config"], folder)
         if result.get("started_from") != checkpoint_digest(config.model):
             raise OtherRunError(
                 f"{folder.path} holds results of a run that started from an older {config.model.checkpoint}, which "

@@ -51,11 +51,7 @@ def evaluate_run(
     with repeatable(config.experiment.seed, config.experiment.deterministic, config.infrastructure.threads):
         dataset = data.load(config.data, config.experiment.seed).to(fabric.device)
         model = load(run, which, fabric.device)
-        if dataset.num_outputs != content["num_classes"]:
-            raise ConfigError(
-                f"{run} was trained for {content['num_classes']} classes, "
-                f"but data.dataset {config.data.dataset!r} has {dataset.num_outputs}"
-            )
+        _require_same_outputs(dataset, content, f"{run} was trained for", f"but data.dataset {config.data.dataset!r}")
         known = content["data"].get("characters")
         if dataset.record.get("characters") != known:
             raise ConfigError(
@@ -69,15 +65,30 @@ def evaluate_run(
                 "other rows, give only them, as data.test"
             )
         check_input(model, dataset.test, config)
-        loss = config.model.loss_function.build().to(fabric.device)
+        loss = config.model.loss(dataset.task).to(fabric.device)
         top_k = config.training.metrics.top_k if config.training else 1
         chosen = dataset.test if split == "test" else dataset.validation
-        figures = evaluate(model, chosen, loss, top_k, config.data.evaluation_batch_size, fabric)
-    accuracy = {"accuracy": 100 - figures["error"]}
+        batch, scale = config.data.evaluation_batch_size, dataset.target_std
+        figures = evaluate(model, chosen, loss, top_k, batch, fabric, scale=scale)
+    accuracy = {"accuracy": 100 - figures["error"]} if "error" in figures else {}
     result: dict[str, Any] = plain(
         {"split": split, "examples": len(chosen), **accuracy, **figures, "data": dataset.record}
     )
     return result
+
+
+def _require_same_outputs(dataset: data.Dataset, content: dict[str, Any], trained: str, other: str) -> None:
+    """Raise ConfigError unless the outputs of a checkpoint's network mean what the labels of the data mean."""
+    known, kinds = content["data"], {"classification": "classes", "regression": "targets of a regression"}
+    task, count = known.get("task", "classification"), content["num_classes"]
+    if (task, count) != (dataset.task, dataset.num_outputs):
+        raise ConfigError(f"{trained} {count} {kinds[task]}, {other} has {dataset.num_outputs} {kinds[dataset.task]}")
+    units, own = ((each.get("target_mean"), each.get("target_std")) for each in (known, dataset.record))
+    if units != own:
+        raise ConfigError(
+            f"{trained} targets of mean {units[0]} and standard deviation {units[1]}, {other} has mean {own[0]} and "
+            f"standard deviation {own[1]}, so its targets are in other units"
+        )
 
 
 def changed(config: Config, overrides: Sequence[tuple[str, Any]], source: str, sections: Sequence[str]) -> Config:

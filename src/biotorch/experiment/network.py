@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from biotorch import data, models, rules
 from biotorch._names import unknown
 from biotorch.conversion.convert import convert, first_match
-from biotorch.errors import CheckpointError, ConfigError, ConversionError, disk_is_full
+from biotorch.errors import CheckpointError, ConfigError, ConversionError, SectionError, disk_is_full
 from biotorch.experiment import checkpoints
 from biotorch.experiment.config import Config, ModeConfig, ModelConfig, RuleConfig
 from biotorch.experiment.folder import RunFolder
@@ -22,6 +22,8 @@ from biotorch.layers import connections, feedback_parameters, is_feedback
 from biotorch.layers.networks import isolated
 from biotorch.models.outputs import main_output
 from biotorch.training import training_loss
+from biotorch.training.figures import Task
+from biotorch.training.losses import Loss
 from biotorch.training.optimizers import FeedbackGroup
 
 
@@ -60,22 +62,22 @@ def _above(name: str) -> Iterator[str]:
     return (".".join(parts[:length]) for length in range(1, len(parts) + 1))
 
 
-#: Model of a run: `best` has the lowest validation error, `latest` is from the last checkpoint.
+#: Model of a run: `best` is the best on the validation set, `latest` is from the last checkpoint.
 Which = Literal["best", "latest"]
 
 #: Exceptions that networks and losses raise for unsuitable tensors.
 _REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
 
 
-def build_model(config: Config, num_classes: int, input_shape: Sequence[int]) -> nn.Module:
+def build_model(config: Config, num_outputs: int, input_shape: Sequence[int]) -> nn.Module:
     """Build the network of a resolved configuration under its rule, on the CPU.
 
     W is drawn by the rule's `init`, unless it comes from published weights or a checkpoint.
 
     Args:
         config: resolved configuration.
-        num_classes: number of outputs.
-        input_shape: shape of an example, such as (C, H, W) of images or (T,) of texts.
+        num_outputs: number of classes, or of a regression's targets.
+        input_shape: shape of an example, such as (C, H, W) or (T,).
 
     Raises:
         ConfigError: the architecture cannot be built like this, or model.train_only matches nothing in it.
@@ -86,7 +88,7 @@ def build_model(config: Config, num_classes: int, input_shape: Sequence[int]) ->
     assert section.mode is not None
     try:
         model = models.build(
-            section.architecture, num_classes, section.pretrained, input_shape=input_shape, **section.arguments
+            section.architecture, num_outputs, section.pretrained, input_shape=input_shape, **section.arguments
         )
     except (ValueError, TypeError) as error:
         given = f" with model.arguments {section.arguments}" if section.arguments else ""
@@ -251,10 +253,17 @@ def check_input(model: nn.Module, split: data.Split, config: Config) -> None:
     The pass is made in eval mode and, if `model` will be trained, also in training mode, which adds auxiliary heads.
 
     Raises:
-        ConfigError: the network does not take the examples, or the loss does not take the network's outputs.
+        ConfigError: the network does not take the examples, or the loss does not take the labels or the network's
+            outputs.
     """
     inputs, labels = next(iter(split.batches([torch.arange(min(2, len(split)))])))
-    loss = config.model.loss_function.build().to(inputs.device)
+    task: Task = "regression" if labels.is_floating_point() else "classification"
+    if task == "regression" and config.training is not None and config.training.metrics.top_k > 1:
+        raise ConfigError("training.metrics.top_k: a setting of classes, but the targets are numbers: leave it out")
+    try:
+        loss = config.model.loss(task).to(inputs.device)
+    except SectionError as error:
+        raise ConfigError(f"model.{error}") from error
     training = model.training
     # Batch statistics need two examples, and one of the two may have been unreadable.
     trained = training and config.training is not None and len(labels) > 1
@@ -266,7 +275,7 @@ def check_input(model: nn.Module, split: data.Split, config: Config) -> None:
         model.train(training)
 
 
-def _check_pass(model: nn.Module, inputs: Tensor, labels: Tensor, loss: nn.Module, config: Config) -> None:
+def _check_pass(model: nn.Module, inputs: Tensor, labels: Tensor, loss: Loss, config: Config) -> None:
     network = f"model.architecture {config.model.architecture!r}"
     try:
         with isolated(model), torch.no_grad():
@@ -279,12 +288,13 @@ def _check_pass(model: nn.Module, inputs: Tensor, labels: Tensor, loss: nn.Modul
             f"{network} does not take the examples of data.dataset {config.data.dataset!r} ({shape}{see}): {error}"
         ) from error
     try:
-        main_output(outputs)
+        shapes = f"outputs {tuple(main_output(outputs).shape)} for labels {tuple(labels.shape)}"
     except TypeError as error:
         raise ConfigError(f"{network} cannot be trained: {error}") from error
     try:
         training_loss(loss, outputs, labels)
     except _REFUSALS as error:
+        name = type(loss.function).__name__
         raise ConfigError(
-            f"model.loss_function {config.model.loss_function.name!r} does not take the network's outputs: {error}"
+            f"model.loss_function {name} does not take the network's outputs ({shapes}): {error}"
         ) from error

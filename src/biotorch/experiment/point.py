@@ -22,7 +22,7 @@ from biotorch.experiment import checkpoints, results
 from biotorch.experiment.config import Config
 from biotorch.experiment.display import Display
 from biotorch.experiment.folder import RunFolder
-from biotorch.experiment.identity import claim
+from biotorch.experiment.identity import claim, resolved
 from biotorch.experiment.importing import import_all
 from biotorch.experiment.keeping import Keeper
 from biotorch.experiment.network import build_model, check_input, checkpoint_digest, feedback_groups
@@ -70,7 +70,7 @@ class Run:
     @functools.cached_property
     def loss(self) -> Loss:
         """Loss of the configuration, on the device of `fabric`."""
-        return self.config.model.loss_function.build().to(self.fabric.device)
+        return self.config.model.loss(self.dataset.task).to(self.fabric.device)
 
     def result(self) -> Result:
         """Train and test, as far as the configuration asks for it, and return the content of results.json."""
@@ -84,7 +84,8 @@ class Run:
         if config.evaluation:
             top_k = config.training.metrics.top_k if config.training else 1
             batch = config.data.evaluation_batch_size
-            test = evaluate(self.model, self.dataset.test, self.loss, top_k, batch, self.fabric)
+            scale = self.dataset.target_std
+            test = evaluate(self.model, self.dataset.test, self.loss, top_k, batch, self.fabric, scale=scale)
         skipped = gather(outcome["skipped_images"] + self.dataset.test.skipped, self.fabric)
         return {
             "config": config.model_dump(mode="json"),
@@ -170,12 +171,14 @@ def run_point(
     import_all(config.imports)  # a new process has not imported them yet
     fabric, folder = launched(config), RunFolder(path)
     with _locked(folder, fabric):
-        config = _on_first(fabric, lambda: claim(config, folder, overwrite))
+        config = _on_first(fabric, lambda: resolved(config, None if overwrite else folder.read_config()))
         experiment = config.experiment
         with repeatable(experiment.seed, experiment.deterministic, config.infrastructure.threads):
             dataset = data.load(config.data, experiment.seed).to(fabric.device)
             if problems := config.misplaced({dataset.kind}):  # known before for all but .npz files
                 raise ConfigError("; ".join(f"{key}: {text}" for key, text in problems.items()))
+            config = config.for_task(dataset.task)
+            _on_first(fabric, lambda: claim(config, folder, overwrite))
             model = build_model(config, dataset.num_outputs, dataset.input_shape).to(fabric.device)
             if config.infrastructure.channels_last and dataset.kind == "images":
                 model = model.to(memory_format=torch.channels_last)
@@ -189,7 +192,7 @@ def run_point(
 
 
 def _finish(folder: RunFolder, result: Result) -> Result:
-    if result["validation"] is not None:
+    if "error" in (result["validation"] or ()):
         _files.write_text(folder.best_accuracy, f"{100 - result['validation']['error']}\n")
     _files.previous(folder.latest).unlink(missing_ok=True)
     return results.save(folder.results, result)

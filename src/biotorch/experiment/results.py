@@ -56,7 +56,7 @@ def _csv(result: Result) -> str:
             "train_only": " ".join(config["model"]["train_only"] or ()),
             "seed": config["experiment"]["seed"],
             "split": split,
-            "accuracy": 100 - result[split]["error"],
+            **({"accuracy": 100 - result[split]["error"]} if "error" in result[split] else {}),
             **result[split],
             "state_hash": result["state_hash"],
             "seconds": result["seconds"],

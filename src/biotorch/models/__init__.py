@@ -5,6 +5,7 @@ from typing import Any
 from biotorch.models.char_transformer import CharTransformer
 from biotorch.models.convolutional import CIFARResNet, LeNetCIFAR, LeNetMNIST
 from biotorch.models.mlp import MLP
+from biotorch.models.recurrent import RecurrentNetwork
 from biotorch.models.registry import available, build, check_name
 from biotorch.models.zoos import HuggingFace, implied_by_weights
 from biotorch.rules.paths import per_rule
@@ -16,6 +17,7 @@ __all__ = [
     "HuggingFace",
     "LeNetCIFAR",
     "LeNetMNIST",
+    "RecurrentNetwork",
     "available",
     "build",
     "check_name",

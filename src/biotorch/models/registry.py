@@ -13,12 +13,15 @@ from biotorch.models import zoos
 from biotorch.models.char_transformer import char_transformer, char_transformer_for
 from biotorch.models.convolutional import RESNETS, le_net_cifar, le_net_mnist
 from biotorch.models.mlp import mlp, mlp_for
+from biotorch.models.recurrent import gru, lstm, recurrent_for
 
 #: Constructors of the package's own architectures.
 OWN: dict[str, Callable[..., nn.Module]] = {
     "char_transformer": char_transformer,
+    "gru": gru,
     "le_net_cifar": le_net_cifar,
     "le_net_mnist": le_net_mnist,
+    "lstm": lstm,
     "mlp": mlp,
     **RESNETS,
 }
@@ -26,6 +29,8 @@ OWN: dict[str, Callable[..., nn.Module]] = {
 #: Functions (shape, arguments) -> arguments for architectures that depend on the shape of an example.
 _FITTED: dict[str, Callable[[Sequence[int], Mapping[str, Any]], dict[str, Any]]] = {
     "char_transformer": char_transformer_for,
+    "gru": recurrent_for,
+    "lstm": recurrent_for,
     "mlp": mlp_for,
 }
 
@@ -60,14 +65,14 @@ def build(
 
     Args:
         name: one of `available()`; `timm/<name>`; `hf/<model type, hub id or local folder>`.
-        num_classes: number of outputs, or the size of the vocabulary. Default: the architecture's own
-            (10 for the package's architectures, 65 for `char_transformer`, 1000 for torchvision's).
+        num_classes: number of outputs (classes or targets), or the size of the vocabulary. Default: the
+            architecture's own (10 for the package's architectures, 65 for `char_transformer`, 1000 for torchvision's).
         pretrained: start from published weights, which are downloaded if missing. If `num_classes` differs
             from theirs, the heads are initialised anew.
         progress: show torchvision's download.
-        input_shape: shape of one example, (C, H, W) or (T,). `mlp` takes `in_features` from it, and
-            `char_transformer` its `context`. A network from scratch whose size depends on the image size
-            (a vision transformer) is built for it. Other networks take any size.
+        input_shape: shape of one example, such as (C, H, W) or (T,). `mlp` takes `in_features` from it, `lstm` and
+            `gru` their `features`, and `char_transformer` its `context`. A network from scratch whose size depends on
+            the image size (a vision transformer) is built for it. Other networks take any size.
         **arguments: arguments of the constructor (the package's, torchvision's or timm's), or attributes of
             the Hugging Face configuration.
 

@@ -1,4 +1,4 @@
-"""Tables: errors by rule with angles and the paper's figures, and accuracies under attack."""
+"""Tables: figures by rule with angles and the paper's errors, and accuracies under attack."""
 
 from __future__ import annotations
 
@@ -21,13 +21,12 @@ from biotorch.results.groups import (
     published_error,
     without_copies,
 )
-
-#: Column heads of a split's figures.
-_HEADS = {"error": "error (%)", "perplexity": "perplexity"}
+from biotorch.training.figures import SHOWN
 
 #: Settings that get a column if they differ between rows.
 _COLUMNS = {
     "data set": "data.dataset",
+    "target": "data.target",
     "network": "model.architecture",
     "optimizer": "training.optimizer.type",
     "epochs": "training.hyperparameters.epochs",
@@ -35,7 +34,7 @@ _COLUMNS = {
 
 
 def table(results: Sequence[Result]) -> Table:
-    """Headline table: one row per configuration, with means over its seeds, and perplexities if there are any.
+    """Headline table: one row per configuration, with means over its seeds of the figures that any run has.
 
     Angles are means over layers, before training → after the last epoch: the alignment angle between W and B, which
     direct rules do not have, and the gradient angle between update and true gradient. A copy of a run is not counted.
@@ -49,13 +48,13 @@ def table(results: Sequence[Result]) -> Table:
     groups = by_configuration(results)
     columns = {head: path for head, path in _COLUMNS.items() if differs(path, groups)}
     split = "test" if all(result["test"] for result in results) else "validation"
-    figures = [name for name in ("error", "perplexity") if any(name in (result[split] or {}) for result in results)]
+    figures = {key: each for key, each in SHOWN.items() if any(key in (result[split] or {}) for result in results)}
     paper = split == "test" and any(published_error(group[0]["config"]) is not None for group in groups)
     rows = [
         [
             *(str(at(group[0], path) or "-") for path in columns.values()),
             label(group, [other for other in groups if _same(other, group, columns.values())]),
-            *(_spread([(result[split] or {}).get(name) for result in group]) for name in figures),
+            *(each.cell([(result[split] or {}).get(key) for result in group]) for key, each in figures.items()),
             *([_published(group[0])] if paper else []),
             _change(group, "angles"),
             _change(group, "gradient_angles"),
@@ -68,7 +67,7 @@ def table(results: Sequence[Result]) -> Table:
         header=[
             *columns,
             "rule",
-            *(f"{split} {_HEADS[name]}" for name in figures),
+            *(f"{split} {each.head}" for each in figures.values()),
             *(["paper"] if paper else []),
             "alignment angle (°)",
             "gradient angle (°)",
@@ -127,15 +126,6 @@ def _same(one: Sequence[Result], other: Sequence[Result], paths: Iterable[str]) 
 def _published(result: Result) -> str:
     error = published_error(result["config"])
     return "-" if error is None else f"{error:.2f}"
-
-
-def _spread(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return "-"
-    if len(known) == 1:
-        return f"{known[0]:.2f}"
-    return f"{statistics.fmean(known):.2f} ± {statistics.stdev(known):.2f}"
 
 
 def _change(group: Sequence[Result], key: str) -> str:

@@ -38,7 +38,7 @@ class SchedulerConfig(Section):
     def _values_work(self) -> SchedulerConfig:
         if self.per_update and _scheduler_class(self.type) is lr_scheduler.ReduceLROnPlateau:
             raise SectionError(
-                {"interval": "ReduceLROnPlateau follows the validation error, which is known once per epoch"}
+                {"interval": "ReduceLROnPlateau follows a figure of the validation set, which is known once per epoch"}
             )
         negative = {
             name: f"must be at least 0, got {value}"
@@ -75,7 +75,7 @@ class SchedulerConfig(Section):
             if isinstance(schedule.main, lr_scheduler.OneCycleLR):
                 break  # a further step would exceed its length
             schedule.after_update()
-            schedule.after_epoch(error=50.0)
+            schedule.after_epoch(50.0)
             if optimizer.param_groups[0]["lr"] < 0:
                 raise ValueError("the learning rate becomes negative")
 
@@ -132,19 +132,22 @@ class Schedule:
             self._step()
         self._warm_up()
 
-    def after_epoch(self, error: float) -> None:
-        """Set the next rate; to be called once after each epoch. ReduceLROnPlateau follows the validation `error`."""
+    def after_epoch(self, value: float) -> None:
+        """Set the next rate; to be called once after each epoch.
+
+        ReduceLROnPlateau follows `value`, the figure of the validation set that the run is judged by.
+        """
         if self.main is not None and not self.per_update:
-            self._step(error)
+            self._step(value)
             self._warm_up()
 
-    def _step(self, error: float = math.nan) -> None:
+    def _step(self, value: float = math.nan) -> None:
         """Step the scheduler, from the rate without warm-up that it has set itself."""
         assert self.main is not None
         self._rate = self.full
         with self._first_group_alone():
             if isinstance(self.main, lr_scheduler.ReduceLROnPlateau):
-                self.main.step(error)
+                self.main.step(value)
             else:
                 self.main.step()
         self.full = self._rate

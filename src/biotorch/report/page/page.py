@@ -62,7 +62,6 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters["numbered"] = lambda names: list(enumerate(names))
-    environment.filters["named"] = lambda names: [(name, name.replace("_", " ")) for name in names]
     return environment.get_template("page.html.j2")
 
 
