@@ -187,7 +187,7 @@ def test_a_missing_extra_is_told_how_to_install(tmp_path, monkeypatch, module, d
 def test_a_set_of_the_hub_is_fetched_into_the_data_folder_and_read(tmp_path, monkeypatch):
     calls = []
 
-    def snapshot_download(name, *, repo_type, revision, allow_patterns, cache_dir):
+    def snapshot_download(name, *, repo_type, revision, allow_patterns, cache_dir, local_files_only):
         calls.append((name, revision, repo_type, allow_patterns, cache_dir))
         write(cache_dir / "snapshot" / "data" / "train-00000-of-00001.parquet", pixels(10))
         write(cache_dir / "snapshot" / "data" / "test-00000-of-00001.parquet", pixels(4))

@@ -47,6 +47,9 @@ class DataConfig(Section):
     files (imagenet and folder:), crop and flip for cifar10_benchmark, none for other sets."""
     skip_corrupt: bool = False
     """Leave out image files that cannot be read, instead of ending with an error."""
+    check_contents: bool = False
+    """Read all image files (imagenet and folder:) once at the start, and tell data apart by their contents. Without it
+    image files are told apart by names, sizes and modification times, and sets in memory always by their contents."""
 
     @field_validator("augment", mode="before")
     @classmethod
@@ -69,10 +72,8 @@ class DataConfig(Section):
             )
         if problems := self._images_alone() if self.is_text else self._texts_alone():
             raise SectionError(problems)
-        if self.skip_corrupt and not self.in_files:
-            raise SectionError(
-                {"skip_corrupt": f"has no effect on {self.dataset}, which is read into memory as a whole: leave it out"}
-            )
+        if not self.in_files and (problems := self._files_alone()):
+            raise SectionError(problems)
         if self.in_files and isinstance(self.augment, Augmentation):
             raise SectionError(
                 {
@@ -82,9 +83,15 @@ class DataConfig(Section):
             )
         return self
 
+    def _files_alone(self) -> dict[str, str]:
+        """Problems of settings that only image files have, in a section with a set in memory."""
+        keys = [key for key in ("skip_corrupt", "check_contents") if getattr(self, key)]
+        text = f"has no effect on {self.dataset}, which is read into memory as a whole: leave it out"
+        return dict.fromkeys(keys, text)
+
     def _images_alone(self) -> dict[str, str]:
         """Problems of settings that only images have, in a section with a text."""
-        keys = [key for key in ("target_size", "augment", "skip_corrupt") if getattr(self, key)]
+        keys = [key for key in ("target_size", "augment", "skip_corrupt", "check_contents") if getattr(self, key)]
         return {key: f"a setting of images, but {self.dataset} is a text: leave it out" for key in keys}
 
     def _texts_alone(self) -> dict[str, str]:

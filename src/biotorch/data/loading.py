@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from biotorch import _seeding
-from biotorch.data import sources
+from biotorch.data import digests, sources
 from biotorch.data.config import DataConfig
 from biotorch.data.files import FileSplit
 from biotorch.data.images import Normalisation
@@ -32,7 +33,9 @@ class Dataset:
     std: tuple[float, ...]
     #: Description of the data for results.json, in plain JSON values. `held_out` is a digest of the sorted indices of
     #: the held-out training images, or of the held-out characters of a text; None if nothing is held out. `split_seed`
-    #: is the seed of the split; None if nothing is held out, and for a text, which is split by position.
+    #: is the seed of the split; None if nothing is held out, and for a text, which is split by position. `digest` is a
+    #: digest of the `files`, each described as in `digests`, and `repeated` tells how many test examples are training
+    #: examples, and one pair.
     record: dict[str, Any]
 
     @property
@@ -54,8 +57,37 @@ def load(config: DataConfig, seed: int) -> Dataset:
     Raises DataError if files are damaged or have a wrong form, or if data.validation_size or data.sequence_length
     leaves no example to train on.
     """
-    found = sources.read(config.dataset, config.folder, config.target_size)
-    return _text(found, config) if isinstance(found, Text) else _images(found, config, seed)
+    found = sources.read(config.dataset, config.folder, config.target_size, config.check_contents)
+    dataset = _text(found.pool, config) if isinstance(found.pool, Text) else _images(found.pool, config, seed)
+    if found.repeated is not None and config.dataset not in sources.available():
+        number, *pair = found.repeated
+        warnings.warn(
+            f"{config.dataset}: {number} of the {len(dataset.test)} test images are training images, too, so that "
+            f"the test error is too good; for example, {pair[0]} of the test is {pair[1]} of the training set",
+            stacklevel=2,
+        )
+    record = {
+        **dataset.record,
+        "classes": dataset.num_classes,
+        "input_shape": list(dataset.input_shape),
+        "repeated": found.repeated and found.repeated._asdict(),
+        "digest": digests.whole(found.files),
+        "files": found.files,
+    }
+    return dataclasses.replace(dataset, record=record)
+
+
+def describe(config: DataConfig) -> dict[str, Any]:
+    """Part of the record that follows from the files alone, which are not decoded.
+
+    Raises FileNotFoundError if the data set is not on this machine; nothing is downloaded.
+    """
+    return {"files": sources.describe(config.dataset, config.folder, config.check_contents)}
+
+
+def require_present(config: DataConfig) -> None:
+    """Download the data set if needed. Raises FileNotFoundError if it is not on this machine afterwards."""
+    sources.require_present(config.dataset, config.folder)
 
 
 def _text(text: Text, config: DataConfig) -> Dataset:
