@@ -14,7 +14,7 @@ import math
 import os
 import stat
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -111,30 +111,46 @@ def of_folders(train: Paths, test: Paths, contents: bool) -> tuple[Files, Repeat
 
     A test image is repeated if a training image is the same file by a link or, with `contents`, has equal contents.
     """
-    # In a data set without parts, both have one root.
-    names = [
-        (b"" if train.root == test.root else os.fsencode(part.root.name) + b"/") + name
-        for part in (train, test)
-        for name in part.paths.tolist()
+    parts, split = (train, test), train.root != test.root  # in a data set without parts, both have one root
+    prefixes = [os.fsencode(part.root.name) + b"/" if split else b"" for part in parts]
+    names = [prefix + name for prefix, part in zip(prefixes, parts, strict=True) for name in part.paths.tolist()]
+    read = [_contents(part) for part in parts] if contents else []
+    known = [digest for part in read for digest in part] if contents else None
+    files = _by_folder(names, np.concatenate([part.identities for part in parts]), known)
+    # Without contents, two files are one if they have one device and inode.
+    trained, tested = map(np.array, read) if contents else map(_inodes, parts)
+    twice = np.flatnonzero(np.isin(tested, trained) & (test.identities[:, 0] >= 0))
+    if not len(twice):
+        return files, None
+    partner = int(np.flatnonzero(np.isin(trained, tested[twice[0]]))[0])
+    return files, Repeated(len(twice), test.full(int(twice[0])), train.full(partner))
+
+
+def _inodes(part: Paths) -> NDArray[np.void]:
+    return part.identities[:, 2:].copy().view("V16")[:, 0]
+
+
+def _contents(part: Paths) -> list[str]:
+    """Digest of the contents of each file, "" for a link to nowhere."""
+    known = enumerate(part.identities[:, :2].tolist())
+    return [
+        "" if size < 0 else _content(Path(part.full(index)), size, time, packed=False)[1]
+        for index, (size, time) in known
     ]
-    identities = np.concatenate([train.identities, test.identities])
-    places = [part.full(index) for part in (train, test) for index in range(len(part.paths))]
-    known = _contents(places, identities) if contents else None
-    keys: Sequence[object] = known if known is not None else list(map(tuple, identities[:, 2:].tolist()))
-    there = [index for index, size in enumerate(identities[:, 0].tolist()) if size >= 0]  # no links to nowhere
-    trained = {keys[index]: index for index in there if index < len(train.paths)}
-    twice = [index for index in there if index >= len(train.paths) and keys[index] in trained]
-    repeated = Repeated(len(twice), places[twice[0]], places[trained[keys[twice[0]]]]) if twice else None
-    return _by_folder(names, identities, known), repeated
 
 
 def _by_folder(names: list[bytes], identities: NDArray[np.int64], contents: list[str] | None) -> Files:
     """Describe files with these names within the data set, for each class or, if these are many, for each part."""
-    depth = next(depth for depth in (2, 1, 0) if len({_place(name, depth) for name in names}) <= _ENTRIES or not depth)
+    inner = {name.rpartition(b"/")[0] for name in names}
+    for depth in (2, 1, 0):
+        places = {folder: os.fsdecode(b"/".join(folder.split(b"/")[:depth])) or "." for folder in inner}
+        if len(set(places.values())) <= _ENTRIES:
+            break
     found: dict[str, dict[str, Any]] = {}
+    numbers = identities[:, :2].tolist()
     for index in sorted(range(len(names)), key=names.__getitem__):
-        name, (size, time) = names[index], identities[index, :2].tolist()
-        entry = found.setdefault(_place(name, depth), {"files": 0, "bytes": 0, "times": hashlib.sha256()})
+        name, (size, time) = names[index], numbers[index]
+        entry = found.setdefault(places[name.rpartition(b"/")[0]], {"files": 0, "bytes": 0, "times": hashlib.sha256()})
         entry["files"] += 1
         entry["bytes"] += max(size, 0)
         # Whole seconds, because archives and many file systems keep no more.
@@ -146,16 +162,6 @@ def _by_folder(names: list[bytes], identities: NDArray[np.int64], contents: list
         place: {key: value if isinstance(value, int) else value.hexdigest()[:32] for key, value in entry.items()}
         for place, entry in found.items()
     }
-
-
-def _place(name: bytes, depth: int) -> str:
-    return os.fsdecode(b"/".join(name.split(b"/")[:-1][:depth])) or "."
-
-
-def _contents(paths: list[str], identities: NDArray[np.int64]) -> list[str]:
-    """Digest of the contents of each file, "" for a link to nowhere, given the paths and `identity` (N, 4) of all."""
-    known = zip(paths, identities[:, :2].tolist(), strict=True)
-    return ["" if size < 0 else _content(Path(path), size, time, packed=False)[1] for path, (size, time) in known]
 
 
 @functools.lru_cache(maxsize=10_000)

@@ -158,14 +158,19 @@ def _list(root: Path, names: list[str], seen: _Seen) -> Paths:
 
 def _images(folder: Path, seen: _Seen, endings: tuple[str, ...]) -> Iterator[tuple[str, digests.Identity]]:
     """Path and identity of all image files in a folder and those in it, folder by folder, sorted by path."""
-    folders, left = [], [str(folder)]
+    found: dict[str, list[os.DirEntry[str]]] = {}
+    left = [str(folder)]
     while left:
-        folders.append(left.pop())
-        seen.add(Path(folders[-1]))
-        with os.scandir(folders[-1]) as entries:
-            left += [entry.path for entry in entries if entry.is_dir()]
-    for place in sorted(folders):
+        place = left.pop()
+        seen.add(Path(place))
         with os.scandir(place) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                if entry.name.lower().endswith(endings) and entry.name[0] != "." and not entry.is_dir():
-                    yield entry.path, digests.of_entry(entry)
+            inner = list(entries)
+        left += [entry.path for entry in inner if entry.is_dir()]
+        found[place] = [
+            entry
+            for entry in inner
+            if entry.name.lower().endswith(endings) and entry.name[0] != "." and not entry.is_dir()
+        ]
+    for place in sorted(found):
+        for entry in sorted(found[place], key=lambda entry: entry.name):
+            yield entry.path, digests.of_entry(entry)

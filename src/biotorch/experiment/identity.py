@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from biotorch import data
+from biotorch.data import DataConfig
 from biotorch.errors import ConfigError, MissingPackageError, OtherRunError
 from biotorch.experiment import results
 from biotorch.experiment.config import Config, ModelConfig
@@ -33,8 +35,10 @@ _BESIDE_THE_POINT = (
 _ANEW = "Put the data back, choose another experiment.name, or run it anew with --overwrite."
 
 
-def finished(config: Config, folder: RunFolder) -> Result | None:
-    """Result of the run of `config` in the folder, or None if it is not finished.
+def finished(
+    config: Config, folder: RunFolder, describe: Callable[[DataConfig], dict[str, Any]] = data.describe
+) -> Result | None:
+    """Result of the run of `config` in the folder, or None if it is not finished; `describe` looks at the data.
 
     Raises:
         OtherRunError: the folder holds the result of another configuration, or on other data than are there today.
@@ -49,18 +53,12 @@ def finished(config: Config, folder: RunFolder) -> Result | None:
                 "has changed since; run it anew with --overwrite, or choose another experiment.name"
             )
         earlier = result.get("data") or {}
-        require_same_data(earlier, _present_data(config, earlier), folder.path)
+        try:
+            present = describe(config.data) if "files" in earlier else {}
+        except (FileNotFoundError, MissingPackageError):  # the data are not on this machine, so the result stands
+            present = {}
+        require_same_data(earlier, present, folder.path)
     return result
-
-
-def _present_data(config: Config, earlier: dict[str, Any]) -> dict[str, Any]:
-    """What the files of the data set say today; nothing if they are not on this machine, so that the result stands."""
-    if "files" not in earlier:
-        return {}
-    try:
-        return data.describe(config.data)
-    except (FileNotFoundError, MissingPackageError):
-        return {}
 
 
 def data_of(checkpoint: dict[str, Any]) -> dict[str, Any]:

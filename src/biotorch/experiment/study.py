@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import signal
 from pathlib import Path
@@ -86,9 +87,10 @@ class _Progress:
 
     def collect(self) -> None:
         """Collect the results of earlier commands; a result that cannot be read counts as a failure."""
+        describe = functools.cache(data.describe)  # points share their data
         for name, config in self.study.points.items():
             try:
-                result = finished(config, RunFolder(self.study.folder / name))
+                result = finished(config, RunFolder(self.study.folder / name), describe)
             except DamagedResultError as error:
                 if len(self.study.points) == 1:
                     raise
