@@ -102,7 +102,7 @@ def _numbers(found: os.stat_result) -> Identity:
 
 def of_files(files: Iterable[Stamp]) -> Files:
     """Describe files by their contents, which are the unpacked ones of a .gz. Raises DataError if this is damaged."""
-    found = {each.name: _content(each.path, each.size, each.time) for each in files}
+    found = {each.name: _content(each.path) for each in files}
     return {name: {"files": 1, "bytes": size, "contents": digest} for name, (size, digest) in found.items()}
 
 
@@ -132,10 +132,9 @@ def _inodes(part: Paths) -> NDArray[np.void]:
 
 def _contents(part: Paths) -> list[str]:
     """Digest of the contents of each file, "" for a link to nowhere."""
-    known = enumerate(part.identities[:, :2].tolist())
     return [
-        "" if size < 0 else _content(Path(part.full(index)), size, time, packed=False)[1]
-        for index, (size, time) in known
+        "" if size < 0 else _content(Path(part.full(index)), packed=False)[1]
+        for index, size in enumerate(part.identities[:, 0].tolist())
     ]
 
 
@@ -164,9 +163,17 @@ def _by_folder(names: list[bytes], identities: NDArray[np.int64], contents: list
     }
 
 
+def _content(path: Path, packed: bool = True) -> tuple[int, str]:
+    """Number of bytes and digest of a file. Raises DataError if it is a damaged .gz.
+
+    A process reads a file again only if its times or its size have changed.
+    """
+    now = path.stat()
+    return _content_of(path, packed, (now.st_size, now.st_mtime_ns, now.st_ctime_ns))
+
+
 @functools.lru_cache(maxsize=10_000)
-def _content(path: Path, size: int, time: int, packed: bool = True) -> tuple[int, str]:
-    """Number of bytes and digest of a file of this size and time. Raises DataError if it is a damaged .gz."""
+def _content_of(path: Path, packed: bool, state: tuple[int, int, int]) -> tuple[int, str]:
     try:
         with path.open("rb") as file:
             if packed and path.suffix == ".gz":
