@@ -14,6 +14,7 @@ from data_cases import write_npz
 from PIL import Image
 
 from biotorch import data
+from biotorch.errors import NotEnoughMemoryError
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = importlib.import_module("pyarrow.parquet")
@@ -184,10 +185,50 @@ def test_a_missing_extra_is_told_how_to_install(tmp_path, monkeypatch, module, d
         data.load(data.DataConfig(dataset=dataset, dataset_path=tmp_path), seed=0)
 
 
+def test_more_rows_than_memory_are_told_before_they_are_read(tmp_path, monkeypatch):
+    for part, count in (("train", 20), ("test", 5)):
+        write(tmp_path / f"{part}.parquet", pixels(count, seed=count))
+    taken = 2 * 20 * 8 * 6 * 3  # twice for a moment, one by one and stacked
+    monkeypatch.setattr("biotorch._memory.available", lambda: taken - 1)
+    with pytest.raises(
+        NotEnoughMemoryError, match=r"train\.parquet says that it has 20 images, which would take 0\.0 G"
+    ):
+        load(tmp_path)
+    monkeypatch.setattr("biotorch._memory.available", lambda: taken)
+    assert len(load(tmp_path).test) == 5
+
+
+def test_a_label_of_more_than_63_bits_is_named(tmp_path):
+    for part in ("train", "test"):
+        columns = {"label": pyarrow.array([0, 1, 2**63 + 5], pyarrow.uint64())}
+        table = pyarrow.table({"img": [{"bytes": encoded(each)} for each in pixels(3)], **columns})
+        parquet.write_table(table, tmp_path / f"{part}.parquet")
+    with pytest.raises(data.DataError, match=r"row 2 of .*train\.parquet .*found 9223372036854775813"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_damaged_file_is_an_error_or_readable_and_never_anything_else(tmp_path, seed):
+    write(tmp_path / "train.parquet", pixels(20))
+    write(tmp_path / "test.parquet", pixels(5, seed=1))
+    good, generator = (tmp_path / "train.parquet").read_bytes(), np.random.default_rng(seed)
+    header = int.from_bytes(good[-8:-4], "little")
+    refused = 0
+    for _ in range(2000 if seed else 60):
+        damaged = bytearray(good)
+        damaged[-generator.integers(1, header + 9)] ^= 1 << generator.integers(8)
+        (tmp_path / "train.parquet").write_bytes(damaged)
+        try:
+            load(tmp_path)
+        except (data.DataError, NotEnoughMemoryError):
+            refused += 1
+    assert refused > 10
+
+
 def test_a_set_of_the_hub_is_fetched_into_the_data_folder_and_read(tmp_path, monkeypatch):
     calls = []
 
-    def snapshot_download(name, *, repo_type, revision, allow_patterns, cache_dir):
+    def snapshot_download(name, *, repo_type, revision, allow_patterns, cache_dir, local_files_only):
         calls.append((name, revision, repo_type, allow_patterns, cache_dir))
         write(cache_dir / "snapshot" / "data" / "train-00000-of-00001.parquet", pixels(10))
         write(cache_dir / "snapshot" / "data" / "test-00000-of-00001.parquet", pixels(4))

@@ -111,7 +111,7 @@ def test_line_ends_and_any_script_are_kept(tmp_path):
 
 def test_a_file_is_read_once_until_it_changes(positions):
     def kept():
-        return sources.read(f"text:{positions}", positions.parent, None)
+        return sources.read(f"text:{positions}", positions.parent, None).pool
 
     first = kept()
     assert kept() is first

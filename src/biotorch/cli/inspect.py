@@ -180,6 +180,8 @@ def attack(folder: Path, changes: Sequence[tuple[str, Any]], console: Console) -
             console.print(
                 f"  verdict {examples.study.verdict}. {examples.study.sentence}", highlight=False, soft_wrap=True
             )
+            if "trained_on" in written:
+                console.print(f"  data    trained on {written['trained_on']}", highlight=False, soft_wrap=True)
             for check in examples.study.fired:
                 console.print(f"  check   {check.name}: {check.sentence}", highlight=False, soft_wrap=True)
             console.print(f"  report  {path / 'attacks' / 'study.md'}", soft_wrap=True)

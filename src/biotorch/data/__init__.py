@@ -1,10 +1,23 @@
 """Data sets, their splits, and batches of examples."""
 
 from biotorch.data.config import DataConfig
+from biotorch.data.digests import difference
 from biotorch.data.images import Augmentation
-from biotorch.data.loading import Dataset, load
+from biotorch.data.loading import Dataset, describe, load, require_present
 from biotorch.data.sources import available
 from biotorch.data.splits import Kind, Split
 from biotorch.errors import DataError
 
-__all__ = ["Augmentation", "DataConfig", "DataError", "Dataset", "Kind", "Split", "available", "load"]
+__all__ = [
+    "Augmentation",
+    "DataConfig",
+    "DataError",
+    "Dataset",
+    "Kind",
+    "Split",
+    "available",
+    "describe",
+    "difference",
+    "load",
+    "require_present",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,10 +27,8 @@ def read_mnist(name: str, folder: Path, target_size: int | None, kind: str, norm
     Raises FileNotFoundError, which says which files belong where, if the download fails, and DataError if a file is
     damaged.
     """
-    inner = f"{kind}/raw"
-    if not all(_stored(folder / inner / file).is_file() for file in _IDX):
-        _download(kind, folder, inner, _IDX)
-    arrays = [_idx(folder / inner / file) for file in _IDX]
+    inner, files = f"{kind}/raw", files_of_mnist(name, folder, True, kind)
+    arrays = [_idx(files[file]) for file in _IDX]
     parts = []
     for images, targets, file in zip(arrays[::2], arrays[1::2], _IDX[::2], strict=True):
         if images.ndim != 3 or targets.shape != (len(images),):
@@ -43,27 +42,34 @@ def read_cifar(name: str, folder: Path, target_size: int | None, kind: str, norm
     """Read the unpacked Python version of CIFAR, and download it if missing. Raises the errors of `read_mnist`."""
     from torchvision.datasets.utils import check_integrity
 
-    source, files = _dataset(kind), _cifar_files(kind)
-    inner = source.base_folder
-    if not all((folder / inner / file).is_file() for file in files):
-        _download(kind, folder, inner, list(files))
-    damaged = [file for file, md5 in files.items() if not check_integrity(folder / inner / file, md5)]
+    source, files = _dataset(kind), files_of_cifar(name, folder, True, kind)
+    damaged = [files[file] for file, md5 in _cifar_files(kind).items() if not check_integrity(files[file], md5)]
     if damaged:
-        raise DataError(_damaged(folder / inner / damaged[0], "its checksum is wrong"))
+        raise DataError(_damaged(damaged[0], "its checksum is wrong"))
     parts = (source(str(folder), train=part) for part in (True, False))
     train, test = (Images(torch.from_numpy(part.data), labels(np.array(part.targets), kind)) for part in parts)
     return in_memory(train, test, target_size, kind, normalisation)
 
 
-def watched_mnist(name: str, folder: Path, kind: str) -> list[Path]:
-    """Existing ones of the four files."""
-    return [path for file in _IDX if (path := _stored(folder / kind / "raw" / file)).is_file()]
+def files_of_mnist(name: str, folder: Path, download: bool, kind: str) -> dict[str, Path]:
+    """The four files, each plain or compressed. Raises FileNotFoundError if one is missing and not to be downloaded."""
+    return _files_in(folder, kind, f"{kind}/raw", _IDX, download)
 
 
-def watched_cifar(name: str, folder: Path, kind: str) -> list[Path]:
-    """Existing ones of CIFAR's files."""
-    inner = folder / _dataset(kind).base_folder
-    return [path for file in _cifar_files(kind) if (path := inner / file).is_file()]
+def files_of_cifar(name: str, folder: Path, download: bool, kind: str) -> dict[str, Path]:
+    """The files of CIFAR. Raises FileNotFoundError if one is missing and not to be downloaded."""
+    return _files_in(folder, kind, _dataset(kind).base_folder, _cifar_files(kind), download)
+
+
+def _files_in(folder: Path, kind: str, inner: str, names: Iterable[str], download: bool) -> dict[str, Path]:
+    files = {name: _stored(folder / inner / name) for name in names}
+    missing = [path for path in files.values() if not path.is_file()]
+    if not missing:
+        return files
+    if not download:
+        raise FileNotFoundError(f"{missing[0]} is missing.")
+    _download(kind, folder, inner, names)
+    return {name: folder / inner / name if path in missing else path for name, path in files.items()}
 
 
 def _dataset(kind: str) -> Any:
@@ -107,20 +113,19 @@ def _stored(path: Path) -> Path:
 
 def _idx(path: Path) -> NDArray[np.uint8]:
     """Read the array of bytes in an IDX file: two zero bytes, a type, the number of axes, their lengths, the values."""
-    stored = _stored(path)
     try:
-        content = stored.read_bytes() if stored == path else gzip.decompress(stored.read_bytes())
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(_damaged(stored, error)) from error
+        raise DataError(_damaged(path, error)) from error
     if len(content) < 4 or content[:3] != b"\0\0\x08":
-        raise DataError(_damaged(stored, "it does not begin like an IDX file of bytes"))
+        raise DataError(_damaged(path, "it does not begin like an IDX file of bytes"))
     start = 4 * (1 + content[3])
     if len(content) < start:
-        raise DataError(_damaged(stored, "it ends within its header"))
+        raise DataError(_damaged(path, "it ends within its header"))
     shape = tuple(np.frombuffer(content, ">u4", count=content[3], offset=4).tolist())
     values = np.frombuffer(content, np.uint8, offset=start)
-    if len(values) != int(np.prod(shape)):
-        raise DataError(_damaged(stored, f"{len(values)} values instead of the {int(np.prod(shape))} of {shape}"))
+    if len(values) != math.prod(shape):
+        raise DataError(_damaged(path, f"{len(values)} values instead of the {math.prod(shape)} of {shape}"))
     return values.reshape(shape).copy()
 
 

@@ -19,7 +19,7 @@ from biotorch.errors import SectionError
 
 #: Keys that only some kinds of data have. A key in the place of its default counts as not given.
 _OWN_KEYS: dict[str, tuple[Kind, ...]] = {
-    **dict.fromkeys(("target_size", "augment", "skip_corrupt"), ("images",)),
+    **dict.fromkeys(("target_size", "augment", "skip_corrupt", "check_contents"), ("images",)),
     "sequence_length": ("text",),
     **dict.fromkeys(("target", "test", "columns", "ignore", "categorical", "missing"), ("table",)),
     **dict.fromkeys(("standardise", "task"), ("table", "features")),
@@ -86,6 +86,9 @@ class DataConfig(Section):
     files (imagenet and folder:), crop and flip for cifar10_benchmark, none for other sets."""
     skip_corrupt: bool = False
     """Leave out image files that cannot be read, instead of ending with an error."""
+    check_contents: bool = False
+    """Read all image files (imagenet and folder:) once at the start, and tell data apart by their contents. Without it
+    image files are told apart by names, sizes and modification times, and sets in memory always by their contents."""
 
     @field_validator("augment", mode="before")
     @classmethod
@@ -108,10 +111,8 @@ class DataConfig(Section):
             )
         if problems := self.misplaced(self.kinds) or self._roles_collide():
             raise SectionError(problems)
-        if self.skip_corrupt and not self.in_files:
-            raise SectionError(
-                {"skip_corrupt": f"has no effect on {self.dataset}, which is read into memory as a whole: leave it out"}
-            )
+        if not self.in_files and (problems := self._files_alone()):
+            raise SectionError(problems)
         if self.in_files and isinstance(self.augment, Augmentation):
             raise SectionError(
                 {
@@ -129,6 +130,12 @@ class DataConfig(Section):
             for key, owners in _OWN_KEYS.items()
             if self._given(key) and not set(owners) & set(kinds)
         }
+
+    def _files_alone(self) -> dict[str, str]:
+        """Problems of settings that only image files have, in a section with a set in memory."""
+        keys = [key for key in ("skip_corrupt", "check_contents") if getattr(self, key)]
+        text = f"has no effect on {self.dataset}, which is read into memory as a whole: leave it out"
+        return dict.fromkeys(keys, text)
 
     def described(self, kinds: Collection[Kind]) -> str:
         """Clause that says of which of these kinds the data are, such as `text:a is a text`."""

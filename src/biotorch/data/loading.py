@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import warnings
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from biotorch import _seeding
-from biotorch.data import columns, sources
+from biotorch.data import columns, digests, sources
 from biotorch.data.config import DataConfig
 from biotorch.data.features import Features, FeatureSplit, Preparation, Scale
 from biotorch.data.files import FileSplit
@@ -18,7 +20,7 @@ from biotorch.data.folders import locate
 from biotorch.data.images import Normalisation
 from biotorch.data.npz import Arrays
 from biotorch.data.splits import Images, Kind, MemorySplit, Paths, Pool, Split
-from biotorch.data.tables import Table, read_file
+from biotorch.data.tables import read_file
 from biotorch.data.text import Text, regions
 from biotorch.errors import DataError
 
@@ -37,7 +39,9 @@ class Dataset:
     std: tuple[float, ...]
     #: Description of the data for results.json, in plain JSON values. `held_out` is a digest of the sorted indices of
     #: the held-out training images, or of the held-out characters of a text; None if nothing is held out. `split_seed`
-    #: is the seed of the split; None if nothing is held out, and for a text, which is split by position.
+    #: is the seed of the split; None if nothing is held out, and for a text, which is split by position. `digest` is a
+    #: digest of the `files`, each described as in `digests`, and `repeated` tells how many test examples are training
+    #: examples, and one pair.
     record: dict[str, Any]
     #: Whether labels are classes, or numbers.
     task: Literal["classification", "regression"] = "classification"
@@ -66,21 +70,62 @@ def load(config: DataConfig, seed: int) -> Dataset:
     Raises DataError if files are damaged or have a wrong form or another kind of data than a setting is for, or if
     data.validation_size or data.sequence_length leaves no example to train on.
     """
-    found = sources.read(config.dataset, config.folder, config.target_size)
-    if problems := config.misplaced({found.kind}):
+    found = sources.read(config.dataset, config.folder, config.target_size, config.check_contents)
+    if problems := config.misplaced({found.pool.kind}):
         raise DataError("; ".join(f"data.{key}: {text}" for key, text in problems.items()))
+    test, files = _other_test(config), found.files
+    dataset = _divided(found.pool, test, config, seed)
+    if found.repeated is not None and config.dataset not in sources.available():
+        number, *pair = found.repeated
+        warnings.warn(
+            f"{config.dataset}: {number} of the {len(dataset.test)} test images are training images, too, so that "
+            f"the test error is too good; for example, {pair[0]} of the test is {pair[1]} of the training set",
+            stacklevel=2,
+        )
+    files = files | _described(test)
+    record = {
+        **dataset.record,
+        "classes": dataset.num_outputs,
+        "input_shape": list(dataset.input_shape),
+        "repeated": found.repeated and found.repeated._asdict(),
+        "digest": digests.whole(files),
+        "files": files,
+    }
+    return dataclasses.replace(dataset, record=record)
+
+
+def describe(config: DataConfig) -> dict[str, Any]:
+    """Part of the record that follows from the files alone, which are not decoded.
+
+    Raises FileNotFoundError if the data set is not on this machine; nothing is downloaded.
+    """
+    files = sources.describe(config.dataset, config.folder, config.check_contents)
+    return {"files": files | _described(_other_test(config))}
+
+
+def require_present(config: DataConfig) -> None:
+    """Download the data set if needed. Raises FileNotFoundError if it is not on this machine afterwards."""
+    sources.require_present(config.dataset, config.folder)
+    _other_test(config)
+
+
+def _other_test(config: DataConfig) -> Path | None:
+    """The file of `data.test` with the test rows of a table, if given. Raises FileNotFoundError if it is not there."""
+    return None if config.test is None else locate(config.test, config.folder, "data.test")
+
+
+def _described(test: Path | None) -> digests.Files:
+    return {} if test is None else digests.of_files(digests.stamps({f"test/{test.name}": test}))
+
+
+def _divided(found: sources.Whole, test: Path | None, config: DataConfig, seed: int) -> Dataset:
     if isinstance(found, Text):
         return _text(found, config)
     if isinstance(found, Pool):
         return _images(found, config, seed)
-    return _features(_with_roles(found, config), config, seed)
-
-
-def _with_roles(found: Table | Arrays, config: DataConfig) -> Features:
     if isinstance(found, Arrays):
-        return found.features(config.task)
-    test = None if config.test is None else read_file(locate(config.test, config.folder, "data.test"))
-    return columns.features(found, test, config.roles)
+        return _features(found.features(config.task), config, seed)
+    return _features(columns.features(found, None if test is None else read_file(test), config.roles), config, seed)
 
 
 def _text(text: Text, config: DataConfig) -> Dataset:

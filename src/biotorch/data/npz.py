@@ -72,7 +72,7 @@ class Arrays:
                 f"{test.numbers.shape[1:]}."
             )
         _agree(train.labels, test.labels, self.file)
-        return Features(self.kind, str(self.file), train, test, outputs(train.labels, test.labels))
+        return Features(self.kind, str(self.file), train, test, outputs(train.labels, test.labels, str(self.file)))
 
     def _rows(self, x: Array, y: Array, part: str, task: Task | None) -> Rows:
         name = f"x_{part} in {self.file}"
@@ -101,11 +101,6 @@ def read_npz(path: str, folder: Path, target_size: int | None) -> Pool | Arrays:
     train, test = _images(x_train, y_train, "train", file), _images(x_test, y_test, "test", file)
     _agree(train.labels, test.labels, file)
     return in_memory(train, test, target_size, str(file))
-
-
-def watched_npz(path: str, folder: Path) -> list[Path]:
-    """The .npz file."""
-    return [locate(path, folder)]
 
 
 def _arrays(file: Path) -> tuple[Array, Array, Array, Array]:

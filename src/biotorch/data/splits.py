@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -74,6 +75,10 @@ class Split(ABC):
 
 
 _NONE = Augmentation(crop=0, flip=False)
+#: Up to this number there may be more classes than examples, as in a small part of a data set.
+_CLASSES = 1000
+#: Number of classes without examples that the warning lists.
+_LISTED = 5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -132,15 +137,18 @@ class Images:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Paths:
-    """Paths (N,) of image files, relative to `root`, and labels (N,) int64."""
+    """Paths (N,) of image files, relative to `root`, their identities (N, 4), and labels (N,) int64."""
 
     root: Path
     #: One array of bytes, which worker processes share. Each of them would soon hold a copy of a list of strings.
     paths: NDArray[np.bytes_]
+    #: `digests.identity` of each file when it was listed.
+    identities: NDArray[np.int64]
     labels: Tensor
 
     def __getitem__(self, index: Tensor) -> Paths:
-        return Paths(self.root, self.paths[index.numpy()], self.labels[index])
+        chosen = index.numpy()
+        return Paths(self.root, self.paths[chosen], self.identities[chosen], self.labels[index])
 
     def full(self, index: int) -> str:
         """Full path of one file."""
@@ -163,7 +171,8 @@ def in_memory(
 ) -> Pool:
     """Make a pool of resized images; if `normalisation` is None, it is measured on the training images.
 
-    Raises DataError, which contains `name`, if the images of the two parts differ in shape, or a part has none.
+    Raises DataError, which contains `name`, if the images of the two parts differ in shape, a part has none, or labels
+    are no class numbers.
     """
     for part, images in (("training", train), ("test", test)):
         if not len(images.labels):
@@ -175,17 +184,36 @@ def in_memory(
             f"{name}: training images are {shapes[0]} (height, width, channels), but test images are {shapes[1]}. "
             "Set data.target_size if only height and width differ."
         )
-    return Pool(train, test, outputs(train.labels, test.labels), normalisation or Normalisation.measured(train.pixels))
+    return Pool(
+        train, test, outputs(train.labels, test.labels, name), normalisation or Normalisation.measured(train.pixels)
+    )
 
 
-def outputs(train: Tensor, test: Tensor) -> int:
-    """Number of targets (N, k) of a regression, or number of classes."""
-    return train.shape[1] if train.is_floating_point() else classes(train, test)
+def outputs(train: Tensor, test: Tensor, name: str) -> int:
+    """Number of targets (N, k) of a regression, or number of classes, see `classes`."""
+    return train.shape[1] if train.is_floating_point() else classes(train, test, name)
 
 
-def classes(train: Tensor, test: Tensor) -> int:
-    """Number of classes: one more than the greatest label of both parts."""
-    return int(max(train.max(), test.max())) + 1
+def classes(train: Tensor, test: Tensor, name: str) -> int:
+    """Number of classes: one more than the greatest label of both parts.
+
+    Raises DataError, with `name`, if so few of many classes have examples that labels cannot be class numbers.
+
+    Warns:
+        UserWarning: classes have no example.
+    """
+    found = np.unique(torch.cat([train, test]).numpy())
+    count, known, examples = int(found[-1]) + 1, len(found), len(train) + len(test)
+    if count > max(_CLASSES, examples):
+        raise DataError(
+            f"{name} has the label {count - 1}, which would make {count:,} classes of {examples:,} examples, "
+            f"{count - known:,} of them empty. Correct the label, or number the {known:,} classes from 0 on."
+        )
+    if known < count:
+        absent = np.setdiff1d(np.arange(count), found).tolist()
+        listed = f"{', '.join(map(str, absent[:_LISTED]))}{' ...' if absent[_LISTED:] else ''}"
+        warnings.warn(f"{name}: {len(absent)} of {count} classes have no example ({listed})", stacklevel=2)
+    return count
 
 
 def labels(found: NDArray[np.generic], name: str) -> Tensor:
@@ -197,8 +225,9 @@ def labels(found: NDArray[np.generic], name: str) -> Tensor:
             f"{name} must hold one integer per image, from 0 to the number of classes minus one; "
             f"found {found.dtype} of shape {found.shape}."
         )
-    if len(found) and int(found.min()) < 0:
-        raise DataError(f"{name} must hold labels from 0 on; found {int(found.min())}.")
+    for value in (int(found.min()), int(found.max())) if len(found) else ():
+        if not 0 <= value < 2**63:
+            raise DataError(f"{name} must hold labels from 0 on; found {value}.")
     return torch.from_numpy(found.astype(np.int64))
 
 

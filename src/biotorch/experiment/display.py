@@ -41,8 +41,8 @@ class Display(robustness.Display):
     def finished(self, name: str, result: Result) -> None:
         """Show that the point `name` is finished, now or by an earlier command."""
 
-    def failed(self, name: str, message: str) -> None:
-        """Show that the point `name` broke, with the error's message."""
+    def failed(self, names: Sequence[str], message: str) -> None:
+        """Show that the points `names` broke, with the error's message."""
 
     def warn(self, message: str) -> None:
         """Show a warning from another process."""
@@ -162,8 +162,9 @@ class Progress(Display):
             + (f", {left_out} unreadable images left out (listed in results.json)" if left_out else ""),
         )
 
-    def failed(self, name: str, message: str) -> None:
-        self._end(name, f"{name}: broken: {message}")
+    def failed(self, names: Sequence[str], message: str) -> None:
+        self.done += len(names) - 1
+        self._end(names[0], f"{', '.join(names)}: broken: {message}")
 
     def warn(self, message: str) -> None:
         warnings.warn(message, stacklevel=2)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from biotorch.errors import ConfigError, OtherRunError
+from biotorch import data
+from biotorch.data import DataConfig
+from biotorch.errors import ConfigError, MissingPackageError, OtherRunError
 from biotorch.experiment import results
 from biotorch.experiment.config import Config, ModelConfig
 from biotorch.experiment.folder import RunFolder
@@ -24,16 +28,21 @@ _BESIDE_THE_POINT = (
     ("infrastructure", "checkpoint_seconds"),
     ("cluster",),
     ("data", "num_workers"),
+    ("data", "check_contents"),
     ("data", "dataset_path"),
     ("training", "metrics", "display_iterations"),
 )
+#: Cure for data that have changed behind a run.
+_ANEW = "Put the data back, choose another experiment.name, or run it anew with --overwrite."
 
 
-def finished(config: Config, folder: RunFolder) -> Result | None:
-    """Result of the run of `config` in the folder, or None if it is not finished.
+def finished(
+    config: Config, folder: RunFolder, describe: Callable[[DataConfig], dict[str, Any]] = data.describe
+) -> Result | None:
+    """Result of the run of `config` in the folder, or None if it is not finished; `describe` looks at the data.
 
     Raises:
-        OtherRunError: the folder holds the result of another configuration.
+        OtherRunError: the folder holds the result of another configuration, or on other data than are there today.
         DamagedResultError: the result cannot be read.
     """
     result = results.load_results(folder.path)
@@ -45,7 +54,28 @@ def finished(config: Config, folder: RunFolder) -> Result | None:
                 f"{folder.path} holds results of a run that started from an older {config.model.checkpoint}, which "
                 "has changed since; run it anew with --overwrite, or choose another experiment.name"
             )
+        earlier = result.get("data") or {}
+        try:
+            present = describe(config.data) if "files" in earlier else {}
+        except (FileNotFoundError, MissingPackageError):  # the data are not on this machine, so the result stands
+            present = {}
+        require_same_data(earlier, present, folder.path)
     return result
+
+
+def data_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Record of the data in a checkpoint, completed where an older version kept its values elsewhere."""
+    elsewhere = {"classes": checkpoint["num_classes"], "input_shape": checkpoint["input_shape"]}
+    return {**elsewhere, **checkpoint["data"]}
+
+
+def require_same_data(then: dict[str, Any], now: dict[str, Any], path: Path, cure: str = _ANEW) -> None:
+    """Check that a run in `path`, whose data have the record `then`, and the data of the record `now` belong together.
+
+    Raises OtherRunError, which says what differs. Records of older versions say less, and hardly differ.
+    """
+    if (found := data.difference(then, now)) is not None:
+        raise OtherRunError(f"{path} holds a run on other data than those of data.dataset today ({found}). {cure}")
 
 
 def claim(config: Config, folder: RunFolder, overwrite: bool) -> Config:

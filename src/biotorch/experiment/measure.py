@@ -17,6 +17,7 @@ from biotorch.experiment import results
 from biotorch.experiment.config import Config
 from biotorch.experiment.display import Display
 from biotorch.experiment.folder import RunFolder
+from biotorch.experiment.identity import data_of, require_same_data
 from biotorch.experiment.network import Which, check_input, load, own_config, read_checkpoint
 from biotorch.experiment.point import launched
 from biotorch.experiment.reading import validate
@@ -35,6 +36,8 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Evaluate a run's network: loss and errors as plain values, with a record of the data.
 
+    If overrides choose other data than those of the training, `trained_on` says so.
+
     Args:
         run: folder of a run, or one of its .pth files.
         split: part of the data to evaluate on.
@@ -44,12 +47,14 @@ def evaluate_run(
     Raises:
         FileNotFoundError, CheckpointError: as in `load`.
         ConfigError: the network does not fit the data, or an override is wrong.
+        OtherRunError: the data have changed since the network was trained, and no override names them.
     """
     content = read_checkpoint(run, which)
     config = changed(own_config(content, str(run)), overrides, str(run), ("data", "infrastructure"))
     fabric = launched(config)
     with repeatable(config.experiment.seed, config.experiment.deterministic, config.infrastructure.threads):
         dataset = data.load(config.data, config.experiment.seed).to(fabric.device)
+        differing = _other_data(content, dataset, run, overrides)
         model = load(run, which, fabric.device)
         _require_same_outputs(dataset, content, f"{run} was trained for", f"but data.dataset {config.data.dataset!r}")
         known = content["data"].get("characters")
@@ -72,7 +77,7 @@ def evaluate_run(
         figures = evaluate(model, chosen, loss, top_k, batch, fabric, scale=scale)
     accuracy = {"accuracy": 100 - figures["error"]} if "error" in figures else {}
     result: dict[str, Any] = plain(
-        {"split": split, "examples": len(chosen), **accuracy, **figures, "data": dataset.record}
+        {"split": split, "examples": len(chosen), **accuracy, **figures, **differing, "data": dataset.record}
     )
     return result
 
@@ -89,6 +94,22 @@ def _require_same_outputs(dataset: data.Dataset, content: dict[str, Any], traine
             f"{trained} targets of mean {units[0]} and standard deviation {units[1]}, {other} has mean {own[0]} and "
             f"standard deviation {own[1]}, so its targets are in other units"
         )
+
+
+def _other_data(
+    content: dict[str, Any], dataset: data.Dataset, run: Path, overrides: Sequence[tuple[str, Any]]
+) -> dict[str, str]:
+    """`{"trained_on": what differs}` if overrides choose other data than those of the checkpoint `content`, else {}.
+
+    Raises OtherRunError if the data differ although no override chooses others.
+    """
+    then = data_of(content)
+    if not any(key in ("data", "data.dataset", "data.dataset_path", "data.test") for key, _ in overrides):
+        cure = "Put the data back, or name those to measure on: data.dataset=..., or data.dataset_path=...."
+        require_same_data(then, dataset.record, run, cure)
+        return {}
+    found = data.difference(then, dataset.record)
+    return {} if found is None else {"trained_on": f"other data ({found})"}
 
 
 def changed(config: Config, overrides: Sequence[tuple[str, Any]], source: str, sections: Sequence[str]) -> Config:
@@ -136,11 +157,13 @@ def attack_run(
         display: receives the progress.
 
     Returns:
-        The content of study.json (`config`, `twin`, `environment`, `study`), and some adversarial examples.
+        The content of study.json (`config`, `data`, `twin`, `environment`, `study`, and `trained_on` if overrides have
+        chosen other data than the network's), and some adversarial examples.
 
     Raises:
         FileNotFoundError, CheckpointError: as in `load`.
         ConfigError: an override is wrong, or the data are not images.
+        OtherRunError: the data have changed since the network was trained, and no override names them.
         LockedError: another process attacks this run.
     """
     content = read_checkpoint(run)
@@ -153,6 +176,7 @@ def attack_run(
         with repeatable(config.experiment.seed, config.experiment.deterministic, config.infrastructure.threads):
             dataset = data.load(config.data, config.experiment.seed).to(fabric.device)
             _require_images(run, dataset.kind == "images" and dataset.task == "classification")
+            differing = _other_data(content, dataset, run, overrides)
             model = Normalised(load(run, device=fabric.device), dataset.mean, dataset.std).to(fabric.device)
             path = section.twin or find_twin(run, config)
             twin = None if path is None else Normalised(load(path, device=fabric.device), dataset.mean, dataset.std)
@@ -179,6 +203,8 @@ def attack_run(
         written: dict[str, Any] = results.plain(
             {
                 "config": config.model_dump(mode="json"),
+                "data": dataset.record,
+                **differing,
                 "twin": None if path is None else str(path),
                 "environment": results.environment(fabric, config.infrastructure.threads),
                 "study": found.to_json(),
@@ -186,6 +212,7 @@ def attack_run(
         )
         _files.write_text(folder.path / "study.json", json.dumps(written, indent=1, allow_nan=False) + "\n")
         told = "" if path is None else f"\nTransfer: the twin is {path}.\n"
+        told += f"\nThe network was trained on {differing['trained_on']}.\n" if differing else ""
         _files.write_text(folder.path / "study.md", f"{found}\n{told}")
     finally:
         folder.release()

@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from lightning_fabric import Fabric
@@ -22,7 +22,7 @@ from biotorch.experiment import checkpoints, results
 from biotorch.experiment.config import Config
 from biotorch.experiment.display import Display
 from biotorch.experiment.folder import RunFolder
-from biotorch.experiment.identity import claim, resolved
+from biotorch.experiment.identity import claim, data_of, require_same_data, resolved
 from biotorch.experiment.importing import import_all
 from biotorch.experiment.keeping import Keeper
 from biotorch.experiment.network import build_model, check_input, checkpoint_digest, feedback_groups
@@ -57,6 +57,7 @@ class Run:
         model: the network under its rule, on the same device.
         display: object that shows the progress.
         request: object that knows whether a signal has asked to stop.
+        state: checkpoint from which the training continues, until it has taken it; None for a new run.
     """
 
     config: Config
@@ -66,6 +67,7 @@ class Run:
     model: nn.Module
     display: Display
     request: StopRequest
+    state: dict[str, Any] | None = None
 
     @functools.cached_property
     def loss(self) -> Loss:
@@ -102,13 +104,10 @@ class Run:
     def _train(self, training: TrainingConfig) -> Result:
         """Train the model, or continue. It ends with the weights of its best epoch; `state_hash` is of the last one."""
         trainer = self._trainer(training)
-        newest = _on_first(self.fabric, lambda: checkpoints.newest(self.folder.latest))
         seconds = 0.0
-        if newest is not None:
-            state = checkpoints.load(newest)  # to the CPU, where generators stay; the rest is copied to its device
-            checkpoints.require_format(state, newest)
-            trainer.load_state_dict(state)
-            seconds = state["seconds_in_all"]
+        if self.state is not None:
+            trainer.load_state_dict(self.state)
+            seconds, self.state = self.state["seconds_in_all"], None
         keeper = Keeper(trainer, self.config, self.folder, self.display, self.request, seconds)
         with keeper, self.request.deferred():
             trainer.observer = keeper
@@ -163,7 +162,7 @@ def run_point(
 
     Raises:
         LockedError: another process works on the folder.
-        OtherRunError: the folder holds a run of another configuration, and `overwrite` is False.
+        OtherRunError: the folder holds a run of another configuration or on other data, and `overwrite` is False.
         ConfigError: network, loss, optimizer or processes do not fit each other or the data.
         DivergenceError: loss or weights are no longer finite; the last good checkpoint stays.
         Interrupted: a signal has asked to stop; the checkpoint is on disk.
@@ -179,6 +178,7 @@ def run_point(
                 raise ConfigError("; ".join(f"{key}: {text}" for key, text in problems.items()))
             config = config.for_task(dataset.task)
             _on_first(fabric, lambda: claim(config, folder, overwrite))
+            state = None if overwrite else _saved(folder, dataset, fabric)
             model = build_model(config, dataset.num_outputs, dataset.input_shape).to(fabric.device)
             if config.infrastructure.channels_last and dataset.kind == "images":
                 model = model.to(memory_format=torch.channels_last)
@@ -186,9 +186,20 @@ def run_point(
             _on_first(fabric, lambda: folder.begin(config.model_dump(mode="json"), overwrite))
             if fabric.world_size > 1:  # each process draws its own dropout masks
                 torch.manual_seed(_seeding.derive(experiment.seed, "rank", fabric.global_rank))
-            run = Run(config, fabric, folder, dataset, model, display or Display(), request or StopRequest())
+            run = Run(config, fabric, folder, dataset, model, display or Display(), request or StopRequest(), state)
             result = run.result()
         return _on_first(fabric, lambda: _finish(folder, result))
+
+
+def _saved(folder: RunFolder, dataset: data.Dataset, fabric: Fabric) -> dict[str, Any] | None:
+    """The newest checkpoint of an earlier start, if any. Raises OtherRunError if it was trained on other data."""
+    newest = _on_first(fabric, lambda: checkpoints.newest(folder.latest))
+    if newest is None:
+        return None
+    state = checkpoints.load(newest)  # to the CPU, where generators stay; the rest is copied to its device
+    checkpoints.require_format(state, newest)
+    require_same_data(data_of(state), dataset.record, folder.path)
+    return state
 
 
 def _finish(folder: RunFolder, result: Result) -> Result:

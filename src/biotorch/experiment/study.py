@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import torch.distributed
 
-from biotorch import _files
-from biotorch.errors import BrokenPointsError, DamagedResultError, Failure, Interrupted
+from biotorch import _files, data
+from biotorch.errors import BiotorchError, BrokenPointsError, DamagedResultError, Failure, Interrupted
 from biotorch.experiment.config import Config
 from biotorch.experiment.display import Display
 from biotorch.experiment.executors.base import Executor, Task
@@ -48,6 +50,8 @@ def run(
     progress = _Progress(study, display or Display())
     if not overwrite:
         progress.collect()
+    if executor is None or executor.here:
+        progress.require_data()
     with stop_requests() as request:
         if executor is None:
             progress.run_one_by_one(overwrite, request)
@@ -70,6 +74,8 @@ class _Progress:
         self.study, self.display = study, display
         self.done: dict[str, Result] = {}
         self.failures: dict[str, Failure] = {}
+        #: For each data set and its folder, the first finished point and the record of its data.
+        self._data: dict[tuple[str, Path], tuple[str, dict[str, Any]]] = {}
         #: Number of epochs of each running point that the display has shown.
         self._shown: dict[str, int] = {}
 
@@ -81,9 +87,10 @@ class _Progress:
 
     def collect(self) -> None:
         """Collect the results of earlier commands; a result that cannot be read counts as a failure."""
+        describe = functools.cache(data.describe)  # points share their data
         for name, config in self.study.points.items():
             try:
-                result = finished(config, RunFolder(self.study.folder / name))
+                result = finished(config, RunFolder(self.study.folder / name), describe)
             except DamagedResultError as error:
                 if len(self.study.points) == 1:
                     raise
@@ -91,6 +98,26 @@ class _Progress:
                 continue
             if result is not None:
                 self._finish(name, result)
+
+    def require_data(self) -> None:
+        """Break the points that are left whose data are not on this machine, before the first one runs.
+
+        Raises the error of the data set if there is nothing else to do.
+        """
+        problems: dict[tuple[str, Path], Exception | None] = {}
+        broken: dict[tuple[str, Path], list[str]] = {}
+        for name, config in self.left.items():
+            key = config.data.dataset, config.data.folder
+            if key not in problems:
+                problems[key] = _problem(config)
+            if problems[key] is not None:
+                broken.setdefault(key, []).append(name)
+        for key, names in broken.items():
+            error = problems[key]
+            assert error is not None
+            if len(names) == len(self.study.points):
+                raise error
+            self._fail(names, Failure.of(error))
 
     def run_one_by_one(self, overwrite: bool, request: StopRequest) -> None:
         """Run the points that are left one after another in this process."""
@@ -102,7 +129,7 @@ class _Progress:
                 # Other processes may wait for this one.
                 if len(self.study.points) == 1 or torch.distributed.is_initialized():
                     raise
-                self._fail(name, Failure.of(error))
+                self._fail([name], Failure.of(error))
             else:
                 self._finish(name, result)
 
@@ -120,7 +147,7 @@ class _Progress:
                     waiting.discard(task.name)
                     result = None if failure is not None else load_results(task.path)
                     if result is None:
-                        self._fail(task.name, failure or Failure("defect", "the process ended without a result"))
+                        self._fail([task.name], failure or Failure("defect", "the process ended without a result"))
                     else:
                         self._finish(task.name, result)
         if waiting:
@@ -129,16 +156,21 @@ class _Progress:
             raise Interrupted(request.number or signal.SIGTERM)
 
     def _finish(self, name: str, result: Result) -> None:
+        config = self.study.points[name].data
+        first, known = self._data.setdefault((config.dataset, config.folder), (name, result["data"]))
+        if (found := data.difference(known, result["data"])) is not None:
+            self.display.warn(f"{first} and {name} were trained on different data ({found}): do not compare them")
         self.done[name] = result
         self.display.finished(name, result)
 
-    def _fail(self, name: str, failure: Failure) -> None:
-        """Record a failure, and write it into the folder of its point."""
-        with contextlib.suppress(OSError):  # the failure may be a full disk; it is also printed
-            path = RunFolder(self.study.folder / name).error
-            _files.write_text(path, failure.traceback or f"{failure.message}\n")
-        self.failures[name] = failure
-        self.display.failed(name, failure.message)
+    def _fail(self, names: list[str], failure: Failure) -> None:
+        """Record the failure of points, and write it into their folders."""
+        for name in names:
+            with contextlib.suppress(OSError):  # the failure may be a full disk; it is also printed
+                path = RunFolder(self.study.folder / name).error
+                _files.write_text(path, failure.traceback or f"{failure.message}\n")
+            self.failures[name] = failure
+        self.display.failed(names, failure.message)
 
     def _pass_on(self, executor: Executor) -> None:
         for message in executor.messages():
@@ -163,3 +195,12 @@ def _records(path: Path) -> list[Record]:
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in lines]
+
+
+def _problem(config: Config) -> Exception | None:
+    """Reason why the data of a configuration are not on this machine, or None."""
+    try:
+        data.require_present(config.data)
+    except (BiotorchError, OSError) as error:
+        return error
+    return None

@@ -74,12 +74,27 @@ def by_configuration(results: Sequence[Result]) -> list[list[Result]]:
     """Results in groups of equal configuration, in order of first appearance.
 
     Configurations count as equal if they differ only in seed, number of threads and settings that do not change the
-    numbers, such as the output folder.
+    numbers, such as the output folder. Runs on files of other contents are in different groups.
     """
     groups: dict[str, list[Result]] = {}
     for result in results:
         groups.setdefault(json.dumps(_settings(result), sort_keys=True), []).append(result)
-    return list(groups.values())
+    return [part for group in groups.values() for part in _by_data(group)]
+
+
+def _by_data(group: list[Result]) -> list[list[Result]]:
+    """Parts of a group whose data are the same; results of older versions, which do not say, are in the first part."""
+    known = list(dict.fromkeys(filter(None, map(_contents, group))))
+    if len(known) < 2:
+        return [group]
+    return [[each for each in group if (_contents(each) or known[0]) == digest] for digest in known]
+
+
+def _contents(result: Result) -> str | None:
+    """Digest of the contents of a result's data; None if it is unknown, as for images told apart by their times."""
+    data = result.get("data") or {}
+    files = (data.get("files") or {}).values()
+    return str(data["digest"]) if files and all("contents" in each for each in files) else None
 
 
 def _settings(result: Result) -> dict[str, object]:
@@ -124,6 +139,9 @@ def label(group: Sequence[Result], groups: Sequence[Sequence[Result]]) -> str:
         known = path.startswith(("model.arguments", "model.mode.layers")) or path in told or value in (None, {})
         if not known and _differs(path, same):
             parts.append(f"{path.rsplit('.', 1)[-1]}={value}")
+    mine = _contents(group[0])
+    if mine is not None and {_contents(each) for each in same} - {mine, None}:
+        parts.append(f"data={mine[:6]}")
     return " ".join(parts)
 
 

@@ -41,6 +41,8 @@ class Executor(ABC):
 
     #: Whether tasks continue when this process ends.
     detached: bool = False
+    #: Whether tasks read the data of this machine.
+    here: bool = False
 
     def __init__(self) -> None:
         self._messages: list[str] = []

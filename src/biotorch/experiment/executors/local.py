@@ -35,6 +35,8 @@ class Local(Executor):
         threads: threads of each worker. Default: the cores of this machine divided by `jobs`.
     """
 
+    here = True
+
     def __init__(self, jobs: int, threads: int | None = None) -> None:
         super().__init__()
         self.jobs, self.threads = jobs, threads or max(1, cores() // jobs)
