@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import platformdirs
 from pydantic import Field, field_validator, model_validator
@@ -13,6 +14,9 @@ from biotorch._sections import Section
 from biotorch.data import sources
 from biotorch.data.images import Augmentation
 from biotorch.errors import SectionError
+
+#: Default side length in pixels of the crop of image files, and default number of characters per example of a text.
+_SIDE, _WINDOW = 224, 128
 
 
 class DataConfig(Section):
@@ -93,6 +97,23 @@ class DataConfig(Section):
             return {}
         return {"sequence_length": f"a setting of texts (text:<path>), but {self.dataset} has images: leave it out"}
 
+    @classmethod
+    def completed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        found = super().completed(values)
+        try:
+            source, _ = sources.find(str(found.get("dataset")))
+        except ValueError:
+            return found
+        if found["augment"] is None or isinstance(found["augment"], bool):
+            wanted = source.augmented if found["augment"] is None else found["augment"]
+            found["augment"] = Augmentation.completed({}) if wanted else None
+        defaults = {
+            "target_size": _SIDE if source.in_files else None,
+            "sequence_length": _WINDOW if source.is_text else None,
+            "validation_size": source.validation_size if found["validation"] == "split" else None,
+        }
+        return found | {key: default for key, default in defaults.items() if found[key] is None}
+
     @property
     def folder(self) -> Path:
         """Folder that holds the files, or into which they are downloaded."""
@@ -117,12 +138,12 @@ class DataConfig(Section):
     @property
     def side(self) -> int:
         """Side length in pixels of the crop of image files."""
-        return self.target_size or 224
+        return self.target_size or _SIDE
 
     @property
     def window(self) -> int:
         """Characters per example of a text."""
-        return self.sequence_length or 128
+        return self.sequence_length or _WINDOW
 
     @property
     def augmentation(self) -> Augmentation | None:

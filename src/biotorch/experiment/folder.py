@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +17,13 @@ import biotorch
 from biotorch import _files
 from biotorch.errors import LockedError
 from biotorch.experiment import checkpoints, documents
-from biotorch.experiment.results import plain
+from biotorch.experiment.results import STUDY, Result, load_results, plain
 from biotorch.training import Record
+
+#: Files in the folder of a run or a sweep that show the robustness of its networks.
+ROBUSTNESS = ("robustness.md", "white_box.png", "black_box.png")
+#: Names of the files in `attacks` that hold one measurement each.
+_MEASUREMENT = re.compile(r".*epsilon=.*-[0-9a-f]{8}\.json")
 
 
 class RunFolder:
@@ -35,6 +42,7 @@ class RunFolder:
         self.best, self.best_accuracy = path / "model_best_acc.pth", path / "best_acc.txt"
         self.logs, self.wandb = path / "logs", path / ".wandb"
         self.error = path / "error.txt"
+        self.study, self.study_text = path / STUDY, (path / STUDY).with_suffix(".md")
         self._lock = FileLock(path / ".lock")
 
     def lock(self) -> None:
@@ -70,6 +78,18 @@ class RunFolder:
             path.unlink(missing_ok=True)
         for folder in (self.logs, self.path / "wandb"):
             shutil.rmtree(folder, ignore_errors=True)
+        self.clear_attacks()
+
+    def clear_attacks(self) -> None:
+        """Delete the study of the robustness of a network that is no longer there, and no file of another origin."""
+        attacks = self.study.parent
+        measured = [path for path in attacks.glob("*.json") if _MEASUREMENT.fullmatch(path.name)]
+        for path in (self.study, self.study_text, attacks / "examples.png", *measured, attacks / ".lock"):
+            path.unlink(missing_ok=True)
+        for name in ROBUSTNESS:
+            (self.path / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is not empty, or does not exist
+            attacks.rmdir()
 
     # Configuration ---------------------------------------------------------------------------------
 
@@ -83,14 +103,30 @@ class RunFolder:
 
         If the file is missing or damaged, the configuration in the checkpoint is returned.
         """
-        try:
-            tree = yaml.load(self.config.read_text(), documents.Loader) if self.config.is_file() else None
-        except (yaml.YAMLError, UnicodeDecodeError):
-            tree = None
-        if isinstance(tree, dict):
+        tree = self._written_config()
+        if tree is not None:
             return tree
         newest = checkpoints.newest(self.latest)
         return None if newest is None else checkpoints.load(newest).get("config")
+
+    def owner(self) -> tuple[Result | None, dict[str, Any]] | None:
+        """Result and configuration of the run that the folder belongs to, or None if no file tells.
+
+        Raises:
+            DamagedResultError: the result cannot be read.
+        """
+        result = load_results(self.path)
+        if result is not None:
+            return result, result["config"]
+        tree = self._written_config()
+        return None if tree is None else (None, tree)
+
+    def _written_config(self) -> dict[str, Any] | None:
+        try:
+            tree = yaml.load(self.config.read_text(), documents.Loader) if self.config.is_file() else None
+        except (yaml.YAMLError, UnicodeDecodeError):
+            return None
+        return tree if isinstance(tree, dict) else None
 
     # Metrics ---------------------------------------------------------------------------------------
 

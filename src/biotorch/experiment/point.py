@@ -22,10 +22,10 @@ from biotorch.experiment import checkpoints, results
 from biotorch.experiment.config import Config
 from biotorch.experiment.display import Display
 from biotorch.experiment.folder import RunFolder
-from biotorch.experiment.identity import claim
+from biotorch.experiment.identity import checkpoint_digest, claim, require_same_run
 from biotorch.experiment.importing import import_all
 from biotorch.experiment.keeping import Keeper
-from biotorch.experiment.network import build_model, check_input, checkpoint_digest, feedback_groups
+from biotorch.experiment.network import build_model, check_input, feedback_groups
 from biotorch.experiment.results import Result
 from biotorch.experiment.signals import StopRequest
 from biotorch.training import Stopped, Trainer, TrainingConfig, evaluate, launch
@@ -90,6 +90,7 @@ class Run:
             "config": config.model_dump(mode="json"),
             "data": self.dataset.record,
             "started_from": checkpoint_digest(config.model),
+            "best_state_hash": None,
             **outcome,
             "test": test,
             "state_hash": hashed,
@@ -106,6 +107,7 @@ class Run:
         if newest is not None:
             state = checkpoints.load(newest)  # to the CPU, where generators stay; the rest is copied to its device
             checkpoints.require_format(state, newest)
+            require_same_run(state, newest, self.config.model_dump(mode="json"))
             trainer.load_state_dict(state)
             seconds = state["seconds_in_all"]
         keeper = Keeper(trainer, self.config, self.folder, self.display, self.request, seconds)
@@ -123,6 +125,7 @@ class Run:
             "best_epoch": trainer.best["epoch"],
             "history": trainer.history,
             "state_hash": hashed,
+            "best_state_hash": state_hash(trainer.best["model"]),
             "skipped_images": trainer.skipped,
             "seconds": keeper.seconds_in_all,
         }

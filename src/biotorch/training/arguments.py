@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import inspect
 import math
 import reprlib
@@ -101,6 +102,15 @@ def _typed(hint: Any, value: Any) -> Any:
         hint = list[typing.get_args(hint)]  # type: ignore[misc]
     own = isinstance(hint, type) and hasattr(hint, "__pydantic_complete__")
     return TypeAdapter(hint, config=None if own else _FINITE).validate_python(value)
+
+
+def completed(kind: type, arguments: Mapping[str, Any], given: Iterable[str]) -> dict[str, Any]:
+    """Arguments of `kind` as plain values of their types, with the defaults of its signature filled in."""
+    with contextlib.suppress(SectionError):  # the arguments of another version of torch
+        arguments = checked(kind, arguments, given)
+    defaults = {name: each.default for name, each in parameters(kind, given).items() if each.default is not each.empty}
+    values = {**defaults, **arguments}
+    return {name: value.tolist() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
 
 
 def missing(values: Mapping[str, Any], *keys: str) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +18,7 @@ from biotorch.kernel import teaching
 from biotorch.layers import FeedbackLayer
 from biotorch.models.outputs import entries, main_output
 from biotorch.rules import DirectRule
-from biotorch.training.arguments import attempt, checked, class_named
+from biotorch.training.arguments import attempt, checked, class_named, completed
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -42,6 +42,10 @@ _WEIGHTED_MEAN = ("CrossEntropyLoss", "NLLLoss")
 _SIGNS = ("SoftMarginLoss",)  # one-hot, with -1 instead of 0
 
 
+#: Arguments of early versions of torch, which `reduction` has replaced.
+_OLD_NAMES = ("size_average", "reduce")
+
+
 class LossConfig(Section):
     """`model.loss_function`: a loss of `torch.nn` and its arguments, checked against its signature.
 
@@ -62,13 +66,22 @@ class LossConfig(Section):
         attempt(self._try)
         return self
 
+    @classmethod
+    def completed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        found = super().completed(values)
+        try:
+            kind = _loss_class(str(found.pop("name")))
+        except SectionError:
+            return dict(values)
+        return {"name": kind.__name__, **completed(kind, found, given=_OLD_NAMES)}
+
     def build(self) -> Loss:
         """Create the loss."""
         kind = _loss_class(self.name)
         return Loss(kind(**self._arguments()), _TARGETS[kind.__name__])
 
     def _arguments(self) -> dict[str, Any]:
-        return checked(_loss_class(self.name), self.model_extra or {}, given=("size_average", "reduce"))
+        return checked(_loss_class(self.name), self.model_extra or {}, given=_OLD_NAMES)
 
     def _try(self) -> None:
         weights = [len(value) for value in self._arguments().values() if isinstance(value, Tensor)]
