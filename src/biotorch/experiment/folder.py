@@ -20,8 +20,6 @@ from biotorch.experiment import checkpoints, documents
 from biotorch.experiment.results import STUDY, Result, load_results, plain
 from biotorch.training import Record
 
-#: Files in the folder of a run or a sweep that show the robustness of its networks.
-ROBUSTNESS = ("robustness.md", "white_box.png", "black_box.png")
 #: Names of the files in `attacks` that hold one measurement each.
 _MEASUREMENT = re.compile(r".*epsilon=.*-[0-9a-f]{8}\.json")
 
@@ -68,6 +66,7 @@ class RunFolder:
         """Start or continue a run of `config` in the folder; with `overwrite`, first delete an earlier run's files."""
         if overwrite:
             self.clear()
+        self.clear_robustness()  # of the network that was there before
         self.error.unlink(missing_ok=True)
         self.write_config(config)
 
@@ -86,10 +85,13 @@ class RunFolder:
         measured = [path for path in attacks.glob("*.json") if _MEASUREMENT.fullmatch(path.name)]
         for path in (self.study, self.study_text, attacks / "examples.png", *measured, attacks / ".lock"):
             path.unlink(missing_ok=True)
-        for name in ROBUSTNESS:
-            (self.path / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # it is not empty, or does not exist
             attacks.rmdir()
+
+    def clear_robustness(self) -> None:
+        """Delete the table and the figures that `biotorch attack` writes into the folder of a run or a sweep."""
+        for name in ("robustness.md", "white_box.png", "black_box.png"):
+            (self.path / name).unlink(missing_ok=True)
 
     # Configuration ---------------------------------------------------------------------------------
 

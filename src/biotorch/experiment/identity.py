@@ -80,7 +80,7 @@ def differing(configs: Sequence[dict[str, Any]], counted: Sequence[dict[Key, Any
     """
     every = dict.fromkeys(key for each in counted for key in each)
     unequal = [key for key in every if len({json.dumps(each.get(key), default=str) for each in counted}) > 1]
-    own = {key for config in configs for key, value in _flat(config).items() if value is not None}
+    own = {key for config in configs for key, value in _flat(config).items() if value not in (None, {})}
     named = [key for key in unequal if any(key[:length] in own for length in range(1, len(key) + 1))]
     return named or unequal
 

@@ -48,6 +48,8 @@ def run(
     progress = _Progress(study, display or Display())
     if not overwrite:
         progress.collect()
+    if len(study.points) > 1 and progress.left:
+        RunFolder(study.folder).clear_robustness()  # of the networks that were there before
     with stop_requests() as request:
         if executor is None:
             progress.run_one_by_one(overwrite, request)

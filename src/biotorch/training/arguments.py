@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc
 import contextlib
+import functools
 import inspect
 import math
 import reprlib
@@ -69,8 +70,7 @@ def checked(kind: type, arguments: Mapping[str, Any], given: Iterable[str], own:
         SectionError: lists all unknown names, missing arguments and wrong types.
     """
     valid = parameters(kind, given)
-    # torch imports some names in its annotations only for type checkers.
-    hints = typing.get_type_hints(inspect.getattr_static(kind, "__init__"), localns=vars(collections.abc))
+    hints = _hints(kind)
     known = [*valid, *own]
     problems = {
         name: str(unknown(f"argument of {kind.__name__}", name, known)) for name in arguments if name not in valid
@@ -88,6 +88,12 @@ def checked(kind: type, arguments: Mapping[str, Any], given: Iterable[str], own:
     if problems:
         raise SectionError(problems)
     return result
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    # torch imports some names in its annotations only for type checkers.
+    return typing.get_type_hints(inspect.getattr_static(kind, "__init__"), localns=vars(collections.abc))
 
 
 def _typed(hint: Any, value: Any) -> Any:
