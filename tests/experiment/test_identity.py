@@ -7,7 +7,7 @@ import inspect
 import json
 
 import pytest
-from runs import QUICK, finish, quick
+from runs import QUICK, finish
 
 from biotorch import models, rules
 from biotorch.experiment import OtherRunError
