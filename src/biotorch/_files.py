@@ -1,18 +1,19 @@
-"""Atomic writes and downloads, which leave a file whole or absent if a process is killed, and digests of tensors."""
+"""Atomic writes and downloads, which leave a file whole or absent if a process is killed, and digests."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from biotorch.errors import disk_is_full
+from biotorch.errors import DamagedResultError, disk_is_full
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +66,38 @@ def _sync_folder(folder: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write `text` to a file as a whole or not at all."""
     write(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Write plain values as strict JSON, with a digest of them under the key `digest`, and return what was written."""
+    written: dict[str, Any] = json.loads(json.dumps(content, allow_nan=False))
+    written["digest"] = _digest(written)
+    write_text(path, json.dumps(written, indent=1) + "\n")
+    return written
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read an object from a JSON file. One without the key `digest` was written by an earlier version.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        DamagedResultError: the file holds no JSON object, or another content than its digest says.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:  # also bytes that are no text, and numbers that are too long
+        raise DamagedResultError(f"{path} is damaged ({error})") from error
+    if not isinstance(content, dict):
+        raise DamagedResultError(f"{path} is damaged (it holds no JSON object)")
+    if "digest" in content and content["digest"] != _digest(content):
+        raise DamagedResultError(f"{path} is damaged (its content differs from its digest)")
+    return content
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """Digest of plain values, without their own digest, whatever their order and layout in the file."""
+    values = {key: value for key, value in content.items() if key != "digest"}
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def previous(path: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import typing
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
@@ -69,3 +70,35 @@ class Section(BaseModel):
         if problems:
             raise SectionError(problems)
         return values
+
+    @classmethod
+    def completed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Plain values of a section with all defaults filled in; equal settings then have equal values.
+
+        Values of any version are taken, unchecked: keys that do not exist any more, and names that are not registered,
+        stay as they are. A section that takes the arguments of a class fills in the defaults of its signature, too.
+        """
+        found = dict(values)
+        for name, field in cls.model_fields.items():
+            if name not in found and not field.is_required():
+                found[name] = field.get_default(call_default_factory=True)
+            if name in found:
+                found[name] = _completed(field.annotation, found[name])
+        return found
+
+
+def _completed(kind: Any, value: Any) -> Any:
+    """Value of a field, whose type `kind` may be or hold sections, as plain values without gaps."""
+    if isinstance(value, Section):
+        value = value.model_dump(mode="json")
+    if isinstance(value, PurePath):
+        return str(value)
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if isinstance(kind, type) and issubclass(kind, Section):
+        return kind.completed(value) if isinstance(value, Mapping) else value
+    if origin is dict:
+        named = isinstance(value, Mapping)
+        return {name: _completed(parts[1], each) for name, each in value.items()} if named else value
+    for part in parts[:1] if origin is Annotated else parts:
+        value = _completed(part, value)
+    return value

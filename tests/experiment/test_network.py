@@ -367,7 +367,7 @@ def test_a_run_that_does_not_know_the_new_keys_is_still_the_same_run(tmp_path):
     runs.finish(tmp_path)
     path = tmp_path / "quick" / "results.json"
     content = json.loads(path.read_text())
-    del content["config"]["imports"], content["config"]["model"]["mode"]["layers"]
+    del content["digest"], content["config"]["imports"], content["config"]["model"]["mode"]["layers"]
     del (
         content["config"]["training"]["noise_pretraining"],
         content["config"]["training"]["optimizer"]["batch_manhattan"],

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import platformdirs
 from pydantic import Field, field_validator, model_validator
@@ -17,6 +17,8 @@ from biotorch.data.images import Augmentation
 from biotorch.data.splits import Kind
 from biotorch.errors import SectionError
 
+#: Default side length in pixels of the crop of image files, and default number of characters per example of a text.
+_SIDE, _WINDOW = 224, 128
 #: Keys that only some kinds of data have. A key in the place of its default counts as not given.
 _OWN_KEYS: dict[str, tuple[Kind, ...]] = {
     **dict.fromkeys(("target_size", "augment", "skip_corrupt", "check_contents"), ("images",)),
@@ -170,6 +172,24 @@ class DataConfig(Section):
         names = (target,) if isinstance(target, str) else tuple(target)
         return Roles(names, self.columns, self.ignore, self.categorical, self.missing, self.task)
 
+    @classmethod
+    def completed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        found = super().completed(values)
+        try:
+            source, _ = sources.find(str(found.get("dataset")))
+        except ValueError:
+            return found
+        if found["augment"] is None or isinstance(found["augment"], bool):
+            wanted = source.augmented if found["augment"] is None else found["augment"]
+            found["augment"] = Augmentation.completed({}) if wanted else None
+        defaults = {
+            "target_size": _SIDE if source.in_files else None,
+            "sequence_length": _WINDOW if "text" in source.kinds else None,
+            "target": source.target,
+            "validation_size": source.validation_size if found["validation"] == "split" else None,
+        }
+        return found | {key: default for key, default in defaults.items() if found[key] is None}
+
     @property
     def folder(self) -> Path:
         """Folder that holds the files, or into which they are downloaded."""
@@ -204,12 +224,12 @@ class DataConfig(Section):
     @property
     def side(self) -> int:
         """Side length in pixels of the crop of image files."""
-        return self.target_size or 224
+        return self.target_size or _SIDE
 
     @property
     def window(self) -> int:
         """Characters per example of a text."""
-        return self.sequence_length or 128
+        return self.sequence_length or _WINDOW
 
     @property
     def augmentation(self) -> Augmentation | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,8 +17,9 @@ from biotorch.data import DataConfig, Kind
 from biotorch.errors import SectionError
 from biotorch.experiment.cluster import ClusterConfig
 from biotorch.experiment.importing import check_name
+from biotorch.models.registry import completed_arguments
 from biotorch.robustness.config import AttacksConfig
-from biotorch.rules.registry import group_options
+from biotorch.rules.registry import completed_options, group_options
 from biotorch.training.figures import Task
 from biotorch.training.losses import Loss, LossConfig
 from biotorch.training.settings import InfrastructureConfig, TrainingConfig
@@ -77,6 +78,14 @@ class RuleConfig(Section):
             raise SectionError(problems)
         return self
 
+    @classmethod
+    def completed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        found = super().completed(values)
+        name, options = found.get("type"), found["options"]
+        if isinstance(name, str) and rules.is_known(name) and isinstance(options, Mapping):
+            found |= {"type": rules.get(name).name, "options": completed_options(name, options)}
+        return found
+
     def build(self) -> rules.Rule:
         """Create the rule."""
         own = {name: value for name, value in self.options.items() if name not in self._of_group}
@@ -127,6 +136,11 @@ class ModeConfig(RuleConfig):
     """Rules by patterns of layer names (* and ? as in file names); a rule is a name, or type and options. A layer gets
     the rule of the first pattern that matches its name, else the rule of the mode."""
 
+    @classmethod
+    def completed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        found = super().completed(values)
+        return {**found, "layers": found["layers"] or None}
+
     @field_validator("layers")
     @classmethod
     def _leave_some(cls, layers: dict[str, RuleConfig] | None) -> dict[str, RuleConfig] | None:
@@ -152,6 +166,13 @@ class ModelConfig(Section):
     """Names of modules or parameters to train, with * for any characters; all others keep their initial values."""
     loss_function: LossConfig | None = None
     """Loss; default: cross_entropy for classes, mse for the numbers of a regression."""
+
+    @classmethod
+    def completed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        found = super().completed(values)
+        if isinstance(found["architecture"], str) and isinstance(found["arguments"], Mapping):
+            found["arguments"] = completed_arguments(found["architecture"], found["arguments"])
+        return found
 
     @field_validator("architecture")
     @classmethod

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +17,11 @@ import biotorch
 from biotorch import _files
 from biotorch.errors import LockedError
 from biotorch.experiment import checkpoints, documents
-from biotorch.experiment.results import plain
+from biotorch.experiment.results import STUDY, Result, load_results, plain
 from biotorch.training import Record
+
+#: Names of the files in `attacks` that hold one measurement each.
+_MEASUREMENT = re.compile(r".*epsilon=.*-[0-9a-f]{8}\.json")
 
 
 class RunFolder:
@@ -35,6 +40,7 @@ class RunFolder:
         self.best, self.best_accuracy = path / "model_best_acc.pth", path / "best_acc.txt"
         self.logs, self.wandb = path / "logs", path / ".wandb"
         self.error = path / "error.txt"
+        self.study, self.study_text = path / STUDY, (path / STUDY).with_suffix(".md")
         self._lock = FileLock(path / ".lock")
 
     def lock(self) -> None:
@@ -60,6 +66,7 @@ class RunFolder:
         """Start or continue a run of `config` in the folder; with `overwrite`, first delete an earlier run's files."""
         if overwrite:
             self.clear()
+        self.clear_robustness()  # of the network that was there before
         self.error.unlink(missing_ok=True)
         self.write_config(config)
 
@@ -70,6 +77,21 @@ class RunFolder:
             path.unlink(missing_ok=True)
         for folder in (self.logs, self.path / "wandb"):
             shutil.rmtree(folder, ignore_errors=True)
+        self.clear_attacks()
+
+    def clear_attacks(self) -> None:
+        """Delete the study of the robustness of a network that is no longer there, and no file of another origin."""
+        attacks = self.study.parent
+        measured = [path for path in attacks.glob("*.json") if _MEASUREMENT.fullmatch(path.name)]
+        for path in (self.study, self.study_text, attacks / "examples.png", *measured, attacks / ".lock"):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is not empty, or does not exist
+            attacks.rmdir()
+
+    def clear_robustness(self) -> None:
+        """Delete the table and the figures that `biotorch attack` writes into the folder of a run or a sweep."""
+        for name in ("robustness.md", "white_box.png", "black_box.png"):
+            (self.path / name).unlink(missing_ok=True)
 
     # Configuration ---------------------------------------------------------------------------------
 
@@ -83,14 +105,30 @@ class RunFolder:
 
         If the file is missing or damaged, the configuration in the checkpoint is returned.
         """
-        try:
-            tree = yaml.load(self.config.read_text(), documents.Loader) if self.config.is_file() else None
-        except (yaml.YAMLError, UnicodeDecodeError):
-            tree = None
-        if isinstance(tree, dict):
+        tree = self._written_config()
+        if tree is not None:
             return tree
         newest = checkpoints.newest(self.latest)
         return None if newest is None else checkpoints.load(newest).get("config")
+
+    def owner(self) -> tuple[Result | None, dict[str, Any]] | None:
+        """Result and configuration of the run that the folder belongs to, or None if no file tells.
+
+        Raises:
+            DamagedResultError: the result cannot be read.
+        """
+        result = load_results(self.path)
+        if result is not None:
+            return result, result["config"]
+        tree = self._written_config()
+        return None if tree is None else (None, tree)
+
+    def _written_config(self) -> dict[str, Any] | None:
+        try:
+            tree = yaml.load(self.config.read_text(), documents.Loader) if self.config.is_file() else None
+        except (yaml.YAMLError, UnicodeDecodeError):
+            return None
+        return tree if isinstance(tree, dict) else None
 
     # Metrics ---------------------------------------------------------------------------------------
 

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from biotorch import _files, data
+from biotorch._files import state_hash
 from biotorch.errors import ConfigError
 from biotorch.experiment import results
 from biotorch.experiment.config import Config
 from biotorch.experiment.display import Display
 from biotorch.experiment.folder import RunFolder
-from biotorch.experiment.identity import data_of, require_same_data
-from biotorch.experiment.network import Which, check_input, load, own_config, read_checkpoint
+from biotorch.experiment.identity import (
+    BESIDE_THE_POINT,
+    Which,
+    data_of,
+    own_config,
+    read_checkpoint,
+    require_same_data,
+    what_counts,
+)
+from biotorch.experiment.network import check_input, load
 from biotorch.experiment.point import launched
 from biotorch.experiment.reading import validate
 from biotorch.experiment.results import plain
@@ -157,8 +164,9 @@ def attack_run(
         display: receives the progress.
 
     Returns:
-        The content of study.json (`config`, `data`, `twin`, `environment`, `study`, and `trained_on` if overrides have
-        chosen other data than the network's), and some adversarial examples.
+        The content of study.json (`config`, `state_hash` of the network, record of the `data`, `trained_on` if
+        overrides have chosen other data than the network's, `twin` and its `twin_state_hash`, `environment`, `study`,
+        `digest`), and some adversarial examples.
 
     Raises:
         FileNotFoundError, CheckpointError: as in `load`.
@@ -170,7 +178,9 @@ def attack_run(
     config = changed(own_config(content, str(run)), overrides, str(run), ("attacks", "data", "infrastructure"))
     _require_images(run, config.data.is_image)
     section = config.attacks or AttacksConfig()
-    folder, fabric = RunFolder(run / "attacks"), launched(config)
+    config = config.model_copy(update={"attacks": section})
+    place, fabric = RunFolder(run), launched(config)
+    folder = RunFolder(place.study.parent)
     folder.lock()
     try:
         with repeatable(config.experiment.seed, config.experiment.deterministic, config.infrastructure.threads):
@@ -203,17 +213,19 @@ def attack_run(
         written: dict[str, Any] = results.plain(
             {
                 "config": config.model_dump(mode="json"),
+                "state_hash": state_hash(content["model"]),
                 "data": dataset.record,
                 **differing,
                 "twin": None if path is None else str(path),
+                "twin_state_hash": None if path is None else state_hash(read_checkpoint(path)["model"]),
                 "environment": results.environment(fabric, config.infrastructure.threads),
                 "study": found.to_json(),
             }
         )
-        _files.write_text(folder.path / "study.json", json.dumps(written, indent=1, allow_nan=False) + "\n")
+        written = _files.write_json(place.study, written)
         told = "" if path is None else f"\nTransfer: the twin is {path}.\n"
         told += f"\nThe network was trained on {differing['trained_on']}.\n" if differing else ""
-        _files.write_text(folder.path / "study.md", f"{found}\n{told}")
+        _files.write_text(place.study_text, f"{found}\n{told}")
     finally:
         folder.release()
     return written, examples
@@ -260,34 +272,25 @@ def pixels(dataset: data.Dataset, count: int | None, device: torch.device) -> tu
     return (images * std + mean).clamp(0, 1).contiguous(), labels
 
 
+#: Settings that a run and its twin need not share: each rule has its own optimizer.
+_NOT_OF_A_TWIN = (
+    *BESIDE_THE_POINT,
+    *(("model", "mode"), ("infrastructure",), ("evaluation",)),
+    *(("training", key) for key in ("optimizer", "lr_scheduler", "metrics")),
+)
+
+
 def find_twin(run: Path, config: Config) -> Path | None:
     """Backpropagation run of the same sweep with otherwise the same settings as this run, or None.
 
     Its optimizer may differ, because each rule has its own learning rate.
     """
+    wanted = what_counts(config.model_dump(mode="json"), _NOT_OF_A_TWIN)
     for path in sorted(run.resolve().parent.glob(f"*/{RunFolder(run).best.name}")):
         if path.parent == run.resolve():
             continue
-        other = _read(path.parent)
-        if other is None or other.model.mode is None or other.model.mode.type != "backpropagation":
-            continue
-        if _kind(other) == _kind(config):
+        other = RunFolder(path.parent).read_config() or {}
+        rule = what_counts(other).get(("model", "mode", "type"))
+        if rule == "backpropagation" and what_counts(other, _NOT_OF_A_TWIN) == wanted:
             return path.parent
     return None
-
-
-def _read(run: Path) -> Config | None:
-    """Configuration of a run, with the current defaults; None if it is no longer valid."""
-    try:
-        return Config.model_validate(RunFolder(run).read_config())
-    except ValidationError:
-        return None
-
-
-def _kind(config: Config) -> Any:
-    """Settings that a run and its twin must share."""
-    tree = config.model_dump(mode="json")
-    model = {key: value for key, value in tree["model"].items() if key != "mode"}
-    own = ("optimizer", "lr_scheduler", "metrics")
-    training = {key: value for key, value in (tree["training"] or {}).items() if key not in own}
-    return model, tree["data"]["dataset"], tree["data"]["target_size"], tree["experiment"]["seed"], training

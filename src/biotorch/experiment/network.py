@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from biotorch import data, models, rules
 from biotorch._names import unknown
 from biotorch.conversion.convert import convert, first_match
 from biotorch.errors import CheckpointError, ConfigError, ConversionError, SectionError, disk_is_full
-from biotorch.experiment import checkpoints
 from biotorch.experiment.config import Config, ModeConfig, ModelConfig, RuleConfig
-from biotorch.experiment.folder import RunFolder
+from biotorch.experiment.identity import Which, is_own, own_config, read_checkpoint
 from biotorch.layers import connections, feedback_parameters, is_feedback
 from biotorch.layers.networks import isolated
 from biotorch.models.outputs import main_output
@@ -61,9 +59,6 @@ def _above(name: str) -> Iterator[str]:
     parts = name.split(".")
     return (".".join(parts[:length]) for length in range(1, len(parts) + 1))
 
-
-#: Model of a run: `best` is the best on the validation set, `latest` is from the last checkpoint.
-Which = Literal["best", "latest"]
 
 #: Exceptions that networks and losses raise for unsuitable tensors.
 _REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
@@ -147,67 +142,15 @@ def feedback_groups(model: nn.Module, mode: ModeConfig) -> list[FeedbackGroup]:
     ]
 
 
-def read_checkpoint(source: Path, which: Which = "best") -> dict[str, Any]:
-    """Read a .pth file, or the best or latest one in a run's folder.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        CheckpointError: the file is damaged, or contains code.
-    """
-    return checkpoints.load(_checkpoint_file(source, which))
-
-
-def checkpoint_digest(section: ModelConfig) -> str | None:
-    """Digest of the checkpoint file that the network starts from, or None if it starts from scratch."""
-    return None if section.checkpoint is None else checkpoints.digest(_checkpoint_file(section.checkpoint, "best"))
-
-
-def _checkpoint_file(source: Path, which: Which) -> Path:
-    if not source.is_dir():
-        return source
-    folder = RunFolder(source)
-    path = folder.best if which == "best" else folder.latest
-    if not path.is_file():
-        points = sorted(found.parent.name for found in source.glob(f"*/{path.name}"))
-        hint = f"choose one of its points: {', '.join(points)}" if points else "it is not a run, or it has not begun"
-        raise FileNotFoundError(f"{source} holds no {path.name}; {hint}")
-    return path
-
-
-def own_config(content: dict[str, Any], source: str) -> Config:
-    """Configuration stored in a checkpoint of this package. Raises CheckpointError if there is none."""
-    if not _is_own(content):
-        raise CheckpointError(f"{source} was not written by a run and holds no configuration; name the architecture")
-    checkpoints.require_format(content, source)
-    try:
-        return Config.model_validate(content["config"])
-    except ValidationError as error:
-        mode = content["config"].get("model", {}).get("mode", {})
-        named = [mode.get("type"), *(rule.get("type") for rule in (mode.get("layers") or {}).values())]
-        own = ", ".join(repr(name) for name in named if name is not None and not rules.is_known(name))
-        cure = "name the module that registers it (biotorch --import my_rules ...), or import that module"
-        why = f"uses a rule of your own, {own}; {cure}" if own else f"was written by another version: {error}"
-        raise CheckpointError(f"{source} {why}") from error
-
-
-def _is_own(content: dict[str, Any]) -> bool:
-    return "format" in content and isinstance(content.get("config"), dict) and isinstance(content.get("model"), dict)
-
-
-def model_of_checkpoint(checkpoint: Path) -> ModelConfig:
-    """Section `model` that a checkpoint was trained with. Raises CheckpointError if the file does not contain it."""
-    return own_config(read_checkpoint(checkpoint), str(checkpoint)).model
-
-
 def _weights(content: dict[str, Any], section: ModelConfig) -> dict[str, Tensor]:
-    state = content["model"] if _is_own(content) else content
+    state = content["model"] if is_own(content) else content
     if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
         raise CheckpointError(f"{section.checkpoint} is not a state_dict, which maps names to tensors")
     return dict(state)
 
 
 def _same_rule(content: dict[str, Any], section: ModelConfig) -> bool:
-    if not _is_own(content):
+    if not is_own(content):
         return False
     mode = own_config(content, str(section.checkpoint)).model.mode
     return mode is not None and section.mode is not None and _rules(mode) == _rules(section.mode)

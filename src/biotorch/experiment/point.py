@@ -22,10 +22,17 @@ from biotorch.experiment import checkpoints, results
 from biotorch.experiment.config import Config
 from biotorch.experiment.display import Display
 from biotorch.experiment.folder import RunFolder
-from biotorch.experiment.identity import claim, data_of, require_same_data, resolved
+from biotorch.experiment.identity import (
+    checkpoint_digest,
+    claim,
+    data_of,
+    require_same_data,
+    require_same_run,
+    resolved,
+)
 from biotorch.experiment.importing import import_all
 from biotorch.experiment.keeping import Keeper
-from biotorch.experiment.network import build_model, check_input, checkpoint_digest, feedback_groups
+from biotorch.experiment.network import build_model, check_input, feedback_groups
 from biotorch.experiment.results import Result
 from biotorch.experiment.signals import StopRequest
 from biotorch.training import Stopped, Trainer, TrainingConfig, evaluate, launch
@@ -93,6 +100,7 @@ class Run:
             "config": config.model_dump(mode="json"),
             "data": self.dataset.record,
             "started_from": checkpoint_digest(config.model),
+            "best_state_hash": None,
             **outcome,
             "test": test,
             "state_hash": hashed,
@@ -123,6 +131,7 @@ class Run:
             "best_epoch": trainer.best["epoch"],
             "history": trainer.history,
             "state_hash": hashed,
+            "best_state_hash": state_hash(trainer.best["model"]),
             "skipped_images": trainer.skipped,
             "seconds": keeper.seconds_in_all,
         }
@@ -178,7 +187,7 @@ def run_point(
                 raise ConfigError("; ".join(f"{key}: {text}" for key, text in problems.items()))
             config = config.for_task(dataset.task)
             _on_first(fabric, lambda: claim(config, folder, overwrite))
-            state = None if overwrite else _saved(folder, dataset, fabric)
+            state = None if overwrite else _saved(config, folder, dataset, fabric)
             model = build_model(config, dataset.num_outputs, dataset.input_shape).to(fabric.device)
             if config.infrastructure.channels_last and dataset.kind == "images":
                 model = model.to(memory_format=torch.channels_last)
@@ -191,13 +200,19 @@ def run_point(
         return _on_first(fabric, lambda: _finish(folder, result))
 
 
-def _saved(folder: RunFolder, dataset: data.Dataset, fabric: Fabric) -> dict[str, Any] | None:
-    """The newest checkpoint of an earlier start, if any. Raises OtherRunError if it was trained on other data."""
+def _saved(config: Config, folder: RunFolder, dataset: data.Dataset, fabric: Fabric) -> dict[str, Any] | None:
+    """The newest checkpoint of an earlier start, if any.
+
+    Raises:
+        OtherRunError: it was trained on other data.
+        CheckpointError: it is of another run.
+    """
     newest = _on_first(fabric, lambda: checkpoints.newest(folder.latest))
     if newest is None:
         return None
     state = checkpoints.load(newest)  # to the CPU, where generators stay; the rest is copied to its device
     checkpoints.require_format(state, newest)
+    require_same_run(state, newest, config.model_dump(mode="json"))
     require_same_data(data_of(state), dataset.record, folder.path)
     return state
 

@@ -52,6 +52,8 @@ def run(
         progress.collect()
     if executor is None or executor.here:
         progress.require_data()
+    if len(study.points) > 1 and progress.left:
+        RunFolder(study.folder).clear_robustness()  # of the networks that were there before
     with stop_requests() as request:
         if executor is None:
             progress.run_one_by_one(overwrite, request)

@@ -34,6 +34,9 @@ _FITTED: dict[str, Callable[[Sequence[int], Mapping[str, Any]], dict[str, Any]]]
     "mlp": mlp_for,
 }
 
+#: Arguments that `_FITTED` sets.
+_OF_THE_DATA = {"context", "in_features"}
+
 #: Prefixes of architectures that other libraries define.
 _ZOOS = ("timm", "hf")
 
@@ -92,6 +95,19 @@ def build(
     if zoo == "hf":
         return zoos.build_huggingface(rest, num_classes, pretrained, input_shape, arguments)
     return zoos.build_torchvision(name, num_classes, pretrained, progress, input_shape, arguments)
+
+
+def completed_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of an architecture with the defaults of its constructor filled in, if it is one of this package.
+
+    Defaults that follow from the data are None. The arguments of other libraries' networks stay as they are, because
+    their builders set defaults of their own.
+    """
+    if name not in OWN:
+        return dict(arguments)
+    parameters = inspect.signature(OWN[name]).parameters.values()
+    defaults = {each.name: each.default for each in parameters if each.name != "num_classes"}
+    return {**defaults, **dict.fromkeys(defaults.keys() & _OF_THE_DATA), **arguments}
 
 
 def _build_own(

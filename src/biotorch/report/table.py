@@ -100,6 +100,12 @@ def _notes(results: Sequence[Result], paper: bool) -> list[str]:
         for seed, times in Counter(result["config"]["experiment"]["seed"] for result in group).items()
         if times > 1
     ]
+    notes += [
+        f"{method(group[0])}: its runs have read different data."
+        for group in by_configuration(results)
+        if len({(result.get("data") or {}).get("digest") for result in group} - {None}) > 1
+    ]
+    notes += _without_checksum(results)
     if any(result["config"]["data"]["validation"] == "test" for result in results):
         notes.append("The best epoch was chosen on the test set.")
     if paper:
@@ -117,6 +123,11 @@ def _notes(results: Sequence[Result], paper: bool) -> list[str]:
         f"torch {environment['torch']}, {environment['device']}, {environment['threads']} threads."
     )
     return notes
+
+
+def _without_checksum(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    count = sum("digest" not in each for each in results)
+    return [f"{count} of {len(results)} files are of an earlier version, without checksum."] if count else []
 
 
 def _same(one: Sequence[Result], other: Sequence[Result], paths: Iterable[str]) -> bool:
@@ -174,6 +185,7 @@ def robustness_table(studies: Sequence[Mapping[str, Any]], epsilon: float | None
         notes=[
             f"{n} test images. Strongest: each image under the worst of all attacks within epsilon. Cosine: between "
             "true and feedback gradient.",
+            *_without_checksum(studies),
             *(f"Checks that fired, {row[0]}: {_fired(each)}." for row, each in zip(rows, studies, strict=True)),
             f"biotorch {environment['biotorch']} ({environment['commit'] or 'no commit'}), "
             f"torch {environment['torch']}, {environment['device']}.",

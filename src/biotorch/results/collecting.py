@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,10 +11,8 @@ from typing import Any
 from biotorch._names import nearest
 from biotorch.errors import DamagedResultError
 from biotorch.experiment.folder import RunFolder
-from biotorch.experiment.results import Result, load_results
-
-#: Keys of results.json that every reader of a result relies on.
-_NEEDED = ("config", "history", "test", "validation", "environment", "seconds", "state_hash")
+from biotorch.experiment.identity import why_foreign
+from biotorch.experiment.results import STUDY, Result, load_results, load_study
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +22,7 @@ class Run:
     Attributes:
         path: folder of the run.
         result: content of results.json.
-        study: content of attacks/study.json, or None if its robustness has not been studied.
+        study: content of attacks/study.json, or None if the robustness of this network has not been studied.
     """
 
     path: Path
@@ -78,14 +75,15 @@ def collect(folders: Iterable[Path | str] | Path | str) -> Collection:
     problems: list[str] = []
     for path in sorted(found.values()):
         try:
-            result = _checked(path)
+            result = load_results(path)
         except (DamagedResultError, OSError) as error:
             problems.append(str(error))
             continue
         if result is None:
             unfinished.append(path)
         else:
-            runs.append(Run(path, result, _study(path, problems)))
+            run = Run(path, result)
+            runs.append(dataclasses.replace(run, study=_study(run, problems)))
     if not found:
         raise FileNotFoundError(f"no runs in {', '.join(map(str, roots))}: found neither results.json nor config.yaml")
     return Collection(runs, unfinished, problems)
@@ -101,29 +99,28 @@ def _run_folders(root: Path) -> Iterable[Path]:
             yield path
 
 
-def _checked(path: Path) -> Result | None:
-    result = load_results(path)
-    if result is None:
-        return None
-    missing = [name for name in _NEEDED if name not in result]
-    if missing:
-        version = (result.get("environment") or {}).get("biotorch", "unknown")
-        raise DamagedResultError(
-            f"{path / 'results.json'} was written by another version of biotorch ({version}) and lacks "
-            f"{', '.join(missing)}; run this point again with --overwrite"
-        )
-    return result
-
-
-def _study(path: Path, problems: list[str]) -> dict[str, Any] | None:
-    file = path / "attacks" / "study.json"
-    if not file.is_file():
-        return None
+def _study(run: Run, problems: list[str]) -> dict[str, Any] | None:
+    """Robustness study of the run's network; a damaged one, and one of another network, is a problem."""
+    file = run.path / STUDY
     try:
-        study = json.loads(file.read_text())
-        if not isinstance(study, dict) or not {"config", "study", "environment"} <= study.keys():
-            raise ValueError("it contains no study")
-    except ValueError as error:
-        problems.append(f"{file} is damaged ({error}); `biotorch attack {path}` writes it again")
+        study = load_study(run.path)
+        if study is None:
+            return None
+        again = f"`biotorch attack {run.path}` measures this one"
+        if (why := why_foreign(study, run.result)) is not None:
+            raise DamagedResultError(f"{file} is a study of another network than the run's ({why}); {again}")
+        if (twin := study.get("twin_state_hash")) is not None and twin != _best_hash(Path(study["twin"]), twin):
+            raise DamagedResultError(f"{file} has transfers from a twin that is another network now; {again} again")
+    except (DamagedResultError, OSError) as error:
+        problems.append(str(error))
         return None
     return study
+
+
+def _best_hash(run: Path, unknown: str) -> str:
+    """Hash of the best network of a run, or `unknown` if the run is not there or of an earlier version."""
+    try:
+        found = (load_results(run) or {}).get("best_state_hash")
+    except DamagedResultError:  # a problem of that run
+        found = None
+    return str(found or unknown)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from biotorch.experiment.identity import what_counts
+from biotorch.experiment.identity import differing, what_counts
 from biotorch.results.collecting import Collection, Run, collect
 from biotorch.results.groups import by_configuration, label, mean_angle, method, published_error, without_copies
 
@@ -24,7 +24,7 @@ from biotorch.results.groups import by_configuration, label, mean_angle, method,
 COLUMNS = (
     "label", "dataset", "architecture", "rule", "optimizer", "lr", "epochs", "seed", "test_error", "validation_error",
     "test_r2", "test_rmse", "perplexity", "paper_error", "weight_angle", "gradient_angle", "best_epoch", "seconds",
-    "verdict", "robust_accuracy", "name", "state_hash", "biotorch", "commit", "path",
+    "verdict", "robust_accuracy", "name", "state_hash", "checksum", "biotorch", "commit", "path",
 )  # fmt: skip
 
 
@@ -35,8 +35,8 @@ def load(folders: Iterable[Path | str] | Path | str) -> pd.DataFrame:
     path. Errors and accuracies are in percent, and `test_rmse` is in the unit of the target. Angles are in degrees, as
     means over layers after the last epoch: `weight_angle` is the alignment angle (between W and B), `gradient_angle`
     the gradient angle (between update and true gradient). `robust_accuracy` is the accuracy under the strongest attack
-    at the epsilon of the verdict. Runs that differ only by their seed have the same `label`. Copies of a run are left
-    out.
+    at the epsilon of the verdict. `checksum` is False for files of an earlier version, whose content cannot be
+    verified. Runs that differ only by their seed have the same `label`. Copies of a run are left out.
 
     Returns:
         The frame; `frame.attrs["unfinished"]` lists the folders of unfinished runs.
@@ -63,14 +63,14 @@ def of_collection(found: Collection) -> pd.DataFrame:
     runs = [run for run in found.runs if id(run.result) in kept]
     groups = by_configuration(results)
     labels = {id(result): label(group, groups) for group in groups for result in group}
-    settings = [{".".join(key): value for key, value in what_counts(run.result["config"]).items()} for run in runs]
-    varying = [
-        path
-        for path in dict.fromkeys(key for each in settings for key in each)
-        if len({repr(each.get(path)) for each in settings}) > 1 and path not in _HAVE_COLUMNS
-    ]
+    settings = [what_counts(run.result["config"]) for run in runs]
+    varying = {
+        ".".join(key): key
+        for key in differing([run.result["config"] for run in runs], settings)
+        if ".".join(key) not in _HAVE_COLUMNS
+    }
     rows = [
-        _row(run, labels[id(run.result)]) | {path: each.get(path) for path in varying}
+        _row(run, labels[id(run.result)]) | {path: each.get(key) for path, key in varying.items()}
         for run, each in zip(runs, settings, strict=True)
     ]
     frame = pd.DataFrame(rows, columns=[*COLUMNS, *varying])
@@ -113,6 +113,7 @@ def _row(run: Run, name: str) -> dict[str, Any]:
         "robust_accuracy": None if study is None else _robust(study),
         "name": config["experiment"]["name"],
         "state_hash": result["state_hash"],
+        "checksum": "digest" in result,
         "biotorch": environment["biotorch"],
         "commit": environment["commit"],
         "path": str(run.path),

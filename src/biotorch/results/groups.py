@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from biotorch.experiment.identity import what_counts
+from biotorch.experiment.identity import Key, differing, text_of, what_counts, what_counts_in_a_study
 from biotorch.experiment.results import Result
 
 _RULES = ("backpropagation", "fa", "dfa", "usf", "brsf", "frsf")
@@ -74,11 +73,12 @@ def by_configuration(results: Sequence[Result]) -> list[list[Result]]:
     """Results in groups of equal configuration, in order of first appearance.
 
     Configurations count as equal if they differ only in seed, number of threads and settings that do not change the
-    numbers, such as the output folder. Runs on files of other contents are in different groups.
+    numbers, such as the output folder. Those of robustness studies must also agree in the attacks. Runs on files of
+    other contents are in different groups.
     """
     groups: dict[str, list[Result]] = {}
     for result in results:
-        groups.setdefault(json.dumps(_settings(result), sort_keys=True), []).append(result)
+        groups.setdefault(text_of(_settings(result)), []).append(result)
     return [part for group in groups.values() for part in _by_data(group)]
 
 
@@ -97,18 +97,18 @@ def _contents(result: Result) -> str | None:
     return str(data["digest"]) if files and all("contents" in each for each in files) else None
 
 
-def _settings(result: Result) -> dict[str, object]:
-    """Settings that determine the group of a result, by dotted key path."""
-    values = what_counts(result["config"])
-    return {".".join(key): value for key, value in values.items() if key not in _OF_A_SEED}
+def _settings(result: Result) -> dict[Key, Any]:
+    """Settings that determine the group of a result or a robustness study, by key path."""
+    values = what_counts_in_a_study(result["config"]) if "study" in result else what_counts(result["config"])
+    return {key: value for key, value in values.items() if key not in _OF_A_SEED}
 
 
 def without_copies(results: Sequence[Result]) -> list[Result]:
     """Results without copies, which have equal configuration, seed and final weights."""
-    found: dict[str, Result] = {}
+    found: dict[tuple[str, int, str], Result] = {}
     for result in results:
-        key = [_settings(result), result["config"]["experiment"]["seed"], result["state_hash"]]
-        found.setdefault(json.dumps(key, sort_keys=True), result)
+        key = (text_of(_settings(result)), result["config"]["experiment"]["seed"], result["state_hash"])
+        found.setdefault(key, result)
     return list(found.values())
 
 
@@ -125,20 +125,19 @@ def label(group: Sequence[Result], groups: Sequence[Sequence[Result]]) -> str:
     """
     name = _name(group[0])
     alike = [other[0] for other in groups if _name(other[0]) == name]
-    differing = [path for path in _TOLD_BY if _differs(path, alike)]
-    parts = [name, *(str(at(group[0], path)) for path in differing)]
+    parts = [name, *(str(at(group[0], path)) for path in _TOLD_BY if _differs(path, alike))]
     for argument in sorted({key for each in alike for key in each["config"]["model"].get("arguments", {})}):
         path = f"model.arguments.{argument}"
         value = at(group[0], path)
         if value is not None and _differs(path, alike):
             parts.append(f"{argument}={value}")
     told = {*_TOLD_BY, "model.mode.type", "model.train_only"}
-    same = [other for other in alike if all(at(other, path) == at(group[0], path) for path in told)]
-    for path in sorted({path for each in same for path in _settings(each)}):
-        value = at(group[0], path)
-        known = path.startswith(("model.arguments", "model.mode.layers")) or path in told or value in (None, {})
-        if not known and _differs(path, same):
-            parts.append(f"{path.rsplit('.', 1)[-1]}={value}")
+    same = [group[0], *(each for each in alike if all(at(each, path) == at(group[0], path) for path in told))]
+    counted = [_settings(each) for each in same]
+    for key in sorted(differing([each["config"] for each in same], counted)):
+        value = counted[0].get(key)
+        if key[:2] != ("model", "arguments") and key[:3] != ("model", "mode", "layers") and value not in (None, {}):
+            parts.append(f"{key[-1]}={value}")
     mine = _contents(group[0])
     if mine is not None and {_contents(each) for each in same} - {mine, None}:
         parts.append(f"data={mine[:6]}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import Field, model_validator
 from torch import nn
@@ -12,7 +12,7 @@ from torch import nn
 from biotorch._sections import Epsilon, Section
 from biotorch.errors import SectionError
 from biotorch.robustness.attacks.norms import Norm
-from biotorch.robustness.plan import Preset, plan
+from biotorch.robustness.plan import EPSILONS, FEW, Preset, completed_attack, plan
 
 
 class AttacksConfig(Section):
@@ -58,7 +58,19 @@ class AttacksConfig(Section):
             raise SectionError({"square_queries": "all numbers must be at least 1"})
         return self
 
+    @classmethod
+    def completed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        found = super().completed(values)
+        preset, attacks = found["preset"], found["attacks"]
+        if preset in get_args(Preset) and found["epsilons"] is None:
+            found["epsilons"] = list(EPSILONS[preset])
+        if preset == "quick" and found["images"] is None:
+            found["images"] = FEW
+        if isinstance(attacks, list):
+            found["attacks"] = [completed_attack(each, found["norm"]) for each in attacks]
+        return found
+
     @property
     def wanted_images(self) -> int | None:
         """Number of test images to attack, or None for all of them."""
-        return 500 if self.images is None and self.preset == "quick" else self.images
+        return FEW if self.images is None and self.preset == "quick" else self.images

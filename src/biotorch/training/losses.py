@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +18,7 @@ from biotorch.kernel import teaching
 from biotorch.layers import FeedbackLayer
 from biotorch.models.outputs import entries, main_output
 from biotorch.rules import DirectRule
-from biotorch.training.arguments import attempt, checked, class_named
+from biotorch.training.arguments import attempt, checked, class_named, completed
 from biotorch.training.figures import Task
 
 if TYPE_CHECKING:
@@ -40,6 +40,10 @@ _ONE_HOT = (
 #: Losses whose mean over a batch divides by the sum of the weights of its labels, without labels of an ignored class.
 _WEIGHTED_MEAN = ("CrossEntropyLoss", "NLLLoss")
 _SIGNS = ("SoftMarginLoss",)  # one-hot, with -1 instead of 0
+
+
+#: Arguments of early versions of torch, which `reduction` has replaced.
+_OLD_NAMES = ("size_average", "reduce")
 
 
 class LossConfig(Section):
@@ -69,6 +73,15 @@ class LossConfig(Section):
         """Loss for a configuration that gives none: cross_entropy for classes, mse for numbers."""
         return cls(name="cross_entropy" if task == "classification" else "mse")
 
+    @classmethod
+    def completed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        found = super().completed(values)
+        try:
+            kind = _loss_class(str(found.pop("name")))
+        except SectionError:
+            return dict(values)
+        return {"name": kind.__name__, **completed(kind, found, given=_OLD_NAMES)}
+
     def build(self, task: Task = "classification") -> Loss:
         """Create the loss. Raises SectionError if it does not take the targets of the task."""
         kind = _loss_class(self.name)
@@ -78,7 +91,7 @@ class LossConfig(Section):
         return Loss(kind(**self._arguments()), _TARGETS[kind.__name__])
 
     def _arguments(self) -> dict[str, Any]:
-        return checked(_loss_class(self.name), self.model_extra or {}, given=("size_average", "reduce"))
+        return checked(_loss_class(self.name), self.model_extra or {}, given=_OLD_NAMES)
 
     def _try(self) -> None:
         weights = [len(value) for value in self._arguments().values() if isinstance(value, Tensor)]

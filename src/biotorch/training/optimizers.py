@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 from biotorch._sections import Section
 from biotorch.errors import SectionError
 from biotorch.manhattan import batch_manhattan
-from biotorch.training.arguments import attempt, checked, class_named, classes, parameters, require
+from biotorch.training.arguments import attempt, checked, class_named, classes, completed, parameters, require
 
 
 class FeedbackGroup(NamedTuple):
@@ -54,6 +54,18 @@ class OptimizerConfig(Section):
         if kind.__name__ not in _TAKES_MATRICES_ALONE:
             attempt(self._try)
         return self
+
+    @classmethod
+    def completed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        found = super().completed(values)
+        try:
+            kind = _optimizer_class(str(found.get("type")))
+        except SectionError:
+            return found
+        own = {key: found.pop(key) for key in ("type", "lr", "batch_manhattan") if key in found}
+        if "momentum" not in parameters(kind, ()):
+            found.pop("momentum", None)
+        return own | {"type": kind.__name__} | completed(kind, found, given=("params", "lr"))
 
     @property
     def decays(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -14,7 +14,7 @@ from torch.optim import lr_scheduler
 
 from biotorch._sections import Section
 from biotorch.errors import SectionError
-from biotorch.training.arguments import attempt, checked, class_named, classes, require
+from biotorch.training.arguments import attempt, checked, class_named, classes, completed, require
 
 
 class SchedulerConfig(Section):
@@ -50,12 +50,23 @@ class SchedulerConfig(Section):
         attempt(self._try)
         return self
 
+    @classmethod
+    def completed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        found = super().completed(values)
+        try:
+            kind = _scheduler_class(str(found.get("type")))
+        except SectionError:
+            return found
+        interval = found.pop("interval") or ("update" if kind in _PER_UPDATE else "epoch")
+        own = {"type": kind.__name__, "interval": interval}
+        return own | completed(kind, {key: each for key, each in found.items() if key != "type"}, given=("optimizer",))
+
     @property
     def per_update(self) -> bool:
         """Whether the scheduler steps after each update, not after each epoch."""
         if self.interval is not None:
             return self.interval == "update"
-        return _scheduler_class(self.type) in (lr_scheduler.OneCycleLR, lr_scheduler.CyclicLR)
+        return _scheduler_class(self.type) in _PER_UPDATE
 
     def build(self, optimizer: torch.optim.Optimizer, updates: int) -> lr_scheduler.LRScheduler:
         """Create the scheduler of `optimizer`; `updates` is the length of the training, which OneCycleLR needs."""
@@ -198,6 +209,9 @@ class Schedule:
             self.main.load_state_dict(state["main"])
         self.updates, (self.full,) = state["updates"], state["full"]
 
+
+#: Schedulers that step after each update, unless the configuration says otherwise.
+_PER_UPDATE = (lr_scheduler.OneCycleLR, lr_scheduler.CyclicLR)
 
 _SCHEDULERS = classes(lr_scheduler, lr_scheduler.LRScheduler)
 

@@ -22,6 +22,7 @@ from biotorch import _files
 from biotorch.errors import ConfigError, Failure, Interrupted
 from biotorch.experiment.config import Config
 from biotorch.experiment.executors.base import Task, execute
+from biotorch.experiment.identity import text_of, what_counts
 
 #: States of jobs that have ended. A job stays PREEMPTED only where Slurm does not put preempted jobs back.
 _DEAD = {
@@ -148,8 +149,7 @@ def named(jobs: Iterable[Job]) -> str:
 
 def digest(config: Config) -> str:
     """Digest of every setting that changes a run's numbers."""
-    tree = config.model_dump(mode="json", exclude={"cluster", "logging", "sweep", "attacks"})
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(text_of(what_counts(config.model_dump(mode="json"))).encode()).hexdigest()
 
 
 #: Seconds that a stopped job waits for Slurm to kill it, and that a failed process waits for the first one to fail.
