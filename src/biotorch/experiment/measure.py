@@ -16,7 +16,7 @@ from biotorch.errors import ConfigError
 from biotorch.experiment import results
 from biotorch.experiment.config import Config
 from biotorch.experiment.display import Display
-from biotorch.experiment.folder import RunFolder
+from biotorch.experiment.folder import LockedFolder, RunFolder
 from biotorch.experiment.network import Which, check_input, load, own_config, read_checkpoint
 from biotorch.experiment.point import launched
 from biotorch.experiment.reading import validate
@@ -124,16 +124,17 @@ def attack_run(
     Raises:
         FileNotFoundError, CheckpointError: as in `load`.
         ConfigError: an override is wrong, or the data are not images.
+        OtherRunError: `run/attacks` holds files of others.
         LockedError: another process attacks this run.
+        LostFolderError: `run/attacks` was deleted or replaced during the study.
     """
     content = read_checkpoint(run)
     config = changed(own_config(content, str(run)), overrides, str(run), ("attacks", "data", "infrastructure"))
     if config.data.is_text:
         raise ConfigError(f"{run} was trained on text, but attacks need images")
     section = config.attacks or AttacksConfig()
-    folder, fabric = RunFolder(run / "attacks"), launched(config)
-    folder.lock()
-    try:
+    folder, fabric = LockedFolder(run / "attacks", {"study.json": b'"biotorch"'}), launched(config)
+    with folder.locked():
         with repeatable(config.experiment.seed, config.experiment.deterministic, config.infrastructure.threads):
             dataset = data.load(config.data, config.experiment.seed).to(fabric.device)
             model = Normalised(load(run, device=fabric.device), dataset.mean, dataset.std).to(fabric.device)
@@ -167,11 +168,10 @@ def attack_run(
                 "study": found.to_json(),
             }
         )
+        folder.require_held()
         _files.write_text(folder.path / "study.json", json.dumps(written, indent=1, allow_nan=False) + "\n")
         told = "" if path is None else f"\nTransfer: the twin is {path}.\n"
         _files.write_text(folder.path / "study.md", f"{found}\n{told}")
-    finally:
-        folder.release()
     return written, examples
 
 
