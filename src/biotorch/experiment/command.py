@@ -99,8 +99,7 @@ def require_room(study: Study) -> None:
     folder, output = study.folder, study.config.experiment.output_dir
     if is_sweep(study) and not _mark(study).is_file() and holds_files(folder) and not holds_runs(folder):
         raise OtherRunError(
-            f"{folder} holds files that biotorch has not written, and no run; choose another experiment.name, or move "
-            "them elsewhere"
+            f"{folder} is not empty and holds no run; choose another experiment.name, or move what it holds"
         )
     path = folder / next(iter(study.points))
     while path.parent != output and output in path.parents:

@@ -62,8 +62,8 @@ class LockedFolder:
         """
         if not self.is_own and holds_files(self.path):
             raise OtherRunError(
-                f"{self.path} holds files that biotorch has not written, and no run; choose another experiment.name, "
-                "or move them elsewhere"
+                f"{self.path} is not empty and is no folder of a run; choose another experiment.name, or move what it "
+                "holds"
             )
         self.path.mkdir(parents=True, exist_ok=True)
         try:

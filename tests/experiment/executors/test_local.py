@@ -85,7 +85,7 @@ def test_a_worker_that_is_killed_breaks_its_task_alone(tmp_path):
         while len(ended) < 3:
             ended += executor.wait(1.0)
     assert [each.task.name for each in ended] == ["rule=fa", "rule=dfa", "rule=usf"]
-    assert [each.failure and each.failure.kind for each in ended] == ["defect", None, None]
+    assert [each.failure and each.failure.kind for each in ended] == ["died", None, None]
     assert "SIGKILL" in ended[0].failure.message
     assert len(run(study)) == 3  # the killed one goes on
 
