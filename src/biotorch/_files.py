@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import os
+import platform
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,7 +33,8 @@ def write(path: Path, fill: Callable[[IO[bytes]], object], keep_previous: bool =
     With `keep_previous` an existing file stays, under the name `previous(path)`. The folder must exist, because to
     create it would bring back a run's folder that somebody has deleted.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{_UNFINISHED}")
+    _remove_left(path)
+    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}{_UNFINISHED}")
     try:
         with naming(path), temporary.open("wb") as file:
             fill(file)
@@ -43,6 +46,24 @@ def write(path: Path, fill: Callable[[IO[bytes]], object], keep_previous: bool =
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+def _remove_left(path: Path) -> None:
+    """Remove what killed processes of this machine have left of `path`; another one may be writing it just now."""
+    for left in path.parent.glob(f"{glob.escape(f'.{path.name}.{platform.node()}.')}*{_UNFINISHED}"):
+        number = left.name.removesuffix(_UNFINISHED).rpartition(".")[2]
+        if number.isdecimal() and not _alive(int(number)):
+            left.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 @contextlib.contextmanager

@@ -161,43 +161,28 @@ def _die_at(number: int, counted: Any) -> None:
             die()
         return open_descriptor(path, flags, *args, **kwargs)
 
-    class Written:
-        """File that is written to."""
-
-        def __init__(self, file):
-            self.file = file
+    class Counted(io.FileIO):
+        """What lies below the buffer of a file, where a write is a call of the system."""
 
         def write(self, data):
             if count():
-                self.file.write(data[: len(data) // 2])
-                self.file.flush()
+                super().write(bytes(data)[: len(data) // 2])
                 die()
-            return self.file.write(data)
+            return super().write(data)
 
         def close(self):
-            if count():
+            if not self.closed and count():
                 die()
-            return self.file.close()
+            super().close()
 
-        def __enter__(self):
-            self.file.__enter__()
-            return self
-
-        def __exit__(self, *error):
-            return self.file.__exit__(*error)
-
-        def __iter__(self):
-            return iter(self.file)
-
-        def __getattr__(self, name):
-            return getattr(self.file, name)
-
-    def open_counting(file, mode="r", *args, **kwargs):
+    def open_counting(file, mode="r", buffering=-1, encoding=None, errors=None, newline=None, *args):
         if not isinstance(file, str | os.PathLike) or not set(mode) & set("wax+"):
-            return open_file(file, mode, *args, **kwargs)
+            return open_file(file, mode, buffering, encoding, errors, newline, *args)
         if count():
             die()
-        return Written(open_file(file, mode, *args, **kwargs))
+        raw = Counted(file, mode.translate({ord("b"): None, ord("t"): None}))
+        buffered = (io.BufferedRandom if "+" in mode else io.BufferedWriter)(raw)
+        return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding, errors, newline)
 
     os.open, io.open, builtins.open = opened, open_counting, open_counting
 
