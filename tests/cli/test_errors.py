@@ -122,7 +122,7 @@ def test_every_writer_names_the_file_that_does_not_fit(tmp_path):
         _files.write_text(tmp_path / "table.md", "|")
 
     def draw():
-        (tmp_path / "figure.png").symlink_to(FULL)
+        (tmp_path / f".figure.png.{platform.node()}.{os.getpid()}.unfinished").symlink_to(FULL)
         style.write(Figure(), tmp_path / "figure.png")
 
     for writer, name in ((save, "model.pth"), (write, "table.md"), (draw, "figure.png")):

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-from biotorch._files import naming
+from biotorch import _files
 
 #: Words in the metadata of every figure, by which it is known as ours.
 _MARK = "biotorch figure"
@@ -80,8 +80,8 @@ def write(figure: Figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     _take_literally(figure)
     key = "Software" if path.suffix == ".png" else "Creator"
-    with _fonts(), naming(path):
-        figure.savefig(path, metadata={key: _MARK})
+    with _fonts():  # as a whole or not at all, so that half a figure is not taken for somebody else's file
+        _files.write(path, lambda file: figure.savefig(file, format=path.suffix[1:], metadata={key: _MARK}))
     return path
 
 
@@ -95,7 +95,7 @@ def _take_literally(figure: Figure) -> None:
     axes = [axis for each in figure.axes for axis in (each.xaxis, each.yaxis)]
     ticks = {label for axis in axes for label in (*axis.get_ticklabels(which="both"), axis.get_offset_text())}
     for text in set(figure.findobj(Text)) - ticks:
-        text.set_parse_math(False)  # type: ignore[attr-defined]
+        text.set_parse_math(False)
 
 
 def write_all(figure: Figure, folder: Path, name: str, formats: Sequence[str]) -> list[Path]:
