@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
+import platform
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from biotorch.errors import DamagedResultError, disk_is_full
+from biotorch.errors import DamagedResultError, OtherRunError, disk_is_full
 
 if TYPE_CHECKING:
     import torch
@@ -21,14 +24,18 @@ if TYPE_CHECKING:
 #: Ending of the names of temporary files, which a killed process leaves half written.
 _UNFINISHED = ".unfinished"
 
+#: File that marks the folder of an unfinished download as ours, so that it may be removed.
+_PARTIAL = ".biotorch"
+
 
 def write(path: Path, fill: Callable[[IO[bytes]], object], keep_previous: bool = False) -> None:
     """Write a file as a whole or not at all: fill a temporary file, sync it and rename it.
 
-    With `keep_previous` an existing file stays, under the name `previous(path)`.
+    With `keep_previous` an existing file stays, under the name `previous(path)`. The folder must exist, because to
+    create it would bring back a run's folder that somebody has deleted.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{_UNFINISHED}")
+    _remove_left(path)
+    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}{_UNFINISHED}")
     try:
         with naming(path), temporary.open("wb") as file:
             fill(file)
@@ -40,6 +47,24 @@ def write(path: Path, fill: Callable[[IO[bytes]], object], keep_previous: bool =
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+def _remove_left(path: Path) -> None:
+    """Remove what killed processes of this machine have left of `path`; another one may be writing it just now."""
+    for left in path.parent.glob(f"{glob.escape(f'.{path.name}.{platform.node()}.')}*{_UNFINISHED}"):
+        number = left.name.removesuffix(_UNFINISHED).rpartition(".")[2]
+        if number.isdecimal() and not _alive(int(number)):
+            left.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 @contextlib.contextmanager
@@ -108,7 +133,30 @@ def previous(path: Path) -> Path:
 def remove_unfinished(folder: Path) -> None:
     """Remove files that killed processes left half written."""
     for path in folder.glob(f".*{_UNFINISHED}"):
-        path.unlink(missing_ok=True)
+        if re.search(rf"\.\d+{_UNFINISHED}$", path.name):
+            path.unlink(missing_ok=True)
+
+
+class Anchor:
+    """Hold on a file or folder, which tells whether its path still leads to it.
+
+    The open descriptor keeps the system from giving the same inode to whatever takes the place of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDONLY)
+
+    def holds(self) -> bool:
+        """Whether the path leads to the same file as at the start."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), os.stat(self.path))
+        except OSError:
+            return False
+
+    def release(self) -> None:
+        """Close the descriptor."""
+        os.close(self._descriptor)
 
 
 def state_hash(state: Mapping[str, torch.Tensor]) -> str:
@@ -130,6 +178,7 @@ def complete(folder: Path, name: str, files: Iterable[str], download: Callable[[
     the others wait for it. The next process removes whatever a killed process left behind.
 
     Raises:
+        OtherRunError: somebody else's folder has the name that the download needs.
         OSError: `folder` cannot be written to. Errors of `download` are passed on.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -139,8 +188,9 @@ def complete(folder: Path, name: str, files: Iterable[str], download: Callable[[
             return
         # In the same folder, and so on the same disk, where renaming is atomic.
         partial = folder / f".{name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove_partial(partial)
         partial.mkdir()
+        (partial / _PARTIAL).touch()
         try:
             with naming(folder):
                 download(partial)
@@ -148,4 +198,19 @@ def complete(folder: Path, name: str, files: Iterable[str], download: Callable[[
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(partial / file, folder / file)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            _remove_partial(partial)
+
+
+def _remove_partial(partial: Path) -> None:
+    """Remove the folder of an unfinished download, its mark last; a folder without the mark is somebody else's."""
+    content = list(partial.iterdir()) if partial.is_dir() else []
+    if content and partial / _PARTIAL not in content:
+        raise OtherRunError(f"{partial} is in the way and was not written by biotorch; move it elsewhere")
+    for path in content:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != _PARTIAL:
+            path.unlink()
+    (partial / _PARTIAL).unlink(missing_ok=True)
+    if partial.is_dir():
+        partial.rmdir()

@@ -13,7 +13,8 @@
       ResumeError           a training cannot be continued from this state
       DamagedResultError    a results file cannot be read
       LockedError           another process works on the run
-      OtherRunError         the folder holds another run
+      OtherRunError         the folder holds another run, or files that are no run's
+      LostFolderError       the folder of a run was deleted or replaced under it
       DivergenceError       loss or weights are no longer finite
       BrokenPointsError     points of a study have no result
       BoundsError           an attack has left its bounds
@@ -32,7 +33,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal["mistake", "diverged", "disk", "defect"]
+Kind = Literal["mistake", "diverged", "disk", "lost", "died", "defect"]
 
 _PACKAGE = Path(__file__).parent
 
@@ -106,7 +107,11 @@ class LockedError(BiotorchError, RuntimeError):
 
 
 class OtherRunError(BiotorchError, FileExistsError):
-    """A folder holds a run of another configuration."""
+    """A folder holds a run of another configuration, or files that no run has written."""
+
+
+class LostFolderError(BiotorchError, RuntimeError):
+    """The folder of a run was deleted or replaced while the run worked in it."""
 
 
 class DivergenceError(BiotorchError, FloatingPointError):
@@ -159,8 +164,8 @@ class Failure:
     """The reason why a point has no result.
 
     Attributes:
-        kind: `mistake` of the user, `diverged`, `disk` (the disk is full), or `defect` of biotorch or of the user's own
-            code.
+        kind: `mistake` of the user, `diverged`, `disk` (the disk is full), `lost` (the folder was deleted), `died` (the
+            process was killed or crashed), or `defect` of biotorch or of the user's own code.
         message: one line or more for the user.
         traceback: the traceback; empty if the process died.
     """
@@ -183,6 +188,8 @@ def kind_of(error: Exception) -> Kind:
         return "diverged"
     if disk_is_full(error):
         return "disk"
+    if isinstance(error, LostFolderError):
+        return "lost"
     if isinstance(error, BiotorchError) and not isinstance(error, BoundsError):
         return "mistake"
     return "mistake" if isinstance(error, OSError) and _names_a_path(error) else "defect"

@@ -1,6 +1,9 @@
 """One folder, one run: finished ones are skipped, others refused, and only one process works on it."""
 
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -10,8 +13,18 @@ import runs
 import torch
 import yaml
 
-from biotorch.errors import kind_of
-from biotorch.experiment import ConfigError, DamagedResultError, Display, LockedError, OtherRunError, load_results, run
+from biotorch.errors import Interrupted, LostFolderError, kind_of
+from biotorch.experiment import (
+    ConfigError,
+    DamagedResultError,
+    Display,
+    LockedError,
+    OtherRunError,
+    RunFolder,
+    load_results,
+    run,
+)
+from biotorch.experiment.measure import attack_run
 
 SHORT = "data.validation_size=1200"
 
@@ -104,12 +117,6 @@ def test_overwrite_begins_anew(tmp_path):
     assert runs.stray(tmp_path / "quick") == set()
 
 
-def test_overwrite_leaves_nothing_of_the_old_run(tmp_path):
-    stopped(tmp_path, "logging.tensorboard=true")
-    runs.finish(tmp_path, SHORT, "logging.tensorboard=false", overwrite=True)
-    assert not (tmp_path / "quick" / "logs").exists()
-
-
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("config", [None, "", "{", "[1]"])
 def test_without_its_configuration_a_checkpoint_is_not_taken_for_that_of_another_run(config, overwrite, tmp_path):
@@ -140,11 +147,162 @@ def test_a_damaged_result_is_named(tmp_path):
     assert runs.finish(tmp_path, SHORT)["state_hash"] == json.loads(whole)["state_hash"]
 
 
+# Files of others ---------------------------------------------------------------------------------
+
+SEEDS = "sweep={experiment.seed: [0, 1]}"
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("overrides", [(), (SEEDS,)])
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "logs/mine.txt", "config.yaml", "table.md"])
+def test_a_folder_of_others_is_refused_before_anything_is_written(name, overwrite, overrides, tmp_path):
+    path = tmp_path / "quick" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    study = runs.quick(tmp_path, SHORT, *overrides)
+    before = files(tmp_path)
+    with pytest.raises(OtherRunError, match=r"quick is not empty.*choose another"):
+        run(study, overwrite)
+    assert files(tmp_path) == before
+
+
+def test_attacks_do_not_write_among_files_of_others(tmp_path):
+    runs.finish(tmp_path, SHORT)
+    (tmp_path / "quick" / "attacks").mkdir()
+    (tmp_path / "quick" / "attacks" / "study.json").write_text("{}")
+    before = files(tmp_path)
+    with pytest.raises(OtherRunError, match="attacks is not empty"):
+        attack_run(tmp_path / "quick", [("attacks.images", 5)])
+    assert files(tmp_path) == before
+
+
+def test_a_point_among_files_of_others_breaks_alone(tmp_path):
+    (tmp_path / "quick" / "seed=0").mkdir(parents=True)
+    run(runs.quick(tmp_path, SHORT, SEEDS, "sweep.experiment.seed=[1]"))
+    (tmp_path / "quick" / "seed=0" / "notes.txt").write_text("mine")
+    with pytest.raises(Exception, match=r"seed=0: .*is not empty") as caught:
+        run(runs.quick(tmp_path, SHORT, SEEDS))
+    assert list(caught.value.results) == ["seed=1"]
+    assert os.listdir(tmp_path / "quick" / "seed=0") == ["notes.txt"]  # and no error.txt
+
+
+@pytest.mark.parametrize(("first", "second"), [("exp/logs", "exp"), ("exp", "exp/logs"), ("exp", "exp/attacks")])
+def test_a_run_is_neither_around_nor_inside_another(first, second, tmp_path):
+    tensorboard = "logging.tensorboard=true"
+    runs.finish(tmp_path, SHORT, f"experiment.name={first}", "logging.tensorboard=false")
+    before = runs.left_behind(tmp_path / first)
+    for overwrite in (False, True):
+        with pytest.raises(OtherRunError, match=r"lie in the folder of the run|is not empty"):
+            runs.finish(tmp_path, SHORT, f"experiment.name={second}", tensorboard, overwrite=overwrite)
+    assert runs.left_behind(tmp_path / first) == before
+
+
+def test_only_files_of_the_run_itself_are_removed(tmp_path):
+    stopped(tmp_path, "logging.tensorboard=true")
+    folder = tmp_path / "quick"
+    (folder / ".wandb").write_text("abc")
+    own = ["wandb/run-1-abc/files.txt"]
+    mine = [
+        "notes.txt",
+        "logs/mine.txt",
+        "logs/events.out.tfevents.1.host",
+        "wandb/run-1-other/files.txt",
+        ".x.unfinished",
+    ]
+    for name in own + mine:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("")
+    (folder / "wandb" / "latest-run").symlink_to("run-1-abc")
+    runs.finish(tmp_path, SHORT, "logging.tensorboard=false", overwrite=True)
+    assert not any((folder / name).exists() for name in own)
+    assert not (folder / "wandb" / "latest-run").is_symlink()
+    assert all((folder / name).is_file() for name in mine)
+    assert len(list((folder / "logs").iterdir())) == 2
+
+
+class Lose(Display):
+    """Somebody deletes the folder, and perhaps starts another run in it."""
+
+    def __init__(self, folder, again=None):
+        self.folder, self.again, self.after = folder, again, None
+
+    def epoch(self, record):
+        if record["epoch"] == 1 and self.after is None:
+            shutil.rmtree(self.folder)
+            if self.again is not None:
+                run(self.again)
+            self.after = files(self.folder)
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("overrides", [("logging.tensorboard=true",), (SEEDS,)])
+def test_a_run_whose_folder_is_deleted_or_replaced_writes_nothing_more(again, overrides, tmp_path):
+    study = runs.quick(tmp_path, *overrides, "training.hyperparameters.epochs=2")
+    lose = Lose(study.folder, study if again else None)
+    with pytest.raises(LostFolderError, match=r"quick.* was deleted or replaced") as caught:
+        run(study, display=lose)
+    assert kind_of(caught.value) == "lost"
+    assert files(study.folder) == lose.after
+    assert study.folder.exists() == again
+
+
+# Overwriting -------------------------------------------------------------------------------------
+
+
+class StopIn(Display):
+    """Ctrl-C in the first epoch of a point."""
+
+    def __init__(self, name):
+        self.names, self.at = [], name
+
+    def start(self, name, config):
+        self.names.append(name)
+
+    def epoch(self, record):
+        if record["epoch"] == 1 and self.names[-1] == self.at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("overrides", [(), ("sweep={experiment.seed: [0, 1, 2]}",)])
+def test_an_interrupted_overwriting_command_is_continued_by_the_next_one(same, overrides, tmp_path):
+    run(runs.quick(tmp_path, SHORT, *overrides))
+    study = runs.quick(tmp_path, SHORT, *overrides, "model.mode.type=dfa", "training.hyperparameters.epochs=2")
+    names = list(study.points)
+    with pytest.raises(Interrupted):
+        run(study, overwrite=True, display=StopIn(names[len(names) // 2]))
+    begun = StopIn(None)
+    results = run(study, overwrite=same, display=begun)
+    assert begun.names == names[len(names) // 2 :]  # the one that was stopped, and those that had not begun
+    whole = run(
+        runs.quick(tmp_path / "whole", SHORT, *overrides, "model.mode.type=dfa", "training.hyperparameters.epochs=2")
+    )
+    assert {name: each["state_hash"] for name, each in results.items()} == {
+        name: each["state_hash"] for name, each in whole.items()
+    }
+    assert not [*tmp_path.rglob(".overwrite"), *tmp_path.rglob(".discard")]
+    again = StopIn(None)
+    run(study, overwrite=True, display=again)
+    assert again.names == names
+
+
+def test_overwriting_discards_nothing_while_another_process_works_on_a_point(tmp_path):
+    study = runs.quick(tmp_path, SHORT, SEEDS)
+    run(study)
+    before = files(study.folder)
+    with RunFolder(study.folder / "seed=1").locked(), pytest.raises(LockedError):
+        run(study, overwrite=True)
+    assert files(study.folder) == before
+
+
 # Locking -----------------------------------------------------------------------------------------
 
 HOLD = """
 import sys, time
-from pathlib import Path
 from biotorch.experiment import RunFolder
 folder = RunFolder(Path(sys.argv[1]))
 folder.lock()

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from biotorch import _files
-from biotorch._tables import Table, print_table
+from biotorch._tables import Table, plain_console, print_table
 from biotorch.cli.errors import ConfigFile, Overrides, is_first_process, plain_errors, resumable
 from biotorch.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from biotorch.results.collecting import Collection
 
 
@@ -151,7 +152,7 @@ def attack_command(
     flags |= {"autoattack": True} if autoattack else {}
     changes = [parse_override(override) for override in overrides or []]
     changes += [(f"attacks.{name}", value) for name, value in flags.items() if value is not None]
-    attack(run, changes, Console(quiet=not is_first_process()))
+    attack(run, changes, plain_console(quiet=not is_first_process()))
 
 
 def attack(folder: Path, changes: Sequence[tuple[str, Any]], console: Console) -> None:
@@ -164,7 +165,7 @@ def attack(folder: Path, changes: Sequence[tuple[str, Any]], console: Console) -
     found = []
     with Progress(console) as progress:
         for path in runs_in(folder):
-            console.print(f"{path}", highlight=False, soft_wrap=True)
+            console.print(f"{path}", soft_wrap=True)
             written, examples = attack_run(path, changes, progress)
             found.append(written)
             sheet = example_sheet(
@@ -177,13 +178,11 @@ def attack(folder: Path, changes: Sequence[tuple[str, Any]], console: Console) -
                 path / "attacks" / "examples.png",
                 f"epsilon {examples.epsilon:.3g}, PGD along the true gradient",
             )
-            console.print(
-                f"  verdict {examples.study.verdict}. {examples.study.sentence}", highlight=False, soft_wrap=True
-            )
+            console.print(f"  verdict {examples.study.verdict}. {examples.study.sentence}", soft_wrap=True)
             if "trained_on" in written:
-                console.print(f"  data    trained on {written['trained_on']}", highlight=False, soft_wrap=True)
+                console.print(f"  data    trained on {written['trained_on']}", soft_wrap=True)
             for check in examples.study.fired:
-                console.print(f"  check   {check.name}: {check.sentence}", highlight=False, soft_wrap=True)
+                console.print(f"  check   {check.name}: {check.sentence}", soft_wrap=True)
             console.print(f"  report  {path / 'attacks' / 'study.md'}", soft_wrap=True)
             console.print(f"  sheet   {sheet}", soft_wrap=True)
     rows = robustness_table(found)
@@ -231,13 +230,14 @@ def report_command(
     kinds = formats.split(",")
     if unknown := set(kinds) - set(_FIGURES):
         raise ConfigError(f"--formats: only {', '.join(_FIGURES)} are known, not {', '.join(sorted(unknown))}")
-    collection, console = collect(folders), Console()
+    collection, console = collect(folders), plain_console()
     tell(collection, console)
     if not collection.runs:
         raise ConfigError(f"no finished run in {', '.join(map(str, folders))}")
     rows = table(collection.results)
     print_table(rows, console)
     if tables is not None:
+        tables.parent.mkdir(parents=True, exist_ok=True)
         _files.write_text(tables, _written(rows, tables.suffix))
         console.print(f"table   {tables}", soft_wrap=True)
     if figures is not None:
@@ -250,10 +250,10 @@ def report_command(
 def tell(collection: Collection, console: Console) -> None:
     """Print the runs of a collection that are left out, with the reason, and the unfinished ones."""
     for problem in collection.problems:
-        console.print(f"left out: {problem}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"left out: {problem}", soft_wrap=True)
     if collection.unfinished:
         names = ", ".join(map(str, collection.unfinished))
-        console.print(f"not finished: {names}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"not finished: {names}", soft_wrap=True)
 
 
 def _written(rows: Table, suffix: str) -> str:

@@ -7,15 +7,16 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from biotorch import _files
-from biotorch._tables import Table, print_table
+from biotorch._tables import Table, plain_console, print_table
 from biotorch.cli.errors import ConfigFile, Overrides, is_first_process, resumable
 from biotorch.cli.inspect import attack
 from biotorch.errors import BrokenPointsError, ConfigError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from biotorch.experiment.config import Config
     from biotorch.experiment.executors import Executor
     from biotorch.experiment.reading import Study
@@ -69,36 +70,36 @@ def run_command(
     biotorch run configs/paper/table2.yaml --executor slurm cluster.partition=gpu infrastructure.gpus=0
     torchrun --nproc-per-node 2 -m biotorch.cli run configs/quickstart.yaml
     """
-    from biotorch.experiment import RunFolder, read, run
+    from biotorch.experiment import RunFolder, read
+    from biotorch.experiment.command import command, overwrites_anew
     from biotorch.experiment.display import Progress
     from biotorch.experiment.estimating import best_jobs
+    from biotorch.experiment.study import run_points
     from biotorch.report.page import write_page
     from biotorch.results.collecting import collect
 
     study = read(config, overrides or [])
-    console = Console(quiet=not is_first_process())
-    left = {
-        name: point
-        for name, point in study.points.items()
-        if overwrite or not RunFolder(study.folder / name).results.is_file()
-    }
+    console = plain_console(quiet=not is_first_process())
+    anew = overwrite and overwrites_anew(study)
+    left = {name: point for name, point in study.points.items() if anew or not RunFolder(study.folder / name).finished}
     if jobs is None:
         jobs = max(1, len(left)) if executor is _Executor.slurm else best_jobs(left)
     if dry_run:
         _list(study, left, jobs, console)
         return
-    try:
-        with Progress(console, len(study.points)) as progress:
-            finished = run(study, overwrite, progress, _executor(executor, jobs, left, study))
-    except BrokenPointsError as error:
-        if error.results:
-            _show(study, list(error.results.values()), console)
-        raise
-    if is_first_process():
-        _show(study, list(finished.values()), console)
-        if study.config.attacks is not None:
-            attack(study.folder, [], console)
-            write_page(collect(study.folder), study.folder / _PAGE)
+    with command(study, overwrite):
+        try:
+            with Progress(console, len(study.points)) as progress:
+                finished = run_points(study, progress, _executor(executor, jobs, left, study))
+        except BrokenPointsError as error:
+            if error.results:
+                _show(study, list(error.results.values()), console)
+            raise
+        if is_first_process():
+            _show(study, list(finished.values()), console)
+            if study.config.attacks is not None:
+                attack(study.folder, [], console)
+                write_page(collect(study.folder), study.folder / _PAGE)
 
 
 def _executor(kind: _Executor, jobs: int, left: Mapping[str, Config], study: Study) -> Executor | None:
@@ -194,7 +195,7 @@ def search_command(
     from biotorch.experiment.estimating import best_jobs
     from biotorch.experiment.executors import Local
 
-    study, numbers, console = read(config, overrides or []), _numbers(rates), Console()
+    study, numbers, console = read(config, overrides or []), _numbers(rates), plain_console()
 
     def run_all(points: Study) -> dict[str, Result]:
         count = jobs or best_jobs(points.points)
@@ -211,8 +212,8 @@ def search_command(
     _files.write_text(study.folder / "search" / "rates.md", rows.markdown())
     _files.write_text(study.folder / "search" / "rates.yaml", refinements)
     print_table(rows, console)
-    console.print("to add to the section `sweep` of the configuration:\n", highlight=False)
-    console.print(refinements, highlight=False, markup=False, soft_wrap=True)
+    console.print("to add to the section `sweep` of the configuration:\n")
+    console.print(refinements, soft_wrap=True)
     for path in ("rates.md", "rates.yaml"):
         console.print(f"written {study.folder / 'search' / path}", soft_wrap=True)
 

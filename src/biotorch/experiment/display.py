@@ -75,11 +75,11 @@ class Progress(Display):
         self.every: int | None = None
         self.looked, self.has_attacks = time.monotonic(), False
         self.bars = Bars(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[status]}"),
+            TextColumn("{task.fields[status]}", markup=False),
             console=console,
             disable=not console.is_terminal,
         )
@@ -203,7 +203,7 @@ class Progress(Display):
         return f"[{point.number}/{self.points}] {point.name}"
 
     def _print(self, line: str) -> None:
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(line, soft_wrap=True)
 
 
 def _shown(figures: Mapping[str, float]) -> str:

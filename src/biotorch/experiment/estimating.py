@@ -113,7 +113,7 @@ def _measure(config: Config) -> _Stopwatch:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with contextlib.suppress(Interrupted):  # raised by the stopwatch's own request
-            run_point(config.model_copy(update={"logging": logging}), Path(folder), True, stopwatch, request)
+            run_point(config.model_copy(update={"logging": logging}), Path(folder), stopwatch, request)
     return stopwatch
 
 

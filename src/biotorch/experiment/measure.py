@@ -15,7 +15,7 @@ from biotorch.errors import ConfigError
 from biotorch.experiment import results
 from biotorch.experiment.config import Config
 from biotorch.experiment.display import Display
-from biotorch.experiment.folder import RunFolder
+from biotorch.experiment.folder import LockedFolder, RunFolder
 from biotorch.experiment.identity import (
     BESIDE_THE_POINT,
     Which,
@@ -171,8 +171,10 @@ def attack_run(
     Raises:
         FileNotFoundError, CheckpointError: as in `load`.
         ConfigError: an override is wrong, or the data are not images.
-        OtherRunError: the data have changed since the network was trained, and no override names them.
+        OtherRunError: the data have changed since the network was trained, and no override names them; or `run/attacks`
+            holds files of others.
         LockedError: another process attacks this run.
+        LostFolderError: `run/attacks` was deleted or replaced during the study.
     """
     content = read_checkpoint(run)
     config = changed(own_config(content, str(run)), overrides, str(run), ("attacks", "data", "infrastructure"))
@@ -180,9 +182,8 @@ def attack_run(
     section = config.attacks or AttacksConfig()
     config = config.model_copy(update={"attacks": section})
     place, fabric = RunFolder(run), launched(config)
-    folder = RunFolder(place.study.parent)
-    folder.lock()
-    try:
+    folder = LockedFolder(place.study.parent, {place.study.name: b'"biotorch"'})
+    with folder.locked():
         with repeatable(config.experiment.seed, config.experiment.deterministic, config.infrastructure.threads):
             dataset = data.load(config.data, config.experiment.seed).to(fabric.device)
             _require_images(run, dataset.kind == "images" and dataset.task == "classification")
@@ -222,12 +223,11 @@ def attack_run(
                 "study": found.to_json(),
             }
         )
+        folder.require_held()
         written = _files.write_json(place.study, written)
         told = "" if path is None else f"\nTransfer: the twin is {path}.\n"
         told += f"\nThe network was trained on {differing['trained_on']}.\n" if differing else ""
         _files.write_text(place.study_text, f"{found}\n{told}")
-    finally:
-        folder.release()
     return written, examples
 
 

@@ -163,7 +163,6 @@ class Run:
 def run_point(
     config: Config,
     path: Path,
-    overwrite: bool = False,
     display: Display | None = None,
     request: StopRequest | None = None,
 ) -> Result:
@@ -171,33 +170,35 @@ def run_point(
 
     Raises:
         LockedError: another process works on the folder.
-        OtherRunError: the folder holds a run of another configuration or on other data, and `overwrite` is False.
+        OtherRunError: the folder holds a run of another configuration or on other data, or files that no run has
+            written.
         ConfigError: network, loss, optimizer or processes do not fit each other or the data.
+        LostFolderError: the folder was deleted or replaced during the run.
         DivergenceError: loss or weights are no longer finite; the last good checkpoint stays.
         Interrupted: a signal has asked to stop; the checkpoint is on disk.
     """
     import_all(config.imports)  # a new process has not imported them yet
     fabric, folder = launched(config), RunFolder(path)
     with _locked(folder, fabric):
-        config = _on_first(fabric, lambda: resolved(config, None if overwrite else folder.read_config()))
+        config = on_first(fabric, lambda: resolved(config, None if folder.discarded else folder.read_config()))
         experiment = config.experiment
         with repeatable(experiment.seed, experiment.deterministic, config.infrastructure.threads):
             dataset = data.load(config.data, experiment.seed).to(fabric.device)
             if problems := config.misplaced({dataset.kind}):  # known before for all but .npz files
                 raise ConfigError("; ".join(f"{key}: {text}" for key, text in problems.items()))
             config = config.for_task(dataset.task)
-            _on_first(fabric, lambda: claim(config, folder, overwrite))
-            state = None if overwrite else _saved(config, folder, dataset, fabric)
+            on_first(fabric, lambda: claim(config, folder))
+            state = None if folder.discarded else _saved(config, folder, dataset, fabric)
             model = build_model(config, dataset.num_outputs, dataset.input_shape).to(fabric.device)
             if config.infrastructure.channels_last and dataset.kind == "images":
                 model = model.to(memory_format=torch.channels_last)
             check_input(model, dataset.train, config)
-            _on_first(fabric, lambda: folder.begin(config.model_dump(mode="json"), overwrite))
+            on_first(fabric, lambda: folder.begin(config.model_dump(mode="json")))
             if fabric.world_size > 1:  # each process draws its own dropout masks
                 torch.manual_seed(_seeding.derive(experiment.seed, "rank", fabric.global_rank))
             run = Run(config, fabric, folder, dataset, model, display or Display(), request or StopRequest(), state)
             result = run.result()
-        return _on_first(fabric, lambda: _finish(folder, result))
+        return on_first(fabric, lambda: _finish(folder, result))
 
 
 def _saved(config: Config, folder: RunFolder, dataset: data.Dataset, fabric: Fabric) -> dict[str, Any] | None:
@@ -207,7 +208,7 @@ def _saved(config: Config, folder: RunFolder, dataset: data.Dataset, fabric: Fab
         OtherRunError: it was trained on other data.
         CheckpointError: it is of another run.
     """
-    newest = _on_first(fabric, lambda: checkpoints.newest(folder.latest))
+    newest = on_first(fabric, lambda: checkpoints.newest(folder.latest))
     if newest is None:
         return None
     state = checkpoints.load(newest)  # to the CPU, where generators stay; the rest is copied to its device
@@ -218,6 +219,7 @@ def _saved(config: Config, folder: RunFolder, dataset: data.Dataset, fabric: Fab
 
 
 def _finish(folder: RunFolder, result: Result) -> Result:
+    folder.require_held()
     if "error" in (result["validation"] or ()):
         _files.write_text(folder.best_accuracy, f"{100 - result['validation']['error']}\n")
     _files.previous(folder.latest).unlink(missing_ok=True)
@@ -229,15 +231,18 @@ def _finish(folder: RunFolder, result: Result) -> Result:
 
 @contextlib.contextmanager
 def _locked(folder: RunFolder, fabric: Fabric) -> Iterator[None]:
-    _on_first(fabric, folder.lock)
+    on_first(fabric, folder.lock)
     try:
         yield
+    except FileNotFoundError:
+        folder.require_held()  # the better message, if it is the folder that is missing
+        raise
     finally:
         if fabric.is_global_zero:
             folder.release()
 
 
-def _on_first(fabric: Fabric, action: Callable[[], _T]) -> _T:
+def on_first(fabric: Fabric, action: Callable[[], _T]) -> _T:
     """Run `action` in the first process only. All processes return its value, or raise its exception."""
     outcome: tuple[_T | None, Exception | None] = (None, None)
     if fabric.is_global_zero:

@@ -11,6 +11,7 @@ from biotorch import _seeding
 from biotorch._names import require
 from biotorch.errors import BrokenPointsError, ConfigError
 from biotorch.experiment.config import Config
+from biotorch.experiment.folder import SEARCH
 from biotorch.experiment.reading import Study
 from biotorch.experiment.results import Result
 from biotorch.training.figures import judged
@@ -128,7 +129,7 @@ def by_optuna(study: Study, low: float, high: float, trials: int, seed: int, run
 def _measure(study: Study, wanted: Sequence[tuple[Setting, float]], run: Run) -> None:
     """Run the wanted pairs of setting and rate, and store their validation figures in the settings."""
     points = {_name(setting, rate): _with_rate(setting.config, rate) for setting, rate in wanted}
-    folder = study.folder / "search"
+    folder = study.folder / SEARCH
     try:
         results: Mapping[str, Result] = run(Study(folder, points))
     except BrokenPointsError as error:

@@ -7,12 +7,21 @@ import functools
 import json
 import signal
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch.distributed
 
 from biotorch import _files, data
-from biotorch.errors import BiotorchError, BrokenPointsError, DamagedResultError, Failure, Interrupted
+from biotorch.errors import (
+    BiotorchError,
+    BrokenPointsError,
+    DamagedResultError,
+    Failure,
+    Interrupted,
+    LostFolderError,
+)
+from biotorch.experiment.command import command, is_sweep
 from biotorch.experiment.config import Config
 from biotorch.experiment.display import Display
 from biotorch.experiment.executors.base import Executor, Task
@@ -37,29 +46,39 @@ def run(
 
     Args:
         study: the study, as `read` returns it.
-        overwrite: whether to replace the results of earlier runs.
+        overwrite: whether to replace the results of earlier runs, see `command`.
         display: object whose methods are called to show the progress.
         executor: executor of the points; default: one after another in this process.
 
     Raises:
-        OtherRunError: a folder holds a run of another configuration, and `overwrite` is False.
+        OtherRunError, LockedError: as in `command`.
+        LostFolderError, Interrupted, BrokenPointsError: as in `run_points`.
+    """
+    with command(study, overwrite):
+        return run_points(study, display, executor)
+
+
+def run_points(study: Study, display: Display | None = None, executor: Executor | None = None) -> dict[str, Result]:
+    """Run the points of `study` inside of a `command`; arguments and result are as in `run`.
+
+    Raises:
+        LostFolderError: the folder of the study was deleted or replaced.
         Interrupted: by SIGINT or SIGTERM; the last checkpoint is on disk.
         BrokenPointsError: some points of a sweep have failed; it is raised after all others have been run. Without a
             sweep, the error of the only point is raised itself, see `run_point`.
     """
     progress = _Progress(study, display or Display())
-    if not overwrite:
-        progress.collect()
-    if executor is None or executor.here:
-        progress.require_data()
-    if len(study.points) > 1 and progress.left:
-        RunFolder(study.folder).clear_robustness()  # of the networks that were there before
-    with stop_requests() as request:
+    progress.collect()
+    with stop_requests() as request, progress:
+        if executor is None or executor.here:
+            progress.require_data()
+        if is_sweep(study) and progress.left:
+            RunFolder(study.folder).clear_robustness()  # of the networks that were there before
         if executor is None:
-            progress.run_one_by_one(overwrite, request)
+            progress.run_one_by_one(request)
         elif progress.left:
             with executor:
-                progress.run_side_by_side(overwrite, request, executor)
+                progress.run_side_by_side(request, executor)
     done, failures = progress.done, progress.failures
     in_order = {name: done[name] for name in study.points if name in done}
     if failures:
@@ -80,6 +99,26 @@ class _Progress:
         self._data: dict[tuple[str, Path], tuple[str, dict[str, Any]]] = {}
         #: Number of epochs of each running point that the display has shown.
         self._shown: dict[str, int] = {}
+        self._anchor: _files.Anchor | None = None
+
+    def __enter__(self) -> _Progress:
+        if is_sweep(self.study):  # the folder of a single run is held by its lock
+            self.study.folder.mkdir(parents=True, exist_ok=True)
+            self._anchor = _files.Anchor(self.study.folder)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._anchor is not None:
+            self._anchor.release()
+
+    def _require_folder(self) -> None:
+        if self._anchor is not None and not self._anchor.holds():
+            raise LostFolderError(
+                f"{self.study.folder} was deleted or replaced while its points ran, so nothing more is written; leave "
+                "the folder where it is while it is in use"
+            )
 
     @property
     def left(self) -> dict[str, Config]:
@@ -92,7 +131,8 @@ class _Progress:
         describe = functools.cache(data.describe)  # points share their data
         for name, config in self.study.points.items():
             try:
-                result = finished(config, RunFolder(self.study.folder / name), describe)
+                folder = RunFolder(self.study.folder / name)
+                result = None if folder.discarded else finished(config, folder, describe)
             except DamagedResultError as error:
                 if len(self.study.points) == 1:
                     raise
@@ -121,12 +161,13 @@ class _Progress:
                 raise error
             self._fail(names, Failure.of(error))
 
-    def run_one_by_one(self, overwrite: bool, request: StopRequest) -> None:
+    def run_one_by_one(self, request: StopRequest) -> None:
         """Run the points that are left one after another in this process."""
         for name, config in self.left.items():
+            self._require_folder()
             self.display.start(name, config)
             try:
-                result = run_point(config, self.study.folder / name, overwrite, self.display, request)
+                result = run_point(config, self.study.folder / name, self.display, request)
             except Exception as error:  # of any kind: it is reported at the end, after the other points
                 # Other processes may wait for this one.
                 if len(self.study.points) == 1 or torch.distributed.is_initialized():
@@ -135,14 +176,15 @@ class _Progress:
             else:
                 self._finish(name, result)
 
-    def run_side_by_side(self, overwrite: bool, request: StopRequest, executor: Executor) -> None:
+    def run_side_by_side(self, request: StopRequest, executor: Executor) -> None:
         """Run the points that are left in the processes of an executor, and show the epochs that they write."""
         left = self.left
         waiting = set(left)
         with request.deferred():
-            executor.submit([Task(name, config, self.study.folder / name, overwrite) for name, config in left.items()])
+            executor.submit([Task(name, config, self.study.folder / name) for name, config in left.items()])
             while waiting and request.number is None:
                 ended = executor.wait(_LOOK)
+                self._require_folder()
                 self._pass_on(executor)
                 self._show(executor)
                 for task, failure in ((each.task, each.failure) for each in ended):
@@ -166,11 +208,13 @@ class _Progress:
         self.display.finished(name, result)
 
     def _fail(self, names: list[str], failure: Failure) -> None:
-        """Record the failure of points, and write it into their folders."""
+        """Record the failure of points, and write it into their folders, if they may be written to."""
         for name in names:
-            with contextlib.suppress(OSError):  # the failure may be a full disk; it is also printed
-                path = RunFolder(self.study.folder / name).error
-                _files.write_text(path, failure.traceback or f"{failure.message}\n")
+            folder = RunFolder(self.study.folder / name)
+            if failure.kind != "lost":
+                # It may be a full disk, files of others or another process's lock; the failure is also printed.
+                with contextlib.suppress(OSError, BiotorchError), folder.locked():
+                    _files.write_text(folder.error, failure.traceback or f"{failure.message}\n")
             self.failures[name] = failure
         self.display.failed(names, failure.message)
 

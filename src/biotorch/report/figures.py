@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from biotorch.errors import OtherRunError
 from biotorch.experiment.results import Result
 from biotorch.report.angles import draw_angles, draw_depth, draw_layers
 from biotorch.report.series import Curve, Series, legend_note, over_epochs, panels
-from biotorch.report.style import caption, frame, legend, new_figure, write_all
+from biotorch.report.style import caption, frame, is_own, legend, new_figure, write_all
 from biotorch.results.groups import method
 from biotorch.training import Record
 from biotorch.training.figures import judged, judged_figure
@@ -120,6 +121,9 @@ def draw_all(results: Sequence[Result], folder: Path, formats: Sequence[str] = (
         results: any runs.
         folder: folder of the figures, created if missing.
         formats: any of png, svg and pdf.
+
+    Raises:
+        OtherRunError: the folder holds a file that would be replaced, and that is no figure of ours.
     """
     figures = {
         "learning": draw_learning(results),
@@ -128,11 +132,16 @@ def draw_all(results: Sequence[Result], folder: Path, formats: Sequence[str] = (
         "depth": draw_depth(results),
         **{f"layers_{name}": draw_layers(results, name) for name in dict.fromkeys(map(method, results))},
     }
+    for name, each in itertools.product([name for name, figure in figures.items() if figure is not None], formats):
+        path = folder / f"{name}.{each}"
+        if path.exists() and not is_own(path):
+            raise OtherRunError(f"{path} was not drawn by this version of biotorch; move it, or choose another folder")
     written: list[Path] = []
     for name, figure in figures.items():
+        paths = [folder / f"{name}.{each}" for each in formats]
         if figure is None:
-            for each in formats:
-                (folder / f"{name}.{each}").unlink(missing_ok=True)
+            for path in filter(is_own, paths):
+                path.unlink()
         else:
             written += write_all(figure, folder, name, formats)
     return written

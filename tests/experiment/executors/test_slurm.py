@@ -59,8 +59,8 @@ class Told(Display):
         self.warned.append(message)
 
 
-def tasks(study, overwrite: bool = False) -> list[Task]:
-    return [Task(name, config, study.folder / name, overwrite) for name, config in study.points.items()]
+def tasks(study) -> list[Task]:
+    return [Task(name, config, study.folder / name) for name, config in study.points.items()]
 
 
 def job(study, name: str = "") -> str:

@@ -17,12 +17,11 @@ from biotorch.experiment.signals import stop_requests
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Point to run: name, configuration, folder, and whether to delete an earlier run in the folder."""
+    """Point to run: name, configuration and folder."""
 
     name: str
     config: Config
     path: Path
-    overwrite: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +85,7 @@ def execute(task: Task) -> Failure | None:
     """
     with stop_requests() as request:
         try:
-            run_point(task.config, task.path, task.overwrite, Display(), request)
+            run_point(task.config, task.path, Display(), request)
         except Exception as error:  # noqa: BLE001 - the other points go on, and the command reports it at the end
             return Failure.of(error)
     return None

@@ -80,12 +80,12 @@ class Local(Executor):
             assert task is not None
             try:
                 kind, content = worker.connection.recv()
-            except EOFError:
+            except (EOFError, OSError):  # OSError: it died before it had read its task
                 worker.end()
                 self._workers.remove(worker)
                 if self._stopping:
                     continue
-                ended.append(Ended(task, Failure("defect", f"its process died ({worker.fate})")))
+                ended.append(Ended(task, Failure("died", f"its process died ({worker.fate})")))
                 worker = _Worker(worker.number, self.threads)
                 self._workers.append(worker)
             else:
@@ -128,7 +128,7 @@ class _Worker:
 
     def give(self, task: Task) -> None:
         self.task = task
-        with contextlib.suppress(BrokenPipeError):  # the worker has died, which `wait` will notice
+        with contextlib.suppress(ConnectionError):  # the worker has died, which `wait` will notice
             self.connection.send(task)
 
     def stop(self) -> None:
@@ -139,7 +139,7 @@ class _Worker:
 
     def end(self) -> None:
         """End the worker: at once if it has no task, or else after its checkpoint; kill it if it takes too long."""
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(ConnectionError):
             self.connection.send(None)
         self._process.join(_PATIENCE)
         if self._process.is_alive():

@@ -90,11 +90,21 @@ def _lines(*command: str) -> list[list[str]] | None:
 
 @dataclasses.dataclass
 class Job:
-    """Job as recorded in jobs.json (number, processes, digest of its configuration), with its last known state."""
+    """Job as recorded in jobs.json, with its last known state.
+
+    Attributes:
+        number: number of the job.
+        processes: number of its processes.
+        config: digest of its configuration.
+        discards: mark of the earlier run that it discards when it begins, or "".
+        state: last known state.
+        dead_since: time at which the job was first seen to have ended.
+    """
 
     number: str
     processes: int
     config: str
+    discards: str = ""
     state: str = "PENDING"
     dead_since: float | None = None
 
@@ -135,7 +145,7 @@ class JobList:
 
     def add(self, jobs: dict[str, Job]) -> None:
         """Add jobs to the file; a job replaces an earlier one of the same point."""
-        kept = ("number", "processes", "config")
+        kept = ("number", "processes", "config", "discards")
         tree = {name: {key: getattr(job, key) for key in kept} for name, job in (self.read() | jobs).items()}
         _files.write_text(self.path, json.dumps(tree, indent=1) + "\n")
 

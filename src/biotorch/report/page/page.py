@@ -49,6 +49,7 @@ def write_page(collection: Collection, path: Path, title: str | None = None) -> 
         data=Markup(_json(drawn)),
         **content(collection),
     )
+    path.parent.mkdir(parents=True, exist_ok=True)
     _files.write_text(path, page)
     return path
 
