@@ -7,7 +7,8 @@
       ConfigError           a configuration is wrong
       OwnModuleError        a user's own module cannot be imported
       MissingPackageError   an optional package is not installed
-      DataError             files of a data set are damaged
+      DataError             files of a data set are damaged, or are other files than before
+      NotEnoughMemoryError  a network or a data set does not fit into memory
       CheckpointError       a checkpoint cannot be used
       ResumeError           a training cannot be continued from this state
       DamagedResultError    a results file cannot be read
@@ -81,7 +82,11 @@ class MissingPackageError(BiotorchError, ModuleNotFoundError):
 
 
 class DataError(BiotorchError, ValueError):
-    """Files of a data set are damaged or in the wrong form; the message names the file and the cure."""
+    """Files of a data set are damaged, in the wrong form or changed; the message names the file and the cure."""
+
+
+class NotEnoughMemoryError(BiotorchError, MemoryError):
+    """A network or a data set needs more memory than the machine has; the message says how much."""
 
 
 class CheckpointError(BiotorchError, ValueError):
