@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_
 
 from biotorch import models, rules
 from biotorch._names import unknown
-from biotorch._sections import Section
+from biotorch._sections import Place, Section, place
 from biotorch.data import DataConfig
 from biotorch.errors import SectionError
 from biotorch.experiment.cluster import ClusterConfig
@@ -26,7 +26,7 @@ class ExperimentConfig(Section):
     """`experiment`: name, output folder, seed and determinism."""
 
     name: str = Field(min_length=1)
-    output_dir: Path = Path("runs")
+    output_dir: Place = Path("runs")
     seed: int = Field(default=0, ge=0, lt=2**63)
     deterministic: bool = True
     """Use only deterministic PyTorch operations; an operation without a deterministic version raises an error."""
@@ -37,14 +37,8 @@ class ExperimentConfig(Section):
         path = Path(name)
         if not name.strip() or not name.isprintable() or path.is_absolute() or not path.parts or ".." in path.parts:
             raise ValueError(f"must be the name of a folder below output_dir, not {name!r}")
+        place(path)
         return name
-
-    @field_validator("output_dir")
-    @classmethod
-    def _home(cls, path: Path) -> Path:
-        if not str(path).isprintable():
-            raise ValueError("must be the path of a folder, in printable characters")
-        return path.expanduser()
 
 
 class RuleConfig(Section):
@@ -144,7 +138,7 @@ class ModelConfig(Section):
     """Keyword arguments of the architecture, such as {depth: 3, width: 256} of mlp."""
     mode: ModeConfig | None = None
     pretrained: bool = False
-    checkpoint: Path | None = None
+    checkpoint: Place | None = None
     """Initial weights: the folder of a run, one of its .pth files, or a file with a plain state_dict."""
     train_only: list[str] | None = Field(default=None, min_length=1)
     """Names of modules or parameters to train, with * for any characters; all others keep their initial values."""

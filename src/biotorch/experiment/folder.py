@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
 import biotorch
@@ -83,12 +82,9 @@ class RunFolder:
 
         If the file is missing or damaged, the configuration in the checkpoint is returned.
         """
-        try:
-            tree = yaml.load(self.config.read_text(), documents.Loader) if self.config.is_file() else None
-        except (yaml.YAMLError, UnicodeDecodeError):
-            tree = None
-        if isinstance(tree, dict):
-            return tree
+        stored = documents.stored(self.config)
+        if stored is not None:
+            return stored
         newest = checkpoints.newest(self.latest)
         return None if newest is None else checkpoints.load(newest).get("config")
 

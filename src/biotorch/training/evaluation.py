@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from biotorch.data import DataError, Split
+from biotorch.errors import ConfigError
 from biotorch.models.outputs import main_output
 from biotorch.training.distributed import one_process
 
@@ -24,6 +25,12 @@ def loss_size(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor], fl
     It is the method `size` of `loss`, if there is one, else the number of labels.
     """
     return getattr(loss, "size", torch.numel)
+
+
+def require_outputs(top_k: int, count: int) -> None:
+    """Raise ConfigError if `top_k` exceeds the number of a network's outputs, among which every label would be."""
+    if top_k > count:
+        raise ConfigError(f"training.metrics.top_k: {top_k} of {count} outputs cannot be chosen: give at most {count}")
 
 
 class Tally:
@@ -47,7 +54,8 @@ class Tally:
         wrong = (outputs.argmax(1) != labels).sum()
         missed = wrong
         if self.top_k > 1:
-            ranked = outputs.topk(min(self.top_k, outputs.shape[1]), 1).indices
+            require_outputs(self.top_k, outputs.shape[1])
+            ranked = outputs.topk(self.top_k, 1).indices
             missed = (ranked != labels[:, None]).all(1).sum()
         surprise = wrong.new_zeros(())
         if self.per_token:
@@ -110,6 +118,7 @@ def evaluate(
         on_batch: called after each batch that has a counterpart in every process; it may raise, to stop.
 
     Raises:
+        ConfigError: `top_k` exceeds the number of outputs.
         DataError: no example can be read.
         TypeError: `main_output` does not know the kind of outputs that the network returns.
     """
