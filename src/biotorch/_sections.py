@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -15,10 +15,12 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     ValidationError,
     WithJsonSchema,
     model_validator,
 )
+from pydantic_core import CoreSchema, core_schema
 
 from biotorch.errors import SectionError
 
@@ -76,6 +78,16 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Takes a section that exists already as it is: pydantic would run its `after` validators again."""
+
+        def once(value: Any, check: Callable[[Any], Any]) -> Any:
+            return value if isinstance(value, cls) else check(value)
+
+        inner: Any = dict(handler.resolve_ref_schema(handler(source)))
+        return core_schema.no_info_wrap_validator_function(once, inner, ref=inner.pop("ref", None))
 
     @model_validator(mode="before")
     @classmethod

@@ -212,7 +212,7 @@ def _listed(source: str, problems: Sequence[str]) -> str:
 
 def _lines(error: ValidationError, places: Places, point: sweep.Point) -> Iterator[str]:
     for problem in error.errors():
-        location = tuple(str(part) for part in problem["loc"] if part != "Augmentation")
+        location = tuple(str(part) for part in problem["loc"] if not str(part).startswith("function-"))
         inner = problem.get("ctx", {}).get("error")
         if isinstance(inner, SectionError):
             for key, text in inner.problems.items():
