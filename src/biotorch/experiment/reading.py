@@ -240,7 +240,8 @@ def _line(location: Location, message: str, places: Places, point: sweep.Point =
     message = message.replace("\n", " ")
     candidates = [location[:length] for length in range(len(location), 0, -1)]
     for swept, where in point.places.items():
-        if f"{key}.".startswith(f"{swept}."):
+        inside = len(location) > 1 and f"{swept}.".startswith(f"{key}.")
+        if inside or f"{key}.".startswith(f"{swept}."):
             message = f"{message} (at the point of the sweep where {swept} is {reprlib.repr(point.changes[swept])})"
             candidates = [where[:length] for length in range(len(where), 0, -1)]
     place = next((places[known] for known in candidates if known in places), None)
