@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from config_cases import flat
-from config_mutations import mutated, plain
+from config_mutations import SMALL, mutated, plain
 from typer.testing import CliRunner
 
 from biotorch.cli.app import app
@@ -21,7 +21,7 @@ from biotorch.experiment.reading import parse_override
 from biotorch.experiment.reading import validate as validate_tree
 
 #: Seconds after which a mutation counts as a hang, and bytes of memory that it may take.
-PATIENCE, MEMORY = 30, 12 * 2**30
+PATIENCE, MEMORY = 60, 12 * 2**30
 
 # What must hold ----------------------------------------------------------------------------------
 
@@ -127,11 +127,15 @@ def require_repeatable(study):
 def require_place(error, path, overrides):
     first, *problems = str(error).replace(str(path), "FILE").split("\n  ")
     assert "FILE" in first or first.startswith("override "), first
-    assert all(len(line) < 3000 and line.isprintable() for line in (first, *problems)), "a line is long or unprintable"
+    assert all(len(line) < 3000 and line.isprintable() for line in (first, *problems)), (
+        "message: a line is long or unprintable"
+    )
     if first.startswith("FILE: "):
         for problem in problems:
             somewhere = problem.startswith(("FILE:", "override ", "'")) or "missing" in problem
-            assert somewhere or "is not an override" in problem or problem.startswith("and "), f"no place: {problem}"
+            assert somewhere or "is not an override" in problem or problem.startswith("and "), (
+                f"message: no place: {problem}"
+            )
 
 
 def check(text, overrides, path):
@@ -181,7 +185,7 @@ def outcome(number, folder, estimated):
             return "refused"
         return "estimated" if draw.random() < estimated and dry_run(study, overrides, path) else "accepted"
     except AssertionError as error:
-        kind, told = "ignored key", error
+        kind, told = ("ignored key" if "message:" not in str(error) else "message"), error
     except Hang:
         kind, told = "hang", ""
     except BaseException as error:  # noqa: BLE001 - whatever it is, it is a defect
@@ -220,10 +224,14 @@ def outcomes(numbers, folder, estimated):
     ("first", "count", "estimated"), [(0, 200, 0.15), pytest.param(1000, 10_000, 0.1, marks=pytest.mark.slow)]
 )
 def test_no_mutation_gives_a_traceback_an_ignored_key_or_a_hang(tmp_path, first, count, estimated):
+    (tmp_path / "small.yaml").write_text(SMALL)
+    assert dry_run(read(tmp_path / "small.yaml"), [], tmp_path / "small.yaml")  # imports what all children share
     told = outcomes(range(first, first + count), tmp_path, estimated)
     kinds = Counter(each.partition("\t")[0] for each in told)
     defects = [each for each in told if "\t" in each]
     print(dict(kinds))
-    assert (kinds["traceback"], kinds["ignored key"], kinds["hang"]) == (0, 0, 0), "\n---\n".join(defects[:8])
+    assert (kinds["traceback"], kinds["ignored key"], kinds["hang"], kinds["message"]) == (0, 0, 0, 0), "\n---\n".join(
+        defects[:8]
+    )
     assert kinds["estimated"]
     assert count / 20 < kinds["accepted"] < count * 0.6

@@ -45,8 +45,10 @@ REFUSED = {
     "!!null x": "'x' is no null", "!!binary aGk=": "!!binary", "!!set {a, b}": "!!set", "!!omap [a: 1]": "!!omap",
     "!!seq x": "the tag !!seq does not fit", "!!map [1]": "!!map does not fit", "!!str {a: 1}": "!!str does not fit",
     "!!python/name:os.system ''": "!!python/name:os.system", "!own x": "the tag !own is not",
-    "9" * 300: "300 characters", "0x" + "f" * 300: "302 characters", "[" * 60 + "]" * 60: "50 levels", "&a [*a]": "an alias that contains itself",
-    "&a {b: 1, <<: *a}": "an alias that contains itself", "{<<: 3}": "<< takes a mapping", LAUGHS: "20,000 values",
+    "9" * 300: "300 characters", "0x" + "f" * 300: "302 characters", "[" * 60 + "]" * 60: "50 levels",
+    "&a [*a]": "an alias that contains itself",
+    "&a {b: 1, <<: *a}": "an alias that contains itself", "{<<: 3}": "<< takes a mapping",
+    LAUGHS: "20,000 values",
     f"[{'0, ' * 20_001}]": "20,000 values", '"\\ud800"': "surrogate", "*b": "undefined alias", "[": "flow node",
 }  # fmt: skip
 

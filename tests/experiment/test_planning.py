@@ -50,14 +50,14 @@ def test_a_sketch_has_the_shapes_of_the_network_and_no_memory():
 
 @pytest.mark.parametrize(
     ("section", "numbers"),
-    [({"type": "SGD"}, 0), ({"type": "SGD", "momentum": 0.9}, 1), ({"type": "Adam"}, 2), ({"type": "Adam", "amsgrad": True}, 3)],
-)  # fmt: skip
+    [({"type": "SGD"}, 0), ({"type": "SGD", "momentum": 0.9}, 1), ({"type": "Adam"}, 2)],
+)
 def test_an_optimizer_says_how_much_it_keeps_per_weight(section, numbers):
     assert OptimizerConfig(lr=0.1, **section).state_per_weight == numbers
 
 
-#: Bytes of a network of 64, 8 and 10 units. Its training with Adam keeps W and B, both of the best epoch, too, gradients
-#: and two numbers per weight: 7 times as much, and 5 times under dfa, whose B is not counted.
+#: Bytes of a network of 64, 8 and 10 units. Its training with Adam keeps W and B, both of the best epoch, too,
+#: gradients and two numbers per weight: 7 times as much, and 5 times under dfa, whose B is not counted.
 SIZE = 4 * (64 * 8 + 8 + 8 * 10 + 10)
 ADAM = ("training.optimizer={type: Adam, lr: 0.01}", "training.hyperparameters.batch_size=8")
 

@@ -235,6 +235,8 @@ def _scalar(text: str) -> Any:
                 return value
     if text in ("-.inf", "+.inf"):
         return float(text.replace(".", ""))
+    if len(text) > 250:  # no number is as long, and Python would not write it
+        return text
     digits = text.removeprefix("-") if text.startswith("-") else text.removeprefix("+")
     if digits.isascii() and digits.isdecimal():
         return int(text)
