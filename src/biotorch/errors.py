@@ -37,6 +37,9 @@ Kind = Literal["mistake", "diverged", "disk", "lost", "died", "defect"]
 
 _PACKAGE = Path(__file__).parent
 
+#: Most characters of a message's line.
+_LINE = 2000
+
 
 class BiotorchError(Exception):
     """Base of the package's exceptions."""
@@ -197,6 +200,18 @@ def kind_of(error: Exception) -> Kind:
 
 def message_of(error: Exception) -> str:
     """The message of an exception for the user; for errors of the system it begins with the file."""
+    return "\n".join(shortened(line, _LINE) for line in _message_of(error).split("\n"))
+
+
+def shortened(text: str, longest: int = 200) -> str:
+    """Text of a user for a line of a message: unprintable characters escaped, the middle left out if it is long."""
+    if len(text) > longest:
+        left_out = f" ... ({len(text):,} characters) ... "
+        text = text[: longest * 3 // 4] + left_out + text[-longest // 4 :]
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _message_of(error: Exception) -> str:
     if not isinstance(error, OSError) or error.errno is None:
         return str(error)
     reason = "the disk is full" if disk_is_full(error) else error.strerror

@@ -10,12 +10,12 @@ from typing import Any, Literal
 import platformdirs
 from pydantic import Field, field_validator, model_validator
 
-from biotorch._sections import Section
+from biotorch._sections import Place, Section, place
 from biotorch.data import sources
 from biotorch.data.columns import Roles
 from biotorch.data.images import Augmentation
 from biotorch.data.splits import Kind
-from biotorch.errors import SectionError
+from biotorch.errors import DataError, SectionError
 
 #: Default side length in pixels of the crop of image files, and default number of characters per example of a text.
 _SIDE, _WINDOW = 224, 128
@@ -44,7 +44,7 @@ class DataConfig(Section):
     folders), `parquet:<path>` (a folder of images), `hf:<name>` (Hugging Face hub), `<path>.npz` (images or float
     features), `table:<path>` (a .csv, .csv.gz or .parquet file) or `text:<path>` (a file in UTF-8). Relative paths are
     looked for in the working folder, then in the folder of the data."""
-    dataset_path: Path | None = None
+    dataset_path: Place | None = None
     """Folder of the data; default: the environment variable BIOTORCH_DATA, else the user's cache folder. For imagenet
     it holds train/ and val/, or a folder imagenet/ with them."""
     target_size: int | None = Field(default=None, ge=1)
@@ -71,7 +71,7 @@ class DataConfig(Section):
     Of arrays (N, d) and (N, T, d) each of the d features has its own, of larger ones each channel (N, C, ...)."""
     test: str | None = None
     """File of a table for the test, with the same columns; by default a fifth of the rows is for the test."""
-    num_workers: int = Field(default=0, ge=0)
+    num_workers: int = Field(default=0, ge=0, le=1024)
     """Worker processes that read image files (imagenet and folder:); sets in memory need none."""
     batch_size: int | None = Field(default=None, ge=1, le=10**9)
     """Examples per batch in evaluation; the results do not depend on it."""
@@ -102,7 +102,7 @@ class DataConfig(Section):
     @field_validator("dataset")
     @classmethod
     def _known(cls, name: str) -> str:
-        sources.find(name)
+        place(sources.find(name)[1])
         return name
 
     @model_validator(mode="after")
@@ -194,7 +194,10 @@ class DataConfig(Section):
     def folder(self) -> Path:
         """Folder that holds the files, or into which they are downloaded."""
         chosen = self.dataset_path or os.environ.get("BIOTORCH_DATA") or platformdirs.user_cache_dir("biotorch")
-        return Path(chosen).expanduser()
+        try:
+            return place(chosen)
+        except ValueError as error:
+            raise DataError(f"the folder of the data, BIOTORCH_DATA: {error}") from error
 
     @property
     def in_files(self) -> bool:

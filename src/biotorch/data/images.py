@@ -74,9 +74,13 @@ def decode(source: str | BinaryIO, name: str, keep_grey: bool = False) -> Image.
 
 
 def resize(images: Tensor, size: int | None) -> Tensor:
-    """Resize images (N, H, W, C) uint8 to (N, size, size, C) by antialiased bilinear interpolation; None: no change."""
+    """Resize images (N, H, W, C) uint8 to (N, size, size, C) by antialiased bilinear interpolation; None: no change.
+
+    Raises NotEnoughMemoryError if they do not fit into memory.
+    """
     if size is None or images.shape[1:3] == (size, size):
         return images
+    _memory.require(len(images) * size * size * images.shape[3], f"data.target_size {size}: the resized images")
     from torchvision.transforms.v2 import functional as transforms
 
     chunks = (chunk.permute(0, 3, 1, 2).contiguous() for chunk in torch.split(images, _CHUNK))

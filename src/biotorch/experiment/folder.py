@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
 import biotorch
@@ -227,9 +226,9 @@ class RunFolder(LockedFolder):
 
         If the file is missing or damaged, the configuration in the checkpoint is returned.
         """
-        tree = self._written_config()
-        if tree is not None:
-            return tree
+        stored = documents.stored(self.config)
+        if stored is not None:
+            return stored
         newest = checkpoints.newest(self.latest)
         return None if newest is None else checkpoints.load(newest).get("config")
 
@@ -242,15 +241,8 @@ class RunFolder(LockedFolder):
         result = load_results(self.path)
         if result is not None:
             return result, result["config"]
-        tree = self._written_config()
-        return None if tree is None else (None, tree)
-
-    def _written_config(self) -> dict[str, Any] | None:
-        try:
-            tree = yaml.load(self.config.read_text(), documents.Loader) if self.config.is_file() else None
-        except (yaml.YAMLError, UnicodeDecodeError):
-            return None
-        return tree if isinstance(tree, dict) else None
+        stored = documents.stored(self.config)
+        return None if stored is None else (None, stored)
 
     # Metrics ---------------------------------------------------------------------------------------
 

@@ -15,8 +15,9 @@ from biotorch._files import state_hash
 from biotorch.data import DataConfig
 from biotorch.errors import CheckpointError, ConfigError, MissingPackageError, OtherRunError
 from biotorch.experiment import checkpoints, results
-from biotorch.experiment.config import Config, ModelConfig
+from biotorch.experiment.config import Config
 from biotorch.experiment.folder import RunFolder
+from biotorch.experiment.model import ModelConfig
 from biotorch.experiment.results import Result
 from biotorch.training.figures import task_of
 
@@ -223,8 +224,7 @@ def read_checkpoint(source: Path, which: Which = "best") -> dict[str, Any]:
         return content
     result, config = owner
     require_same_run(content, path, config)
-    # Results of earlier versions lack the hash of the best model.
-    known = result is not None and result.get("best_state_hash") is not None
+    known = result is not None and "best_state_hash" in result  # it lacks in results of earlier versions
     if result is not None and known and state_hash(content["model"]) != result[hashes[path.name]]:
         raise CheckpointError(
             f"{path} is not the network of the results beside it: its weights differ. Put the right file back, or run "
@@ -238,9 +238,7 @@ def require_same_run(content: dict[str, Any], path: Path, config: dict[str, Any]
     cure = "put the right file back, or run it anew with --overwrite"
     if not is_own(content):
         raise CheckpointError(f"{path} was not written by the run in this folder; {cure}")
-    words = ("in the folder", "in the checkpoint")
-    differences = _told(content["config"], config, words, BESIDE_THE_POINT)
-    if differences:
+    if differences := _told(content["config"], config, ("in the folder", "in the checkpoint"), BESIDE_THE_POINT):
         raise CheckpointError(f"{path} is of another run ({'; '.join(differences)}); {cure}")
 
 

@@ -14,12 +14,15 @@ from biotorch import data, models, rules
 from biotorch._names import unknown
 from biotorch.conversion.convert import convert, first_match
 from biotorch.errors import CheckpointError, ConfigError, ConversionError, SectionError, disk_is_full
-from biotorch.experiment.config import Config, ModeConfig, ModelConfig, RuleConfig
+from biotorch.experiment.config import Config
 from biotorch.experiment.identity import Which, is_own, own_config, read_checkpoint
+from biotorch.experiment.model import ModeConfig, ModelConfig, RuleConfig
+from biotorch.experiment.planning import activations_fit, require_memory
 from biotorch.layers import connections, feedback_parameters, is_feedback
 from biotorch.layers.networks import isolated
 from biotorch.models.outputs import main_output
 from biotorch.training import training_loss
+from biotorch.training.evaluation import require_outputs
 from biotorch.training.figures import Task
 from biotorch.training.losses import Loss
 from biotorch.training.optimizers import FeedbackGroup
@@ -77,15 +80,17 @@ def build_model(config: Config, num_outputs: int, input_shape: Sequence[int]) ->
     Raises:
         ConfigError: the architecture cannot be built like this, or model.train_only matches nothing in it.
         CheckpointError, FileNotFoundError: the checkpoint does not fit, or does not exist.
+        NotEnoughMemoryError: the network or its training would take more memory than there is.
     """
     section = config.model
     assert section.architecture is not None
     assert section.mode is not None
     try:
+        require_memory(config, num_outputs, input_shape)
         model = models.build(
             section.architecture, num_outputs, section.pretrained, input_shape=input_shape, **section.arguments
         )
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         given = f" with model.arguments {section.arguments}" if section.arguments else ""
         raise ConfigError(f"model.architecture {section.architecture!r}{given}: {error}") from error
     except OSError as error:
@@ -96,7 +101,8 @@ def build_model(config: Config, num_outputs: int, input_shape: Sequence[int]) ->
         ) from error
     content = None if section.checkpoint is None else read_checkpoint(section.checkpoint)
     if content is not None:  # before the conversion: rules may derive their feedback from W
-        _load(model, _without_feedback(_weights(content, section)), section)
+        weights = _weights(content, section).items()
+        _load(model, {name: value for name, value in weights if not is_feedback(name)}, section)
     keep = section.pretrained or content is not None
     example = torch.zeros(1, *input_shape, dtype=torch.long if config.data.is_text else torch.float)
     try:
@@ -156,10 +162,6 @@ def _same_rule(content: dict[str, Any], section: ModelConfig) -> bool:
     return mode is not None and section.mode is not None and _rules(mode) == _rules(section.mode)
 
 
-def _without_feedback(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value for name, value in state.items() if not is_feedback(name)}
-
-
 def _load(model: nn.Module, state: dict[str, Tensor], section: ModelConfig) -> None:
     try:
         model.load_state_dict(state)
@@ -196,8 +198,9 @@ def check_input(model: nn.Module, split: data.Split, config: Config) -> None:
     The pass is made in eval mode and, if `model` will be trained, also in training mode, which adds auxiliary heads.
 
     Raises:
-        ConfigError: the network does not take the examples, or the loss does not take the labels or the network's
+        ConfigError: the network does not take the examples, or the loss or top_k do not fit the labels or the network's
             outputs.
+        NotEnoughMemoryError: a batch would take more memory than there is.
     """
     inputs, labels = next(iter(split.batches([torch.arange(min(2, len(split)))])))
     task: Task = "regression" if labels.is_floating_point() else "classification"
@@ -213,7 +216,8 @@ def check_input(model: nn.Module, split: data.Split, config: Config) -> None:
     try:
         for mode in (False, True) if trained else (False,):
             model.train(mode)
-            _check_pass(model, inputs, labels, loss, config)
+            with activations_fit(model, split, config, len(labels)):
+                _check_pass(model, inputs, labels, loss, config)
     finally:
         model.train(training)
 
@@ -231,13 +235,16 @@ def _check_pass(model: nn.Module, inputs: Tensor, labels: Tensor, loss: Loss, co
             f"{network} does not take the examples of data.dataset {config.data.dataset!r} ({shape}{see}): {error}"
         ) from error
     try:
-        shapes = f"outputs {tuple(main_output(outputs).shape)} for labels {tuple(labels.shape)}"
+        found = main_output(outputs)
     except TypeError as error:
         raise ConfigError(f"{network} cannot be trained: {error}") from error
+    if config.training is not None:
+        require_outputs(config.training.metrics.top_k, found.shape[-1])
     try:
         training_loss(loss, outputs, labels)
     except _REFUSALS as error:
         name = type(loss.function).__name__
         raise ConfigError(
-            f"model.loss_function {name} does not take the network's outputs ({shapes}): {error}"
+            f"model.loss_function {name} does not take the network's outputs "
+            f"{tuple(found.shape)} for labels {tuple(labels.shape)}: {error}"
         ) from error

@@ -34,6 +34,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     )
 }
 
+#: Most hidden layers.
+_DEEPEST = 10_000
+
 
 class MLP(nn.Module):
     """Blocks of linear layer, norm, activation and dropout, and a linear head: (N, *) -> (N, num_classes)."""
@@ -52,7 +55,7 @@ class MLP(nn.Module):
         if kind is None:
             raise unknown("activation of 'mlp'", activation, ACTIVATIONS)
         sizes = [in_features, *widths]
-        if any(not isinstance(size, int) or size < 1 for size in sizes):
+        if any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in sizes):
             raise ValueError(f"in_features and widths of 'mlp' must be positive integers, not {sizes}")
         self.hidden = nn.Sequential(nn.Flatten())
         for n_in, n_out in itertools.pairwise(sizes):
@@ -93,9 +96,9 @@ def mlp(
     """
     if batch_norm and layer_norm:
         raise ValueError("'mlp' takes batch_norm or layer_norm, not both")
-    if isinstance(width, int):
-        if not isinstance(depth, int) or depth < 0:
-            raise ValueError(f"depth of 'mlp' must be a number of hidden layers, not {depth!r}")
+    if isinstance(width, int) and not isinstance(width, bool):
+        if not isinstance(depth, int) or isinstance(depth, bool) or not 0 <= depth <= _DEEPEST:
+            raise ValueError(f"depth of 'mlp' must be a number of hidden layers, at most {_DEEPEST:,}, not {depth!r}")
         width = [width] * depth
     if not isinstance(width, list | tuple):
         raise ValueError(

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as hooks
 
 from biotorch._names import unknown
 from biotorch.models import zoos
@@ -39,6 +44,9 @@ _OF_THE_DATA = {"context", "in_features"}
 
 #: Prefixes of architectures that other libraries define.
 _ZOOS = ("timm", "hf")
+
+#: Most numbers in the parameters of a network, and most parameters.
+_NUMBERS, _PARAMETERS = 10**12, 5_000
 
 
 def available() -> list[str]:
@@ -85,6 +93,26 @@ def build(
         ModuleNotFoundError: timm or transformers is needed but not installed.
     """
     check_name(name)
+    try:
+        return _build(name, num_classes, pretrained, progress, input_shape, arguments)
+    except _REFUSALS as error:
+        if not arguments:
+            raise
+        raise ValueError(f"{name!r} cannot be built with these arguments: {error or type(error).__name__}") from error
+
+
+#: Exceptions that constructors raise for arguments which they do not take, besides ValueError.
+_REFUSALS = (TypeError, AssertionError, ArithmeticError, LookupError, AttributeError, RuntimeError, MemoryError)
+
+
+def _build(
+    name: str,
+    num_classes: int | None,
+    pretrained: bool,
+    progress: bool,
+    input_shape: Sequence[int] | None,
+    arguments: Mapping[str, Any],
+) -> nn.Module:
     zoo, _, rest = name.partition("/")
     if name in OWN:
         if pretrained:
@@ -121,3 +149,50 @@ def _build_own(
         arguments = _FITTED[name](input_shape, arguments)
     classes = {} if num_classes is None else {"num_classes": num_classes}
     return OWN[name](**classes, **arguments)
+
+
+def sketch(
+    name: str, num_classes: int | None = None, input_shape: Sequence[int] | None = None, **arguments: Any
+) -> nn.Module | None:
+    """Build a network from scratch on the meta device, where parameters have shapes but take no memory.
+
+    Args:
+        name, num_classes, input_shape, arguments: as in `build`.
+
+    Returns:
+        The network, or None if its constructor needs the values of tensors.
+
+    Raises:
+        ValueError: as in `build`, or the network has too many parameters for any machine.
+        ModuleNotFoundError: as in `build`.
+    """
+    with torch.device("meta"), warnings.catch_warnings(), _bounded():
+        warnings.simplefilter("ignore")
+        try:
+            return build(name, num_classes, input_shape=input_shape, **arguments)
+        except (ValueError, RuntimeError) as error:
+            if "meta" in str(error) and isinstance(error.__cause__ or error, RuntimeError):
+                return None
+            raise
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Context that ends the building of a network, in any thread, as soon as it has too many parameters."""
+    count = size = 0
+
+    def add(owner: nn.Module, name: str, parameter: Tensor | None) -> None:
+        nonlocal count, size
+        if parameter is not None:
+            count, size = count + 1, size + math.prod(parameter.shape)
+        if count > _PARAMETERS or size > _NUMBERS:
+            raise ValueError(
+                f"the network is too large: at its parameter number {count:,} it has {size:,} numbers; at most "
+                f"{_PARAMETERS:,} parameters with {_NUMBERS:,} numbers are built"
+            )
+
+    handle = hooks.register_module_parameter_registration_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()

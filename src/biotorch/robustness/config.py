@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import Field, model_validator
 from torch import nn
 
-from biotorch._sections import Epsilon, Section
+from biotorch._sections import Epsilon, Place, Section
 from biotorch.errors import SectionError
 from biotorch.robustness.attacks.norms import Norm
 from biotorch.robustness.plan import EPSILONS, FEW, Preset, completed_attack, plan
@@ -36,7 +35,7 @@ class AttacksConfig(Section):
     """Run AutoAttack (standard) in addition."""
     square_queries: list[int] | None = None
     """Query budgets of Square. Default: 1,000; with `paper` 50, 1,000 and 5,000."""
-    twin: Path | None = None
+    twin: Place | None = None
     """Run whose network takes part in transfer attacks. Default: the backpropagation run of the same sweep that is
     otherwise configured alike, if there is one."""
     seed: int = Field(default=0, ge=0, lt=2**63)

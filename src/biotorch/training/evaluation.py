@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from biotorch.data import DataError, Split
+from biotorch.errors import ConfigError
 from biotorch.models.outputs import main_output
 from biotorch.training.distributed import one_process
 from biotorch.training.losses import label_count
@@ -26,6 +27,12 @@ def loss_size(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor], fl
     It is the method `size` of `loss`, if there is one, else `label_count`.
     """
     return getattr(loss, "size", label_count)
+
+
+def require_outputs(top_k: int, count: int) -> None:
+    """Raise ConfigError if `top_k` exceeds the number of a network's outputs, among which every label would be."""
+    if top_k > count:
+        raise ConfigError(f"training.metrics.top_k: {top_k} of {count} outputs cannot be chosen: give at most {count}")
 
 
 class Tally(ABC):
@@ -92,7 +99,9 @@ class _Errors(Tally):
         wrong = (outputs.argmax(1) != labels).sum()
         missed = wrong
         if self.top_k > 1:
-            ranked = outputs.topk(min(self.top_k, outputs.shape[1]), 1).indices
+            require_outputs(self.top_k, outputs.shape[1])
+            require_outputs(self.top_k, outputs.shape[1])
+            ranked = outputs.topk(self.top_k, 1).indices
             missed = (ranked != labels[:, None]).all(1).sum()
         surprise = wrong.new_zeros(())
         if self.per_token:
@@ -179,6 +188,7 @@ def evaluate(
         scale: standard deviation of each target, `Dataset.target_std`, which the RMSE is multiplied by; default: 1.
 
     Raises:
+        ConfigError: `top_k` exceeds the number of outputs.
         DataError: no example can be read.
         TypeError: `main_output` does not know the kind of outputs that the network returns.
     """

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from pydantic import ConfigDict, Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from biotorch._sections import Section
 from biotorch.errors import SectionError
@@ -112,10 +112,19 @@ class OptimizerConfig(Section):
                 groups.append({"params": own, **{key: value for key, value in settings.items() if value is not None}})
         return groups
 
-    def _try(self) -> None:
+    @property
+    def state_per_weight(self) -> float:
+        """Numbers that the optimizer keeps for each weight: 0 for plain SGD, 1 with momentum, 2 for Adam."""
+        values = [value for each in self._try().state.values() for value in each.values()]
+        return sum(value.numel() for value in values if isinstance(value, Tensor) and value.ndim) / 4
+
+    def _try(self) -> torch.optim.Optimizer:
+        """Make a step with a matrix of 2 x 2, and return the optimizer."""
         weight = nn.Parameter(torch.zeros(2, 2))
         weight.grad = torch.zeros(2, 2)
-        self.build([weight]).step()
+        optimizer = self.build([weight])
+        optimizer.step()
+        return optimizer
 
 
 #: Optimizers of matrices only. A network with biases is refused later, when the optimizer is built for it.
