@@ -200,4 +200,4 @@ def test_classes_without_an_example_are_told(tmp_path):
     labels = {f"y_{part}": np.array([0, 2, 6, 0, 0] * count) for part, count in (("train", 8), ("test", 2))}
     config = data.DataConfig(dataset=write_npz(tmp_path / "set.npz", **labels))
     with pytest.warns(UserWarning, match=r"set\.npz: 4 of 7 classes have no example \(1, 3, 4, 5\)"):
-        assert data.load(config, seed=0).num_classes == 7
+        assert data.load(config, seed=0).num_outputs == 7

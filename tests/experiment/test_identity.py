@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import json
 
@@ -13,7 +12,7 @@ from biotorch import models, rules
 from biotorch.experiment import OtherRunError
 from biotorch.experiment.config import Config
 from biotorch.experiment.identity import text_of, what_counts, what_counts_in_a_study
-from biotorch.experiment.sweep import set_key
+from biotorch.experiment.sweep import changed
 from biotorch.robustness.plan import ATTACKS
 from biotorch.rules.registry import completed_options
 from biotorch.training import losses, optimizers, schedules
@@ -22,10 +21,7 @@ from biotorch.training.arguments import parameters
 
 def tree(**changes):
     """Configuration as a run stores it, with changes by key path (`__` for a dot)."""
-    found = copy.deepcopy(QUICK)
-    for key, value in changes.items():
-        set_key(found, key.replace("__", "."), value)
-    return found
+    return changed(QUICK, {key.replace("__", "."): value for key, value in changes.items()})
 
 
 def identity(values):
@@ -74,11 +70,9 @@ def others(default):
 def test_every_argument_counts_and_its_default_may_be_told(section, given, below, defaults):
     def with_value(name, value):
         path = [section, below, name] if below else [section, name]
-        found = tree(**{section.replace(".", "__"): copy.deepcopy(given)})
-        set_key(found, ".".join(path), value)
-        return found
+        return changed(tree(**{section.replace(".", "__"): given}), {".".join(path): value})
 
-    plain = identity(tree(**{section.replace(".", "__"): copy.deepcopy(given)}))
+    plain = identity(tree(**{section.replace(".", "__"): given}))
     for name, default in defaults.items():
         if isinstance(default, tuple):
             default = list(default)  # as in a file  # noqa: PLW2901

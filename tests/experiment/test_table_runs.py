@@ -80,7 +80,6 @@ def test_attacks_need_images(finished):
     ("overrides", "told"),
     [
         (["data.augment=true"], r"data\.augment: a setting of images, but wine is a table"),
-        (["training.noise_pretraining.updates=3"], r"training\.noise_pretraining: .* wine is a table"),
         (["data.dataset={npz}", "attacks.preset=quick"], r"^.*attacks: a setting of images, but .* has float features"),
         (
             ["data.dataset={npz}", "training.adversarial.epsilon=0.1"],

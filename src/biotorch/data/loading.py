@@ -85,7 +85,7 @@ def load(config: DataConfig, seed: int) -> Dataset:
     files = files | _described(test)
     record = {
         **dataset.record,
-        "classes": dataset.num_outputs,
+        **({"classes": dataset.num_outputs} if dataset.task == "classification" else {}),
         "input_shape": list(dataset.input_shape),
         "repeated": found.repeated and found.repeated._asdict(),
         "digest": digests.whole(files),

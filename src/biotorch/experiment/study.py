@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import signal
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch.distributed
 
 from biotorch import _files, data
+from biotorch.data import DataConfig
 from biotorch.errors import (
     BiotorchError,
     BrokenPointsError,
@@ -128,7 +128,14 @@ class _Progress:
 
     def collect(self) -> None:
         """Collect the results of earlier commands; a result that cannot be read counts as a failure."""
-        describe = functools.cache(data.describe)  # points share their data
+        described: dict[str, dict[str, Any]] = {}  # points share their data
+
+        def describe(section: DataConfig) -> dict[str, Any]:
+            key = section.model_dump_json()
+            if key not in described:
+                described[key] = data.describe(section)
+            return described[key]
+
         for name, config in self.study.points.items():
             try:
                 folder = RunFolder(self.study.folder / name)
