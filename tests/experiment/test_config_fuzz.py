@@ -200,12 +200,14 @@ def outcomes(numbers, folder, estimated):
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        os.chdir(folder)
-        signal.signal(signal.SIGALRM, hang)
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        for number in numbers:
-            os.write(writing, outcome(number, folder, estimated).encode("utf-8", "backslashreplace") + b"\0")
-        os._exit(0)
+        try:
+            os.chdir(folder)
+            signal.signal(signal.SIGALRM, hang)
+            resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+            for number in numbers:
+                os.write(writing, outcome(number, folder, estimated).encode("utf-8", "backslashreplace") + b"\0")
+        finally:
+            os._exit(0)
     os.close(writing)
     found = b""
     while select.select([reading], [], [], 2 * PATIENCE)[0] and (part := os.read(reading, 1 << 16)):

@@ -8,6 +8,7 @@ from config_cases import BASE, refused, write
 from biotorch import _memory, data, models
 from biotorch.errors import ConfigError, NotEnoughMemoryError
 from biotorch.experiment import read
+from biotorch.experiment.planning import require_memory
 from biotorch.training import evaluate
 from biotorch.training.optimizers import OptimizerConfig
 
@@ -46,6 +47,14 @@ def test_a_sketch_has_the_shapes_of_the_network_and_no_memory():
     assert [p.shape for p in sketch.parameters()] == [p.shape for p in built.parameters()]
     assert {p.device.type for p in sketch.parameters()} == {"meta"}
     assert models.sketch("regnet_y_400mf") is None  # it computes its widths with tensors
+
+
+@pytest.mark.parametrize(("architecture", "rule"), [("mlp", "fa"), ("resnet18", "brsf")])
+def test_an_estimate_leaves_the_random_numbers_of_the_run_alone(tmp_path, architecture, rule):
+    before = torch.get_rng_state()
+    overrides = (f"model.architecture={architecture}", f"model.mode.type={rule}")
+    require_memory(runs.quick(tmp_path, *overrides).config, 10, (3, 32, 32))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(

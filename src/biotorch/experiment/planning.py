@@ -51,6 +51,7 @@ def _refusal(architecture: str, arguments: str, shape: tuple[int, ...] | None) -
     return None
 
 
+@torch.random.fork_rng(devices=[])  # the run's own network is drawn as if nothing had been built before
 def require_memory(config: Config, num_classes: int, input_shape: Sequence[int]) -> None:
     """Check that the network of a resolved configuration fits into memory with all that its training keeps.
 
