@@ -303,6 +303,7 @@ def test_overwriting_discards_nothing_while_another_process_works_on_a_point(tmp
 
 HOLD = """
 import sys, time
+from pathlib import Path
 from biotorch.experiment import RunFolder
 folder = RunFolder(Path(sys.argv[1]))
 folder.lock()

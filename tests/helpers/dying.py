@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import signal
+import types
 from pathlib import Path
 from typing import Any
 
@@ -121,16 +122,16 @@ def perform(command: str, folder: Path, die_at: int | None = None) -> tuple[int,
 
 
 def start(folder: Path, overrides: tuple[str, ...], die_at: int | None = None) -> multiprocessing.Process:
-    process = FORKS.Process(target=_run, args=(folder, overrides, die_at, FORKS.Value("i", 0)))
+    process = FORKS.Process(target=_run, args=(folder, overrides, die_at))
     process.start()
     return process
 
 
-def _run(folder: Path, overrides: tuple[str, ...], die_at: int | None, counted: Any) -> None:
+def _run(folder: Path, overrides: tuple[str, ...], die_at: int | None) -> None:
     torch.set_num_threads(1)
     runs.register_small()
     if die_at is not None:
-        _die_at(die_at, counted)
+        _die_at(die_at, types.SimpleNamespace(value=0))
     run(runs.quick(folder, *overrides))
 
 
@@ -189,8 +190,8 @@ def _die_at(number: int, counted: Any) -> None:
 
 # What is left --------------------------------------------------------------------------------------------
 
-#: What differs between two equal runs.
-_TIMES = ("seconds", "seconds_in_all", "examples_per_second")
+#: What differs between two equal runs: times, and the commit of a source tree that somebody works on.
+_TIMES = ("seconds", "seconds_in_all", "examples_per_second", "commit")
 
 
 def left(folder: Path) -> dict[str, Any]:
