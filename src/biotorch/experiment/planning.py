@@ -52,7 +52,7 @@ def _refusal(architecture: str, arguments: str, shape: tuple[int, ...] | None) -
 
 
 @torch.random.fork_rng(devices=[])  # the run's own network is drawn as if nothing had been built before
-def require_memory(config: Config, num_classes: int, input_shape: Sequence[int]) -> None:
+def require_memory(config: Config, num_outputs: int, input_shape: Sequence[int]) -> None:
     """Check that the network of a resolved configuration fits into memory with all that its training keeps.
 
     These are W, B if it has the shape of W, gradients, the optimizer's state, and the weights of the best epoch.
@@ -67,7 +67,7 @@ def require_memory(config: Config, num_classes: int, input_shape: Sequence[int])
     assert model.mode is not None
     if model.pretrained:
         return
-    sketch = models.sketch(model.architecture, num_classes, input_shape, **model.arguments)
+    sketch = models.sketch(model.architecture, num_outputs, input_shape, **model.arguments)
     if sketch is None:
         return
     weights = sum(each.numel() * each.element_size() for each in (*sketch.parameters(), *sketch.buffers()))

@@ -100,7 +100,6 @@ class _Errors(Tally):
         missed = wrong
         if self.top_k > 1:
             require_outputs(self.top_k, outputs.shape[1])
-            require_outputs(self.top_k, outputs.shape[1])
             ranked = outputs.topk(self.top_k, 1).indices
             missed = (ranked != labels[:, None]).all(1).sum()
         surprise = wrong.new_zeros(())
