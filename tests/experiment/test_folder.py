@@ -250,6 +250,17 @@ def test_a_run_whose_folder_is_deleted_or_replaced_writes_nothing_more(again, ov
     assert study.folder.exists() == again
 
 
+def test_a_folder_that_is_being_deleted_is_told_although_the_lock_is_still_there(tmp_path):
+    class Halfway(Display):
+        def epoch(self, record):
+            for path in (tmp_path / "quick").glob("*.*"):
+                path.unlink()
+            raise FileNotFoundError(2, "No such file", str(tmp_path / "quick" / "latest_model.pth"))
+
+    with pytest.raises(LostFolderError, match="nothing more is written"):
+        run(runs.quick(tmp_path, SHORT), display=Halfway())
+
+
 # Overwriting -------------------------------------------------------------------------------------
 
 

@@ -94,20 +94,35 @@ class LockedFolder:
         """
         self.lock()
         try:
-            yield
-        except FileNotFoundError:
-            self.require_held()
-            raise
+            with self.noticing():
+                yield
         finally:
             self.release()
+
+    @contextlib.contextmanager
+    def noticing(self) -> Iterator[None]:
+        """Context in which a file that is missing in the locked folder shows that somebody deletes the folder.
+
+        The file of the lock may be the last one to go. Raises LostFolderError.
+        """
+        try:
+            yield
+        except FileNotFoundError as error:
+            if error.filename is not None and self.path in Path(os.fsdecode(error.filename)).parents:
+                raise self._lost() from error
+            self.require_held()
+            raise
 
     def require_held(self) -> None:
         """Raise LostFolderError if the folder was deleted or replaced since it was locked."""
         if self._anchor is not None and not self._anchor.holds():
-            raise LostFolderError(
-                f"{self.path} was deleted or replaced while this process worked in it, so nothing more is written; "
-                "leave the folder where it is while it is in use"
-            )
+            raise self._lost()
+
+    def _lost(self) -> LostFolderError:
+        return LostFolderError(
+            f"{self.path} was deleted or replaced while this process worked in it, so nothing more is written; leave "
+            "the folder where it is while it is in use"
+        )
 
 
 def holds_files(folder: Path) -> bool:

@@ -233,10 +233,8 @@ def _finish(folder: RunFolder, result: Result) -> Result:
 def _locked(folder: RunFolder, fabric: Fabric) -> Iterator[None]:
     on_first(fabric, folder.lock)
     try:
-        yield
-    except FileNotFoundError:
-        folder.require_held()  # the better message, if it is the folder that is missing
-        raise
+        with folder.noticing():
+            yield
     finally:
         if fabric.is_global_zero:
             folder.release()
