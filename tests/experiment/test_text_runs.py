@@ -224,8 +224,8 @@ def test_the_audit_takes_a_text(rule, text, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (["model.arguments.widht=3"], r"model\.arguments .*widht"),
-        (["model.arguments.heads=3"], r"model\.arguments .*heads=3"),
+        (["model.arguments.widht=3"], r"model\.arguments.*widht"),
+        (["model.arguments.heads=3"], r"model\.arguments.*heads=3"),
         (["model.arguments.num_classes=3"], r"model\.arguments\.num_classes: is set by the data"),
         (["model.architecture=char_transfomer", "model.arguments={}"], "Did you mean 'char_transformer'"),
         (["model.architecture=le_net_mnist", "model.arguments={}"], r"le_net_mnist.*\(8, see data\.sequence_length\)"),

@@ -115,6 +115,8 @@ def test_commands_in_processes_of_slurm_take_one_point_after_another(slurm, comm
         raise ConfigError("seen")
 
     monkeypatch.setattr(experiment, "run", stop)
+    monkeypatch.setattr("biotorch.experiment.study.run_points", stop)
+    monkeypatch.setattr("biotorch.experiment.command._once", lambda study, action: action())
     assert "seen" in mistake(invoke(command, quick_file(tmp_path), "sweep={model.mode.type: [fa, dfa]}"))
     assert executors == [None]
 

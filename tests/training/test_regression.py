@@ -208,10 +208,10 @@ def test_a_run_of_a_regression_says_what_it_has_used_and_found(table, tmp_path):
     assert "accuracy" not in (folder / "results.csv").read_text()
     assert {"rmse/validation", "r2/train", "loss/train"} <= runs.curves(folder).keys()
     assert run(runs.quick(tmp_path, *TABLE, noise, "model.loss_function.name=mse"))[""] == load_results(folder)
-    with pytest.raises(OtherRunError, match="'mse' in the folder, 'l1' asked for"):
+    with pytest.raises(OtherRunError, match="'MSELoss' in the folder, 'L1Loss' asked for"):
         run(runs.quick(tmp_path, *TABLE, noise, "model.loss_function.name=l1"))
     (folder / "results.json").unlink()  # it is not finished
-    with pytest.raises(OtherRunError, match="'cross_entropy' asked for"):
+    with pytest.raises(OtherRunError, match="'CrossEntropyLoss' asked for"):
         run(runs.quick(tmp_path, *TABLE, noise, "model.loss_function.name=cross_entropy"))
 
 

@@ -94,7 +94,7 @@ def _contents(result: Result) -> str | None:
     """Digest of the contents of a result's data; None if it is unknown, as for images told apart by their times."""
     data = result.get("data") or {}
     files = (data.get("files") or {}).values()
-    return str(data["digest"]) if files and all("contents" in each for each in files) else None
+    return data.get("digest") if files and all("contents" in each for each in files) else None
 
 
 def _settings(result: Result) -> dict[Key, Any]:

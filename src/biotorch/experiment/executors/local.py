@@ -39,6 +39,11 @@ class Local(Executor):
 
     def __init__(self, jobs: int, threads: int | None = None) -> None:
         super().__init__()
+        if one_of_several():
+            raise ConfigError(
+                "--jobs: torchrun or Slurm has started the processes of one run; start this command without them to "
+                "run several points at once"
+            )
         self.jobs, self.threads = jobs, threads or max(1, cores() // jobs)
         self._left: deque[Task] = deque()
         self._workers: list[_Worker] = []
@@ -48,14 +53,8 @@ class Local(Executor):
         """Start the workers.
 
         Raises:
-            ConfigError: a point asks for several devices or for one that its worker does not see, or torchrun or Slurm
-                has started this process as one of several.
+            ConfigError: a point asks for several devices or for one that its worker does not see.
         """
-        if one_of_several():
-            raise ConfigError(
-                "--jobs: torchrun or Slurm has started the processes of one run; start this command without them to "
-                "run several points at once"
-            )
         for task in tasks:
             gpus = task.config.infrastructure.gpus
             if gpus not in (-1, 0, [0]) or task.config.infrastructure.num_nodes > 1:
