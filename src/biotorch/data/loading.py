@@ -25,9 +25,6 @@ from biotorch.data.tables import read_file
 from biotorch.data.text import Text, regions
 from biotorch.errors import DataError
 
-#: Cure for data that a network would misread.
-_CURE = "Keep the data that it was trained on and their split, and give other rows of a table as data.test"
-
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
@@ -112,14 +109,14 @@ def misread(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """
     name = f"data.dataset {now.get('dataset')!r}"
     told = digests.outputs(then), digests.outputs(now)
-    if told[0] != told[1]:
+    if None not in told and told[0] != told[1]:
         return f"was trained for {told[0]}, but {name} has {told[1]}"
     units = [[each.get(key) for key in ("target_mean", "target_std")] for each in (then, now)]
     if units[0] != units[1]:
         mean, std = units[0]
         return (
             f"was trained for targets of mean {mean} and standard deviation {std}, but {name} has mean {units[1][0]} "
-            f"and standard deviation {units[1][1]}, so its targets are in other units. {_CURE}"
+            f"and standard deviation {units[1][1]}, so its targets are in other units"
         )
     if then.get("characters") != now.get("characters"):
         return (
@@ -129,7 +126,7 @@ def misread(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     if then.get("preparation") != now.get("preparation"):
         return (
             f"was trained on inputs that were made in another way than those of {name}: columns, categories, or the "
-            f"means of the training split differ. {_CURE}"
+            "means of the training split differ"
         )
     return None
 

@@ -232,7 +232,8 @@ def require_understood(content: dict[str, Any], run: str, dataset: data.Dataset,
     """
     told = data.misread(data_of(content), dataset.record)
     if told is not None and not training:
-        raise ConfigError(f"{run} {told}")
+        cure = "; other rows are given alone, as data.test" if dataset.kind == "table" else ""
+        raise ConfigError(f"{run} {told}{cure}")
     if told is not None and content["num_classes"] == dataset.num_outputs:
         warnings.warn(f"{run} {told}: it has to learn the difference", stacklevel=2)
 
