@@ -13,7 +13,7 @@ from data_cases import write_npz
 from PIL import Image
 
 from biotorch import data
-from biotorch.data import digests, sources
+from biotorch.data import digests, sources, splits
 from biotorch.errors import DataError
 
 
@@ -202,28 +202,44 @@ def test_files_that_are_in_training_and_test_are_told(tmp_path, same):
     if same is None:  # contents are only compared on request
         assert of_folder(root)["repeated"] is None
         return
-    with pytest.warns(UserWarning, match=rf"1 of the 8 test images are training.*{test} of the test is {train} of the"):
+    with pytest.warns(
+        UserWarning, match=rf"1 of the 8 test examples are equal to training.*{test} of the test is {train} of the"
+    ):
         assert of_folder(root, **keys)["repeated"] == {"number": 1, "test": str(test), "train": str(train)}
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 3), (5, 3, 1), (28, 28)])
-def test_examples_that_are_in_training_and_test_are_told(tmp_path, shape):
+@pytest.mark.parametrize("dtype", [np.uint8, np.float64])
+def test_examples_that_are_in_training_and_test_are_told(tmp_path, shape, dtype):
     generator = np.random.default_rng(0)
-    train, test = (generator.integers(0, 256, (count, *shape), dtype=np.uint8) for count in (40, 10))
+    train, test = (generator.integers(0, 256, (count, *shape)).astype(dtype) for count in (40, 10))
     train[:, 0, 0] = 0  # a bit of the highest byte of eight is easily lost in sums modulo 2^64
     name = write_npz(tmp_path / "set.npz", x_train=train, x_test=test)
     assert record(name)["repeated"] is None
-    test[[3, 7]] = train[[20, 5]]
-    with pytest.warns(
-        UserWarning, match=r"2 of the 10 test images are training.*example 3 of the test is example 20 of"
-    ):
+    test[[3, 6, 7]] = train[[23, 5, 7]]  # of the same class are examples 3 and 23, 7 and 7
+    count = 3 if dtype is np.uint8 else 2
+    with pytest.warns(UserWarning, match=f"{count} of the 10 test examples.*example 3 of the test is example 23 of"):
         found = record(write_npz(tmp_path / "set.npz", x_train=train, x_test=test))
-    assert found["repeated"] == {"number": 2, "test": "example 3", "train": "example 20"}
+    assert found["repeated"] == {"number": count, "test": "example 3", "train": "example 23"}
 
 
 def test_rows_with_equal_keys_are_no_repetition_unless_they_are_equal(monkeypatch):
-    monkeypatch.setattr(digests, "_keys", lambda rows: torch.zeros(len(rows), dtype=torch.int64))
-    assert digests.repeated_rows(torch.tensor([[1], [2]]), torch.tensor([[3]])) is None
+    monkeypatch.setattr(splits, "_keys", lambda parts: torch.zeros(len(parts[0]), dtype=torch.int64))
+    assert splits.repeated_rows([torch.tensor([[1], [2]])], [torch.tensor([[3]])]) is None
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "told"),
+    [
+        ({"classes": 1, "target_mean": [0.5]}, {"classes": 2}, "1 target of a regression then, 2 classes now"),
+        ({"target_mean": [0.5, 1.0]}, {"target_mean": [0.5]}, "2 targets of a regression then, 1 target of a .*now"),
+        ([1], {"classes": 2}, None),
+        ({"classes": 2}, None, None),
+    ],
+)
+def test_what_is_predicted_differs_and_what_is_no_record_does_not(then, now, told):
+    found = data.difference(then, now)
+    assert found is told or re.fullmatch(told, found)
 
 
 def test_known_sets_are_recorded_without_a_warning(tmp_path, recwarn):

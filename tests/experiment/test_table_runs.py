@@ -2,14 +2,18 @@
 
 import gzip
 import re
+import shutil
 from importlib import resources
 
 import numpy as np
 import pytest
 import runs
+import yaml
 from commands import into, invoke, mistake
 
-from biotorch.experiment import ConfigError
+from biotorch.data.splits import fifth
+from biotorch.errors import OtherRunError
+from biotorch.experiment import ConfigError, read, run
 from biotorch.experiment.measure import attack_run, evaluate_run
 
 WINE = (
@@ -43,26 +47,66 @@ def test_feedback_alignment_learns_a_table(finished):
     assert (again["examples"], again["error"]) == (36, result["test"]["error"])
 
 
-def test_other_rows_are_measured_with_the_preparation_of_the_training(finished, tmp_path):
+@pytest.fixture
+def rows(tmp_path):
+    """Lines of wine's file by their kind: the whole, and those that are for the test. Other wines are in files."""
+    header, *lines = gzip.decompress((resources.files("biotorch.data") / "wine.csv.gz").read_bytes()).decode().split()
+    held_out = [lines[index] for index in fifth(len(lines))[1]]
+    for name, chosen in (("whole", lines), ("held_out", held_out), ("few", lines[:10]), ("less", lines[3:])):
+        (tmp_path / f"{name}.csv").write_text("\n".join([header, *chosen]))
+    return lambda name: str(tmp_path / f"{name}.csv")
+
+
+def evaluation(folder, checkpoint, *overrides):
+    """Result of a configuration without training."""
+    tree = {"experiment": {"name": "evaluation", "output_dir": str(folder)}, "data": {"dataset": "wine"}}
+    path = folder / "evaluation.yaml"
+    path.write_text(yaml.safe_dump({**tree, "model": {"checkpoint": str(checkpoint)}}))
+    return run(read(path, overrides), overwrite=True)[""]
+
+
+def test_other_rows_are_measured_with_the_preparation_of_the_training(finished, rows, tmp_path):
+    result, folder = finished
+    expected, changed = result["test"], [("data.test", rows("held_out"))]
+    with pytest.warns(UserWarning, match="10 of the 10 test examples are equal to training"):
+        few = evaluate_run(folder, overrides=[("data.test", rows("few"))])
+    assert (few["examples"], few["measured_on"], "trained_on" in few) == (10, rows("few"), False)
+    again = evaluate_run(folder, overrides=changed)  # the same rows as those of the run's own test, in a file
+    assert {key: again[key] for key in expected} == expected
+    assert again["data"]["preparation"] == result["data"]["preparation"]
+    for overrides in ((), ("experiment.seed=9",), (f"data.test={rows('held_out')}",)):
+        assert evaluation(tmp_path, folder, *overrides)["test"] == expected
+
+
+def test_inputs_that_a_network_does_not_know_are_refused_or_told(finished, tmp_path):
     _, folder = finished
-    rows = gzip.decompress((resources.files("biotorch.data") / "wine.csv.gz").read_bytes()).decode().splitlines()
-    (tmp_path / "whole.csv").write_text("\n".join(rows))
-    (tmp_path / "part.csv").write_text("\n".join([rows[0], *rows[100:140]]))
-    changed = ("data.test", str(tmp_path / "part.csv"))
-    with pytest.raises(ConfigError, match=r"inputs that were made in another way.*give only them, as data\.test"):
-        evaluate_run(folder, overrides=[changed])  # all of wine is then for training, with other means
-    for override in (("data.standardise", False), ("data.ignore", ["hue"]), ("data.validation_size", 5)):
-        with pytest.raises(ConfigError, match="inputs that were made in another way"):
-            evaluate_run(folder, overrides=[override])
-    settings = (
-        f"data={{dataset: 'table:{tmp_path / 'whole.csv'}', target: cultivar, test: '{tmp_path / 'part.csv'}'}}",
-    )
-    result = runs.finish(tmp_path / "own", *settings, *WINE[1:])
-    assert (result["data"]["train"], result["data"]["validation"], result["data"]["test"]) == (160, 18, 40)
-    (tmp_path / "few.csv").write_text("\n".join([rows[0], *rows[1:11]]))
-    other = evaluate_run(tmp_path / "own" / "quick", overrides=[("data.test", str(tmp_path / "few.csv"))])
-    assert other["examples"] == 10
-    assert other["error"] == 0  # they are among the rows that it was trained on
+    for key, value in (("data.standardise", False), ("data.ignore", ["hue"]), ("data.validation_size", 5)):
+        with pytest.raises(ConfigError, match=r"quick was trained on inputs that were made in another way"):
+            evaluate_run(folder, overrides=[(key, value)])
+        with pytest.raises(ConfigError, match=r"model\.checkpoint: .*quick was trained on inputs that were made in"):
+            evaluation(tmp_path, folder, f"{key}={value}")
+    with pytest.warns(UserWarning, match="was trained on inputs that were made in another way"):
+        runs.finish(tmp_path, *WINE, f"model={{checkpoint: {folder}, mode: {{type: fa}}}}", "data.validation_size=5")
+    with pytest.raises(ConfigError, match=r"was trained for 3 classes, but data\.dataset 'diabetes' has 1 target of a"):
+        evaluation(tmp_path, folder, "data.dataset=diabetes")
+
+
+def test_test_rows_are_no_data_of_the_training(rows, tmp_path):
+    settings = f"data={{dataset: 'table:{rows('whole')}', target: cultivar, test: '{rows('less')}'}}"
+    with pytest.warns(UserWarning, match=f"175 of the {178 - 3} test examples are equal to training examples"):
+        result = runs.finish(tmp_path, settings, *WINE[1:])
+    assert (result["data"]["train"], result["data"]["validation"], result["data"]["test"]) == (160, 18, 175)
+    path, few, own = tmp_path / "quick", ("data.test", rows("few")), ("data.test", rows("less"))
+    assert {"trained_on", "measured_on"}.isdisjoint(evaluate_run(path, overrides=[own]))
+    shutil.copy(rows("few"), rows("less"))
+    with pytest.raises(OtherRunError, match=r"175 test examples then.*test/less\.csv"):
+        evaluate_run(path)
+    for changed in (few, own):
+        found = evaluate_run(path, overrides=[changed])
+        assert (found["measured_on"], found["examples"], "trained_on" in found) == (changed[1], 10, False)
+    shutil.copy(rows("held_out"), rows("whole"))
+    with pytest.raises(OtherRunError, match=r"\(178 training examples then, 36 training examples now; whole\.csv"):
+        evaluate_run(path, overrides=[few])
 
 
 def test_the_audit_takes_a_table(tmp_path):

@@ -187,10 +187,19 @@ def test_a_study_is_left_out_if_it_is_of_another_network_or_data(study_copy):
     assert study["state_hash"] == result["best_state_hash"]
     other = copy.deepcopy(study["config"])
     other["model"]["mode"]["type"] = "dfa"
+    elsewhere, fewer = copy.deepcopy(study["config"]), copy.deepcopy(study["config"])
+    elsewhere["data"]["dataset"] = "mnist"
+    fewer["data"]["validation_size"] = 7
     cases = [
-        ({"state_hash": "0" * 32}, {}, "its weights have other values"),
+        ({"state_hash": "0" * 32}, {}, "of another network than the run's (its weights have other values)"),
+        ({"config": elsewhere}, {}, "was measured on other data than the run's (data.dataset: 'digits' in the run"),
+        ({"config": fewer, "state_hash": "0"}, {}, "of another network than the run's (data.validation_size: "),
         ({"config": other}, {}, "model.mode.type: 'fa' in the run, 'dfa' in the study"),
-        ({"data": {"digest": "a"}}, {"data": {"digest": "b"}}, "its data have other values"),
+        (
+            {"data": {"digest": "a"}},
+            {"data": {"digest": "b"}},
+            "was measured on other data than the run's (its files differ)",
+        ),
         ({"twin": str(study_copy / "quick"), "twin_state_hash": "0"}, {}, "from a twin that is another network now"),
     ]
     for of_study, of_result, reason in cases:
@@ -201,8 +210,10 @@ def test_a_study_is_left_out_if_it_is_of_another_network_or_data(study_copy):
         [problem] = found.problems
         assert reason in problem
         assert f"`biotorch attack {study_copy / 'quick'}`" in problem
-    earlier = {"best_state_hash": None, "data": {**result["data"], "digest": None}}
-    change(results, **result | earlier)  # as of an earlier version, which tells less
+    change(results, **result)
+    change(file, **study | {"config": fewer})  # of the same test images
+    assert [len(found) for found in (collect(study_copy).studies, collect(study_copy).problems)] == [1, 0]
+    change(results, **result | {"best_state_hash": None, "data": {}})  # as of an earlier version, which tells less
     change(file, **study | {"data": {"digest": "a"}, "twin": "nowhere", "twin_state_hash": "0"})
     assert [len(found) for found in (collect(study_copy).studies, collect(study_copy).problems)] == [1, 0]
 

@@ -17,7 +17,7 @@ from places import ROOT
 
 import biotorch
 from biotorch.report import table
-from biotorch.results.groups import by_configuration
+from biotorch.results.groups import by_configuration, without_copies
 
 
 def stored(folder, results):
@@ -62,6 +62,12 @@ def test_a_copy_of_a_run_counts_once(results, tmp_path):
         frame = biotorch.results.load(tmp_path)
     assert len(frame) == 2
     assert table([made(results[0])] * 2).rows[0][-1] == "1"
+    measured = {"config": {**results[0]["config"], "training": None}, "history": []}
+    one, other, unknown = (
+        {**results[0], **measured, "data": {"digest": digest, "files": {"a": {"times": digest}} if digest else {}}}
+        for digest in ("1", "2", None)
+    )
+    assert without_copies([unknown, one, other, one]) == [unknown, other]  # of one network, on different data
 
 
 def test_a_name_that_repeats_or_another_folder_does_not_keep_seeds_apart(results):

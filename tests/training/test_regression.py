@@ -1,6 +1,7 @@
 """Targets that are numbers: losses, figures, what a run is judged by, and every rule."""
 
 import copy
+import dataclasses
 import math
 
 import numpy as np
@@ -52,7 +53,7 @@ def config(epochs=1, **training) -> TrainingConfig:
 @pytest.fixture
 def table(monkeypatch):
     """Runs read this regression of two targets, whatever data set they name."""
-    monkeypatch.setattr(data, "load", lambda section, seed: regression(2), raising=False)
+    monkeypatch.setattr(data, "load", lambda *_: regression(2), raising=False)
 
 
 # Losses and figures --------------------------------------------------------------------------------------
@@ -231,14 +232,15 @@ def test_settings_of_classes_and_images_are_refused_before_the_training(override
 
 def test_other_units_and_other_tasks_are_refused_when_a_network_is_measured(table, tmp_path, monkeypatch):
     run(runs.quick(tmp_path, *TABLE))
-    monkeypatch.setattr(data, "load", lambda section, seed: regression(3), raising=False)
-    with pytest.raises(ConfigError, match=r"2 targets of a regression, .* has 3 targets"):
+    monkeypatch.setattr(data, "load", lambda *_: regression(3), raising=False)
+    with pytest.raises(OtherRunError, match=r"2 targets of a regression then, 3 targets"):
         evaluate_run(tmp_path / "quick")
-    monkeypatch.setattr(data, "load", lambda section, seed: sequences(), raising=False)
-    with pytest.raises(ConfigError, match=r"2 targets of a regression, .* has 2 classes"):
+    classes = dataclasses.replace(sequences(), record={"classes": 2})
+    monkeypatch.setattr(data, "load", lambda *_: classes, raising=False)
+    with pytest.raises(OtherRunError, match=r"2 targets of a regression then, 2 classes"):
         evaluate_run(tmp_path / "quick")
     other = regression(2)
     other.record["target_std"] = [1.0, 1.0]
-    monkeypatch.setattr(data, "load", lambda section, seed: other, raising=False)
+    monkeypatch.setattr(data, "load", lambda *_: other, raising=False)
     with pytest.raises(ConfigError, match="its targets are in other units"):
         evaluate_run(tmp_path / "quick")

@@ -179,8 +179,9 @@ def attack(folder: Path, changes: Sequence[tuple[str, Any]], console: Console) -
                 f"epsilon {examples.epsilon:.3g}, PGD along the true gradient",
             )
             console.print(f"  verdict {examples.study.verdict}. {examples.study.sentence}", soft_wrap=True)
-            if "trained_on" in written:
-                console.print(f"  data    trained on {written['trained_on']}", soft_wrap=True)
+            for key in ("trained_on", "measured_on"):
+                if key in written:
+                    console.print(f"  data    {key.replace('_', ' ')} {written[key]}", soft_wrap=True)
             for check in examples.study.fired:
                 console.print(f"  check   {check.name}: {check.sentence}", soft_wrap=True)
             console.print(f"  report  {path / 'attacks' / 'study.md'}", soft_wrap=True)

@@ -1,9 +1,9 @@
 """Data sets, their splits, and batches of examples."""
 
 from biotorch.data.config import DataConfig
-from biotorch.data.digests import difference
+from biotorch.data.digests import difference, without_test
 from biotorch.data.images import Augmentation
-from biotorch.data.loading import Dataset, describe, load, require_present
+from biotorch.data.loading import Dataset, describe, load, misread, require_present
 from biotorch.data.sources import available
 from biotorch.data.splits import Kind, Split
 from biotorch.errors import DataError
@@ -19,5 +19,7 @@ __all__ = [
     "describe",
     "difference",
     "load",
+    "misread",
     "require_present",
+    "without_test",
 ]

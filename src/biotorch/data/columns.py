@@ -68,8 +68,8 @@ class _Plan:
         return [*self.numbers, *self.categories]
 
 
-def features(table: Table, test: Table | None, roles: Roles) -> Features:
-    """Features and labels of a table; without a table for the test, a fifth of the rows is for it.
+def features(table: Table, test: Table | None, roles: Roles, divided: bool) -> Features:
+    """Features and labels of a table; if it is `divided`, a fifth of its rows is for the test, or left out for `test`.
 
     The categories of a column and the classes are all that `table` has. A category that only `test` has is unknown to
     the network; such a class is an error.
@@ -82,10 +82,10 @@ def features(table: Table, test: Table | None, roles: Roles) -> Features:
     width = len(plan.numbers) + sum(map(len, plan.categories.values()))
     _memory.require(_FOR_VALUE * width * len(table.frame), table.name)
     rows = _rows(table, plan, roles)
-    train, held = (
-        (rows[index] for index in fifth(len(rows.labels))) if test is None else (rows, _rows(test, plan, roles))
-    )
-    if not len(held.labels):
+    train, held = (rows[index] for index in fifth(len(rows.labels))) if divided else (rows, None)
+    if test is not None:
+        held = _rows(test, plan, roles)
+    if held is None or not len(held.labels):
         raise DataError(f"{table.name} has too few rows for a test set.")
     imputed: collections.Counter[str] = collections.Counter()
     for each in (table, test) if test is not None else (table,):

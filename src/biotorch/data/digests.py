@@ -1,4 +1,4 @@
-"""Digests of the files of a data set, what differs between two of them, and repeated examples.
+"""Digests of the files of a data set, what differs between two of them, and repeated files.
 
 A description of files is a mapping in plain JSON values: by name in the data set, the number of `files`, their `bytes`
 and one or two digests, of their `contents` or of their names, sizes and `times`. What lies in memory has an entry with
@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import gzip
 import hashlib
-import math
 import os
 import stat
 import zlib
@@ -19,13 +18,9 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
 
-from biotorch import _seeding
-from biotorch.data.splits import Paths
+from biotorch.data.splits import Paths, Repeated
 from biotorch.errors import DataError
 
 Files = dict[str, dict[str, Any]]
@@ -34,8 +29,6 @@ Identity = tuple[int, int, int, int]
 
 #: Largest number of entries in a description of files.
 _ENTRIES = 100
-#: Examples that are compared to the bit at once, which bounds the memory for it.
-_ROWS = 256
 
 
 class Stamp(NamedTuple):
@@ -45,14 +38,6 @@ class Stamp(NamedTuple):
     path: Path
     size: int
     time: int
-
-
-class Repeated(NamedTuple):
-    """Test examples that are training examples, too: their number, and the names of one pair."""
-
-    number: int
-    test: str
-    train: str
 
 
 def stamps(files: Mapping[str, Path]) -> tuple[Stamp, ...]:
@@ -208,23 +193,30 @@ def whole(files: Files) -> str:
 def difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """What is known to differ between the data of two records (`Dataset.record`), in words, or None.
 
-    Records of older versions have no `files`: then the numbers of examples and classes and their shape are compared.
+    Records of older versions have no `files`: then the numbers of examples and outputs and their shape are compared.
     """
+    then, now = (each if isinstance(each, Mapping) else {} for each in (then, now))  # anything may be in a foreign file
     earlier, present = then.get("files"), now.get("files")
-    if earlier and present:
-        changes = list(_changes(earlier, present))
-        if not changes:
-            return None
-    else:
-        changes = []
+    changes = list(_changes(earlier, present)) if earlier and present else []
+    if earlier and present and not changes:
+        return None
     words = [
         f"{told(then)} then, {told(now)} now"
-        for told in (_examples, _classes, _shape)
+        for told in (_examples, outputs, _shape)
         if None not in (told(then), told(now)) and told(then) != told(now)
     ]
     if changes:
         words.append(changes[0] + (f", the first of {len(changes)} differences" if changes[1:] else ""))
     return "; ".join(words) or None
+
+
+def without_test(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Part of a record that a network is trained on: without the files and the number of the test examples.
+
+    Test examples have files of their own in `folder:` data with test/ and for a table with `data.test`.
+    """
+    files = {name: entry for name, entry in (record.get("files") or {}).items() if not name.startswith("test/")}
+    return {key: value for key, value in record.items() if key not in ("files", "test")} | {"files": files}
 
 
 def _changes(then: Files, now: Files) -> Iterator[str]:
@@ -253,40 +245,16 @@ def _examples(record: Mapping[str, Any]) -> str | None:
     if "train" not in record or "characters" in record:
         return None
     held_out = 0 if record["validation_from"] == "test set" else record["validation"]
-    return f"{record['train'] + held_out} training and {record['test']} test examples"
+    test = f" and {record['test']} test" if "test" in record else ""
+    return f"{record['train'] + held_out} training{test} examples"
 
 
-def _classes(record: Mapping[str, Any]) -> str | None:
+def outputs(record: Mapping[str, Any]) -> str | None:
+    """What a network for the data of a record predicts, such as `3 classes`; None if the record does not say it."""
+    if targets := len(record.get("target_mean") or ()):
+        return f"{targets} target{'s' if targets > 1 else ''} of a regression"
     return f"{record['classes']} classes" if "classes" in record else None
 
 
 def _shape(record: Mapping[str, Any]) -> str | None:
     return f"examples of shape {tuple(record['input_shape'])}" if "input_shape" in record else None
-
-
-# Repeated examples ---------------------------------------------------------------------------------
-
-
-def repeated_rows(train: Tensor, test: Tensor) -> Repeated | None:
-    """Find the examples (N, ...) that are in both parts with equal bits, or None."""
-    known, order = _keys(train).sort()
-    wanted = _keys(test)
-    place = torch.searchsorted(known, wanted).clamp(max=len(known) - 1)
-    hits = (known[place] == wanted).nonzero()[:, 0]
-    equal = [
-        (train[order[place[part]]] == test[part]).flatten(1).all(1) for part in torch.split(hits, _ROWS)
-    ]  # rows that differ may share a key
-    hits = hits[torch.cat(equal)] if equal else hits
-    if not len(hits):
-        return None
-    first = int(hits[0])
-    return Repeated(len(hits), f"example {first}", f"example {int(order[place[first]])}")
-
-
-def _keys(examples: Tensor) -> Tensor:
-    """Keys (N,) int64 of examples: sums of all their bytes, eight at a time, with random factors."""
-    rows = examples.contiguous().flatten(1).view(torch.uint8)
-    if rows.shape[1] % 8:
-        rows = F.pad(rows, (0, -rows.shape[1] % 8))
-    factors = torch.randint(-(2**62), 2**62, (math.ceil(rows.shape[1] / 8),), generator=_seeding.generator(0))
-    return rows.view(torch.int64) @ (2 * factors + 1)

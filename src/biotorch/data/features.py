@@ -61,6 +61,12 @@ class Rows:
     def __getitem__(self, index: Tensor) -> Rows:
         return Rows(self.numbers[index.numpy()], self.codes[index.numpy()], self.labels[index])
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that is known of each example, as bytes (N, ...)."""
+        parts = [part.reshape(len(self.labels), -1) for part in (self.numbers, self.codes) if part.size]
+        return *(torch.from_numpy(np.ascontiguousarray(part).view(np.uint8)) for part in parts), self.labels
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Features:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from biotorch.data.files import FileSplit
 from biotorch.data.folders import locate
 from biotorch.data.images import Normalisation
 from biotorch.data.npz import Arrays
-from biotorch.data.splits import Images, Kind, MemorySplit, Paths, Pool, Split
+from biotorch.data.splits import Images, Kind, MemorySplit, Paths, Pool, Split, repeated_rows
 from biotorch.data.tables import read_file
 from biotorch.data.text import Text, regions
 from biotorch.errors import DataError
@@ -63,8 +64,14 @@ class Dataset:
         return dataclasses.replace(self, train=self.train.to(device), validation=validation, test=test)
 
 
-def load(config: DataConfig, seed: int) -> Dataset:
+def load(config: DataConfig, seed: int, trained: DataConfig | None = None) -> Dataset:
     """Load the data set of a configuration. The choice of the held-out training examples depends only on `seed`.
+
+    Args:
+        config: section `data`.
+        seed: seed of the choice.
+        trained: section of the training, if a trained network is measured on `config`. If the table of the training
+            was divided, the rows of `data.test` are measured with the preparation of the same training split.
 
     Raises FileNotFoundError, which says which file belongs where, if a file is missing and cannot be downloaded.
     Raises DataError if files are damaged or have a wrong form or another kind of data than a setting is for, or if
@@ -74,24 +81,54 @@ def load(config: DataConfig, seed: int) -> Dataset:
     if problems := config.misplaced({found.pool.kind}):
         raise DataError("; ".join(f"data.{key}: {text}" for key, text in problems.items()))
     test, files = _other_test(config), found.files
-    dataset = _divided(found.pool, test, config, seed)
-    if found.repeated is not None and config.dataset not in sources.available():
-        number, *pair = found.repeated
-        warnings.warn(
-            f"{config.dataset}: {number} of the {len(dataset.test)} test images are training images, too, so that "
-            f"the test error is too good; for example, {pair[0]} of the test is {pair[1]} of the training set",
-            stacklevel=2,
-        )
+    dataset = _divided(found.pool, test, config, seed, (trained or config).test is None)
     files = files | _described(test)
     record = {
+        "repeated": found.repeated and found.repeated._asdict(),
         **dataset.record,
         **({"classes": dataset.num_outputs} if dataset.task == "classification" else {}),
         "input_shape": list(dataset.input_shape),
-        "repeated": found.repeated and found.repeated._asdict(),
         "digest": digests.whole(files),
         "files": files,
     }
+    if (repeated := record["repeated"]) is not None and (config.dataset not in sources.available() or test is not None):
+        warnings.warn(
+            f"{config.dataset}: {repeated['number']} of the {len(dataset.test)} test examples are equal to training "
+            f"examples, so that the test figures may be too good; for example, {repeated['test']} of the test is "
+            f"{repeated['train']} of the training set",
+            stacklevel=2,
+        )
     return dataclasses.replace(dataset, record=record)
+
+
+def misread(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Why a network that was trained on the data of one record would misread those of another, or None.
+
+    The clause, whose subject is the network, compares what outputs and inputs stand for, which follows from the
+    training split, but not the examples themselves.
+    """
+    name = f"data.dataset {now.get('dataset')!r}"
+    told = digests.outputs(then), digests.outputs(now)
+    if None not in told and told[0] != told[1]:
+        return f"was trained for {told[0]}, but {name} has {told[1]}"
+    units = [[each.get(key) for key in ("target_mean", "target_std")] for each in (then, now)]
+    if units[0] != units[1]:
+        mean, std = units[0]
+        return (
+            f"was trained for targets of mean {mean} and standard deviation {std}, but {name} has mean {units[1][0]} "
+            f"and standard deviation {units[1][1]}, so its targets are in other units"
+        )
+    if then.get("characters") != now.get("characters"):
+        return (
+            f"was trained on the characters {then.get('characters')!r}, but {name} has the characters "
+            f"{now.get('characters')!r}"
+        )
+    if then.get("preparation") != now.get("preparation"):
+        return (
+            f"was trained on inputs that were made in another way than those of {name}: columns, categories, or the "
+            "means of the training split differ"
+        )
+    return None
 
 
 def describe(config: DataConfig) -> dict[str, Any]:
@@ -118,14 +155,15 @@ def _described(test: Path | None) -> digests.Files:
     return {} if test is None else digests.of_files(digests.stamps({f"test/{test.name}": test}))
 
 
-def _divided(found: sources.Whole, test: Path | None, config: DataConfig, seed: int) -> Dataset:
+def _divided(found: sources.Whole, test: Path | None, config: DataConfig, seed: int, divided: bool) -> Dataset:
     if isinstance(found, Text):
         return _text(found, config)
     if isinstance(found, Pool):
         return _images(found, config, seed)
     if isinstance(found, Arrays):
         return _features(found.features(config.task), config, seed)
-    return _features(columns.features(found, None if test is None else read_file(test), config.roles), config, seed)
+    rows = None if test is None else read_file(test)
+    return _features(columns.features(found, rows, config.roles, divided or rows is None), config, seed)
 
 
 def _text(text: Text, config: DataConfig) -> Dataset:
@@ -163,7 +201,13 @@ def _features(pool: Features, config: DataConfig, seed: int) -> Dataset:
         rows = pool.train[held_out]
         validation = FeatureSplit(prepare(rows), scale(rows.labels))
     record = _record(config, train, validation, test, held_out, None if held_out is None else seed)
-    record |= {**pool.record, **scale.record, "preparation": prepare.digest(pool)}
+    repeated = repeated_rows(pool.train.tensors, pool.test.tensors)
+    record |= {
+        **pool.record,
+        **scale.record,
+        "preparation": prepare.digest(pool),
+        "repeated": repeated and repeated._asdict(),
+    }
     return Dataset(
         train, validation, test, pool.num_outputs, (), (), record, scale.task, scale.mean, scale.std, pool.kind
     )

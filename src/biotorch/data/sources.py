@@ -17,7 +17,7 @@ from biotorch._names import unknown
 from biotorch.data import arrays, digests, folders, npz, tables, text
 from biotorch.data.images import Normalisation
 from biotorch.data.npz import Arrays
-from biotorch.data.splits import Images, Kind, Paths, Pool, fifth, in_memory
+from biotorch.data.splits import Images, Kind, Paths, Pool, Repeated, fifth, in_memory, repeated_rows
 from biotorch.data.tables import Table
 from biotorch.data.text import Text
 
@@ -65,11 +65,11 @@ def available() -> list[str]:
 
 
 class Found(NamedTuple):
-    """A data set, the description of its files (see `digests`), and its test examples that are training examples."""
+    """A data set, the description of its files (see `digests`), and test images that are training images."""
 
     pool: Whole
     files: digests.Files
-    repeated: digests.Repeated | None = None
+    repeated: Repeated | None = None
 
 
 def read(dataset: str, folder: Path, target_size: int | None, contents: bool = False) -> Found:
@@ -90,7 +90,7 @@ def read(dataset: str, folder: Path, target_size: int | None, contents: bool = F
 def _read(source: Source, name: str, folder: Path, target_size: int | None, stamps: tuple[digests.Stamp, ...]) -> Found:
     pool, repeated = source.read(name, folder, target_size), None
     if isinstance(pool, Pool) and isinstance(pool.train, Images) and isinstance(pool.test, Images):
-        repeated = digests.repeated_rows(pool.train.pixels, pool.test.pixels)
+        repeated = repeated_rows([pool.train.pixels], [pool.test.pixels])
     found = Found(pool, digests.of_files(stamps), repeated)
     digests.require_unchanged(stamps)
     return found

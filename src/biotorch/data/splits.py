@@ -1,4 +1,4 @@
-"""Pools of examples, which sources return, the splits made from them, and batches of splits."""
+"""Pools of examples, which sources return, the splits made from them, batches of splits, and repeated examples."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import dataclasses
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from biotorch import _seeding
 from biotorch.data.images import Augmentation, Normalisation, resize
@@ -79,6 +80,8 @@ _NONE = Augmentation(crop=0, flip=False)
 _CLASSES = 1000
 #: Number of classes without examples that the warning lists.
 _LISTED = 5
+#: Examples that are compared to the bit at once, which bounds the memory for it.
+_ROWS = 256
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -235,3 +238,50 @@ def fifth(count: int) -> tuple[Tensor, Tensor]:
     """Indices for training and test of a source without a test set; the same fifth is always for the test."""
     order = torch.randperm(count, generator=_seeding.generator(0))
     return order[torch.arange(count) % 5 != 0], order[::5]
+
+
+# Repeated examples ---------------------------------------------------------------------------------
+
+
+class Repeated(NamedTuple):
+    """Test examples that are training examples, too: their number, and the names of one pair."""
+
+    number: int
+    test: str
+    train: str
+
+
+def repeated_rows(train: Sequence[Tensor], test: Sequence[Tensor]) -> Repeated | None:
+    """Find the examples that are in both parts with equal bits, or None.
+
+    Args:
+        train: tensors (N, ...) which together hold the examples, such as inputs and targets.
+        test: the same of the other part.
+    """
+    known, order = _keys(train).sort()
+    wanted = _keys(test)
+    place = torch.searchsorted(known, wanted).clamp(max=len(known) - 1)
+    hits = (known[place] == wanted).nonzero()[:, 0]
+    equal = [(_bytes(train, order[place[part]]) == _bytes(test, part)).all(1) for part in torch.split(hits, _ROWS)]
+    hits = hits[torch.cat(equal)]  # rows that differ may share a key
+    if not len(hits):
+        return None
+    first = int(hits[0])
+    return Repeated(len(hits), f"example {first}", f"example {int(order[place[first]])}")
+
+
+def _bytes(parts: Sequence[Tensor], index: Tensor) -> Tensor:
+    """All bytes (n, bytes) of some examples, with zeros up to a multiple of eight."""
+    chosen = (part[index].flatten(1) if part.dim() > 1 else part[index, None] for part in parts)
+    rows = torch.cat([each.contiguous().view(torch.uint8) for each in chosen], dim=1)
+    return F.pad(rows, (0, -rows.shape[1] % 8))
+
+
+def _keys(parts: Sequence[Tensor]) -> Tensor:
+    """Keys (N,) int64 of examples: sums of all their bytes, eight at a time, with random factors."""
+    found = []
+    for index in torch.split(torch.arange(len(parts[0])), _ROWS):
+        rows = _bytes(parts, index).view(torch.int64)
+        factors = torch.randint(-(2**62), 2**62, (rows.shape[1],), generator=_seeding.generator(0))
+        found.append(rows @ (2 * factors + 1))
+    return torch.cat(found)

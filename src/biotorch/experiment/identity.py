@@ -40,8 +40,6 @@ BESIDE_THE_POINT: tuple[Key, ...] = (
 )
 #: Cure for data that have changed behind a run.
 _ANEW = "Put the data back, choose another experiment.name, or run it anew with --overwrite."
-#: Keys that may differ between a run and the study of its network.
-_NOT_OF_THE_NETWORK: tuple[Key, ...] = (("infrastructure",), ("evaluation",), ("data", "batch_size"))
 
 #: Model of a run: `best` is the best on the validation set, `latest` is from the last checkpoint.
 Which = Literal["best", "latest"]
@@ -104,7 +102,9 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _told(mine: dict[str, Any], theirs: dict[str, Any], words: tuple[str, str], without: Sequence[Key]) -> list[str]:
+def told_apart(
+    mine: dict[str, Any], theirs: dict[str, Any], words: tuple[str, str], without: Sequence[Key]
+) -> list[str]:
     """One phrase for each difference, such as "training.optimizer.lr: 0.1 in the folder, 0.2 asked for"."""
     counted = [what_counts(each, without) for each in (theirs, mine)]
     if text_of(counted[0]) == text_of(counted[1]):
@@ -197,7 +197,7 @@ def resolved(config: Config, earlier: dict[str, Any] | None) -> Config:
 
 def _require_same(config: Config, earlier: dict[str, Any], folder: RunFolder) -> None:
     words = ("in the folder", "asked for")
-    differences = _told(config.model_dump(mode="json"), earlier, words, BESIDE_THE_POINT)
+    differences = told_apart(config.model_dump(mode="json"), earlier, words, BESIDE_THE_POINT)
     if differences:
         raise OtherRunError(
             f"{folder.path} holds a run of another configuration; choose another experiment.name, "
@@ -205,7 +205,7 @@ def _require_same(config: Config, earlier: dict[str, Any], folder: RunFolder) ->
         )
 
 
-# Checkpoints and studies of a run ----------------------------------------------------------------
+# Checkpoints of a run ----------------------------------------------------------------------------
 
 
 def read_checkpoint(source: Path, which: Which = "best") -> dict[str, Any]:
@@ -238,22 +238,8 @@ def require_same_run(content: dict[str, Any], path: Path, config: dict[str, Any]
     cure = "put the right file back, or run it anew with --overwrite"
     if not is_own(content):
         raise CheckpointError(f"{path} was not written by the run in this folder; {cure}")
-    if differences := _told(content["config"], config, ("in the folder", "in the checkpoint"), BESIDE_THE_POINT):
+    if differences := told_apart(content["config"], config, ("in the folder", "in the checkpoint"), BESIDE_THE_POINT):
         raise CheckpointError(f"{path} is of another run ({'; '.join(differences)}); {cure}")
-
-
-def why_foreign(study: dict[str, Any], result: Result) -> str | None:
-    """Reason why a robustness study is not of the network of a result; None if it is, as far as both can tell."""
-    without = (*BESIDE_THE_POINT, *_NOT_OF_THE_NETWORK)
-    if told := _told(study["config"], result["config"], ("in the run", "in the study"), without):
-        return "; ".join(told)
-    for what, mine, theirs in (
-        ("weights", result.get("best_state_hash"), study.get("state_hash")),
-        ("data", (result.get("data") or {}).get("digest"), (study.get("data") or {}).get("digest")),
-    ):
-        if mine is not None and theirs is not None and mine != theirs:
-            return f"its {what} have other values than the run's"
-    return None
 
 
 def checkpoint_digest(section: ModelConfig) -> str | None:

@@ -26,7 +26,7 @@ from biotorch.experiment.identity import (
     what_counts,
 )
 from biotorch.experiment.network import check_input, load
-from biotorch.experiment.point import launched
+from biotorch.experiment.point import launched, require_understood
 from biotorch.experiment.reading import validate
 from biotorch.experiment.results import plain
 from biotorch.robustness import PGD, Normalised, Study, study
@@ -43,7 +43,8 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Evaluate a run's network: loss and errors as plain values, with a record of the data.
 
-    If overrides choose other data than those of the training, `trained_on` says so.
+    The rows of another `data.test` are prepared as the network's own are. `measured_on` names this file, and
+    `trained_on` says what differs if overrides choose other data than those of the training.
 
     Args:
         run: folder of a run, or one of its .pth files.
@@ -57,25 +58,14 @@ def evaluate_run(
         OtherRunError: the data have changed since the network was trained, and no override names them.
     """
     content = read_checkpoint(run, which)
-    config = changed(own_config(content, str(run)), overrides, str(run), ("data", "infrastructure"))
+    own = own_config(content, str(run))
+    config = changed(own, overrides, str(run), ("data", "infrastructure"))
     fabric = launched(config)
     with repeatable(config.experiment.seed, config.experiment.deterministic, config.infrastructure.threads):
-        dataset = data.load(config.data, config.experiment.seed).to(fabric.device)
-        differing = _other_data(content, dataset, run, overrides)
+        dataset = data.load(config.data, config.experiment.seed, own.data).to(fabric.device)
+        differing = _other_data(content, dataset, run, config.data.test, overrides)
         model = load(run, which, fabric.device)
-        _require_same_outputs(dataset, content, f"{run} was trained for", f"but data.dataset {config.data.dataset!r}")
-        known = content["data"].get("characters")
-        if dataset.record.get("characters") != known:
-            raise ConfigError(
-                f"{run} was trained on the characters {known!r}, but data.dataset {config.data.dataset!r} has the "
-                f"characters {dataset.record.get('characters')!r}"
-            )
-        if dataset.record.get("preparation") != content["data"].get("preparation"):
-            raise ConfigError(
-                f"{run} was trained on inputs that were made in another way than those of data.dataset "
-                f"{config.data.dataset!r}: columns, categories, or the means of the training split differ. To measure "
-                "other rows, give only them, as data.test"
-            )
+        require_understood(content, str(run), dataset)
         check_input(model, dataset.test, config)
         loss = config.model.loss(dataset.task).to(fabric.device)
         top_k = config.training.metrics.top_k if config.training else 1
@@ -89,34 +79,35 @@ def evaluate_run(
     return result
 
 
-def _require_same_outputs(dataset: data.Dataset, content: dict[str, Any], trained: str, other: str) -> None:
-    """Raise ConfigError unless the outputs of a checkpoint's network mean what the labels of the data mean."""
-    known, kinds = content["data"], {"classification": "classes", "regression": "targets of a regression"}
-    task, count = known.get("task", "classification"), content["num_classes"]
-    if (task, count) != (dataset.task, dataset.num_outputs):
-        raise ConfigError(f"{trained} {count} {kinds[task]}, {other} has {dataset.num_outputs} {kinds[dataset.task]}")
-    units, own = ((each.get("target_mean"), each.get("target_std")) for each in (known, dataset.record))
-    if units != own:
-        raise ConfigError(
-            f"{trained} targets of mean {units[0]} and standard deviation {units[1]}, {other} has mean {own[0]} and "
-            f"standard deviation {own[1]}, so its targets are in other units"
-        )
+#: Overrides that choose other data than those of the training.
+_CHOICES = ("data", "data.dataset", "data.dataset_path")
 
 
 def _other_data(
-    content: dict[str, Any], dataset: data.Dataset, run: Path, overrides: Sequence[tuple[str, Any]]
+    content: dict[str, Any], dataset: data.Dataset, run: Path, test: str | None, overrides: Sequence[tuple[str, Any]]
 ) -> dict[str, str]:
-    """`{"trained_on": what differs}` if overrides choose other data than those of the checkpoint `content`, else {}.
+    """Say which data are measured, if overrides choose others than those of the checkpoint `content`.
+
+    Returns `trained_on`, what differs in the data of the training, and `measured_on`, the file `test` of other test
+    rows, or what differs only in the test examples; no entry for what does not differ.
 
     Raises OtherRunError if the data differ although no override chooses others.
     """
-    then = data_of(content)
-    if not any(key in ("data", "data.dataset", "data.dataset_path", "data.test") for key, _ in overrides):
-        cure = "Put the data back, or name those to measure on: data.dataset=..., or data.dataset_path=...."
-        require_same_data(then, dataset.record, run, cure)
-        return {}
-    found = data.difference(then, dataset.record)
-    return {} if found is None else {"trained_on": f"other data ({found})"}
+    whole, chosen = (data_of(content), dataset.record), {key for key, _ in overrides}
+    trained = data.without_test(whole[0]), data.without_test(whole[1])
+    if chosen.isdisjoint(_CHOICES):
+        cure = (
+            "Put the data back, or name those to measure on (data.dataset=..., data.dataset_path=..., data.test=...)."
+        )
+        then, now = trained if "data.test" in chosen else whole
+        require_same_data(then, now, run, cure)
+    found = {}
+    if (differs := data.difference(*whole)) is not None:
+        if (before := data.difference(*trained)) is not None:
+            found["trained_on"] = f"other data ({before})"
+        if test is not None or before is None:
+            found["measured_on"] = test or f"other data ({differs})"
+    return found
 
 
 def changed(config: Config, overrides: Sequence[tuple[str, Any]], source: str, sections: Sequence[str]) -> Config:
@@ -164,9 +155,9 @@ def attack_run(
         display: receives the progress.
 
     Returns:
-        The content of study.json (`config`, `state_hash` of the network, record of the `data`, `trained_on` if
-        overrides have chosen other data than the network's, `twin` and its `twin_state_hash`, `environment`, `study`,
-        `digest`), and some adversarial examples.
+        The content of study.json (`config`, `state_hash` of the network, record of the `data`, `trained_on` and
+        `measured_on` if overrides have chosen other data than the network's, `twin` and its `twin_state_hash`,
+        `environment`, `study`, `digest`), and some adversarial examples.
 
     Raises:
         FileNotFoundError, CheckpointError: as in `load`.
@@ -187,7 +178,7 @@ def attack_run(
         with repeatable(config.experiment.seed, config.experiment.deterministic, config.infrastructure.threads):
             dataset = data.load(config.data, config.experiment.seed).to(fabric.device)
             _require_images(run, dataset.kind == "images" and dataset.task == "classification")
-            differing = _other_data(content, dataset, run, overrides)
+            differing = _other_data(content, dataset, run, config.data.test, overrides)
             model = Normalised(load(run, device=fabric.device), dataset.mean, dataset.std).to(fabric.device)
             path = section.twin or find_twin(run, config)
             twin = None if path is None else Normalised(load(path, device=fabric.device), dataset.mean, dataset.std)
@@ -226,7 +217,7 @@ def attack_run(
         folder.require_held()
         written = _files.write_json(place.study, written)
         told = "" if path is None else f"\nTransfer: the twin is {path}.\n"
-        told += f"\nThe network was trained on {differing['trained_on']}.\n" if differing else ""
+        told += "".join(f"\nThe network was {key.replace('_', ' ')} {what}.\n" for key, what in differing.items())
         _files.write_text(place.study_text, f"{found}\n{told}")
     return written, examples
 

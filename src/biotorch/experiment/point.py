@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +27,9 @@ from biotorch.experiment.identity import (
     checkpoint_digest,
     claim,
     data_of,
+    is_own,
+    own_config,
+    read_checkpoint,
     require_same_data,
     require_same_run,
     resolved,
@@ -172,7 +176,8 @@ def run_point(
         LockedError: another process works on the folder.
         OtherRunError: the folder holds a run of another configuration or on other data, or files that no run has
             written.
-        ConfigError: network, loss, optimizer or processes do not fit each other or the data.
+        ConfigError: network, loss, optimizer or processes do not fit each other or the data, or a network that is only
+            evaluated was trained on data with another meaning.
         LostFolderError: the folder was deleted or replaced during the run.
         DivergenceError: loss or weights are no longer finite; the last good checkpoint stays.
         Interrupted: a signal has asked to stop; the checkpoint is on disk.
@@ -183,7 +188,7 @@ def run_point(
         config = on_first(fabric, lambda: resolved(config, None if folder.discarded else folder.read_config()))
         experiment = config.experiment
         with repeatable(experiment.seed, experiment.deterministic, config.infrastructure.threads):
-            dataset = data.load(config.data, experiment.seed).to(fabric.device)
+            dataset = _dataset(config).to(fabric.device)
             if problems := config.misplaced({dataset.kind}):  # known before for all but .npz files
                 raise ConfigError("; ".join(f"{key}: {text}" for key, text in problems.items()))
             config = config.for_task(dataset.task)
@@ -199,6 +204,38 @@ def run_point(
             run = Run(config, fabric, folder, dataset, model, display or Display(), request or StopRequest(), state)
             result = run.result()
         return on_first(fabric, lambda: _finish(folder, result))
+
+
+def _dataset(config: Config) -> data.Dataset:
+    """Data of a run, which a network of this package that it starts from understands.
+
+    A network that is only evaluated gets the training split of its own seed, by which its inputs are prepared.
+    """
+    source, training, seed = config.model.checkpoint, config.training is not None, config.experiment.seed
+    content = None if source is None else read_checkpoint(source)
+    if content is None or not is_own(content):
+        return data.load(config.data, seed)
+    own = own_config(content, str(source))
+    dataset = data.load(config.data, seed) if training else data.load(config.data, own.experiment.seed, own.data)
+    require_understood(content, f"model.checkpoint: {source}", dataset, training)
+    return dataset
+
+
+def require_understood(content: dict[str, Any], run: str, dataset: data.Dataset, training: bool = False) -> None:
+    """Check that to the network of the checkpoint `content`, named `run`, outputs and inputs of the data mean the same.
+
+    Raises:
+        ConfigError: they do not, and there will be no `training` by which the network could learn it.
+
+    Warns:
+        UserWarning: they do not, in the training of a network with the right number of outputs.
+    """
+    told = data.misread(data_of(content), dataset.record)
+    if told is not None and not training:
+        cure = "; other rows are given alone, as data.test" if dataset.kind == "table" else ""
+        raise ConfigError(f"{run} {told}{cure}")
+    if told is not None and content["num_classes"] == dataset.num_outputs:
+        warnings.warn(f"{run} {told}: it has to learn the difference", stacklevel=2)
 
 
 def _saved(config: Config, folder: RunFolder, dataset: data.Dataset, fabric: Fabric) -> dict[str, Any] | None:

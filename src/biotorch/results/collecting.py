@@ -11,8 +11,13 @@ from typing import Any
 from biotorch._names import nearest
 from biotorch.errors import DamagedResultError
 from biotorch.experiment.folder import RunFolder
-from biotorch.experiment.identity import why_foreign
+from biotorch.experiment.identity import BESIDE_THE_POINT, Key, told_apart
 from biotorch.experiment.results import STUDY, Result, load_results, load_study
+
+#: Keys that may differ between a run and the study of its network.
+_NOT_OF_THE_NETWORK: tuple[Key, ...] = (*BESIDE_THE_POINT, ("infrastructure",), ("evaluation",), ("data", "batch_size"))
+#: Keys that change the training and validation images, but not those that are attacked.
+_NOT_OF_THE_TEST: tuple[Key, ...] = tuple(("data", key) for key in ("validation", "validation_size", "augment"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,15 +111,30 @@ def _study(run: Run, problems: list[str]) -> dict[str, Any] | None:
         study = load_study(run.path)
         if study is None:
             return None
-        again = f"`biotorch attack {run.path}` measures this one"
-        if (why := why_foreign(study, run.result)) is not None:
-            raise DamagedResultError(f"{file} is a study of another network than the run's ({why}); {again}")
+        again = f"`biotorch attack {run.path}` measures this network on the run's data"
+        if (why := _why_foreign(study, run.result)) is not None:
+            raise DamagedResultError(f"{file} {why}; {again}")
         if (twin := study.get("twin_state_hash")) is not None and twin != _best_hash(Path(study["twin"]), twin):
             raise DamagedResultError(f"{file} has transfers from a twin that is another network now; {again} again")
     except (DamagedResultError, OSError) as error:
         problems.append(str(error))
         return None
     return study
+
+
+def _why_foreign(study: dict[str, Any], result: Result) -> str | None:
+    """Clause that says why a study is not of the run's network and test images; None if it is, as far as they tell."""
+    network, elsewhere = "is a study of another network than the run's", "was measured on other data than the run's"
+    hashes = result.get("best_state_hash"), study.get("state_hash")
+    known, equal = None not in hashes, hashes[0] == hashes[1]
+    without = (*_NOT_OF_THE_NETWORK, *(_NOT_OF_THE_TEST if known and equal else ()))
+    if told := told_apart(study["config"], result["config"], ("in the run", "in the study"), without):
+        of_data = known and equal and all(each.startswith("data.") for each in told)
+        return f"{elsewhere if of_data else network} ({'; '.join(told)})"
+    if known and not equal:
+        return f"{network} (its weights have other values)"
+    digests = [(each.get("data") or {}).get("digest") for each in (result, study)]
+    return f"{elsewhere} (its files differ)" if None not in digests and digests[0] != digests[1] else None
 
 
 def _best_hash(run: Path, unknown: str) -> str:

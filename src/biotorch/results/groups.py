@@ -91,10 +91,15 @@ def _by_data(group: list[Result]) -> list[list[Result]]:
 
 
 def _contents(result: Result) -> str | None:
-    """Digest of the contents of a result's data; None if it is unknown, as for images told apart by their times."""
+    """Digest of the contents of a result's data, or None if it is unknown.
+
+    It is unknown for images told apart by their times. Where these are not trained on, but only measured, the digest of
+    the times counts all the same, because no weights show whether the data were the same.
+    """
     data = result.get("data") or {}
     files = (data.get("files") or {}).values()
-    return data.get("digest") if files and all("contents" in each for each in files) else None
+    measured = result["config"].get("training") is None
+    return data.get("digest") if files and (measured or all("contents" in each for each in files)) else None
 
 
 def _settings(result: Result) -> dict[Key, Any]:
@@ -104,12 +109,12 @@ def _settings(result: Result) -> dict[Key, Any]:
 
 
 def without_copies(results: Sequence[Result]) -> list[Result]:
-    """Results without copies, which have equal configuration, seed and final weights."""
-    found: dict[tuple[str, int, str], Result] = {}
+    """Results without copies, which have equal configuration, seed, final weights and, if known, data."""
+    alike: dict[tuple[str, int, str], list[Result]] = {}
     for result in results:
         key = (text_of(_settings(result)), result["config"]["experiment"]["seed"], result["state_hash"])
-        found.setdefault(key, result)
-    return list(found.values())
+        alike.setdefault(key, []).append(result)
+    return [part[0] for group in alike.values() for part in _by_data(group)]
 
 
 def method(result: Result) -> str:
