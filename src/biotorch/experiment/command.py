@@ -117,7 +117,7 @@ def _discards(study: Study) -> str:
     """Mark of the command with this configuration that overwrites the study, now or until it was interrupted, or ""."""
     try:
         mark = _overwriting(study).read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return ""
     return mark if mark.startswith(f"{_digest(study)} ") else ""
 
