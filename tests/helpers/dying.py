@@ -212,7 +212,9 @@ def _content(path: Path) -> Any:
         return path.read_bytes()
     text = path.read_text()
     if path.suffix == ".json":
-        return repr(_plain(json.loads(text)))
+        content = _files.read_json(path)
+        content.pop("digest", None)  # of the times too; it has just been checked
+        return repr(_plain(content))
     if path.suffix == ".jsonl":
         return repr([_plain(json.loads(line)) for line in text.splitlines()])
     if path.name == "results.csv":

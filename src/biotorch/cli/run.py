@@ -70,8 +70,8 @@ def run_command(
     biotorch run configs/paper/table2.yaml --executor slurm cluster.partition=gpu infrastructure.gpus=0
     torchrun --nproc-per-node 2 -m biotorch.cli run configs/quickstart.yaml
     """
-    from biotorch.experiment import RunFolder, read
-    from biotorch.experiment.command import command, overwrites_anew
+    from biotorch.experiment import read
+    from biotorch.experiment.command import command, states
     from biotorch.experiment.display import Progress
     from biotorch.experiment.estimating import best_jobs
     from biotorch.experiment.study import run_points
@@ -80,17 +80,17 @@ def run_command(
 
     study = read(config, overrides or [])
     console = plain_console(quiet=not is_first_process())
-    anew = overwrite and overwrites_anew(study)
-    left = {name: point for name, point in study.points.items() if anew or not RunFolder(study.folder / name).finished}
+    planned = states(study, overwrite)
+    left = {name: point for name, point in study.points.items() if planned[name] != "finished"}
     if jobs is None:
         jobs = max(1, len(left)) if executor is _Executor.slurm else best_jobs(left)
     if dry_run:
-        _list(study, left, jobs, console)
+        _list(study, planned, left, jobs, console)
         return
-    with command(study, overwrite):
+    with command(study, overwrite) as discards:
         try:
             with Progress(console, len(study.points)) as progress:
-                finished = run_points(study, progress, _executor(executor, jobs, left, study))
+                finished = run_points(study, discards, progress, _executor(executor, jobs, left, study))
         except BrokenPointsError as error:
             if error.results:
                 _show(study, list(error.results.values()), console)
@@ -115,9 +115,8 @@ def _executor(kind: _Executor, jobs: int, left: Mapping[str, Config], study: Stu
     return Ray(jobs, threads, cluster)
 
 
-def _list(study: Study, left: Mapping[str, Config], jobs: int, console: Console) -> None:
-    """Print all points with their state, and for unfinished ones the estimated time alone."""
-    from biotorch.experiment import RunFolder
+def _list(study: Study, planned: Mapping[str, str], left: Mapping[str, Config], jobs: int, console: Console) -> None:
+    """Print what would be done with each point, and for those that are left the estimated time alone."""
     from biotorch.experiment.display import duration
     from biotorch.experiment.estimating import estimates
 
@@ -126,12 +125,7 @@ def _list(study: Study, left: Mapping[str, Config], jobs: int, console: Console)
     for name, point in study.points.items():
         estimate = times.get(name)
         total += estimate.seconds if estimate else 0.0
-        state = (
-            "finished"
-            if estimate is None
-            else ("to continue" if RunFolder(study.folder / name).latest.is_file() else "to run")
-        )
-        rows.append([name or point.experiment.name, state, duration(estimate.seconds) if estimate else ""])
+        rows.append([name or point.experiment.name, planned[name], duration(estimate.seconds) if estimate else ""])
     shared = f"{duration(total)} one after another" + (
         f", about {duration(total / jobs)} with {jobs} at once" if jobs > 1 else ""
     )

@@ -5,44 +5,61 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from biotorch import _files
-from biotorch.errors import OtherRunError
-from biotorch.experiment.folder import SEARCH, RunFolder, holds_files, holds_runs
+from biotorch.errors import LockedError, OtherRunError
+from biotorch.experiment.folder import SEARCH, STUDY_MARK, RunFolder, holds_files, is_study
 from biotorch.experiment.point import launched, on_first
 from biotorch.experiment.reading import Study
 from biotorch.training.distributed import one_of_several
 
 
 @contextlib.contextmanager
-def command(study: Study, overwrite: bool) -> Iterator[None]:
+def command(study: Study, overwrite: bool) -> Iterator[str]:
     """Context of a command that runs `study`, with all that follows the last point.
 
-    With `overwrite`, earlier runs of the points are marked once, and each is deleted when its successor begins. If the
-    command is interrupted or killed, the next one with the same configuration finds `.overwrite` in the study's folder,
-    marks nothing, and so continues. After any other end, runs that have no successor are kept.
+    With `overwrite`, earlier runs of the points are marked once, and each is deleted when its successor begins. The
+    mark is of this command: a digest of its configuration and a random number. It counts while `.overwrite` in the
+    study's folder holds it too. If the command is interrupted or killed, the next one with the same configuration finds
+    it there, marks nothing, and so continues. After any other end, runs that have no successor are kept.
+
+    Yields the mark of the runs that this command discards, or "".
 
     Raises:
         OtherRunError: the study would lie inside a run, or among files that no run has written.
-        LockedError: with `overwrite`, another process works on a point; nothing is discarded.
+        LockedError: another process overwrites the study, or, with `overwrite`, works on a point; nothing is discarded.
     """
-    _once(study, lambda: _begin(study, overwrite))
+    lock = FileLock(study.folder / ".overwrite.lock")  # of the first process, if torchrun or Slurm has started several
     try:
-        yield
-    except KeyboardInterrupt:
-        raise
-    except BaseException:
-        _end(study)
-        raise
-    _end(study)
+        mark = _once(study, lambda: _begin(study, overwrite, lock))
+        try:
+            yield mark
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            _end(study, mark, lock)
+            raise
+        _end(study, mark, lock)
+    finally:
+        lock.release()
 
 
-def overwrites_anew(study: Study) -> bool:
-    """Whether `--overwrite` begins all points of the study again, because no such command has been interrupted."""
-    path = _mark(study)
-    return not path.is_file() or path.read_text() != _digest(study)
+def states(study: Study, overwrite: bool) -> dict[str, str]:
+    """What a command would do with each point of the study: nothing if it is "finished"."""
+    found, discards = {}, _discards(study)
+    for name in study.points:
+        folder = RunFolder(study.folder / name, discards)
+        finished, begun = folder.results.is_file(), folder.latest.is_file()
+        if (finished or begun) and (folder.discarded or (overwrite and not discards)):
+            found[name] = f"to run anew, deletes the {'finished' if finished else 'interrupted'} run"
+        else:
+            found[name] = "finished" if finished else "to continue" if begun else "to run"
+    return found
 
 
 def is_sweep(study: Study) -> bool:
@@ -50,39 +67,59 @@ def is_sweep(study: Study) -> bool:
     return list(study.points) != [""]
 
 
-def _once(study: Study, action: Callable[[], None]) -> None:
+def _once(study: Study, action: Callable[[], str]) -> str:
     """Run `action` in the first of the processes that torchrun or Slurm has started, before the others go on."""
-    if one_of_several():
-        on_first(launched(study.config), action)
-    else:
-        action()
+    return on_first(launched(study.config), action) if one_of_several() else action()
 
 
-def _begin(study: Study, overwrite: bool) -> None:
+def _begin(study: Study, overwrite: bool, lock: FileLock) -> str:
     require_room(study)
-    if not overwrite or not overwrites_anew(study):
-        return
-    try:
-        for name in study.points:
-            folder = RunFolder(study.folder / name)
-            if not is_sweep(study) or holds_files(folder.path):
-                folder.discard()
+    if is_sweep(study):
         study.folder.mkdir(parents=True, exist_ok=True)
-        _files.write_text(_mark(study), _digest(study))
-    except Exception:
-        _end(study)
-        raise
+        (study.folder / STUDY_MARK).touch()
+    interrupted = bool(_discards(study))
+    if not overwrite and not interrupted:
+        return ""
+    mark = f"{_digest(study)} {uuid.uuid4().hex}"
+    points = [RunFolder(study.folder / name, mark) for name in study.points]
+    earlier = [] if interrupted else [each for each in points if not is_sweep(study) or holds_files(each.path)]
+    for folder in earlier:  # nothing is marked unless all can be
+        with folder.locked():
+            pass
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise LockedError(
+            f"another process is working on {study.folder}, and overwrites it; wait for it, or choose another "
+            "experiment.name"
+        ) from error
+    if interrupted:
+        return _discards(study)
+    for folder in earlier:
+        folder.discard()
+    _files.write_text(_overwriting(study), mark)
+    return mark
 
 
-def _end(study: Study) -> None:
-    if _mark(study).is_file():
-        _mark(study).unlink()
-    for name in study.points:
-        RunFolder(study.folder / name).keep()
+def _end(study: Study, mark: str, lock: FileLock) -> None:
+    """Make the mark of this command void, and take all marks away: others are older, as the study is locked."""
+    if lock.is_locked and mark and _discards(study) == mark:
+        _overwriting(study).unlink()
+        for path in (study.folder, *filter(Path.is_dir, study.folder.iterdir())):
+            RunFolder(path).keep()
 
 
-def _mark(study: Study) -> Path:
+def _overwriting(study: Study) -> Path:
     return study.folder / ".overwrite"
+
+
+def _discards(study: Study) -> str:
+    """Mark of the command with this configuration that overwrites the study, now or until it was interrupted, or ""."""
+    try:
+        mark = _overwriting(study).read_text()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    return mark if mark.startswith(f"{_digest(study)} ") else ""
 
 
 def _digest(study: Study) -> str:
@@ -97,7 +134,7 @@ def require_room(study: Study) -> None:
         OtherRunError: the study would lie inside a run, or a sweep among files of which none is a run's.
     """
     folder, output = study.folder, study.config.experiment.output_dir
-    if is_sweep(study) and not _mark(study).is_file() and holds_files(folder) and not holds_runs(folder):
+    if is_sweep(study) and holds_files(folder) and not is_study(folder):
         raise OtherRunError(
             f"{folder} is not empty and holds no run; choose another experiment.name, or move what it holds"
         )

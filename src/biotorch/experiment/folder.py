@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,17 @@ from biotorch.training import Record
 
 #: Name of the folder of a search within that of its study.
 SEARCH = "search"
+#: Name of the file that shows that a folder is that of a study with several points.
+STUDY_MARK = ".study"
 #: Names of the files in `attacks` that hold one measurement each.
 _MEASUREMENT = re.compile(r".*epsilon=.*-[0-9a-f]{8}\.json")
 
 #: First words of every config.yaml that a run writes.
 _HEAD = "# Resolved by biotorch"
+
+#: Tables, figures and pages that commands write beside a run, or into the folder of a sweep: of networks under attack,
+#: and of runs.
+_OF_ATTACKS, _OF_RUNS = ("robustness.md", "white_box.png", "black_box.png"), ("table.md", "angles.png", "page.html")
 
 
 class LockedFolder:
@@ -130,13 +135,15 @@ def holds_files(folder: Path) -> bool:
     for place, folders, files in os.walk(folder):
         if files:
             return True
-        if Path(place) == folder and SEARCH in folders and holds_runs(folder / SEARCH):
+        if Path(place) == folder and SEARCH in folders and is_study(folder / SEARCH):
             folders.remove(SEARCH)
     return False
 
 
-def holds_runs(folder: Path) -> bool:
-    """Whether a folder directly inside this one is a run's."""
+def is_study(folder: Path) -> bool:
+    """Whether a folder is that of a study with several points: by its own mark, or because it holds a run's folder."""
+    if (folder / STUDY_MARK).is_file():
+        return True
     return folder.is_dir() and any(RunFolder(path).is_own for path in folder.iterdir() if path.is_dir())
 
 
@@ -146,10 +153,15 @@ class RunFolder(LockedFolder):
     `config.yaml` is the resolved configuration, `metrics.jsonl` has one record per epoch, `latest_model.pth` is the
     checkpoint, `model_best_acc.pth` the best model, and `best_acc.txt` its accuracy (%), if it is a classification.
     `results.csv` and `results.json` are written last; a folder that has the latter is a finished run. `error.txt` holds
-    the error of a run that broke, and `.discard` says that the run is to be deleted when the next one begins.
+    the error of a run that broke, and `.discard` the mark of a command that deletes the run when the next one begins.
+
+    Args:
+        path: the folder.
+        discards: mark of the command that works on the folder, if it discards earlier runs; other marks do not count.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, discards: str = "") -> None:
+        self._discards = discards
         super().__init__(path, {"config.yaml": _HEAD.encode(), "results.json": b'"state_hash"'})
         self.config, self.results, self.table = path / "config.yaml", path / "results.json", path / "results.csv"
         self.metrics, self.latest = path / "metrics.jsonl", path / "latest_model.pth"
@@ -158,38 +170,33 @@ class RunFolder(LockedFolder):
         self.error, self._discard = path / "error.txt", path / ".discard"
         self.study, self.study_text = path / STUDY, (path / STUDY).with_suffix(".md")
 
-    @property
-    def finished(self) -> bool:
-        """Whether the folder holds the result of a run that is not to be discarded."""
-        return self.results.is_file() and not self.discarded
-
     # Discarding ------------------------------------------------------------------------------------
 
     @property
     def discarded(self) -> str:
-        """Identifier of the command that wants the run in the folder discarded, or "" without one."""
-        return self._discard.read_text() if self._discard.is_file() else ""
+        """Mark of this command if it wants the run in the folder discarded, or ""."""
+        marked = bool(self._discards) and self._discard.is_file() and self._discard.read_text() == self._discards
+        return self._discards if marked else ""
 
     def discard(self) -> None:
-        """Mark the run in the folder; its files stay until the next run is known to fit and begins.
+        """Mark the run in the folder as this command's; its files stay until the next run is known to fit and begins.
 
         Raises:
             OtherRunError, LockedError: as in `lock`.
         """
         with self.locked():
-            _files.write_text(self._discard, uuid.uuid4().hex)
+            _files.write_text(self._discard, self._discards)
 
     def keep(self) -> None:
-        """Take the mark of `discard` away."""
-        if self._discard.is_file():
-            self._discard.unlink()
+        """Take the mark of any command away."""
+        self._discard.unlink(missing_ok=True)
 
     def begin(self, config: dict[str, Any]) -> None:
         """Start or continue a run of `config` in the folder, after deleting the files of a discarded one."""
         discarded = bool(self.discarded)
         if discarded:
             self._clear()
-        self.clear_robustness()  # of the network that was there before
+        self.clear_report(whole=discarded)  # of the network that was there before
         self.error.unlink(missing_ok=True)
         self.write_config(config)
         if discarded:  # as the last, so that a process that is killed here begins again
@@ -223,9 +230,9 @@ class RunFolder(LockedFolder):
         with contextlib.suppress(OSError):  # it is not empty, or does not exist
             attacks.rmdir()
 
-    def clear_robustness(self) -> None:
-        """Delete the table and the figures that `biotorch attack` writes into the folder of a run or a sweep."""
-        for name in ("robustness.md", "white_box.png", "black_box.png"):
+    def clear_report(self, whole: bool) -> None:
+        """Delete tables and figures of attacks in the folder of a run or a sweep, or, as a `whole`, of its runs too."""
+        for name in (*_OF_ATTACKS, *(_OF_RUNS if whole else ())):
             (self.path / name).unlink(missing_ok=True)
 
     # Configuration ---------------------------------------------------------------------------------

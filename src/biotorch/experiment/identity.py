@@ -196,8 +196,7 @@ def resolved(config: Config, earlier: dict[str, Any] | None) -> Config:
 
 
 def _require_same(config: Config, earlier: dict[str, Any], folder: RunFolder) -> None:
-    words = ("in the folder", "asked for")
-    differences = told_apart(config.model_dump(mode="json"), earlier, words, BESIDE_THE_POINT)
+    differences = told_apart(config.model_dump(mode="json"), earlier, ("in the folder", "asked for"), BESIDE_THE_POINT)
     if differences:
         raise OtherRunError(
             f"{folder.path} holds a run of another configuration; choose another experiment.name, "
@@ -255,6 +254,8 @@ def _checkpoint_file(source: Path, which: Which) -> Path:
     if not path.is_file():
         points = sorted(found.parent.name for found in source.glob(f"*/{path.name}"))
         hint = f"choose one of its points: {', '.join(points)}" if points else "it is not a run, or it has not begun"
+        if folder.results.is_file():
+            hint = "the run is finished, but did not train, or its file is gone: put it back, or use --overwrite"
         raise FileNotFoundError(f"{source} holds no {path.name}; {hint}")
     return path
 

@@ -133,7 +133,7 @@ def runs_in(path: Path) -> list[Path]:
     Raises:
         FileNotFoundError: `path` holds no trained network.
     """
-    if RunFolder(path).best.is_file():
+    if RunFolder(path).best.is_file() or RunFolder(path).results.is_file():  # what a run lacks is told by name
         return [path]
     found = sorted(each.parent for each in path.glob(f"*/{RunFolder(path).best.name}"))
     if not found:

@@ -169,8 +169,11 @@ def run_point(
     path: Path,
     display: Display | None = None,
     request: StopRequest | None = None,
+    discards: str = "",
 ) -> Result:
     """Train and test one network in the folder `path`; a run with a checkpoint continues from there.
+
+    An earlier run that bears the mark `discards` is deleted first.
 
     Raises:
         LockedError: another process works on the folder.
@@ -183,7 +186,7 @@ def run_point(
         Interrupted: a signal has asked to stop; the checkpoint is on disk.
     """
     import_all(config.imports)  # a new process has not imported them yet
-    fabric, folder = launched(config), RunFolder(path)
+    fabric, folder = launched(config), RunFolder(path, discards)
     with _locked(folder, fabric):
         config = on_first(fabric, lambda: resolved(config, None if folder.discarded else folder.read_config()))
         experiment = config.experiment

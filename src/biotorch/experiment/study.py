@@ -54,12 +54,14 @@ def run(
         OtherRunError, LockedError: as in `command`.
         LostFolderError, Interrupted, BrokenPointsError: as in `run_points`.
     """
-    with command(study, overwrite):
-        return run_points(study, display, executor)
+    with command(study, overwrite) as discards:
+        return run_points(study, discards, display, executor)
 
 
-def run_points(study: Study, display: Display | None = None, executor: Executor | None = None) -> dict[str, Result]:
-    """Run the points of `study` inside of a `command`; arguments and result are as in `run`.
+def run_points(
+    study: Study, discards: str, display: Display | None = None, executor: Executor | None = None
+) -> dict[str, Result]:
+    """Run the points of `study` inside of a `command`, which gives `discards`; the rest is as in `run`.
 
     Raises:
         LostFolderError: the folder of the study was deleted or replaced.
@@ -67,13 +69,13 @@ def run_points(study: Study, display: Display | None = None, executor: Executor 
         BrokenPointsError: some points of a sweep have failed; it is raised after all others have been run. Without a
             sweep, the error of the only point is raised itself, see `run_point`.
     """
-    progress = _Progress(study, display or Display())
+    progress = _Progress(study, discards, display or Display())
     progress.collect()
     with stop_requests() as request, progress:
         if executor is None or executor.here:
             progress.require_data()
         if is_sweep(study) and progress.left:
-            RunFolder(study.folder).clear_robustness()  # of the networks that were there before
+            RunFolder(study.folder).clear_report(whole=bool(discards))  # of the networks that were there before
         if executor is None:
             progress.run_one_by_one(request)
         elif progress.left:
@@ -91,8 +93,8 @@ def run_points(study: Study, display: Display | None = None, executor: Executor 
 class _Progress:
     """Progress of a study: results of the finished points and failures of the broken ones, by name."""
 
-    def __init__(self, study: Study, display: Display) -> None:
-        self.study, self.display = study, display
+    def __init__(self, study: Study, discards: str, display: Display) -> None:
+        self.study, self.discards, self.display = study, discards, display
         self.done: dict[str, Result] = {}
         self.failures: dict[str, Failure] = {}
         #: For each data set and its folder, the first finished point and the record of its data.
@@ -138,7 +140,7 @@ class _Progress:
 
         for name, config in self.study.points.items():
             try:
-                folder = RunFolder(self.study.folder / name)
+                folder = RunFolder(self.study.folder / name, self.discards)
                 result = None if folder.discarded else finished(config, folder, describe)
             except DamagedResultError as error:
                 if len(self.study.points) == 1:
@@ -174,7 +176,7 @@ class _Progress:
             self._require_folder()
             self.display.start(name, config)
             try:
-                result = run_point(config, self.study.folder / name, self.display, request)
+                result = run_point(config, self.study.folder / name, self.display, request, self.discards)
             except Exception as error:  # of any kind: it is reported at the end, after the other points
                 # Other processes may wait for this one.
                 if len(self.study.points) == 1 or torch.distributed.is_initialized():
@@ -188,7 +190,9 @@ class _Progress:
         left = self.left
         waiting = set(left)
         with request.deferred():
-            executor.submit([Task(name, config, self.study.folder / name) for name, config in left.items()])
+            executor.submit(
+                [Task(name, config, self.study.folder / name, self.discards) for name, config in left.items()]
+            )
             while waiting and request.number is None:
                 ended = executor.wait(_LOOK)
                 self._require_folder()

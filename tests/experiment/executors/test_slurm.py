@@ -1,5 +1,6 @@
 """Jobs of a real Slurm of one machine, where its daemons can be started; see slurm/start.sh."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -143,8 +144,9 @@ def test_jobs_outlive_the_command_that_submitted_them(cluster, tmp_path):
         Slurm(study.folder, 1).submit(tasks(runs.quick(tmp_path, *ENDLESS, "training.optimizer.lr=0.02")))
     mark = study.folder / ".discard"
     mark.write_text("of a command after this job's")
+    anew = [dataclasses.replace(task, discards=mark.read_text()) for task in tasks(study)]
     with pytest.raises(ConfigError, match=f"--overwrite is asked for.*`scancel {number}`"):
-        Slurm(study.folder, 1).submit(tasks(study))
+        Slurm(study.folder, 1).submit(anew)
     mark.unlink()
 
     executor = Slurm(study.folder, 1)

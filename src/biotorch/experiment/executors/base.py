@@ -17,11 +17,12 @@ from biotorch.experiment.signals import stop_requests
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Point to run: name, configuration and folder."""
+    """Point to run: name, configuration, folder, and the mark of the earlier runs that the command discards, or ""."""
 
     name: str
     config: Config
     path: Path
+    discards: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +86,7 @@ def execute(task: Task) -> Failure | None:
     """
     with stop_requests() as request:
         try:
-            run_point(task.config, task.path, Display(), request)
+            run_point(task.config, task.path, Display(), request, task.discards)
         except Exception as error:  # noqa: BLE001 - the other points go on, and the command reports it at the end
             return Failure.of(error)
     return None

@@ -93,7 +93,10 @@ class Slurm(Executor):
                 self._messages.append(f"{task.name}: submitted again, as job {job.number} broke: {failure.message}")
             if ended or slurm_job.dead(job.state):
                 continue
-            anew = RunFolder(task.path).discarded not in ("", job.discards)  # marked after the job was submitted
+            anew = RunFolder(task.path, task.discards).discarded not in (
+                "",
+                job.discards,
+            )  # marked after the job was submitted
             if anew or job.config != digest(task.config):
                 wanted = "--overwrite" if anew else "another configuration"
                 raise ConfigError(
@@ -126,7 +129,7 @@ class Slurm(Executor):
             # wait for the gradients of a process that has died.
             srun_args=[f"--cpus-per-task={cpus}", "--kill-on-bad-exit=1"],
         )
-        discards = {task.name: _claimed(task.path) for task in tasks}
+        discards = {task.name: _claimed(task) for task in tasks}
         work = Work(cpus, cluster.minutes, cluster.requeues)
         try:
             jobs = executor.map_array(work, [_absolute(task) for task in tasks])
@@ -242,12 +245,12 @@ def _absolute(task: Task) -> Task:
     return dataclasses.replace(task, path=task.path.resolve())
 
 
-def _claimed(path: Path) -> str:
+def _claimed(task: Task) -> str:
     """Make a run's folder ours before its job is submitted; return the mark of the run in it that is to be discarded.
 
     Raises:
         OtherRunError, LockedError: the folder cannot be written to, see `RunFolder.lock`.
     """
-    folder = RunFolder(path)
+    folder = RunFolder(task.path, task.discards)
     with folder.locked():
         return folder.discarded
