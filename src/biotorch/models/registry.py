@@ -7,13 +7,15 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 from biotorch._names import unknown
+from biotorch.errors import shortened, without_frames
 from biotorch.models import zoos
 from biotorch.models.char_transformer import char_transformer, char_transformer_for
 from biotorch.models.convolutional import RESNETS, le_net_cifar, le_net_mnist
@@ -41,6 +43,17 @@ _FITTED: dict[str, Callable[[Sequence[int], Mapping[str, Any]], dict[str, Any]]]
 
 #: Arguments that `_FITTED` sets.
 _OF_THE_DATA = {"context", "in_features"}
+
+#: Largest whole number that an argument takes, and words for the types of arguments.
+_LARGEST = 10**9
+_TYPES: dict[Any, str] = {
+    bool: "true or false",
+    int: f"a whole number (at most {_LARGEST:,})",
+    float: "a number",
+    str: "a word",
+    Sequence: "a list of them",
+    NoneType: "null",
+}
 
 #: Prefixes of architectures that other libraries define.
 _ZOOS = ("timm", "hf")
@@ -98,7 +111,8 @@ def build(
     except _REFUSALS as error:
         if not arguments:
             raise
-        raise ValueError(f"{name!r} cannot be built with these arguments: {error or type(error).__name__}") from error
+        reason = without_frames(str(error)) or type(error).__name__
+        raise ValueError(f"{name!r} cannot be built with these arguments: {reason}") from error
 
 
 #: Exceptions that constructors raise for arguments which they do not take, besides ValueError.
@@ -145,10 +159,35 @@ def _build_own(
     for argument in arguments:
         if argument not in valid:
             raise unknown(f"argument of {name!r}", argument, valid)
+    _require_types(name, arguments)
     if input_shape is not None and name in _FITTED:
         arguments = _FITTED[name](input_shape, arguments)
     classes = {} if num_classes is None else {"num_classes": num_classes}
     return OWN[name](**classes, **arguments)
+
+
+def _require_types(name: str, arguments: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the arguments have the types of the constructor's annotations.
+
+    Python itself would take the string "no", which YAML 1.2 reads in `batch_norm: no`, for true.
+    """
+    annotations = get_type_hints(OWN[name])
+    for argument, value in arguments.items():
+        kinds = get_args(annotations[argument]) or (annotations[argument],)
+        if not any(_is_a(value, kind) for kind in kinds):
+            wanted = " or ".join(_TYPES[get_origin(kind) or kind] for kind in kinds)
+            raise ValueError(f"{argument} of {name!r} is {wanted}, not {shortened(repr(value))}")
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether a value has a type: true and false are no numbers, and a list is one of whole numbers."""
+    if get_origin(kind) is Sequence:
+        return isinstance(value, list | tuple) and all(_is_a(each, int) for each in value)
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    if kind is int:
+        return isinstance(value, int) and abs(value) <= _LARGEST
+    return isinstance(value, int | float if kind is float else kind)
 
 
 def sketch(
