@@ -70,7 +70,11 @@ def run_command(
     biotorch run configs/paper/table2.yaml --executor slurm cluster.partition=gpu infrastructure.gpus=0
     torchrun --nproc-per-node 2 -m biotorch.cli run configs/quickstart.yaml
     """
-    from biotorch.experiment import RunFolder, read
+    from biotorch.experiment import read
+
+    study = read(config, overrides or [])  # before all that takes time to import, so that mistakes are told at once
+
+    from biotorch.experiment import RunFolder
     from biotorch.experiment.command import command, overwrites_anew
     from biotorch.experiment.display import Progress
     from biotorch.experiment.estimating import best_jobs
@@ -78,7 +82,6 @@ def run_command(
     from biotorch.report.page import write_page
     from biotorch.results.collecting import collect
 
-    study = read(config, overrides or [])
     console = plain_console(quiet=not is_first_process())
     anew = overwrite and overwrites_anew(study)
     left = {name: point for name, point in study.points.items() if anew or not RunFolder(study.folder / name).finished}
@@ -230,15 +233,16 @@ def _table(found: Sequence[Setting], study: Study) -> Table:
 
     rates = sorted({rate for setting in found for rate in setting.figures}, reverse=True)
     heads = {judged_figure(figures).head: None for setting in found for figures in setting.figures.values() if figures}
+    names = [setting.name or study.config.experiment.name for setting in found]
     rows = [
         [
-            setting.name or study.config.experiment.name,
+            name,
             *(_cell(setting, rate) for rate in rates),
             "-" if setting.best is None else f"{setting.best:g}",
         ]
-        for setting in found
+        for name, setting in zip(names, found, strict=True)
     ]
-    edges = [setting.name for setting in found if setting.at_the_edge]
+    edges = [name for name, setting in zip(names, found, strict=True) if setting.at_the_edge]
     notes = [f"Validation {' or '.join(heads) or 'figures'} of the best epoch, one seed."]
     if edges:
         notes.append(f"Best rate at the end of the tried range, so a better one may lie beyond it: {'; '.join(edges)}.")
