@@ -41,6 +41,9 @@ _FITTED: dict[str, Callable[[Sequence[int], Mapping[str, Any]], dict[str, Any]]]
     "mlp": mlp_for,
 }
 
+#: What architectures take that read one step after another.
+OF_STEPS = {"char_transformer": "tokens (T,)", **dict.fromkeys(("gru", "lstm"), "sequences (T, features)")}
+
 #: Arguments that `_FITTED` sets.
 _OF_THE_DATA = {"context", "in_features"}
 
@@ -136,6 +139,7 @@ def _build(
         return zoos.build_timm(rest, num_classes, pretrained, input_shape, arguments)
     if zoo == "hf":
         return zoos.build_huggingface(rest, num_classes, pretrained, input_shape, arguments)
+    check_arguments(name, arguments)
     return zoos.build_torchvision(name, num_classes, pretrained, progress, input_shape, arguments)
 
 
@@ -155,26 +159,42 @@ def completed_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, An
 def _build_own(
     name: str, num_classes: int | None, input_shape: Sequence[int] | None, arguments: Mapping[str, Any]
 ) -> nn.Module:
-    valid = [parameter for parameter in inspect.signature(OWN[name]).parameters if parameter != "num_classes"]
-    for argument in arguments:
-        if argument not in valid:
-            raise unknown(f"argument of {name!r}", argument, valid)
-    _require_types(name, arguments)
+    check_arguments(name, arguments)
     if input_shape is not None and name in _FITTED:
         arguments = _FITTED[name](input_shape, arguments)
     classes = {} if num_classes is None else {"num_classes": num_classes}
     return OWN[name](**classes, **arguments)
 
 
-def _require_types(name: str, arguments: Mapping[str, Any]) -> None:
-    """Raise ValueError unless the arguments have the types of the constructor's annotations.
+def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
+    """Check the names of arguments, and for an architecture of this package their types; timm and `hf` check theirs.
 
-    Python itself would take the string "no", which YAML 1.2 reads in `batch_norm: no`, for true.
+    Raises:
+        ValueError: an argument is unknown, or is not of the type in the constructor's annotation. Python itself would
+            take the string "no", which YAML 1.2 reads in `batch_norm: no`, for true.
     """
-    annotations = get_type_hints(OWN[name])
+    if name in OWN:
+        valid = [parameter for parameter in inspect.signature(OWN[name]).parameters if parameter != "num_classes"]
+    else:
+        valid = zoos.argument_names(name) if name in zoos.torchvision_names() else list(arguments)
+    for argument in arguments:
+        if argument not in valid:
+            raise unknown(f"argument of {name!r}", argument, valid)
+    if name in OWN:
+        _require_types(name, arguments)
+
+
+def _require_types(name: str, arguments: Mapping[str, Any]) -> None:
+    try:
+        annotations = get_type_hints(OWN[name])
+    except NameError:  # of a user's own network, whose module imports names for type checkers only
+        return
     for argument, value in arguments.items():
-        kinds = get_args(annotations[argument]) or (annotations[argument],)
-        if not any(_is_a(value, kind) for kind in kinds):
+        annotation = annotations.get(argument, Any)
+        kinds = get_args(annotation) or (annotation,)
+        if all((get_origin(kind) or kind) in _TYPES for kind in kinds) and not any(
+            _is_a(value, kind) for kind in kinds
+        ):
             wanted = " or ".join(_TYPES[get_origin(kind) or kind] for kind in kinds)
             raise ValueError(f"{argument} of {name!r} is {wanted}, not {shortened(repr(value))}")
 
