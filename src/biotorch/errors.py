@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import re
 import signal
 import traceback
 from collections.abc import Mapping
@@ -211,9 +212,17 @@ def shortened(text: str, longest: int = 200) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+_FRAMES = re.compile(r"\s*Exception raised from [^\n]*(\n+frame #[^\n]*)*\n*")
+
+
+def without_frames(text: str) -> str:
+    """Message of torch without the C++ frames that it appends to some."""
+    return _FRAMES.sub("", text)
+
+
 def _message_of(error: Exception) -> str:
     if not isinstance(error, OSError) or error.errno is None:
-        return str(error)
+        return without_frames(str(error))
     reason = "the disk is full" if disk_is_full(error) else error.strerror
     return f"{error.filename or 'a file'}: {reason}"
 

@@ -1,7 +1,9 @@
 """One folder, one run: finished ones are skipped, others refused, and only one process works on it."""
 
+import functools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -145,7 +147,20 @@ def test_a_damaged_result_is_named(tmp_path):
         path.write_text(damage)
         with pytest.raises(DamagedResultError, match=r"results\.json is damaged"):
             runs.finish(tmp_path, SHORT)
+    odd = {"data": [1], "data.files.a": 3, "data.train": "9", "test": {}, "test.error": "9", "validation.loss": [],
+           "history.0.train": 2,
+           "config.model.arguments": None, "config.model.train_only": 1,
+           "config.model.mode.layers": {"fc": 1}}  # fmt: skip
+    for place, value in odd.items():  # of an older version, or of somebody else
+        content = {key: part for key, part in json.loads(whole).items() if key != "digest"}
+        *above, last = (int(key) if key.isdigit() else key for key in place.split("."))
+        functools.reduce(lambda part, key: part[key], above, content)[last] = value
+        path.write_text(json.dumps(content))
+        with pytest.raises(DamagedResultError, match=re.escape(f"it lacks {place}")):
+            load_results(path.parent)
     path.unlink()
+    assert runs.finish(tmp_path, SHORT)["state_hash"] == json.loads(whole)["state_hash"]
+    path.write_text(json.dumps({key: part for key, part in json.loads(whole).items() if key not in ("digest", "data")}))
     assert runs.finish(tmp_path, SHORT)["state_hash"] == json.loads(whole)["state_hash"]
 
 

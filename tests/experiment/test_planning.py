@@ -15,9 +15,9 @@ from biotorch.training.optimizers import OptimizerConfig
 WRONG = [
     ("mlp", "{dephth: 3}", "unknown argument of 'mlp' 'dephth'. Did you mean 'depth'"),
     ("mlp", "{width: -1}", "positive"),
-    ("mlp", "{width: 1.5}", "number of units"), ("mlp", "{width: true}", "number of units"),
+    ("mlp", "{width: 1.5}", "a whole number"), ("mlp", "{batch_norm: no}", "is true or false, not 'no'"),
     ("mlp", "{width: 1000000000}", "too large"), ("mlp", "{depth: 100000000}", "at most 10,000"),
-    ("mlp", "{activation: 3}", "unknown activation"), ("mlp", "{width: 1.0e+30}", "number of units"),
+    ("mlp", "{activation: relo}", "unknown activation"), ("mlp", "{width: 10000000000000000000}", "at most"),
     ("le_net_mnist", "{width: 3}", "unknown argument"), ("resnet18", "{norm_layer: 3}", "not callable"),
     ("resnet18", "{replace_stride_with_dilation: 5}", "cannot be built with these arguments"),
     ("vit_b_16", "{image_size: 33}", "patch size"), ("char_transformer", "{heads: 0}", "cannot be built"),

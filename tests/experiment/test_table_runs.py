@@ -12,7 +12,7 @@ import yaml
 from commands import into, invoke, mistake
 
 from biotorch.data.splits import fifth
-from biotorch.errors import OtherRunError
+from biotorch.errors import DataError, OtherRunError
 from biotorch.experiment import ConfigError, read, run
 from biotorch.experiment.measure import attack_run, evaluate_run
 
@@ -120,6 +120,36 @@ def test_attacks_need_images(finished):
         attack_run(finished[1])
 
 
+@pytest.mark.parametrize("per_step", [False, True])
+def test_outputs_per_step_need_labels_per_step(per_step, tmp_path):
+    draw, path = np.random.default_rng(0), tmp_path / "set.npz"
+    x, y = draw.normal(size=(20, 5, 3)), draw.integers(2, size=(20, 5) if per_step else 20)
+    np.savez(path, x_train=x, x_test=x, y_train=y, y_test=y)
+    model = f"model={{architecture: gru, arguments: {{per_step: {str(not per_step).lower()}}}}}"
+    said = mistake(
+        invoke("run", runs.quick_file(tmp_path), f"data={{dataset: {path}}}", *into(tmp_path), model, *WINE[3:])
+    )
+    assert (
+        f"one label per {'step' if per_step else 'example'}: set model.arguments.per_step: {str(per_step).lower()}"
+        in said
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["training.metrics.top_k=1000"], "1000 of 3 outputs"),
+        (["data.target=nix"], "'nix'"),
+        (["data.dataset=diabetes", "model.loss_function={name: cross_entropy}"], "model.loss_function"),
+    ],
+)
+def test_what_does_not_fit_the_data_is_told_once_before_the_first_point(overrides, told, tmp_path):
+    sweep = "sweep={model.mode.type: [fa, dfa], experiment.seed: [0, 1]}"
+    with pytest.raises((ConfigError, DataError), match=told):
+        runs.finish(tmp_path, *WINE, *overrides, sweep)
+    assert not list(tmp_path.rglob("rule=*"))
+
+
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
@@ -130,6 +160,10 @@ def test_attacks_need_images(finished):
             r"adversarial: .* has float features: leave it out",
         ),
         (["model.architecture=le_net_mnist", "model.arguments={{}}"], r"le_net_mnist.*does not take .*\(13\)"),
+        (
+            ["model.architecture=lstm", "model.arguments={{}}"],
+            r"'lstm' takes sequences \(T, features\), not 13 numbers",
+        ),
         (["data.target=hue", "data.ignore=[hue]"], r"data\.ignore: 'hue' cannot also be the target"),
         (["data.dataset=table:none.csv"], r"data\.target: missing"),
     ],

@@ -63,11 +63,13 @@ def test_dropout_lies_between_the_layers_and_in_front_of_the_head():
     ("arguments", "message"),
     [
         ({"hidden_size": 0}, "hidden_size of 'lstm' must be a positive integer, not 0"),
-        ({"num_layers": 1.5}, "num_layers of 'lstm'.*1.5"),
         ({"dropout": -1}, "dropout of 'lstm'.*-1"),
         ({"hidden": 3}, "argument of 'lstm' 'hidden'.*'hidden_size'"),
         ({"features": 4, "input_shape": (5, 3)}, r"features=4 .*\(5, 3\)"),
-        ({"input_shape": (3, 4, 4)}, r"sequences of shape \(T, features\) or \(T,\), not examples of \(3, 4, 4\)"),
+        (
+            {"input_shape": (3, 4, 4)},
+            r"take sequences \(T, features\) or tokens \(T,\), not examples of shape \(3, 4, 4\)",
+        ),
     ],
 )
 def test_wrong_arguments_are_errors(arguments, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 
 import pytest
 import torch
@@ -79,10 +80,7 @@ def test_activations_of_torch_by_name_in_any_case(activation):
     ("arguments", "message"),
     [
         ({"activation": "rellu"}, "activation of 'mlp' 'rellu'.*'relu'"),
-        ({"activation": None}, "activation of 'mlp' None"),
         ({"width": 0}, "positive integers"),
-        ({"width": [5, 2.5]}, "positive integers"),
-        ({"width": "wide"}, "width of 'mlp'.*'wide'"),
         ({"depth": -1}, "depth of 'mlp'.*-1"),
         ({"dropout": 1.0}, "dropout of 'mlp' must be a number from 0 to less than 1, not 1.0"),
         ({"batch_norm": True, "layer_norm": True}, "batch_norm or layer_norm, not both"),
@@ -93,6 +91,30 @@ def test_activations_of_torch_by_name_in_any_case(activation):
 def test_wrong_arguments_of_the_mlp_are_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
         models.build("mlp", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "wrong", "kind"),
+    [
+        ("mlp", "batch_norm", ["no", "false", 7, None], "true or false"),
+        ("lstm", "per_step", ["no", 0], "true or false"),
+        ("gru", "bidirectional", ["off"], "true or false"),
+        ("mlp", "dropout", [True, "0.5"], "a number"),
+        ("char_transformer", "heads", [True, 2.0, "2", 10**19], "a whole number (at most 1,000,000,000)"),
+        ("lstm", "features", [True, "3"], "a whole number (at most 1,000,000,000) or null"),
+        (
+            "mlp",
+            "width",
+            ["wide", True, [5, 2.5], [10**19]],
+            "a whole number (at most 1,000,000,000) or a list of them",
+        ),
+        ("mlp", "activation", [None, True], "a word"),
+    ],
+)
+def test_arguments_of_another_type_are_refused_and_never_read_as_true_or_one(name, argument, wrong, kind):
+    for value in wrong:
+        with pytest.raises(ValueError, match=re.escape(f"{argument} of {name!r} is {kind}, not {value!r}")):
+            models.build(name, **{argument: value})
 
 
 def test_in_features_may_repeat_what_the_shape_says():

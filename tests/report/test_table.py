@@ -39,6 +39,11 @@ def test_settings_that_differ_are_rows_of_their_own_with_what_differs(results):
     assert [(row[column], row[-1]) for row in found.rows] == [("1", "2"), ("4", "1")]
     groups = by_configuration([made(results[0]), made(results[0], infrastructure__precision="bf16-mixed")])
     assert [label(group, groups) for group in groups] == ["fa precision=32", "fa precision=bf16-mixed"]
+    losses = [{"name": "MSELoss"}, {"name": "L1Loss"}]
+    groups = by_configuration([made(results[0], model__loss_function=each, data__categorical=[]) for each in losses])
+    assert [label(group, groups) for group in groups] == ["fa loss=MSELoss", "fa loss=L1Loss"]
+    groups = by_configuration([made(results[0], data__categorical=each) for each in ([], ["a"])])
+    assert [label(group, groups) for group in groups] == ["fa", "fa categorical=['a']"]
 
 
 def test_the_paper_has_no_figure_for_other_settings(results):

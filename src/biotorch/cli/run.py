@@ -71,6 +71,9 @@ def run_command(
     torchrun --nproc-per-node 2 -m biotorch.cli run configs/quickstart.yaml
     """
     from biotorch.experiment import read
+
+    study = read(config, overrides or [])  # before all that takes time to import, so that mistakes are told at once
+
     from biotorch.experiment.command import command, states
     from biotorch.experiment.display import Progress
     from biotorch.experiment.estimating import best_jobs
@@ -78,7 +81,6 @@ def run_command(
     from biotorch.report.page import write_page
     from biotorch.results.collecting import collect
 
-    study = read(config, overrides or [])
     console = plain_console(quiet=not is_first_process())
     planned = states(study, overwrite)
     left = {name: point for name, point in study.points.items() if planned[name] != "finished"}
@@ -224,15 +226,16 @@ def _table(found: Sequence[Setting], study: Study) -> Table:
 
     rates = sorted({rate for setting in found for rate in setting.figures}, reverse=True)
     heads = {judged_figure(figures).head: None for setting in found for figures in setting.figures.values() if figures}
+    names = [setting.name or study.config.experiment.name for setting in found]
     rows = [
         [
-            setting.name or study.config.experiment.name,
+            name,
             *(_cell(setting, rate) for rate in rates),
             "-" if setting.best is None else f"{setting.best:g}",
         ]
-        for setting in found
+        for name, setting in zip(names, found, strict=True)
     ]
-    edges = [setting.name for setting in found if setting.at_the_edge]
+    edges = [name for name, setting in zip(names, found, strict=True) if setting.at_the_edge]
     notes = [f"Validation {' or '.join(heads) or 'figures'} of the best epoch, one seed."]
     if edges:
         notes.append(f"Best rate at the end of the tried range, so a better one may lie beyond it: {'; '.join(edges)}.")

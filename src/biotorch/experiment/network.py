@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from biotorch import data, models, rules
 from biotorch._names import unknown
 from biotorch.conversion.convert import convert, first_match
-from biotorch.errors import CheckpointError, ConfigError, ConversionError, SectionError, disk_is_full
+from biotorch.errors import CheckpointError, ConfigError, ConversionError, disk_is_full, without_frames
 from biotorch.experiment.config import Config
 from biotorch.experiment.identity import Which, is_own, own_config, read_checkpoint
 from biotorch.experiment.model import ModeConfig, ModelConfig, RuleConfig
-from biotorch.experiment.planning import activations_fit, require_memory
+from biotorch.experiment.planning import activations_fit, require_loss, require_memory
 from biotorch.layers import connections, feedback_parameters, is_feedback
 from biotorch.layers.networks import isolated
 from biotorch.models.outputs import main_output
+from biotorch.models.registry import OF_STEPS, completed_arguments
 from biotorch.training import training_loss
 from biotorch.training.evaluation import require_outputs
 from biotorch.training.figures import Task
@@ -85,6 +86,9 @@ def build_model(config: Config, num_outputs: int, input_shape: Sequence[int]) ->
     section = config.model
     assert section.architecture is not None
     assert section.mode is not None
+    if len(input_shape) == 1 and section.architecture in OF_STEPS and not config.data.is_text:
+        taken = OF_STEPS[section.architecture]
+        raise ConfigError(f"model.architecture: {section.architecture!r} takes {taken}, not {input_shape[0]} numbers")
     try:
         require_memory(config, num_outputs, input_shape)
         model = models.build(
@@ -204,12 +208,7 @@ def check_input(model: nn.Module, split: data.Split, config: Config) -> None:
     """
     inputs, labels = next(iter(split.batches([torch.arange(min(2, len(split)))])))
     task: Task = "regression" if labels.is_floating_point() else "classification"
-    if task == "regression" and config.training is not None and config.training.metrics.top_k > 1:
-        raise ConfigError("training.metrics.top_k: a setting of classes, but the targets are numbers: leave it out")
-    try:
-        loss = config.model.loss(task).to(inputs.device)
-    except SectionError as error:
-        raise ConfigError(f"model.{error}") from error
+    loss = require_loss(config, task).to(inputs.device)
     training = model.training
     # Batch statistics need two examples, and one of the two may have been unreadable.
     trained = training and config.training is not None and len(labels) > 1
@@ -232,7 +231,8 @@ def _check_pass(model: nn.Module, inputs: Tensor, labels: Tensor, loss: Loss, co
         key = "data.sequence_length" if config.data.is_text else "data.target_size"
         see = f", see {key}" if config.data.is_text or (config.data.is_image and inputs.dim() == 4) else ""
         raise ConfigError(
-            f"{network} does not take the examples of data.dataset {config.data.dataset!r} ({shape}{see}): {error}"
+            f"{network} does not take the examples of data.dataset {config.data.dataset!r} ({shape}{see}): "
+            f"{without_frames(str(error))}"
         ) from error
     try:
         found = main_output(outputs)
@@ -240,11 +240,27 @@ def _check_pass(model: nn.Module, inputs: Tensor, labels: Tensor, loss: Loss, co
         raise ConfigError(f"{network} cannot be trained: {error}") from error
     if config.training is not None:
         require_outputs(config.training.metrics.top_k, found.shape[-1])
+    _require_steps(found, labels, network, config)
     try:
         training_loss(loss, outputs, labels)
     except _REFUSALS as error:
         name = type(loss.function).__name__
         raise ConfigError(
             f"model.loss_function {name} does not take the network's outputs "
-            f"{tuple(found.shape)} for labels {tuple(labels.shape)}: {error}"
+            f"{tuple(found.shape)} for labels {tuple(labels.shape)}: {without_frames(str(error))}"
         ) from error
+
+
+def _require_steps(outputs: Tensor, labels: Tensor, network: str, config: Config) -> None:
+    """Raise ConfigError if the network answers every step of a sequence that has one label, or the other way round."""
+    wanted = labels.dim() + (not labels.is_floating_point())
+    if {outputs.dim(), wanted} != {2, 3}:
+        return
+    words, per_step = ("example", "step"), wanted == 3
+    cure = f"choose a network with one output per {words[per_step]}"
+    if "per_step" in completed_arguments(config.model.architecture or "", {}):
+        cure = f"set model.arguments.per_step: {str(per_step).lower()}"
+    raise ConfigError(
+        f"{network} gives one output per {words[not per_step]}, but data.dataset {config.data.dataset!r} has one label "
+        f"per {words[per_step]}: {cure}"
+    )

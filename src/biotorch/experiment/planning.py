@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,18 +15,23 @@ from torch import Tensor, nn
 
 from biotorch import _memory, data, models
 from biotorch.conversion.convert import convert
-from biotorch.errors import ConversionError, SectionError
+from biotorch.errors import ConfigError, ConversionError, SectionError
 from biotorch.experiment.config import Config
 from biotorch.experiment.model import ModeConfig
 from biotorch.layers import is_feedback
+from biotorch.models.registry import check_arguments
 from biotorch.rules import DirectRule
+from biotorch.training.evaluation import require_outputs
+from biotorch.training.figures import Task
+from biotorch.training.losses import Loss
 
 
 def require_arguments(config: Config) -> None:
     """Check `model.arguments` before any data are read, by building the network without memory.
 
-    A network of another library that may depend on the size of images is checked if the configuration sets the size,
-    and one of the Hugging Face hub, whose configuration would have to be downloaded, only by the run.
+    A network of another library that may depend on the size of images is built if the configuration sets the size; if
+    not, the names of torchvision's arguments are checked. One of the Hugging Face hub, whose configuration would have
+    to be downloaded, is checked only by the run.
 
     Raises:
         SectionError: the architecture does not take the arguments, or is too large for any machine.
@@ -37,8 +43,10 @@ def require_arguments(config: Config) -> None:
     shape = (config.data.window,) if config.data.is_text else None if own or side is None else (3, side, side)
     if own or (shape is not None and model.architecture.count("/") < 2):
         refusal = _refusal(model.architecture, json.dumps(model.arguments), shape)
-        if refusal is not None:
-            raise SectionError({"model.arguments": refusal})
+    else:
+        refusal = _unknown(model.architecture, json.dumps(model.arguments))
+    if refusal is not None:
+        raise SectionError({"model.arguments": refusal})
 
 
 @functools.lru_cache(maxsize=1000)
@@ -49,6 +57,46 @@ def _refusal(architecture: str, arguments: str, shape: tuple[int, ...] | None) -
     except (ValueError, ModuleNotFoundError) as error:
         return str(error)
     return None
+
+
+@functools.lru_cache(maxsize=1000)
+def _unknown(architecture: str, arguments: str) -> str | None:
+    try:
+        check_arguments(architecture, json.loads(arguments))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def require_fit(config: Config) -> None:
+    """Check what a configuration says of its data: columns, number of classes, loss. No network is built.
+
+    Raises:
+        FileNotFoundError, DataError: as in `data.load`.
+        ConfigError: a setting is for another kind of data, or loss or top_k do not fit the targets.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the run itself will warn
+        dataset = data.load(config.data, config.experiment.seed)
+    if problems := config.misplaced({dataset.kind}):
+        raise ConfigError("; ".join(f"{key}: {text}" for key, text in problems.items()))
+    require_loss(config, dataset.task)
+    if config.training is not None:
+        require_outputs(config.training.metrics.top_k, dataset.num_outputs)
+
+
+def require_loss(config: Config, task: Task) -> Loss:
+    """Loss of a configuration for the targets of a task.
+
+    Raises:
+        ConfigError: it does not take them, or top_k, which is for classes, is set for a regression.
+    """
+    if task == "regression" and config.training is not None and config.training.metrics.top_k > 1:
+        raise ConfigError("training.metrics.top_k: a setting of classes, but the targets are numbers: leave it out")
+    try:
+        return config.model.loss(task)
+    except SectionError as error:
+        raise ConfigError(f"model.{error}") from error
 
 
 @torch.random.fork_rng(devices=[])  # the run's own network is drawn as if nothing had been built before

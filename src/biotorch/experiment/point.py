@@ -10,10 +10,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from lightning_fabric import Fabric
 from torch import nn
 
 from biotorch import _files, _seeding, data
@@ -43,6 +42,9 @@ from biotorch.training import Stopped, Trainer, TrainingConfig, evaluate, launch
 from biotorch.training.distributed import gather, require_equal_feedback
 from biotorch.training.losses import Loss
 from biotorch.training.randomness import repeatable
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 def launched(config: Config) -> Fabric:

@@ -50,11 +50,12 @@ class Study:
 def read(path: Path | str, overrides: Sequence[str] = ()) -> Study:
     """Read the study in a YAML file, with overrides `key.path=value` whose values are YAML, too.
 
-    If the sweep varies an overridden key, the override takes the key out of the sweep.
+    If the file's sweep varies an overridden key, the override takes the key out of the sweep. Overrides of the sweep
+    are made after all others, whatever their order, and vary keys inside of an overridden section.
 
     Raises:
         ConfigError: there is no such file, or it is not valid YAML; or, all in one list: repeated keys, unknown keys,
-            wrong values and impossible combinations.
+            wrong values, impossible combinations, and overrides of what an override of the sweep varies.
     """
     path = Path(path)
     try:
@@ -72,7 +73,7 @@ def read(path: Path | str, overrides: Sequence[str] = ()) -> Study:
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds no configuration: expected sections such as experiment, data, model")
     changes: dict[str, Any] = {}
-    for override in overrides:
+    for override in sorted(overrides, key=_of_the_sweep):
         tree = _override(tree, override, changes, places, problems)
     return validate(tree, str(path), changes, places, problems, narrowed=bool(overrides))
 
@@ -92,7 +93,7 @@ def validate(
     Args:
         tree: the configuration.
         source: name of the configuration in messages.
-        changes: values by key path, set at every point even if the sweep sets other ones.
+        changes: values by key path, set at every point even if its case or `when` sets other ones.
         places: for each key path, the place that has set it, for messages.
         problems: problems that are known already.
         narrowed: whether overrides have narrowed the sweep. If not, each entry of its `when` must hold at some point.
@@ -100,7 +101,7 @@ def validate(
     Raises:
         ConfigError: lists `problems` and those found at any point.
     """
-    places, found = places or {}, list(problems)
+    places, found, changes = places or {}, list(problems), changes or {}
     _import(tree, found, places)
     grid: dict[str, sweep.Point] = {"": _NO_CHANGE}
     entries: list[sweep.Refinement] = []
@@ -111,17 +112,22 @@ def validate(
         for key, text in error.problems.items():
             parts = key.split(".") if key.startswith("when.") else [key] if key else []
             found.append(_line(("sweep", *parts), text, places))
+    found += [_line(tuple(key.split(".")), text, places) for key, text in _contradicted(grid, changes).items()]
     configs, unused, broken, checker = {}, list(entries), 0, Checker()
     for name, point in grid.items():
         if broken == _LISTED:
             break
         try:
-            whole = sweep.changed(sweep.changed(tree, point.changes), changes or {})
+            varied = {
+                key: point.changes[key] for key in _named_after(point) if any(_inside(key, each) for each in changes)
+            }
+            fixed = {**changes, **varied}
+            whole = sweep.changed(sweep.changed(tree, point.changes), fixed)
             holding = [entry for entry in entries if entry.holds(whole, point)]
             unused = [entry for entry in unused if entry not in holding]
             for entry in holding:
                 point = sweep.refined(point, entry)  # noqa: PLW2901
-                whole = sweep.changed(whole, {**entry.changes, **(changes or {})})
+                whole = sweep.changed(whole, {**entry.changes, **fixed})
             configs[name] = checker.check(Config, {**whole, "sweep": {}})
             require_arguments(configs[name])
         except SectionError as error:
@@ -135,6 +141,27 @@ def validate(
         raise ConfigError(_listed(source, list(dict.fromkeys(found))))
     experiment = next(iter(configs.values())).experiment
     return Study(experiment.output_dir / experiment.name, configs, {name: point.cases for name, point in grid.items()})
+
+
+def _named_after(point: sweep.Point) -> dict[str, str]:
+    """Keys after whose values a point is named, with their axes; a case with a name of its own has none."""
+    places = {key: place[1:] for key, place in point.places.items()}
+    return {key: axis for key, (axis, *rest) in places.items() if key == axis or rest[:1] == ["zip"]}
+
+
+def _contradicted(grid: Mapping[str, sweep.Point], changes: Mapping[str, Any]) -> dict[str, str]:
+    """Problems by key: overrides of values after which points are named, or of a part of them."""
+    return {
+        changed: f"the axis {axis} of the sweep sets {key}, too: leave one of the two out"
+        for point in grid.values()
+        for key, axis in _named_after(point).items()
+        for changed, value in changes.items()
+        if _inside(changed, key) or (changed == key and value != point.changes[key])
+    }
+
+
+def _inside(key: str, section: str) -> bool:
+    return key.startswith(f"{section}.")
 
 
 def _import(tree: Mapping[str, Any], found: list[str], places: Places) -> None:
@@ -166,6 +193,10 @@ def parse_override(override: str) -> tuple[str, Any]:
     if problems:
         raise ConfigError("\n  ".join(problems))
     return key, value
+
+
+def _of_the_sweep(override: str) -> bool:
+    return override.partition("=")[0].partition(".")[0] == "sweep"
 
 
 def _place_of(override: str) -> str:

@@ -18,7 +18,7 @@ import torch
 
 import biotorch
 from biotorch import _files
-from biotorch.errors import DamagedResultError
+from biotorch.errors import DamagedResultError, shortened
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -82,21 +82,48 @@ _NUMBER = (int, float)
 _CONFIG = {
     "experiment": {"name": str, "seed": int},
     "data": {"dataset": str, "validation": str},
-    "model": {"architecture": str, "mode": {"type": str, "options": dict}},
+    "model": {
+        "architecture": str,
+        "arguments": (..., dict),
+        "mode": {"type": str, "options": dict, "layers": (..., None, {str: {"type": str, "options": dict}})},
+        "train_only": (..., None, [str]),
+    },
     "training": (None, {"optimizer": {"type": str, "lr": _NUMBER}, "hyperparameters": {"epochs": int}}),
 }
 _ENVIRONMENT = {"biotorch": str, "commit": (str, None), "torch": str, "device": str, "threads": (int, None)}
 
-#: What every reader of a result relies on: types by key. A tuple holds alternatives, a list the form of all entries.
-_RESULT = {
+_NUMBERS: dict[Any, Any] = {str: (*_NUMBER, None)}
+#: Figures of a split, of a regression or of a classification.
+_FIGURES = (
+    {**_NUMBERS, "loss": (*_NUMBER, None), "rmse": _NUMBER},
+    {**_NUMBERS, "loss": (*_NUMBER, None), "error": _NUMBER},
+)
+_EPOCH = {
+    "epoch": int,
+    **dict.fromkeys(("train", "validation", "angles", "gradient_angles", "norm_ratios"), (..., None, _NUMBERS)),
+}
+_RECORD = {
+    "digest": (..., None, str),
+    "files": (..., {str: {"files": int, "bytes": int}}),
+    "classes": (..., int),
+    "input_shape": (..., [int]),
+}
+_SIZES = {"train": int, "validation": int, "test": int, "validation_from": str}
+_PARTS = {
     "config": _CONFIG,
     "environment": _ENVIRONMENT,
-    "history": [{"epoch": int}],
-    "test": (None, dict),
-    "validation": (None, dict),
+    "data": (..., None, {**_RECORD, "train": ...}, {**_RECORD, **_SIZES}),
+    "history": [_EPOCH],
     "seconds": _NUMBER,
     "state_hash": str,
 }
+
+#: What every reader of a result relies on: types by key. A tuple holds alternatives, a list the form of all entries,
+#: `str` as a key stands for all keys, and `...` for a key that is missing, as in older results.
+_RESULT = (
+    {**_PARTS, "test": _FIGURES, "validation": (None, *_FIGURES)},
+    {**_PARTS, "test": (None, *_FIGURES), "validation": _FIGURES},
+)
 
 _ACCURACY = {"epsilon": _NUMBER, "robust_accuracy": _NUMBER, "interval": [_NUMBER]}
 _ATTACK = {"attack": str, "label": str, "gradient": (str, None), "purpose": str, "settings": dict, "n": int}
@@ -124,8 +151,9 @@ def _wrong(value: Any, form: Any, place: str = "") -> Iterator[str]:
         if all(list(_wrong(value, each)) for each in form):
             yield from _wrong(value, form[-1], place)
     elif isinstance(form, dict) and isinstance(value, dict):
-        for name, below in form.items():
-            yield from _wrong(value.get(name, ...), below, f"{place}.{name}".lstrip("."))
+        for key, below in form.items():
+            for name in value if key is str else [key]:
+                yield from _wrong(value.get(name, ...), below, f"{place}.{name}".lstrip("."))
     elif isinstance(form, list) and isinstance(value, list):
         for number, each in enumerate(value):
             yield from _wrong(each, form[0], f"{place}.{number}")
@@ -154,12 +182,12 @@ def _load(path: Path, form: Any, if_damaged: str, if_other: str) -> dict[str, An
         raise DamagedResultError(f"{error}; {if_damaged}") from error
     if not isinstance(content.get("config"), dict):
         raise DamagedResultError(f"{path} is damaged (it holds no configuration); {if_damaged}")
-    if wrong := list(_wrong(content, form)):
+    if wrong := list(dict.fromkeys(_wrong(content, form))):
         known = content.get("environment")
         version = known.get("biotorch", "unknown") if isinstance(known, dict) else "unknown"
         raise DamagedResultError(
             f"{path} is damaged, or was written by another version of biotorch ({version}): it lacks "
-            f"{', '.join(wrong)}, or has other values there; {if_other}"
+            f"{shortened(', '.join(wrong))}, or has other values there; {if_other}"
         )
     return content
 

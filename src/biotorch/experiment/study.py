@@ -27,6 +27,7 @@ from biotorch.experiment.display import Display
 from biotorch.experiment.executors.base import Executor, Task
 from biotorch.experiment.folder import RunFolder
 from biotorch.experiment.identity import finished
+from biotorch.experiment.planning import require_fit
 from biotorch.experiment.point import run_point
 from biotorch.experiment.reading import Study
 from biotorch.experiment.results import Result, load_results
@@ -151,16 +152,16 @@ class _Progress:
                 self._finish(name, result)
 
     def require_data(self) -> None:
-        """Break the points that are left whose data are not on this machine, before the first one runs.
+        """Break the points that are left whose data are not on this machine or do not fit, before the first one runs.
 
         Raises the error of the data set if there is nothing else to do.
         """
-        problems: dict[tuple[str, Path], Exception | None] = {}
-        broken: dict[tuple[str, Path], list[str]] = {}
+        problems: dict[str, Exception | None] = {}
+        broken: dict[str, list[str]] = {}
         for name, config in self.left.items():
-            key = config.data.dataset, config.data.folder
+            key = _of_the_data(config)
             if key not in problems:
-                problems[key] = _problem(config)
+                problems[key] = _problem(config, alone=len(self.left) == 1)
             if problems[key] is not None:
                 broken.setdefault(key, []).append(name)
         for key, names in broken.items():
@@ -212,8 +213,9 @@ class _Progress:
 
     def _finish(self, name: str, result: Result) -> None:
         config = self.study.points[name].data
-        first, known = self._data.setdefault((config.dataset, config.folder), (name, result["data"]))
-        if (found := data.difference(known, result["data"])) is not None:
+        record = result.get("data") or {}  # of an older version, it may be missing
+        first, known = self._data.setdefault((config.dataset, config.folder), (name, record))
+        if (found := data.difference(known, record)) is not None:
             self.display.warn(f"{first} and {name} were trained on different data ({found}): do not compare them")
         self.done[name] = result
         self.display.finished(name, result)
@@ -254,10 +256,22 @@ def _records(path: Path) -> list[Record]:
     return [json.loads(line) for line in lines]
 
 
-def _problem(config: Config) -> Exception | None:
-    """Reason why the data of a configuration are not on this machine, or None."""
+def _of_the_data(config: Config) -> str:
+    """Text of the settings that `require_fit` looks at, which is equal for points that share them."""
+    top_k = 1 if config.training is None else config.training.metrics.top_k
+    loss = None if config.model.loss_function is None else config.model.loss_function.model_dump(mode="json")
+    return json.dumps([config.data.model_dump(mode="json"), loss, top_k])
+
+
+def _problem(config: Config, alone: bool) -> Exception | None:
+    """Reason why the data of a configuration are not on this machine or do not fit it, or None.
+
+    A point that is alone finds the latter out itself, and lists of image files would take time to be read twice.
+    """
     try:
         data.require_present(config.data)
+        if not alone and not config.data.in_files:
+            require_fit(config)
     except (BiotorchError, OSError) as error:
         return error
     return None

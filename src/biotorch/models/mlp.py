@@ -55,7 +55,7 @@ class MLP(nn.Module):
         if kind is None:
             raise unknown("activation of 'mlp'", activation, ACTIVATIONS)
         sizes = [in_features, *widths]
-        if any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in sizes):
+        if min(sizes) < 1:
             raise ValueError(f"in_features and widths of 'mlp' must be positive integers, not {sizes}")
         self.hidden = nn.Sequential(nn.Flatten())
         for n_in, n_out in itertools.pairwise(sizes):
@@ -96,21 +96,17 @@ def mlp(
     """
     if batch_norm and layer_norm:
         raise ValueError("'mlp' takes batch_norm or layer_norm, not both")
-    if isinstance(width, int) and not isinstance(width, bool):
-        if not isinstance(depth, int) or isinstance(depth, bool) or not 0 <= depth <= _DEEPEST:
+    if isinstance(width, int):
+        if not 0 <= depth <= _DEEPEST:
             raise ValueError(f"depth of 'mlp' must be a number of hidden layers, at most {_DEEPEST:,}, not {depth!r}")
         width = [width] * depth
-    if not isinstance(width, list | tuple):
-        raise ValueError(
-            f"width of 'mlp' must be a number of units, or a list with one number per hidden layer, not {width!r}"
-        )
     norm = nn.BatchNorm1d if batch_norm else nn.LayerNorm if layer_norm else None
     return MLP(num_classes, in_features, width, activation, check_dropout("mlp", dropout), norm)
 
 
 def check_dropout(network: str, dropout: float) -> float:
     """Return `dropout`. Raise ValueError, with the name of the network, unless it is a number in [0, 1)."""
-    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+    if not 0 <= dropout < 1:
         raise ValueError(f"dropout of {network!r} must be a number from 0 to less than 1, not {dropout!r}")
     return dropout
 

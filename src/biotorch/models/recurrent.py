@@ -33,7 +33,7 @@ class RecurrentNetwork(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in (("features", features or 1), ("hidden_size", hidden_size), ("num_layers", num_layers)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if value < 1:
                 raise ValueError(f"{name} of {kind!r} must be a positive integer, not {value!r}")
         check_dropout(kind, dropout)
         self.per_step, self.directions = per_step, 2 if bidirectional else 1
@@ -114,7 +114,7 @@ def recurrent_for(input_shape: Sequence[int], arguments: Mapping[str, Any]) -> d
     """
     if len(input_shape) not in (1, 2):
         raise ValueError(
-            f"'lstm' and 'gru' take sequences of shape (T, features) or (T,), not examples of {tuple(input_shape)}"
+            f"'lstm' and 'gru' take sequences (T, features) or tokens (T,), not examples of shape {tuple(input_shape)}"
         )
     features = input_shape[1] if len(input_shape) == 2 else None
     if arguments.get("features", features) != features:

@@ -7,13 +7,15 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 from biotorch._names import unknown
+from biotorch.errors import shortened, without_frames
 from biotorch.models import zoos
 from biotorch.models.char_transformer import char_transformer, char_transformer_for
 from biotorch.models.convolutional import RESNETS, le_net_cifar, le_net_mnist
@@ -39,8 +41,22 @@ _FITTED: dict[str, Callable[[Sequence[int], Mapping[str, Any]], dict[str, Any]]]
     "mlp": mlp_for,
 }
 
+#: What architectures take that read one step after another.
+OF_STEPS = {"char_transformer": "tokens (T,)", **dict.fromkeys(("gru", "lstm"), "sequences (T, features)")}
+
 #: Arguments that `_FITTED` sets.
 _OF_THE_DATA = {"context", "in_features"}
+
+#: Largest whole number that an argument takes, and words for the types of arguments.
+_LARGEST = 10**9
+_TYPES: dict[Any, str] = {
+    bool: "true or false",
+    int: f"a whole number (at most {_LARGEST:,})",
+    float: "a number",
+    str: "a word",
+    Sequence: "a list of them",
+    NoneType: "null",
+}
 
 #: Prefixes of architectures that other libraries define.
 _ZOOS = ("timm", "hf")
@@ -98,7 +114,8 @@ def build(
     except _REFUSALS as error:
         if not arguments:
             raise
-        raise ValueError(f"{name!r} cannot be built with these arguments: {error or type(error).__name__}") from error
+        reason = without_frames(str(error)) or type(error).__name__
+        raise ValueError(f"{name!r} cannot be built with these arguments: {reason}") from error
 
 
 #: Exceptions that constructors raise for arguments which they do not take, besides ValueError.
@@ -122,6 +139,7 @@ def _build(
         return zoos.build_timm(rest, num_classes, pretrained, input_shape, arguments)
     if zoo == "hf":
         return zoos.build_huggingface(rest, num_classes, pretrained, input_shape, arguments)
+    check_arguments(name, arguments)
     return zoos.build_torchvision(name, num_classes, pretrained, progress, input_shape, arguments)
 
 
@@ -141,14 +159,55 @@ def completed_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, An
 def _build_own(
     name: str, num_classes: int | None, input_shape: Sequence[int] | None, arguments: Mapping[str, Any]
 ) -> nn.Module:
-    valid = [parameter for parameter in inspect.signature(OWN[name]).parameters if parameter != "num_classes"]
-    for argument in arguments:
-        if argument not in valid:
-            raise unknown(f"argument of {name!r}", argument, valid)
+    check_arguments(name, arguments)
     if input_shape is not None and name in _FITTED:
         arguments = _FITTED[name](input_shape, arguments)
     classes = {} if num_classes is None else {"num_classes": num_classes}
     return OWN[name](**classes, **arguments)
+
+
+def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
+    """Check the names of arguments, and for an architecture of this package their types; timm and `hf` check theirs.
+
+    Raises:
+        ValueError: an argument is unknown, or is not of the type in the constructor's annotation. Python itself would
+            take the string "no", which YAML 1.2 reads in `batch_norm: no`, for true.
+    """
+    if name in OWN:
+        valid = [parameter for parameter in inspect.signature(OWN[name]).parameters if parameter != "num_classes"]
+    else:
+        valid = zoos.argument_names(name) if name in zoos.torchvision_names() else list(arguments)
+    for argument in arguments:
+        if argument not in valid:
+            raise unknown(f"argument of {name!r}", argument, valid)
+    if name in OWN:
+        _require_types(name, arguments)
+
+
+def _require_types(name: str, arguments: Mapping[str, Any]) -> None:
+    try:
+        annotations = get_type_hints(OWN[name])
+    except NameError:  # of a user's own network, whose module imports names for type checkers only
+        return
+    for argument, value in arguments.items():
+        annotation = annotations.get(argument, Any)
+        kinds = get_args(annotation) or (annotation,)
+        if all((get_origin(kind) or kind) in _TYPES for kind in kinds) and not any(
+            _is_a(value, kind) for kind in kinds
+        ):
+            wanted = " or ".join(_TYPES[get_origin(kind) or kind] for kind in kinds)
+            raise ValueError(f"{argument} of {name!r} is {wanted}, not {shortened(repr(value))}")
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether a value has a type: true and false are no numbers, and a list is one of whole numbers."""
+    if get_origin(kind) is Sequence:
+        return isinstance(value, list | tuple) and all(_is_a(each, int) for each in value)
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    if kind is int:
+        return isinstance(value, int) and abs(value) <= _LARGEST
+    return isinstance(value, int | float if kind is float else kind)
 
 
 def sketch(

@@ -123,6 +123,10 @@ def method(result: Result) -> str:
     return "shallow" if rule == "backpropagation" and at(result, "model.train_only") else rule
 
 
+#: Names of settings whose last word says too little.
+_NAMES: dict[Key, str] = {("model", "loss_function", "name"): "loss"}
+
+
 def label(group: Sequence[Result], groups: Sequence[Sequence[Result]]) -> str:
     """Label of a group: its method, the trained part, and the settings that distinguish it from other groups.
 
@@ -141,8 +145,8 @@ def label(group: Sequence[Result], groups: Sequence[Sequence[Result]]) -> str:
     counted = [_settings(each) for each in same]
     for key in sorted(differing([each["config"] for each in same], counted)):
         value = counted[0].get(key)
-        if key[:2] != ("model", "arguments") and key[:3] != ("model", "mode", "layers") and value not in (None, {}):
-            parts.append(f"{key[-1]}={value}")
+        if key[:2] != ("model", "arguments") and key[:3] != ("model", "mode", "layers") and value not in (None, {}, []):
+            parts.append(f"{_NAMES.get(key, key[-1])}={value}")
     mine = _contents(group[0])
     if mine is not None and {_contents(each) for each in same} - {mine, None}:
         parts.append(f"data={mine[:6]}")
