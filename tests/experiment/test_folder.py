@@ -207,6 +207,16 @@ def test_a_point_among_files_of_others_breaks_alone(tmp_path):
     assert os.listdir(tmp_path / "quick" / "seed=0") == ["notes.txt"]  # and no error.txt
 
 
+def test_a_name_belongs_to_a_run_or_to_a_sweep(tmp_path):
+    with pytest.raises(ConfigError, match="top_k"):
+        runs.finish(tmp_path, SHORT, "training.metrics.top_k=99")
+    assert os.listdir(tmp_path / "quick") == [".lock"]  # which does not keep others off
+    run(runs.quick(tmp_path, SHORT, SEEDS))
+    for overwrite in (False, True):
+        with pytest.raises(OtherRunError, match="quick is the folder of a sweep"):
+            runs.finish(tmp_path, SHORT, overwrite=overwrite)
+
+
 @pytest.mark.parametrize(("first", "second"), [("exp/logs", "exp"), ("exp", "exp/logs"), ("exp", "exp/attacks")])
 def test_a_run_is_neither_around_nor_inside_another(first, second, tmp_path):
     tensorboard = "logging.tensorboard=true"

@@ -172,7 +172,7 @@ def test_data_that_are_missing_are_told_once_before_the_first_point(folder):
     assert "imagenet is not in" in (folder / "run" / "dataset=imagenet,seed=1" / "error.txt").read_text()
     with pytest.raises(FileNotFoundError, match="imagenet is not in"):
         run(study(folder, "data.dataset=imagenet", "experiment.name=alone", sweep={"experiment.seed": [0, 1]}))
-    assert not list((folder / "alone").glob("*"))
+    assert [path.name for path in (folder / "alone").iterdir()] == [".study"]
 
 
 def test_a_record_of_the_data_is_in_the_checkpoint_and_in_the_results(folder):

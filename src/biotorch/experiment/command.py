@@ -131,15 +131,18 @@ def require_room(study: Study) -> None:
     """Check where the study lies; the folder of a single run and those of points are judged when they are locked.
 
     Raises:
-        OtherRunError: the study would lie inside a run, or a sweep among files of which none is a run's.
+        OtherRunError: the study would lie inside a run, a single run in the folder of a sweep, or a sweep among files
+            of which none is a run's.
     """
     folder, output = study.folder, study.config.experiment.output_dir
     if is_sweep(study) and holds_files(folder) and not is_study(folder):
         raise OtherRunError(
             f"{folder} is not empty and holds no run; choose another experiment.name, or move what it holds"
         )
+    if not is_sweep(study) and (folder / STUDY_MARK).is_file():
+        raise OtherRunError(f"{folder} is the folder of a sweep; choose another experiment.name")
     path = folder / next(iter(study.points))
     while path.parent != output and output in path.parents:
         path, below = path.parent, path.name
-        if below != SEARCH and RunFolder(path).is_own:
+        if below != SEARCH and RunFolder(path).is_own and holds_files(path):
             raise OtherRunError(f"{folder} would lie in the folder of the run {path}; choose another experiment.name")

@@ -22,8 +22,8 @@ from biotorch.training import Record
 
 #: Name of the folder of a search within that of its study.
 SEARCH = "search"
-#: Name of the file that shows that a folder is that of a study with several points.
-STUDY_MARK = ".study"
+#: Names of the file that locks a folder, all that a refused run leaves, and of the mark of a study of several points.
+_LOCK, STUDY_MARK = ".lock", ".study"
 #: Names of the files in `attacks` that hold one measurement each.
 _MEASUREMENT = re.compile(r".*epsilon=.*-[0-9a-f]{8}\.json")
 
@@ -48,7 +48,7 @@ class LockedFolder:
 
     def __init__(self, path: Path, proofs: dict[str, bytes]) -> None:
         self.path, self._proofs = path, proofs
-        self._lock_file = path / ".lock"
+        self._lock_file = path / _LOCK
         self._lock = FileLock(self._lock_file)
         self._anchor: _files.Anchor | None = None
 
@@ -131,9 +131,9 @@ class LockedFolder:
 
 
 def holds_files(folder: Path) -> bool:
-    """Whether there is any file in or below a folder, not counting a search for learning rates."""
+    """Whether there is any file in or below a folder, not counting locks and a search for learning rates."""
     for place, folders, files in os.walk(folder):
-        if files:
+        if set(files) - {_LOCK}:
             return True
         if Path(place) == folder and SEARCH in folders and is_study(folder / SEARCH):
             folders.remove(SEARCH)
@@ -225,7 +225,7 @@ class RunFolder(LockedFolder):
         """Delete the study of the robustness of a network that is no longer there, and no file of another origin."""
         attacks = self.study.parent
         measured = [path for path in attacks.glob("*.json") if _MEASUREMENT.fullmatch(path.name)]
-        for path in (self.study, self.study_text, attacks / "examples.png", *measured, attacks / ".lock"):
+        for path in (self.study, self.study_text, attacks / "examples.png", *measured, attacks / _LOCK):
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # it is not empty, or does not exist
             attacks.rmdir()
