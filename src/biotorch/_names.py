@@ -7,17 +7,21 @@ import importlib
 from collections.abc import Iterable
 from types import ModuleType
 
-from biotorch.errors import MissingPackageError
+from biotorch.errors import MissingPackageError, shortened
 
 #: Longest list of valid names that is shown in full.
 _LISTED = 30
+#: Longest name for which near ones are looked for, which takes time in proportion to its length.
+_NAME = 100
 
 
 def nearest(name: object, valid: Iterable[str]) -> str:
     """The text ` Did you mean 'x'?` if a valid name is near, else an empty string."""
-    names = list(valid)
-    beginning = [each for each in names if _bare(each).startswith(_bare(str(name)))] if str(name) else []
-    near = beginning[:2] or difflib.get_close_matches(str(name), names, n=2, cutoff=0.5)
+    names, wanted = list(valid), str(name)
+    if not 0 < len(wanted) <= _NAME:
+        return ""
+    beginning = [each for each in names if _bare(each).startswith(_bare(wanted))]
+    near = beginning[:2] or difflib.get_close_matches(wanted, names, n=2, cutoff=0.5)
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
@@ -29,7 +33,7 @@ def unknown(what: str, name: object, valid: Iterable[str]) -> ValueError:
     """The error for a `name` that is not one of `valid`; `what` is a noun such as "rule"."""
     names = sorted(valid)
     listed = f"Valid: {', '.join(names)}." if len(names) <= _LISTED else f"{len(names)} names are valid."
-    return ValueError(f"unknown {what} {name!r}.{nearest(name, names)} {listed}")
+    return ValueError(f"unknown {what} {shortened(repr(name))}.{nearest(name, names)} {listed}")
 
 
 def require(package: str, extra: str, user: str) -> ModuleType:

@@ -80,6 +80,15 @@ def _latex(text: str) -> str:
     return "".join(_LATEX.get(sign, sign) for sign in text)
 
 
+def plain_console(quiet: bool = False) -> Console:
+    """Console that prints text as it is, because names, paths and messages of users are no markup and no emoji codes.
+
+    Args:
+        quiet: print nothing.
+    """
+    return Console(markup=False, emoji=False, highlight=False, quiet=quiet)
+
+
 def print_table(content: Table, console: Console) -> None:
     """Print the table on a terminal. On a narrow one, lines run past the edge, because no figure may be cut off."""
     rendered = RichTable(title=content.title, title_justify="left")
@@ -92,4 +101,4 @@ def print_table(content: Table, console: Console) -> None:
     needed = sum(column.min_width or 0 for column in rendered.columns) + 3 * len(rendered.columns) + 1
     console.print(rendered, width=max(console.width, needed), crop=False)
     for note in content.notes:
-        console.print(note, highlight=False, markup=False)
+        console.print(note)

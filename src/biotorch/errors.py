@@ -7,12 +7,14 @@
       ConfigError           a configuration is wrong
       OwnModuleError        a user's own module cannot be imported
       MissingPackageError   an optional package is not installed
-      DataError             files of a data set are damaged
+      DataError             files of a data set are damaged, or are other files than before
+      NotEnoughMemoryError  a network or a data set does not fit into memory
       CheckpointError       a checkpoint cannot be used
       ResumeError           a training cannot be continued from this state
       DamagedResultError    a results file cannot be read
       LockedError           another process works on the run
-      OtherRunError         the folder holds another run
+      OtherRunError         the folder holds another run, or files that are no run's
+      LostFolderError       the folder of a run was deleted or replaced under it
       DivergenceError       loss or weights are no longer finite
       BrokenPointsError     points of a study have no result
       BoundsError           an attack has left its bounds
@@ -25,15 +27,19 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import re
 import signal
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal["mistake", "diverged", "disk", "defect"]
+Kind = Literal["mistake", "diverged", "disk", "lost", "died", "defect"]
 
 _PACKAGE = Path(__file__).parent
+
+#: Most characters of a message's line.
+_LINE = 2000
 
 
 class BiotorchError(Exception):
@@ -81,7 +87,11 @@ class MissingPackageError(BiotorchError, ModuleNotFoundError):
 
 
 class DataError(BiotorchError, ValueError):
-    """Files of a data set are damaged or in the wrong form; the message names the file and the cure."""
+    """Files of a data set are damaged, in the wrong form or changed; the message names the file and the cure."""
+
+
+class NotEnoughMemoryError(BiotorchError, MemoryError):
+    """A network or a data set needs more memory than the machine has; the message says how much."""
 
 
 class CheckpointError(BiotorchError, ValueError):
@@ -101,7 +111,11 @@ class LockedError(BiotorchError, RuntimeError):
 
 
 class OtherRunError(BiotorchError, FileExistsError):
-    """A folder holds a run of another configuration."""
+    """A folder holds a run of another configuration, or files that no run has written."""
+
+
+class LostFolderError(BiotorchError, RuntimeError):
+    """The folder of a run was deleted or replaced while the run worked in it."""
 
 
 class DivergenceError(BiotorchError, FloatingPointError):
@@ -154,8 +168,8 @@ class Failure:
     """The reason why a point has no result.
 
     Attributes:
-        kind: `mistake` of the user, `diverged`, `disk` (the disk is full), or `defect` of biotorch or of the user's own
-            code.
+        kind: `mistake` of the user, `diverged`, `disk` (the disk is full), `lost` (the folder was deleted), `died` (the
+            process was killed or crashed), or `defect` of biotorch or of the user's own code.
         message: one line or more for the user.
         traceback: the traceback; empty if the process died.
     """
@@ -178,6 +192,8 @@ def kind_of(error: Exception) -> Kind:
         return "diverged"
     if disk_is_full(error):
         return "disk"
+    if isinstance(error, LostFolderError):
+        return "lost"
     if isinstance(error, BiotorchError) and not isinstance(error, BoundsError):
         return "mistake"
     return "mistake" if isinstance(error, OSError) and _names_a_path(error) else "defect"
@@ -185,8 +201,28 @@ def kind_of(error: Exception) -> Kind:
 
 def message_of(error: Exception) -> str:
     """The message of an exception for the user; for errors of the system it begins with the file."""
+    return "\n".join(shortened(line, _LINE) for line in _message_of(error).split("\n"))
+
+
+def shortened(text: str, longest: int = 200) -> str:
+    """Text of a user for a line of a message: unprintable characters escaped, the middle left out if it is long."""
+    if len(text) > longest:
+        left_out = f" ... ({len(text):,} characters) ... "
+        text = text[: longest * 3 // 4] + left_out + text[-longest // 4 :]
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+_FRAMES = re.compile(r"\s*Exception raised from [^\n]*(\n+frame #[^\n]*)*\n*")
+
+
+def without_frames(text: str) -> str:
+    """Message of torch without the C++ frames that it appends to some."""
+    return _FRAMES.sub("", text)
+
+
+def _message_of(error: Exception) -> str:
     if not isinstance(error, OSError) or error.errno is None:
-        return str(error)
+        return without_frames(str(error))
     reason = "the disk is full" if disk_is_full(error) else error.strerror
     return f"{error.filename or 'a file'}: {reason}"
 

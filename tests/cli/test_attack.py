@@ -88,7 +88,9 @@ def _of(config, epochs=None, lr=None, adversarial=None):
 
 
 def test_the_twin_is_the_one_under_backpropagation(sweep):
-    config = read(CONFIG, ["model.mode.type=fa", *SHORT, *into(sweep.parent, name="pair")]).config
+    config = read(CONFIG, ["model.mode.type=fa", *SHORT, *into(sweep.parent, name="pair")]).config.for_task(
+        "classification"
+    )
     twin = find_twin(fa(sweep), config)
     assert twin is not None
     assert "backpropagation" in twin.name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import platform
 import subprocess
 import sys
 import urllib.error
@@ -113,15 +114,15 @@ def test_a_full_disk_under_the_points_of_a_sweep_is_neither_mistake_nor_defect(t
 def test_every_writer_names_the_file_that_does_not_fit(tmp_path):
     def save():
         path = tmp_path / "model.pth"
-        (tmp_path / f".model.pth.{os.getpid()}.unfinished").symlink_to(FULL)
+        (tmp_path / f".model.pth.{platform.node()}.{os.getpid()}.unfinished").symlink_to(FULL)
         checkpoints.save(path, {"weight": torch.zeros(100_000)})
 
     def write():
-        (tmp_path / f".table.md.{os.getpid()}.unfinished").symlink_to(FULL)
+        (tmp_path / f".table.md.{platform.node()}.{os.getpid()}.unfinished").symlink_to(FULL)
         _files.write_text(tmp_path / "table.md", "|")
 
     def draw():
-        (tmp_path / "figure.png").symlink_to(FULL)
+        (tmp_path / f".figure.png.{platform.node()}.{os.getpid()}.unfinished").symlink_to(FULL)
         style.write(Figure(), tmp_path / "figure.png")
 
     for writer, name in ((save, "model.pth"), (write, "table.md"), (draw, "figure.png")):

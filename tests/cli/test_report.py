@@ -7,9 +7,12 @@ import shutil
 
 import pytest
 from commands import invoke, mistake
+from matplotlib.figure import Figure
 from runs import quick
 
 from biotorch.experiment import run
+from biotorch.report import draw_all, style
+from biotorch.results.collecting import collect
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +40,35 @@ def test_figures_are_written_in_the_formats_that_are_asked_for(store, tmp_path):
     written = {path.name for path in (tmp_path / "f").iterdir()}
     assert {"learning.png", "learning.svg", "layers_fa.png"} <= written
     assert all(name in result.stdout for name in written)
+
+
+def test_a_picture_of_others_is_neither_replaced_nor_removed(store, tmp_path):
+    results = collect(store).results
+    (tmp_path / "learning.png").write_text("mine")
+    assert "learning.png was not drawn by this version" in mistake(invoke("report", store, "--figures", tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["learning.png"]
+    (tmp_path / "learning.png").unlink()
+    draw_all(results, tmp_path)
+    (tmp_path / "depth.png").write_text("mine")
+    for result in results:
+        result["history"] = [{key: each[key] for key in each if "angles" not in key} for each in result["history"]]
+    draw_all(results, tmp_path)
+    assert not (tmp_path / "angles.png").exists()  # an old one of ours
+    assert (tmp_path / "depth.png").read_text() == "mine"
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_names_in_figures_are_no_formulas(suffix, tmp_path):
+    figure = Figure()
+    figure.suptitle(r"a$\nothing$b")
+    axes = figure.subplots()
+    axes.semilogy([1, 2], [1, 1000], label="$x$")
+    axes.legend()
+    path = style.write(figure, tmp_path / f"figure.{suffix}")
+    assert style.is_own(path)
+    if suffix == "svg":
+        assert r"a$\nothing$b" in path.read_text()
+        assert "mathdefault{10^{3}}" in path.read_text()  # in a comment beside what it draws
 
 
 def test_what_is_left_out_is_told(store, tmp_path):

@@ -1,6 +1,7 @@
 """The command line as a user meets it: what `run` prints, and how mistakes end."""
 
 import importlib
+import io
 import os
 import pty
 import re
@@ -12,6 +13,10 @@ from commands import SHORT, into, invoke, mistake
 from config_cases import CONFIGS
 from PIL import Image
 from places import QUICKSTART, ROOT
+from rich.console import Console
+
+from biotorch.experiment import read
+from biotorch.experiment.display import Progress
 
 # run ---------------------------------------------------------------------------------------------
 
@@ -78,6 +83,27 @@ def test_a_terminal_shows_bars_with_the_live_loss_error_and_rate(tmp_path):
     assert process.returncode == 0, text
     assert re.search(r"epoch \d ━.*/158 .*loss [\d.]+, error [\d.]+ %, [\d,]+ examples/s", text)
     assert re.search(r"short +━.*3/3 .*\d:\d\d:\d\d .*validation error [\d.]+ %", text)
+
+
+@pytest.mark.parametrize("name", ["x[/y]", "lr[a]", "a:smile:b", "<b>"])
+def test_names_of_users_are_printed_as_they_are(name, tmp_path):
+    folder = tmp_path / name
+    case = f"sweep={{kind: {{'{name}': {{model.mode.type: fa}}}}}}"
+    shown = invoke("run", QUICKSTART, *into(tmp_path, *SHORT, case, name=f"'{name}'"), "--jobs", "1")
+    assert shown.exit_code == 0, shown.output
+    for line in (f"table   {folder / 'table.md'}", f"page    {folder / 'page.html'}", f"results {folder}"):
+        assert line in shown.stdout
+    refused = invoke("run", tmp_path / f"{name}.yaml")
+    assert f"no configuration file {tmp_path / f'{name}.yaml'}" in mistake(refused)
+    assert f"'{name}' is not one of" in invoke("run", QUICKSTART, "--executor", name).stderr
+
+
+def test_bars_show_names_of_users_as_they_are(tmp_path):
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
+    study = read(QUICKSTART, into(tmp_path, *SHORT, name="'x[/y]'"))
+    with Progress(console, 2) as progress:
+        progress.start("", study.config)
+    assert "x[/y]" in console.file.getvalue()
 
 
 def _read(main):

@@ -97,6 +97,7 @@ def test_a_download_that_breaks_off_leaves_nothing(tmp_path, monkeypatch, error)
 def test_what_a_killed_process_left_is_not_taken_for_whole(tmp_path, monkeypatch):
     half = tmp_path / ".MNIST.partial" / "MNIST" / "raw"
     half.mkdir(parents=True)
+    (tmp_path / ".MNIST.partial" / ".biotorch").touch()
     for name, content in mnist_files():
         (half / name).write_bytes(content[:50])
     imitate_download(monkeypatch)
@@ -108,7 +109,7 @@ def test_files_appear_only_when_all_are_there(tmp_path):
     def download(partial):
         for name in ("a", "b"):
             (partial / name).write_text(name)
-            assert files(tmp_path) <= {".set.lock", ".set.partial/a", ".set.partial/b"}
+            assert files(tmp_path) <= {".set.lock", ".set.partial/.biotorch", ".set.partial/a", ".set.partial/b"}
 
     _files.complete(tmp_path, "set", ["a", "b"], download)
     assert files(tmp_path) - {".set.lock"} == {"a", "b"}

@@ -10,6 +10,7 @@ import pytest
 import torch
 from data_cases import together, untouched_randomness
 from PIL import Image
+from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from biotorch import data
@@ -57,7 +58,7 @@ def path_of(split, index):
 def test_a_folder_of_classes_becomes_three_splits(folder):
     loaded = load(folder)
     assert [len(split) for split in (loaded.train, loaded.validation, loaded.test)] == [9, 3, 8]
-    assert loaded.num_classes == 2
+    assert loaded.num_outputs == 2
     assert loaded.train.input_shape == (3, SIZE, SIZE)
     assert loaded.record["augment"] == {"random_resized_crop": SIZE, "flip": True}
     for split in (loaded.train, loaded.validation, loaded.test):
@@ -179,6 +180,39 @@ def test_sixteen_bits_are_not_taken_for_eight(folder):
         together(load(folder).test.in_order(4))
 
 
+@pytest.mark.parametrize("form", ["jpeg", "png", "webp", "bmp", "tiff", "gif", "ppm"])
+def test_the_format_is_read_from_the_file_and_not_from_its_name(folder, form):
+    path = folder / "test" / "ant" / "0.JPEG"
+    picture(path)
+    with Image.open(path) as image:
+        image.save(path, format=form)
+    assert together(load(folder).test.in_order(4))[0].shape[0] == 8
+
+
+def test_no_other_program_is_started_for_an_image(folder, monkeypatch):
+    path = folder / "test" / "ant" / "0.JPEG"
+    with Image.open(path) as image:
+        image.save(path, format="eps")
+    monkeypatch.setattr(subprocess, "check_call", lambda *args, **keys: pytest.fail("Ghostscript was called"))
+    with pytest.raises(data.DataError, match=r"0\.JPEG cannot be read as an image: it is none in JPEG, PNG"):
+        together(load(folder).test.in_order(4))
+
+
+@pytest.mark.parametrize(
+    ("limit", "told"), [("MAX_IMAGE_PIXELS", "64x48 pixels, more than Pillow's limit"), ("memory", "would take")]
+)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_an_image_that_is_too_large_is_not_decoded(folder, monkeypatch, limit, told):
+    picture(folder / "test" / "ant" / "0.JPEG")
+    if limit == "memory":
+        monkeypatch.setattr("biotorch.data.images._LARGE", 64 * 48 - 1)
+        monkeypatch.setattr("biotorch._memory.available", lambda: 8 * 64 * 48 - 1)
+    else:
+        monkeypatch.setattr(Image, limit, 64 * 48 - 1)
+    with pytest.raises(data.DataError, match=rf"0\.JPEG cannot be read as an image: .*{told}"):
+        together(load(folder).test.in_order(1))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers cannot tell who signals")
 def test_workers_outlive_signals_from_elsewhere_but_end_when_the_parent_says_so(folder):
     batches = load(folder, num_workers=2).train.batches(torch.arange(9).split(1), 5)
@@ -215,7 +249,7 @@ def test_of_bare_class_folders_always_the_same_fifth_is_the_test_set(tmp_path):
     tests = [[path_of(loaded.test, index) for index in range(6)] for loaded in (first, second)]
     assert tests[0] == tests[1]
     assert not set(tests[0]) & {path_of(first.train, index) for index in range(21)}
-    assert first.num_classes == 3
+    assert first.num_outputs == 3
 
 
 def test_hidden_files_and_folders_are_no_images_and_no_classes(folder):
@@ -225,14 +259,12 @@ def test_hidden_files_and_folders_are_no_images_and_no_classes(folder):
     assert len(load(folder).train) == 9
 
 
-def test_a_folder_is_listed_once_until_files_come_or_go(folder, monkeypatch):
-    first = load(folder).train
-    assert load(folder, target_size=64).train.paths.paths is not first.paths.paths
-    monkeypatch.setattr("torchvision.datasets.folder.make_dataset", None)
-    assert [path_of(load(folder).train, i) for i in range(9)] == [path_of(first, i) for i in range(9)]
-    monkeypatch.undo()
-    picture(folder / "train" / "ant" / "new.png")
-    assert len(load(folder).train) == 10
+def test_images_are_listed_in_the_order_of_torchvision(folder):
+    picture(folder / "train" / "ant" / "inner" / "Z.png")
+    picture(folder / "train" / "ant" / "a.PNG")
+    (folder / "train" / "bee" / "folder.png").mkdir()
+    found = [path_of(load(folder, validation="test", validation_size=None).train, index) for index in range(14)]
+    assert found == [path for path, _ in ImageFolder(folder / "train").samples]
 
 
 def test_folders_that_cannot_be_a_set_are_named(folder, tmp_path_factory):

@@ -27,7 +27,7 @@ def digest(split):
 def test_digits_are_complete_and_nothing_of_the_test_is_trained_on():
     loaded = data.load(data.DataConfig(dataset="digits"), seed=0)
     assert [len(split) for split in (loaded.train, loaded.validation, loaded.test)] == [1257, 180, 360]
-    assert loaded.num_classes == 10
+    assert loaded.num_outputs == 10
     assert loaded.train.input_shape == (1, 8, 8)
     assert loaded.train.images.dtype == torch.uint8
     assert loaded.train.images.max() == 255
@@ -67,6 +67,9 @@ def test_validation_on_the_test_set_trains_on_everything_else():
     assert moved.validation is moved.test
 
 
+DIGITS = "b2dab7b501728c22e9119ad76740b2e1"
+
+
 def test_the_record_says_in_json_what_the_figures_were_measured_on():
     loaded = data.load(data.DataConfig(dataset="digits", validation_size=100, augment={"crop": 2}), seed=7)
     order = torch.randperm(1437, generator=_seeding.generator(_seeding.derive(7, "validation split")))
@@ -80,6 +83,11 @@ def test_the_record_says_in_json_what_the_figures_were_measured_on():
         "split_seed": 7,
         "held_out": hashlib.blake2b(held_out.tobytes(), digest_size=16).hexdigest(),
         "augment": {"crop": 2, "flip": True},
+        "classes": 10,
+        "input_shape": [1, 8, 8],
+        "repeated": None,
+        "digest": DIGITS,
+        "files": {"digits.npz": {"files": 1, "bytes": 45394, "contents": DIGITS}},
     }
     assert (loaded.mean, loaded.std) == ((0.305,), (0.376,))
 
@@ -152,6 +160,7 @@ def test_impossible_configurations_are_named(keys, message):
 
 def test_every_name_and_kind_of_path_is_a_data_set():
     names = ["mnist", "fashion_mnist", "cifar10", "cifar10_benchmark", "cifar100", "imagenet", "digits"]
+    names += ["wine", "breast_cancer", "diabetes"]
     assert data.available() == names
     for name in [*names, "folder:a", "parquet:b/c", "hf:user/set", "some/set.npz"]:
         assert data.DataConfig(dataset=name).dataset == name
@@ -169,3 +178,26 @@ def test_the_folder_of_the_data(monkeypatch, tmp_path):
 def test_the_size_of_evaluation_batches():
     assert data.DataConfig(dataset="digits").evaluation_batch_size == 500
     assert data.DataConfig(dataset="digits", batch_size=64).evaluation_batch_size == 64
+
+
+@pytest.mark.parametrize(
+    ("label", "told"),
+    [
+        (200_000, r"has the label 200000, which would make 200,001 classes of 50 examples, 199,996 of them empty"),
+        (2**63 - 1, r"has the label 9223372036854775807, which would make 9,223,372,036,854,775,808 classes"),
+        (2**63, r"y_train in .*set\.npz must hold labels from 0 on; found 9223372036854775808"),
+        (-(2**63), r"must hold labels from 0 on; found -9223372036854775808"),
+    ],
+)
+def test_a_label_that_is_no_class_is_named(tmp_path, label, told):
+    labels = (np.arange(40) % 4).astype(np.uint64 if label >= 2**63 else np.int64)
+    labels[7] = label
+    with pytest.raises(data.DataError, match=told):
+        data.load(data.DataConfig(dataset=write_npz(tmp_path / "set.npz", y_train=labels)), seed=0)
+
+
+def test_classes_without_an_example_are_told(tmp_path):
+    labels = {f"y_{part}": np.array([0, 2, 6, 0, 0] * count) for part, count in (("train", 8), ("test", 2))}
+    config = data.DataConfig(dataset=write_npz(tmp_path / "set.npz", **labels))
+    with pytest.warns(UserWarning, match=r"set\.npz: 4 of 7 classes have no example \(1, 3, 4, 5\)"):
+        assert data.load(config, seed=0).num_outputs == 7

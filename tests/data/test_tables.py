@@ -14,6 +14,7 @@ from data_cases import write_npz
 from PIL import Image
 
 from biotorch import data
+from biotorch.errors import NotEnoughMemoryError
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = importlib.import_module("pyarrow.parquet")
@@ -57,7 +58,7 @@ def test_parquet_files_become_three_splits(tmp_path, image, place):
     write(tmp_path / place / "test.parquet", test, image=image)
     loaded = load(tmp_path)
     assert [len(split) for split in (loaded.train, loaded.validation, loaded.test)] == [18, 2, 5]
-    assert loaded.num_classes == 3
+    assert loaded.num_outputs == 3
     assert loaded.test.input_shape == (3, 8, 6)
     assert torch.equal(loaded.test.images, torch.tensor(np.stack(test)))
     assert loaded.test.labels.tolist() == [0, 1, 2, 0, 1]
@@ -114,9 +115,9 @@ def test_a_target_size_resizes_as_it_does_for_other_sets(tmp_path):
 def test_the_label_column_is_found(tmp_path):
     write(tmp_path / "test.parquet", pixels(2), label="fine_label", coarse_label=[7, 7], id=[8, 8])
     write(tmp_path / "train.parquet", pixels(20), label="fine_label", coarse_label=[7] * 20, id=[8] * 20)
-    assert load(tmp_path).num_classes == 3
+    assert load(tmp_path).num_outputs == 3
     write(tmp_path / "train.parquet", pixels(20), label="digit", other=["x"] * 20)
-    assert load(tmp_path).num_classes == 3
+    assert load(tmp_path).num_outputs == 3
     write(tmp_path / "train.parquet", pixels(20), label="a", b=list(range(20)))
     with pytest.raises(
         data.DataError, match=r"train\.parquet needs.*its columns: b \(int64\), img \(struct.*a \(int64\)"
@@ -184,10 +185,50 @@ def test_a_missing_extra_is_told_how_to_install(tmp_path, monkeypatch, module, d
         data.load(data.DataConfig(dataset=dataset, dataset_path=tmp_path), seed=0)
 
 
+def test_more_rows_than_memory_are_told_before_they_are_read(tmp_path, monkeypatch):
+    for part, count in (("train", 20), ("test", 5)):
+        write(tmp_path / f"{part}.parquet", pixels(count, seed=count))
+    taken = 2 * 20 * 8 * 6 * 3  # twice for a moment, one by one and stacked
+    monkeypatch.setattr("biotorch._memory.available", lambda: taken - 1)
+    with pytest.raises(
+        NotEnoughMemoryError, match=r"train\.parquet says that it has 20 images, which would take 0\.0 G"
+    ):
+        load(tmp_path)
+    monkeypatch.setattr("biotorch._memory.available", lambda: taken)
+    assert len(load(tmp_path).test) == 5
+
+
+def test_a_label_of_more_than_63_bits_is_named(tmp_path):
+    for part in ("train", "test"):
+        columns = {"label": pyarrow.array([0, 1, 2**63 + 5], pyarrow.uint64())}
+        table = pyarrow.table({"img": [{"bytes": encoded(each)} for each in pixels(3)], **columns})
+        parquet.write_table(table, tmp_path / f"{part}.parquet")
+    with pytest.raises(data.DataError, match=r"row 2 of .*train\.parquet .*found 9223372036854775813"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_damaged_file_is_an_error_or_readable_and_never_anything_else(tmp_path, seed):
+    write(tmp_path / "train.parquet", pixels(20))
+    write(tmp_path / "test.parquet", pixels(5, seed=1))
+    good, generator = (tmp_path / "train.parquet").read_bytes(), np.random.default_rng(seed)
+    header = int.from_bytes(good[-8:-4], "little")
+    refused = 0
+    for _ in range(2000 if seed else 60):
+        damaged = bytearray(good)
+        damaged[-generator.integers(1, header + 9)] ^= 1 << generator.integers(8)
+        (tmp_path / "train.parquet").write_bytes(damaged)
+        try:
+            load(tmp_path)
+        except (data.DataError, NotEnoughMemoryError):
+            refused += 1
+    assert refused > 10
+
+
 def test_a_set_of_the_hub_is_fetched_into_the_data_folder_and_read(tmp_path, monkeypatch):
     calls = []
 
-    def snapshot_download(name, *, repo_type, revision, allow_patterns, cache_dir):
+    def snapshot_download(name, *, repo_type, revision, allow_patterns, cache_dir, local_files_only):
         calls.append((name, revision, repo_type, allow_patterns, cache_dir))
         write(cache_dir / "snapshot" / "data" / "train-00000-of-00001.parquet", pixels(10))
         write(cache_dir / "snapshot" / "data" / "test-00000-of-00001.parquet", pixels(4))
@@ -227,7 +268,7 @@ def test_npz_images_in_every_layout(tmp_path, shape, expected, column):
     name = write_npz(tmp_path / "set.npz", x_train=train, y_train=targets[0], x_test=test, y_test=targets[1])
     loaded = data.load(data.DataConfig(dataset=name), seed=0)
     assert loaded.train.input_shape == expected
-    assert loaded.num_classes == 4
+    assert loaded.num_outputs == 4
     assert loaded.test.labels.tolist() == [0, 1, 2, 3, 0]
     channels_first = test[:, None] if len(shape) == 2 else test if shape == expected else test.transpose(0, 3, 1, 2)
     assert torch.equal(loaded.test.images.permute(0, 3, 1, 2), torch.tensor(channels_first))
@@ -237,10 +278,10 @@ def test_npz_images_in_every_layout(tmp_path, shape, expected, column):
     ("changed", "message"),
     [
         ({"x_test": None}, r"lacks x_test; needed: x_train.*found: x_train, y_train, y_test"),
-        ({"x_train": np.zeros((40, 8, 8, 3), np.float32)}, r"x_train in .*float32 .*Multiply .* by 255"),
+        ({"x_train": np.zeros((40, 8, 8, 3), np.float32)}, r"x_train holds float32, but x_test uint8"),
         (
             {"x_train": np.zeros((40, 8, 8, 3), np.int64)},
-            r"x_train in .*uint8 images.*found int64 of shape \(40, 8, 8, 3\)",
+            r"x_train in .*uint8 images.*found int64 of shape \(40, 8, 8, 3\)\. Cast features to float32",
         ),
         ({"x_test": np.zeros((10, 8, 8, 2), np.uint8)}, r"x_test in .*found shape \(10, 8, 8, 2\)"),
         ({"x_test": np.zeros((10, 64), np.uint8)}, r"x_test in .*found shape \(10, 64\)"),
@@ -250,10 +291,10 @@ def test_npz_images_in_every_layout(tmp_path, shape, expected, column):
         ),
         ({"x_test": np.zeros((0, 8, 8, 3), np.uint8), "y_test": np.zeros(0, int)}, r"no test images"),
         ({"y_train": np.zeros(39, int)}, r"x_train has 40 images, but y_train has 39 labels"),
-        ({"y_train": np.zeros(40)}, r"y_train in .*one integer per image.*found float64"),
-        ({"y_test": np.zeros((10, 4), int)}, r"y_test in .*one integer per image.*\(10, 4\)"),
+        ({"y_train": np.zeros(40)}, r"of one kind; found float64 of shape \(40, 1\) and int64 of shape \(10,\)"),
+        ({"y_test": np.zeros((10, 4), int)}, r"y_test in .*one integer per example.*\(10, 4\)"),
         ({"y_test": np.arange(10) - 1}, r"y_test in .*from 0 on; found -1"),
-        ({"y_test": np.array([None] * 10)}, r"cannot be read.*allow_pickle"),
+        ({"y_test": np.array([None] * 10)}, r"y_test in .*must be an array \(N, ...\) of numbers; found object"),
     ],
 )
 def test_npz_arrays_that_are_not_as_needed_are_named(tmp_path, changed, message):
@@ -269,7 +310,7 @@ def test_npz_files_that_are_damaged_or_missing_are_named(tmp_path):
     with pytest.raises(data.DataError, match=r"set\.npz is not a complete \.npz file"):
         data.load(data.DataConfig(dataset=str(path)), seed=0)
     path.write_bytes(content[:500] + b"\0" * 100 + content[600:])
-    with pytest.raises(data.DataError, match=r"set\.npz cannot be read"):
+    with pytest.raises(data.DataError, match=r"x_train in .*set\.npz cannot be read"):
         data.load(data.DataConfig(dataset=str(path)), seed=0)
     with pytest.raises(FileNotFoundError, match=r"none\.npz.*BIOTORCH_DATA"):
         data.load(data.DataConfig(dataset="none.npz"), seed=0)
@@ -283,7 +324,7 @@ def test_real_parquet_files():
     loaded = load("cifar10-jpeg", augment=True, validation_size=5000)
     assert [len(split) for split in (loaded.train, loaded.validation, loaded.test)] == [45000, 5000, 10000]
     assert loaded.train.input_shape == (3, 32, 32)
-    assert loaded.num_classes == 10
+    assert loaded.num_outputs == 10
     assert loaded.test.labels.bincount().tolist() == [1000] * 10
     torch.testing.assert_close(torch.tensor(loaded.mean), torch.tensor([0.4914, 0.4821, 0.4465]), atol=0.001, rtol=0)
     images, _ = next(loaded.train.batches([torch.arange(2000)]))

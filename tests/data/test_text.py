@@ -39,7 +39,7 @@ def test_a_window_and_its_labels_are_the_text_and_the_text_shifted_by_one(tmp_pa
     (tmp_path / "be.txt").write_text(text)
     loaded = load(tmp_path / "be.txt", sequence_length=7)
     vocabulary = sorted(set(text))
-    assert loaded.num_classes == len(vocabulary)
+    assert loaded.num_outputs == len(vocabulary)
     assert loaded.record["vocabulary"] == len(vocabulary)
     assert loaded.record["characters"] == "".join(vocabulary)
     assert loaded.input_shape == loaded.train.input_shape == (7,)
@@ -111,7 +111,7 @@ def test_line_ends_and_any_script_are_kept(tmp_path):
 
 def test_a_file_is_read_once_until_it_changes(positions):
     def kept():
-        return sources.read(f"text:{positions}", positions.parent, None)
+        return sources.read(f"text:{positions}", positions.parent, None).pool
 
     first = kept()
     assert kept() is first
@@ -121,7 +121,7 @@ def test_a_file_is_read_once_until_it_changes(positions):
 
 
 def test_a_relative_path_starts_at_the_folder_of_data(positions):
-    assert load(positions.name, sequence_length=5, dataset_path=positions.parent).num_classes == 1000
+    assert load(positions.name, sequence_length=5, dataset_path=positions.parent).num_outputs == 1000
 
 
 @pytest.mark.parametrize(
@@ -157,14 +157,20 @@ def test_a_folder_and_a_path_that_is_not_there_are_told(tmp_path):
 @pytest.mark.parametrize(
     ("given", "key", "told"),
     [
-        ({"dataset": "text:a", "target_size": 32}, "target_size", "text:a is a text: leave it out"),
+        ({"dataset": "text:a", "target_size": 32}, "target_size", "a setting of images, but text:a is a text"),
         ({"dataset": "text:a", "augment": True}, "augment", "text:a is a text: leave it out"),
         ({"dataset": "text:a", "skip_corrupt": True}, "skip_corrupt", "text:a is a text: leave it out"),
+        ({"dataset": "text:a", "standardise": False}, "standardise", "tables .* and float features .*text:a is a text"),
         ({"dataset": "digits", "sequence_length": 64}, "sequence_length", "digits has images: leave it out"),
-        ({"dataset": "folder:a", "sequence_length": 64}, "sequence_length", "folder:a has images: leave it out"),
+        ({"dataset": "folder:a", "target": "y"}, "target", r"tables \(table:<path>\), but folder:a has images"),
+        ({"dataset": "digits", "task": "regression"}, "task", "digits has images: leave it out"),
+        ({"dataset": "wine", "target_size": 32}, "target_size", "wine is a table: leave it out"),
+        ({"dataset": "table:a.csv", "target": "y", "augment": {"flip": True}}, "augment", "table:a.csv is a table"),
+        ({"dataset": "a.npz", "ignore": ["b"]}, "ignore", "a.npz has float features or has images: leave it out"),
+        ({"dataset": "a.npz", "sequence_length": 8}, "sequence_length", "a setting of texts"),
     ],
 )
-def test_settings_of_the_other_kind_are_refused(given, key, told):
+def test_settings_of_another_kind_are_refused(given, key, told):
     with pytest.raises(ValueError, match=told) as caught:
         data.DataConfig(**given)
     (problem,) = caught.value.errors()

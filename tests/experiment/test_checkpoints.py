@@ -13,7 +13,7 @@ from torch import nn
 
 import biotorch
 from biotorch import _files, data
-from biotorch.experiment import CheckpointError, checkpoints, run
+from biotorch.experiment import CheckpointError, checkpoints, measure, run
 from biotorch.training import evaluate
 
 RAN: list[str] = []
@@ -252,3 +252,54 @@ def test_what_cannot_be_loaded_is_told(tmp_path, finished):
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(CheckpointError, match="holds a list"):
         biotorch.load(tmp_path / "list.pth")
+
+
+# Of another run ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """The same run under another rule."""
+    folder = tmp_path_factory.mktemp("other")
+    runs.finish(folder, "training.metrics.top_k=3", "training.hyperparameters.epochs=2", "model.mode.type=dfa")
+    return folder / "quick"
+
+
+FOREIGN = r"{} is of another run \(model\.mode\.type: 'fa' in the folder, 'dfa' in the checkpoint\)"
+
+
+def test_a_checkpoint_of_another_run_is_refused_whatever_it_is_read_for(finished, other, tmp_path):
+    folder = tmp_path / "quick"
+    shutil.copytree(finished, folder)
+    for name in ("model_best_acc.pth", "latest_model.pth"):
+        shutil.copy(other / name, folder / name)
+    for read in (
+        lambda: biotorch.load(folder),
+        lambda: biotorch.load(folder / "model_best_acc.pth"),
+        lambda: measure.evaluate_run(folder),
+        lambda: measure.attack_run(folder),
+        lambda: again(tmp_path / "from" / "quick", f"model.checkpoint={folder}"),
+    ):
+        with pytest.raises(CheckpointError, match=FOREIGN.format(r".*model_best_acc\.pth")):
+            read()
+    latest = FOREIGN.format(r".*latest_model\.pth")
+    with pytest.raises(CheckpointError, match=latest):
+        measure.evaluate_run(folder, which="latest")
+    for name in ("results.json", "results.csv"):
+        (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=latest):
+        again(folder)
+    shutil.copy(folder / "model_best_acc.pth", tmp_path / "elsewhere.pth")
+    biotorch.load(tmp_path / "elsewhere.pth")  # in no run's folder
+
+
+def test_a_checkpoint_of_the_same_configuration_with_other_weights_is_refused(finished, tmp_path):
+    folder = tmp_path / "quick"
+    shutil.copytree(finished, folder)
+    for name, which in (("model_best_acc.pth", "best"), ("latest_model.pth", "latest")):
+        biotorch.load(folder, which)
+        content = torch.load(folder / name, weights_only=True)
+        next(iter(content["model"].values())).view(-1)[0] += 1
+        torch.save(content, folder / name)
+        with pytest.raises(CheckpointError, match=rf"{name} is not the network of the results beside it"):
+            biotorch.load(folder, which)

@@ -42,7 +42,7 @@ def test_the_first_systems_files_are_read_with_one_warning():
 def test_the_value_of_an_override_is_yaml(tmp_path):
     config = read(
         write(tmp_path),
-        ["experiment.name=a=b c", "experiment.seed= 5 ", "data.augment={crop: 2, flip: no}", "evaluation=no",
+        ["experiment.name=a=b c", "experiment.seed= 5 ", "data.augment={crop: 2, flip: false}", "evaluation=FALSE",
          "training.optimizer.weight_decay=1e-4", "model.checkpoint=~", "infrastructure.gpus=[0, 2]",
          "logging.wandb='7'"],
     ).config  # fmt: skip

@@ -1,141 +1,27 @@
 """Mutated configurations are refused with a ConfigError that names a place, or every key of them takes effect."""
 
-import copy
-import functools
-import math
+import os
 import random
+import resource
+import select
+import signal
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
-from config_cases import CONFIGS, FILES, flat
+from config_cases import flat
+from config_mutations import SMALL, mutated, plain
+from typer.testing import CliRunner
 
+from biotorch.cli.app import app
 from biotorch.experiment import ConfigError, read
 from biotorch.experiment.reading import parse_override
 from biotorch.experiment.reading import validate as validate_tree
 
-SOURCES = [*CONFIGS, *sorted(FILES.glob("*.yaml"))]
-MUTATIONS = 120
-
-JUNK = [
-    None, True, False, 0, 1, -1, 2.5, 1e300, -1e-300, math.nan, math.inf, 10**30, "", " ", "x", "é\u202e日本", "a\nb",
-    [], [[]], [None], [1, "a"], {}, {"x": {}}, {"type": "SGD"}, {"x": [{"y": None}]}, [True], ["fa"], "2020-01-01",
-    "cross_entropy", -0.0, "1e-3", "null",
-]  # fmt: skip
-OVERRIDES = [
-    "", "=", "x", "a=b", "=1", "experiment", "experiment=", "experiment.name", "experiment.name=", "experiment..name=1",
-    ".=1", "training.optimizer.lr=abc", "training.optimizer.lr=[", "training.optimizer.lr=5", "data=[1]", "sweep=3",
-    "sweep={a: 1}", "sweep={experiment.seed: [1, 2]}", "sweep={a: {b: {experiment.seed: 3}}}", "sweep.x.y=1",
-    "model.mode={type: usf}", "model.mode.type=frsf", "training=null", "experiment.name.x=1", "logging.wandb=ä\u2028b",
-    "training.optimizer={type: Adam, lr: 3}", "training.optimizer.momentum=0.5", "experiment.name=\x00",
-    "data.dataset=mnist", "training.metrics.layer_alignment=true", "experiment.seed=4", "infrastructure={threads: 2}",
-    "infrastructure.gpus=[1, 2]", "model={}", "training.lr_scheduler=null", "training.lr_scheduler.type=StepLR",
-    "evaluation=maybe", "evaluation=false",
-]  # fmt: skip
-#: What may stand behind a line, between two lines, and in the place of a character.
-BEHIND = [" é", ":", " :", " {", "]", " *a", " &a", " !!int", " |", " #", "'", "\x00", "\x07", "\ufeff", "\u2028"]
-BETWEEN = ["<<: 3", "? [a]", "- x", "1: 2", "~: 3", "---", "...", "%TAG", "x: y", "<<: {z: 1}"]
-WITHIN = "\t\n:{}[]#&*!|>'\"%@`é☃0-. "
-
-
-def sections(tree, path=()):
-    """All mappings of a tree with something in them, by path."""
-    found = [(path, tree)] if isinstance(tree, dict) and tree else []
-    for name, below in tree.items() if isinstance(tree, dict) else ():
-        found += sections(below, (*path, name))
-    return found
-
-
-def typo(word, draw):
-    at = draw.randrange(max(len(str(word)), 1))
-    word = str(word)
-    return draw.choice(
-        [
-            word[:at] + word[at + 1 :],
-            word[:at] + draw.choice("qz_ é.") + word[at:],
-            word.upper(),
-            word[::-1],
-            word + "s",
-        ]
-    )
-
-
-def mutate_tree(tree, draw):
-    if not tree:
-        return
-    _, section = draw.choice(sections(tree))
-    key = draw.choice(list(section))
-    kind = draw.randrange(6)
-    if kind == 0:
-        section[typo(key, draw)] = section.pop(key)
-    elif kind == 1:
-        draw.choice(sections(tree))[1][key] = copy.deepcopy(section[key])
-    elif kind == 2:
-        del section[key]
-    elif kind == 3:
-        section[key] = [section[key]]
-    elif kind == 4 and isinstance(section[key], str):
-        section[key] = typo(section[key], draw)
-    else:
-        section[key] = copy.deepcopy(draw.choice(JUNK))
-
-
-def mutate_text(text, draw):
-    lines = text.splitlines()
-    at = draw.randrange(len(lines))
-    kind = draw.randrange(9)
-    if kind == 0:
-        lines.insert(draw.randrange(len(lines)), lines[at])
-    elif kind == 1:
-        lines[at] = "\t" + lines[at]
-    elif kind == 2:
-        return text[: draw.randrange(len(text))]
-    elif kind == 3:
-        del lines[at]
-    elif kind == 4:
-        lines[at] = " " * draw.randrange(1, 4) + lines[at]
-    elif kind == 5:
-        lines[at] = lines[at].lstrip()
-    elif kind == 6:
-        lines[at] += draw.choice(BEHIND)
-    elif kind == 7:
-        lines.insert(at, draw.choice(BETWEEN))
-    else:
-        spot = draw.randrange(len(text))
-        return text[:spot] + draw.choice(WITHIN) + text[spot + 1 :]
-    return "\n".join(lines)
-
-
-@functools.cache
-def source(path):
-    return path.read_text()
-
-
-def mutated(draw):
-    """Text of a configuration and overrides, of which something is wrong."""
-    text = source(draw.choice(SOURCES))
-    overrides = []
-    for _ in range(draw.randrange(1, 3)):
-        kind = draw.random()
-        if kind < 0.55:
-            tree = yaml.safe_load(text) if readable(text) else {"experiment": text}
-            for _ in range(draw.randrange(1, 3)):
-                mutate_tree(tree, draw)
-            text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=draw.random() < 0.5)
-        elif kind < 0.8:
-            text = mutate_text(text, draw) if text.strip() else text
-        else:
-            overrides.append(draw.choice(OVERRIDES))
-    return text, overrides
-
-
-def readable(text):
-    try:
-        return isinstance(yaml.safe_load(text), dict) and bool(yaml.safe_load(text))
-    except (yaml.YAMLError, ValueError, TypeError):
-        return False
-
+#: Seconds after which a mutation counts as a hang, and bytes of memory that it may take.
+PATIENCE, MEMORY = 60, 12 * 2**30
 
 # What must hold ----------------------------------------------------------------------------------
 
@@ -207,7 +93,7 @@ def _cases(values):
 
 
 def require_nothing_ignored(text, overrides, study, told):
-    tree = yaml.safe_load(text)
+    tree = plain(text)
     axes = tree.pop("sweep", {})
     given = [parse_override(override) for override in overrides]
     paths = [tuple(key.split(".")) for key, _ in given]
@@ -221,9 +107,9 @@ def require_nothing_ignored(text, overrides, study, told):
         paths_of_cases = [tuple(str(key).split(".")) for key in chosen]
         for point, config in zip(grid, study.points.values(), strict=True):
             changes = refined(point, kept.get("when"), tree, given)
-            for key, value in changes.items():
-                require_part_of(flat(value, tuple(key.split("."))), config, paths, told)
             changed = [tuple(key.split(".")) for key in changes]
+            for order, value in enumerate(changes.values(), 1):
+                require_part_of(flat(value, changed[order - 1]), config, [*paths, *changed[order:]], told)
             require_part_of(flat(tree), config, [*paths, *changed, *paths_of_cases], told)
     for number, ((key, value), path) in enumerate(zip(given, paths, strict=True)):
         if path[0] != "sweep" and not any(other[0] == "sweep" for other in paths):
@@ -240,54 +126,114 @@ def require_repeatable(study):
 
 def require_place(error, path, overrides):
     first, *problems = str(error).replace(str(path), "FILE").split("\n  ")
-    assert "FILE" in first or any(f"override {override}" in first for override in overrides), first
+    assert "FILE" in first or first.startswith("override "), first
+    assert all(len(line) < 3000 and line.isprintable() for line in (first, *problems)), (
+        "message: a line is long or unprintable"
+    )
     if first.startswith("FILE: "):
         for problem in problems:
             somewhere = problem.startswith(("FILE:", "override ", "'")) or "missing" in problem
-            assert somewhere or "is not an override" in problem or problem.startswith((" ", "in ")), (
-                f"no place: {problem}"
+            assert somewhere or "is not an override" in problem or problem.startswith("and "), (
+                f"message: no place: {problem}"
             )
 
 
 def check(text, overrides, path):
-    path.write_text(text)
+    """Read a mutated configuration; a defect is any exception. Returns the study, or None if it is refused."""
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:
             study = read(path, overrides)
         except ConfigError as error:
             require_place(error, path, overrides)
-            return
+            return None
         require_repeatable(study)
     momentum = any("takes no momentum" in str(warning.message) for warning in told)
     require_nothing_ignored(text, overrides, study, momentum)
+    return study
 
 
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3, 4))])
-def test_no_mutation_gives_a_traceback_or_a_silently_ignored_key(tmp_path, seed):
-    draw = random.Random(seed)
-    failures = []
-    for _ in range(MUTATIONS):
-        text, overrides = mutated(draw)
+def dry_run(study, overrides, path):
+    """Estimate a study on small data, as the command does; return whether it was one."""
+    small = all(each.data.dataset == "digits" and (each.data.target_size or 8) < 64 for each in study.points.values())
+    if not small or len(study.points) > 4 or any(each.model.checkpoint for each in study.points.values()):
+        return False
+    done = CliRunner().invoke(app, ["run", "--dry-run", str(path), *overrides])
+    if done.exit_code not in (0, 2, 3):
+        raise done.exception
+    return True
+
+
+class Hang(BaseException):
+    """A mutation has taken too long."""
+
+
+def hang(number, frame):
+    raise Hang
+
+
+def outcome(number, folder, estimated):
+    """What a mutation comes to: `refused`, `accepted`, `estimated`, or a defect with its text."""
+    draw = random.Random(number)
+    text, overrides = mutated(draw)
+    path = folder / "mutated.yaml"
+    signal.alarm(PATIENCE)
+    try:
+        study = check(text, overrides, path)
+        if study is None:
+            return "refused"
+        return "estimated" if draw.random() < estimated and dry_run(study, overrides, path) else "accepted"
+    except AssertionError as error:
+        kind, told = ("ignored key" if "message:" not in str(error) else "message"), error
+    except Hang:
+        kind, told = "hang", ""
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it is a defect
+        kind, told = "traceback", f"{type(error).__name__}: {error}"
+    finally:
+        signal.alarm(0)
+    return f"{kind}\t{number}: {str(told)[:300]!r} with {[each[:80] for each in overrides]}\n{text[:1200]}"
+
+
+def outcomes(numbers, folder, estimated):
+    """Outcomes of mutations in a process of its own, which ends if it takes too much time or memory."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
         try:
-            check(text, overrides, tmp_path / "mutated.yaml")
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is a defect; all of them are listed
-            failures.append(f"{type(error).__name__}: {str(error)[:300]} with {overrides}\n{text[:1500]}")
-    assert not failures, f"{len(failures)} of {MUTATIONS}:\n" + "\n---\n".join(failures[:5])
+            os.chdir(folder)
+            signal.signal(signal.SIGALRM, hang)
+            resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+            for number in numbers:
+                os.write(writing, outcome(number, folder, estimated).encode("utf-8", "backslashreplace") + b"\0")
+        finally:
+            os._exit(0)
+    os.close(writing)
+    found = b""
+    while select.select([reading], [], [], 2 * PATIENCE)[0] and (part := os.read(reading, 1 << 16)):
+        found += part
+    os.close(reading)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    told = found.decode().split("\0")[:-1]
+    if len(told) < len(numbers):  # a hang outside of Python, or a crash: the rest goes on without it
+        number, *rest = numbers[len(told) :]
+        return [*told, f"hang\t{number}", *(outcomes(rest, folder, estimated) if rest else [])]
+    return told
 
 
-def test_most_mutations_are_refused_and_some_are_not(tmp_path):
-    draw, accepted = random.Random(0), 0
-    for _ in range(100):
-        text, overrides = mutated(draw)
-        (tmp_path / "mutated.yaml").write_text(text)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                read(tmp_path / "mutated.yaml", overrides)
-            except ConfigError:
-                continue
-            except Exception:  # noqa: BLE001 - the test above tells
-                continue
-        accepted += 1
-    assert 5 < accepted < 60
+@pytest.mark.parametrize(
+    ("first", "count", "estimated"), [(0, 200, 0.15), pytest.param(1000, 10_000, 0.1, marks=pytest.mark.slow)]
+)
+def test_no_mutation_gives_a_traceback_an_ignored_key_or_a_hang(tmp_path, first, count, estimated):
+    (tmp_path / "small.yaml").write_text(SMALL)
+    assert dry_run(read(tmp_path / "small.yaml"), [], tmp_path / "small.yaml")  # imports what all children share
+    told = outcomes(range(first, first + count), tmp_path, estimated)
+    kinds = Counter(each.partition("\t")[0] for each in told)
+    defects = [each for each in told if "\t" in each]
+    print(dict(kinds))
+    assert (kinds["traceback"], kinds["ignored key"], kinds["hang"], kinds["message"]) == (0, 0, 0, 0), "\n---\n".join(
+        defects[:8]
+    )
+    assert kinds["estimated"]
+    assert count / 20 < kinds["accepted"] < count * 0.6

@@ -1,6 +1,11 @@
 """One folder, one run: finished ones are skipped, others refused, and only one process works on it."""
 
+import functools
 import json
+import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -9,9 +14,21 @@ import pytest
 import runs
 import torch
 import yaml
+from commands import invoke
 
-from biotorch.errors import kind_of
-from biotorch.experiment import ConfigError, DamagedResultError, Display, LockedError, OtherRunError, load_results, run
+from biotorch.errors import Interrupted, LostFolderError, kind_of
+from biotorch.experiment import (
+    ConfigError,
+    DamagedResultError,
+    Display,
+    LockedError,
+    OtherRunError,
+    RunFolder,
+    load_results,
+    run,
+)
+from biotorch.experiment.command import states
+from biotorch.experiment.measure import attack_run
 
 SHORT = "data.validation_size=1200"
 
@@ -68,7 +85,7 @@ def test_all_differences_are_listed(tmp_path):
     for part in (
         "model.mode.type: 'fa' in the folder, 'dfa' asked for",
         "options",
-        "warmup_epochs: 0.0 in the folder, 1.0",
+        "warmup_epochs: 0 in the folder, 1 asked for",
         "seed: 3 in the folder",
     ):
         assert part in str(caught.value)
@@ -104,12 +121,6 @@ def test_overwrite_begins_anew(tmp_path):
     assert runs.stray(tmp_path / "quick") == set()
 
 
-def test_overwrite_leaves_nothing_of_the_old_run(tmp_path):
-    stopped(tmp_path, "logging.tensorboard=true")
-    runs.finish(tmp_path, SHORT, "logging.tensorboard=false", overwrite=True)
-    assert not (tmp_path / "quick" / "logs").exists()
-
-
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("config", [None, "", "{", "[1]"])
 def test_without_its_configuration_a_checkpoint_is_not_taken_for_that_of_another_run(config, overwrite, tmp_path):
@@ -136,8 +147,286 @@ def test_a_damaged_result_is_named(tmp_path):
         path.write_text(damage)
         with pytest.raises(DamagedResultError, match=r"results\.json is damaged"):
             runs.finish(tmp_path, SHORT)
+    odd = {"data": [1], "data.files.a": 3, "data.train": "9", "test": {}, "test.error": "9", "validation.loss": [],
+           "history.0.train": 2,
+           "config.model.arguments": None, "config.model.train_only": 1,
+           "config.model.mode.layers": {"fc": 1}}  # fmt: skip
+    for place, value in odd.items():  # of an older version, or of somebody else
+        content = {key: part for key, part in json.loads(whole).items() if key != "digest"}
+        *above, last = (int(key) if key.isdigit() else key for key in place.split("."))
+        functools.reduce(lambda part, key: part[key], above, content)[last] = value
+        path.write_text(json.dumps(content))
+        with pytest.raises(DamagedResultError, match=re.escape(f"it lacks {place}")):
+            load_results(path.parent)
     path.unlink()
     assert runs.finish(tmp_path, SHORT)["state_hash"] == json.loads(whole)["state_hash"]
+    path.write_text(json.dumps({key: part for key, part in json.loads(whole).items() if key not in ("digest", "data")}))
+    assert runs.finish(tmp_path, SHORT)["state_hash"] == json.loads(whole)["state_hash"]
+
+
+# Files of others ---------------------------------------------------------------------------------
+
+SEEDS = "sweep={experiment.seed: [0, 1]}"
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("overrides", [(), (SEEDS,)])
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "logs/mine.txt", "config.yaml", "table.md"])
+def test_a_folder_of_others_is_refused_before_anything_is_written(name, overwrite, overrides, tmp_path):
+    path = tmp_path / "quick" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    study = runs.quick(tmp_path, SHORT, *overrides)
+    before = files(tmp_path)
+    with pytest.raises(OtherRunError, match=r"quick is not empty.*choose another"):
+        run(study, overwrite)
+    assert files(tmp_path) == before
+
+
+def test_attacks_do_not_write_among_files_of_others(tmp_path):
+    runs.finish(tmp_path, SHORT)
+    (tmp_path / "quick" / "attacks").mkdir()
+    (tmp_path / "quick" / "attacks" / "study.json").write_text("{}")
+    before = files(tmp_path)
+    with pytest.raises(OtherRunError, match="attacks is not empty"):
+        attack_run(tmp_path / "quick", [("attacks.images", 5)])
+    assert files(tmp_path) == before
+
+
+def test_a_point_among_files_of_others_breaks_alone(tmp_path):
+    (tmp_path / "quick" / "seed=0").mkdir(parents=True)
+    run(runs.quick(tmp_path, SHORT, SEEDS, "sweep.experiment.seed=[1]"))
+    (tmp_path / "quick" / "seed=0" / "notes.txt").write_text("mine")
+    with pytest.raises(Exception, match=r"seed=0: .*is not empty") as caught:
+        run(runs.quick(tmp_path, SHORT, SEEDS))
+    assert list(caught.value.results) == ["seed=1"]
+    assert os.listdir(tmp_path / "quick" / "seed=0") == ["notes.txt"]  # and no error.txt
+
+
+def test_a_name_belongs_to_a_run_or_to_a_sweep(tmp_path):
+    with pytest.raises(ConfigError, match="top_k"):
+        runs.finish(tmp_path, SHORT, "training.metrics.top_k=99")
+    assert os.listdir(tmp_path / "quick") == [".lock"]  # which does not keep others off
+    run(runs.quick(tmp_path, SHORT, SEEDS))
+    for overwrite in (False, True):
+        with pytest.raises(OtherRunError, match="quick is the folder of a sweep"):
+            runs.finish(tmp_path, SHORT, overwrite=overwrite)
+
+
+@pytest.mark.parametrize(("first", "second"), [("exp/logs", "exp"), ("exp", "exp/logs"), ("exp", "exp/attacks")])
+def test_a_run_is_neither_around_nor_inside_another(first, second, tmp_path):
+    tensorboard = "logging.tensorboard=true"
+    runs.finish(tmp_path, SHORT, f"experiment.name={first}", "logging.tensorboard=false")
+    before = runs.left_behind(tmp_path / first)
+    for overwrite in (False, True):
+        with pytest.raises(OtherRunError, match=r"lie in the folder of the run|is not empty"):
+            runs.finish(tmp_path, SHORT, f"experiment.name={second}", tensorboard, overwrite=overwrite)
+    assert runs.left_behind(tmp_path / first) == before
+
+
+def test_only_files_of_the_run_itself_are_removed(tmp_path):
+    stopped(tmp_path, "logging.tensorboard=true")
+    folder = tmp_path / "quick"
+    (folder / ".wandb").write_text("abc")
+    own = ["wandb/run-1-abc/files.txt"]
+    mine = [
+        "notes.txt",
+        "logs/mine.txt",
+        "logs/events.out.tfevents.1.host",
+        "wandb/run-1-other/files.txt",
+        ".x.unfinished",
+    ]
+    for name in own + mine:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("")
+    (folder / "wandb" / "latest-run").symlink_to("run-1-abc")
+    runs.finish(tmp_path, SHORT, "logging.tensorboard=false", overwrite=True)
+    assert not any((folder / name).exists() for name in own)
+    assert not (folder / "wandb" / "latest-run").is_symlink()
+    assert all((folder / name).is_file() for name in mine)
+    assert len(list((folder / "logs").iterdir())) == 2
+
+
+class Lose(Display):
+    """Somebody deletes the folder, and perhaps starts another run in it."""
+
+    def __init__(self, folder, again=None):
+        self.folder, self.again, self.after = folder, again, None
+
+    def epoch(self, record):
+        if record["epoch"] == 1 and self.after is None:
+            shutil.rmtree(self.folder)
+            if self.again is not None:
+                run(self.again)
+            self.after = files(self.folder)
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("overrides", [("logging.tensorboard=true",), (SEEDS,)])
+def test_a_run_whose_folder_is_deleted_or_replaced_writes_nothing_more(again, overrides, tmp_path):
+    study = runs.quick(tmp_path, *overrides, "training.hyperparameters.epochs=2")
+    lose = Lose(study.folder, study if again else None)
+    with pytest.raises(LostFolderError, match=r"quick.* was deleted or replaced") as caught:
+        run(study, display=lose)
+    assert kind_of(caught.value) == "lost"
+    assert files(study.folder) == lose.after
+    assert study.folder.exists() == again
+
+
+def test_a_folder_that_is_being_deleted_is_told_although_the_lock_is_still_there(tmp_path):
+    class Halfway(Display):
+        def epoch(self, record):
+            for path in (tmp_path / "quick").glob("*.*"):
+                path.unlink()
+            raise FileNotFoundError(2, "No such file", str(tmp_path / "quick" / "latest_model.pth"))
+
+    with pytest.raises(LostFolderError, match="nothing more is written"):
+        run(runs.quick(tmp_path, SHORT), display=Halfway())
+
+
+# Overwriting -------------------------------------------------------------------------------------
+
+
+class StopIn(Display):
+    """Ctrl-C in the first epoch of a point."""
+
+    def __init__(self, name):
+        self.names, self.at = [], name
+
+    def start(self, name, config):
+        self.names.append(name)
+
+    def epoch(self, record):
+        if record["epoch"] == 1 and self.names[-1] == self.at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("overrides", [(), (SEEDS,)])
+def test_an_interrupted_overwriting_command_is_continued_by_the_next_one(same, overrides, tmp_path):
+    run(runs.quick(tmp_path, SHORT, *overrides))
+    study = runs.quick(tmp_path, SHORT, *overrides, "model.mode.type=dfa", "training.hyperparameters.epochs=2")
+    names = list(study.points)
+    with pytest.raises(Interrupted):
+        run(study, overwrite=True, display=StopIn(names[len(names) // 2]))
+    begun = StopIn(None)
+    results = run(study, overwrite=same, display=begun)
+    assert begun.names == names[len(names) // 2 :]  # the one that was stopped, and those that had not begun
+    whole = run(
+        runs.quick(tmp_path / "whole", SHORT, *overrides, "model.mode.type=dfa", "training.hyperparameters.epochs=2")
+    )
+    assert {name: each["state_hash"] for name, each in results.items()} == {
+        name: each["state_hash"] for name, each in whole.items()
+    }
+    assert not marks(tmp_path)
+    again = StopIn(None)
+    run(study, overwrite=True, display=again)
+    assert again.names == names
+
+
+def marks(folder):
+    return [*folder.rglob(".overwrite"), *folder.rglob(".discard")]
+
+
+class StopAtOnce(Display):
+    """Ctrl-C before the first point has begun."""
+
+    def start(self, name, config):
+        raise Interrupted(signal.SIGINT)
+
+
+@pytest.mark.parametrize("overrides", [(), (SEEDS,)])
+def test_marks_of_an_interrupted_command_count_for_that_command_alone(overrides, tmp_path):
+    earlier, other, third = (
+        runs.quick(tmp_path, SHORT, *overrides, f"model.mode.type={rule}") for rule in ("fa", "dfa", "usf")
+    )
+    first = run(earlier)
+    with pytest.raises(Interrupted):
+        run(other, overwrite=True, display=StopAtOnce())
+    before = files(tmp_path)
+    with pytest.raises(OtherRunError):
+        run(third)
+    with RunFolder(earlier.folder / list(earlier.points)[-1]).locked(), pytest.raises(LockedError):
+        run(third, overwrite=True)
+    assert run(earlier) == first
+    assert files(tmp_path) == before
+    assert set(states(earlier, False).values()) == {"finished"}
+    assert set(states(other, False).values()) == {"to run anew, deletes the finished run"}
+    assert {each["config"]["model"]["mode"]["type"] for each in run(other).values()} == {"dfa"}
+    assert not marks(tmp_path)
+
+
+def test_a_command_that_overwrites_a_part_of_the_points_ends_the_interrupted_one(tmp_path):
+    study = runs.quick(tmp_path, SHORT, SEEDS)
+    first = run(study)
+    with pytest.raises(Interrupted):
+        run(study, overwrite=True, display=StopAtOnce())
+    run(runs.quick(tmp_path, SHORT, SEEDS, "sweep.experiment.seed=[0]"), overwrite=True)
+    assert not marks(tmp_path)
+    again = run(study, display=(calls := Calls()))
+    assert calls.names == []
+    assert again["seed=1"] == first["seed=1"]
+
+
+@pytest.mark.parametrize("overrides", [(), (SEEDS,)])
+def test_a_second_command_takes_nothing_from_one_that_overwrites(overrides, tmp_path):
+    old = run(runs.quick(tmp_path, SHORT, *overrides))
+    study = runs.quick(tmp_path, SHORT, *overrides, "training.hyperparameters.epochs=2")
+    part = runs.quick(tmp_path, SHORT, *overrides, "sweep.experiment.seed=[1]") if overrides else None
+
+    class Meanwhile(StopIn):
+        def epoch(self, record):
+            if record["epoch"] == 1:
+                for overwrite in (True, False):
+                    with pytest.raises(LockedError, match=r"another process is working on .*quick"):
+                        run(study, overwrite)
+                if part is not None:
+                    assert run(part)["seed=1"] == old["seed=1"]
+            super().epoch(record)
+
+    with pytest.raises(Interrupted):
+        run(study, overwrite=True, display=Meanwhile(next(iter(study.points))))
+    run(study, overwrite=True, display=(calls := Calls()))
+    assert calls.epochs == [2, *([0, 1, 2] if overrides else [])]
+
+
+SHOWN = ("table.md", "angles.png", "page.html", "robustness.md")
+
+
+@pytest.mark.parametrize("overrides", [(), (SEEDS,)])
+def test_tables_and_figures_go_with_the_runs_that_they_show(overrides, tmp_path):
+    study = runs.quick(tmp_path, SHORT, *overrides)
+    run(study)
+    for name in (*SHOWN, "notes.txt"):
+        (study.folder / name).write_text("")
+    run(study)
+    assert all((study.folder / name).is_file() for name in SHOWN)
+    with pytest.raises(Interrupted):
+        run(study, overwrite=True, display=StopIn(next(iter(study.points))))
+    assert not [name for name in SHOWN if (study.folder / name).exists()]
+    assert (study.folder / "notes.txt").is_file()
+
+
+def test_the_folder_of_a_sweep_is_ours_without_its_points(tmp_path):
+    study = runs.quick(tmp_path, SHORT, SEEDS)
+    first = run(study)
+    (study.folder / "table.md").write_text("")
+    for name in study.points:
+        shutil.rmtree(study.folder / name)
+    assert {each["state_hash"] for each in run(study).values()} == {each["state_hash"] for each in first.values()}
+
+
+def test_a_finished_run_without_its_network_is_told_as_such(tmp_path):
+    runs.finish(tmp_path, SHORT)
+    (tmp_path / "quick" / "model_best_acc.pth").unlink()
+    for command in ("evaluate", "attack"):
+        ended = invoke(command, tmp_path / "quick")
+        assert ended.exit_code == 2
+        assert "model_best_acc.pth; the run is finished" in " ".join(ended.output.split())
 
 
 # Locking -----------------------------------------------------------------------------------------

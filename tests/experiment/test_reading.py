@@ -122,6 +122,17 @@ def test_a_quoted_number_or_a_number_for_a_switch_is_a_wrong_type_as_the_schema_
         "experiment.name=..",
         "experiment.name=../up",
         "experiment.name=/absolute",
+        "experiment.name=a/" + "é" * 128,
+        "experiment.output_dir=~nouser/x",
+        'experiment.output_dir="a\\0b"',
+        "model.checkpoint=~nouser/x",
+        'model.checkpoint="a\\nb"',
+        "data.dataset_path=~nouser/x",
+        "data.dataset=folder:~nouser/x",
+        'data.dataset="text:a\\0b"',
+        'data.dataset="a\\e.npz"',
+        "attacks={twin: ~nouser/x}",
+        "data.num_workers=1000000",
     ],
 )
 def test_a_value_that_no_run_could_have_is_refused_before_one_starts(tmp_path, override):
@@ -199,7 +210,7 @@ NOT_YAML = {
     "two documents": BASE + "---\na: 1\n", "an alias to nothing": BASE + "evaluation: *nothing\n",
     "an alias to itself": BASE + "sweep: &a {x: *a}\n",
     "code": BASE + "logging: !!python/object/apply:os.getcwd []\n",
-    "no such date": BASE.replace("base", "2020-13-45"), "a NUL": BASE + "# \x00\n",
+    "a NUL": BASE + "# \x00\n",
     "a control character": BASE + "# \x07\n", "digits": BASE.replace(": 64", ": " + "9" * 5000),
     "depth": "a: " + "[" * 3000, "merged scalar": BASE + "logging:\n  <<: 3\n",
 }  # fmt: skip
@@ -218,6 +229,43 @@ def test_a_file_without_sections_says_what_is_expected(tmp_path, text):
     assert "base.yaml holds no configuration: expected sections such as experiment, data, model" in message(
         write(tmp_path, text)
     )
+
+
+LONG = "z" * 10**6
+
+
+@pytest.mark.parametrize(
+    "override",
+    [f"model.mode.type={LONG}", f"data.dataset={LONG}", f"experiment.name={LONG}", f"{LONG}=3", f"training.{LONG}=3",
+     f"model.mode.options.init={LONG}", f"training.optimizer.lr={LONG}", f"training.optimizer.{LONG}=1", LONG,
+     f"model.arguments.{LONG}=1", f"imports=[{LONG}]", f"sweep={LONG}", f"model.loss_function.name={LONG}"],
+    ids=lambda override: override.replace(LONG, "LONG"),
+)  # fmt: skip
+def test_a_value_or_key_of_a_megabyte_is_not_echoed_and_not_compared_with_names(tmp_path, override):
+    told = message(write(tmp_path, BASE.replace("le_net_mnist", "mlp")), override)
+    assert len(told) < 2500
+    assert "zzz" in told
+
+
+def test_a_grid_is_bounded_before_it_is_expanded_and_problems_of_many_points_are_cut_short(tmp_path):
+    axes = "".join(f"  a{n}: {{" + ", ".join(f"c{i}: {{b{n}: {i}}}" for i in range(40)) + "}\n" for n in range(6))
+    (problem,) = refused(write(tmp_path, f"{BASE}sweep:\n{axes}"))
+    assert problem == "base.yaml:17: sweep: the axes make 4,096,000,000 points, but a study has at most 10,000"
+    problems = refused(write(tmp_path, f"{BASE}sweep:\n  training.optimizer.lr: {[-n for n in range(1, 3000)]}\n"))
+    assert len(problems) == 30
+    problems = refused(write(tmp_path, BASE + "".join(f"k{n}: 1\n" for n in range(5000))))
+    assert problems[29:] == ["base.yaml:46: k29: unknown key.", "and 4,970 more"]
+    (problem,) = refused(write(tmp_path, f"{BASE}sweep: {{size: {{{'n' * 300}: {{experiment.seed: 1}}}}}}\n"))
+    assert "longer than 255 bytes" in problem
+
+
+def test_an_override_of_an_aliased_section_changes_it_in_one_place(tmp_path):
+    text = BASE.replace(
+        "    type: fa\n", "    type: fa\n    layers: {head: &rule {type: dkp, options: &o {init: xavier}}}\n"
+    )
+    path = write(tmp_path, text + "cluster: {options: *o}\n")
+    config = read(path, ["cluster.options.init=other"]).config
+    assert (config.cluster.options, config.model.mode.layers["head"].options) == ({"init": "other"}, {"init": "xavier"})
 
 
 def test_missing_files_folders_and_unreadable_ones_are_named(tmp_path):

@@ -59,21 +59,6 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(seconds, unin
         require_the_same(folder, uninterrupted)
 
 
-@pytest.mark.parametrize("seconds", [0, 60])
-def test_a_run_killed_at_each_step_of_its_work_on_files_ends_as_if_it_had_not_been(seconds, uninterrupted, tmp_path):
-    overrides = (*runs.EVERYTHING_MATTERS, f"infrastructure.checkpoint_seconds={seconds}")
-    deaths = 0
-    for step in itertools.count(1):
-        process = start(tmp_path, overrides, step)
-        process.join()
-        if process.exitcode == 0:
-            break
-        assert process.exitcode == -signal.SIGKILL
-        deaths += 1
-    assert deaths > 10
-    require_the_same(tmp_path, uninterrupted)
-
-
 def test_a_killed_run_leaves_no_unfinished_files_behind(tmp_path):
     for step in (5, 9, 13, None):
         start(tmp_path, runs.EVERYTHING_MATTERS, step).join()

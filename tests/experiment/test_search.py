@@ -95,6 +95,11 @@ def test_a_study_without_a_rate_to_choose_is_refused(tmp_path, overrides, messag
         search.settings(quick(tmp_path, *overrides))
 
 
+def test_the_only_setting_of_a_search_has_the_name_of_the_experiment(tmp_path):
+    result = invoke("search", quick_file(tmp_path), "--rates", "0.02,1.0e-6", "--jobs", "1")
+    assert "a better one may lie beyond it: quick." in " ".join(result.stdout.split())
+
+
 @pytest.mark.parametrize("rates", ["0.1,x", "0.1,-1", "0.1,0.1", ""])
 def test_rates_that_are_none_are_refused(tmp_path, rates):
     assert "rates" in mistake(invoke("search", quick_file(tmp_path), "--rates", rates))

@@ -347,6 +347,33 @@ def test_an_axis_that_is_a_key_path_can_be_given_as_an_override(tmp_path):
     assert list(found)[:2] == ["rule=fa,seed=1,lr=1", "rule=fa,seed=1,lr=2"]
 
 
+def test_an_axis_varies_a_key_inside_of_an_overridden_section_in_any_order(tmp_path):
+    both = ("sweep.data.dataset=[digits, wine]", "data={dataset: mnist, validation_size: 30}")
+    for overrides in (both, both[::-1]):
+        study = read(write(tmp_path, BASE.replace("le_net_mnist", "mlp")), overrides)
+        found = {name: (each.data.dataset, each.data.validation_size) for name, each in study.points.items()}
+        assert found == {"dataset=digits": ("digits", 30), "dataset=wine": ("wine", 30)}
+    assert next(iter(points(tmp_path, GRID, "sweep.model.mode.type=[usf]", "model.mode.type=usf"))) == "seed=0,rule=usf"
+
+
+@pytest.mark.parametrize(
+    ("override", "axis"),
+    [
+        ("model.mode.type=fa", "sweep.model.mode.type=[fa, dfa]"),
+        ("model.mode.type=usf", "sweep={model.mode.type: {fa: {}, dfa: {}}}"),
+        ("model.mode.type=usf", "sweep.pair={zip: {model.mode.type: [fa, dfa], training.optimizer.lr: [1, 2]}}"),
+        ("model.mode.type=usf", "sweep.model.mode=[{type: fa}, {type: dfa}]"),
+        ("training.optimizer.lr=3", "sweep={training.optimizer.lr: [1, 2]}"),
+    ],
+)
+def test_no_point_is_named_after_a_value_that_an_override_replaces(tmp_path, override, axis):
+    key = override.partition("=")[0]
+    for overrides in ((override, axis), (axis, override)):
+        problems = refused(write(tmp_path), *overrides)
+        assert problems[0].startswith(f"override {override}: {key}: the axis "), problems
+        assert "leave one of the two out" in problems[0]
+
+
 def test_when_is_a_list(tmp_path):
     [problem] = refused(write(tmp_path, f"{BASE}sweep:\n  model.mode.type: [fa]\n  when: {{a: 1}}\n"))
     assert "a list of" in problem

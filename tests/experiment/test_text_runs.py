@@ -125,7 +125,7 @@ def test_the_network_is_rebuilt_for_the_length_that_it_was_trained_with(finished
 @pytest.mark.parametrize("arguments", [{}, {"ignore_index": 1}, {"weight": [1.0, 5.0] + [1.0] * 17}])
 def test_accumulated_batches_of_a_text_are_one_large_batch(arguments, text):
     splits = data.load(data.DataConfig(dataset=f"text:{text}", sequence_length=LENGTH), seed=0)
-    assert splits.num_classes == 19
+    assert splits.num_outputs == 19
 
     def trained(batch_size, accumulate):
         torch.manual_seed(0)
@@ -224,8 +224,8 @@ def test_the_audit_takes_a_text(rule, text, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (["model.arguments.widht=3"], r"model\.arguments .*widht"),
-        (["model.arguments.heads=3"], r"model\.arguments .*heads=3"),
+        (["model.arguments.widht=3"], r"model\.arguments.*widht"),
+        (["model.arguments.heads=3"], r"model\.arguments.*heads=3"),
         (["model.arguments.num_classes=3"], r"model\.arguments\.num_classes: is set by the data"),
         (["model.architecture=char_transfomer", "model.arguments={}"], "Did you mean 'char_transformer'"),
         (["model.architecture=le_net_mnist", "model.arguments={}"], r"le_net_mnist.*\(8, see data\.sequence_length\)"),

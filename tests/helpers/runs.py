@@ -115,8 +115,8 @@ def weights(path: Path) -> dict[str, Tensor]:
 def stray(folder: Path) -> set[str]:
     """Names in a run's folder that a finished run has no use for."""
     return {path.name for path in folder.iterdir()} - {
-        ".lock", "config.yaml", "results.json", "results.csv", "metrics.jsonl", "logs", "best_acc.txt",
-        "model_best_acc.pth", "latest_model.pth",
+        ".lock", ".overwrite.lock", "config.yaml", "results.json", "results.csv", "metrics.jsonl", "logs",
+        "best_acc.txt", "model_best_acc.pth", "latest_model.pth",
     }  # fmt: skip
 
 

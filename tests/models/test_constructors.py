@@ -25,7 +25,10 @@ CONSTRUCTORS = (
     *("resnext101_32x8d", "wide_resnet50_2", "wide_resnet101_2"),
 )
 #: Families beside them.
-BESIDE = ("vit_b_16", "convnext_tiny", "swin_t", "efficientnet_b0", "regnet_y_400mf", "mlp", "char_transformer")
+BESIDE = (
+    *("vit_b_16", "convnext_tiny", "swin_t", "efficientnet_b0", "regnet_y_400mf"),
+    *("mlp", "char_transformer", "lstm", "gru"),
+)
 #: In millions: He et al. 2016, table 6.
 PUBLISHED = {"resnet20": 0.27, "resnet32": 0.46, "resnet44": 0.66, "resnet56": 0.85, "resnet110": 1.7}
 

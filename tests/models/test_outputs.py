@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 import math
+from types import SimpleNamespace
 
 import pytest
 import runs
@@ -65,15 +66,19 @@ def test_other_losses_per_token_are_those_of_all_tokens_in_a_row(name):
     assert loss.size(labels) == labels.numel()
 
 
+def tally_of(labels, top_k):
+    return Tally.of(SimpleNamespace(labels=labels, per_token=True), top_k, (), torch.device("cpu"))
+
+
 def test_any_function_divides_by_the_number_of_labels():
-    assert loss_size(F.cross_entropy)(torch.zeros(3, LENGTH)) == 3 * LENGTH
+    assert loss_size(F.cross_entropy)(torch.zeros(3, LENGTH, dtype=torch.int64)) == 3 * LENGTH
     assert loss_size(F.cross_entropy)(torch.zeros(3)) == 3
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 def test_error_and_perplexity_per_token_are_those_by_hand(smoothing):
     outputs, labels = tokens()
-    loss, tally = LossConfig(label_smoothing=smoothing).build(), Tally(2, per_token=True, device=torch.device("cpu"))
+    loss, tally = LossConfig(label_smoothing=smoothing).build(), tally_of(labels, top_k=2)
     assert tally.here() == {}
     for part in (slice(0, 1), slice(1, 3)):
         tally.add(loss(outputs[part], labels[part]), loss.size(labels[part]), outputs[part], labels[part])
@@ -96,8 +101,8 @@ def test_error_and_perplexity_per_token_are_those_by_hand(smoothing):
 
 
 def test_a_perplexity_beyond_all_numbers_is_infinite():
-    tally = Tally(1, per_token=True, device=torch.device("cpu"))
     outputs, labels = torch.tensor([[[1e6, 0.0]]]), torch.tensor([[1]])
+    tally = tally_of(labels, top_k=1)
     tally.add(F.cross_entropy(outputs.flatten(0, 1), labels.flatten()), 1, outputs, labels)
     assert tally.here()["perplexity"] == math.inf
 

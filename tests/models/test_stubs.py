@@ -42,7 +42,8 @@ def test_the_stubs_have_the_signature_of_the_constructors():
         leading = [key for key in real if key != "arguments"]
         assert list(stub)[: len(leading)] == leading
         assert all(stub[key].default == real[key].default for key in leading)
-    assert list(inspect.signature(namespace["mlp"]).parameters)[4:] == ["in_features", "width", "depth", "activation"]
+    own = ["in_features", "width", "depth", "activation", "dropout", "batch_norm", "layer_norm"]
+    assert list(inspect.signature(namespace["mlp"]).parameters)[4:] == own
 
 
 @pytest.fixture(scope="module")

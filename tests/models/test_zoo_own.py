@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 
 import pytest
 import torch
@@ -51,6 +52,23 @@ def test_the_mlp_flattens_and_activates():
     assert torch.equal(model(x), last(first(x.flatten(1)).tanh()))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "block"),
+    [
+        ({}, ["Linear", "ReLU"]),
+        ({"batch_norm": True}, ["Linear", "BatchNorm1d", "ReLU"]),
+        ({"layer_norm": True, "dropout": 0.2}, ["Linear", "LayerNorm", "ReLU", "Dropout"]),
+    ],
+)
+@pytest.mark.parametrize("rule", ["backpropagation", "fa", "dfa"])
+def test_a_block_of_the_mlp_is_linear_norm_activation_dropout(arguments, block, rule):
+    model = models.build("mlp", 3, input_shape=(6,), width=5, **arguments)
+    assert [type(m).__name__ for m in model.hidden] == ["Flatten", *block, *block]
+    assert [m.p for m in model.hidden if isinstance(m, nn.Dropout)] == ([0.2, 0.2] if "Dropout" in block else [])
+    found = gradients(biotorch.convert(model, rule), images(8)[:, 0, 0, :6], labels(8))
+    assert all(gradient.any() for name, gradient in found.items() if name.endswith("weight"))
+
+
 @pytest.mark.parametrize("activation", ["relu", "gelu", "LeakyReLU", "identity", "SiLU", "softplus"])
 def test_activations_of_torch_by_name_in_any_case(activation):
     kind = type(models.build("mlp", activation=activation).hidden[2])
@@ -62,11 +80,10 @@ def test_activations_of_torch_by_name_in_any_case(activation):
     ("arguments", "message"),
     [
         ({"activation": "rellu"}, "activation of 'mlp' 'rellu'.*'relu'"),
-        ({"activation": None}, "activation of 'mlp' None"),
         ({"width": 0}, "positive integers"),
-        ({"width": [5, 2.5]}, "positive integers"),
-        ({"width": "wide"}, "width of 'mlp'.*'wide'"),
         ({"depth": -1}, "depth of 'mlp'.*-1"),
+        ({"dropout": 1.0}, "dropout of 'mlp' must be a number from 0 to less than 1, not 1.0"),
+        ({"batch_norm": True, "layer_norm": True}, "batch_norm or layer_norm, not both"),
         ({"widht": 3}, "argument of 'mlp' 'widht'.*'width'"),
         ({"in_features": 10, "input_shape": (3, 4, 4)}, r"in_features=10 .*\(3, 4, 4\).*48"),
     ],
@@ -74,6 +91,30 @@ def test_activations_of_torch_by_name_in_any_case(activation):
 def test_wrong_arguments_of_the_mlp_are_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
         models.build("mlp", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "wrong", "kind"),
+    [
+        ("mlp", "batch_norm", ["no", "false", 7, None], "true or false"),
+        ("lstm", "per_step", ["no", 0], "true or false"),
+        ("gru", "bidirectional", ["off"], "true or false"),
+        ("mlp", "dropout", [True, "0.5"], "a number"),
+        ("char_transformer", "heads", [True, 2.0, "2", 10**19], "a whole number (at most 1,000,000,000)"),
+        ("lstm", "features", [True, "3"], "a whole number (at most 1,000,000,000) or null"),
+        (
+            "mlp",
+            "width",
+            ["wide", True, [5, 2.5], [10**19]],
+            "a whole number (at most 1,000,000,000) or a list of them",
+        ),
+        ("mlp", "activation", [None, True], "a word"),
+    ],
+)
+def test_arguments_of_another_type_are_refused_and_never_read_as_true_or_one(name, argument, wrong, kind):
+    for value in wrong:
+        with pytest.raises(ValueError, match=re.escape(f"{argument} of {name!r} is {kind}, not {value!r}")):
+            models.build(name, **{argument: value})
 
 
 def test_in_features_may_repeat_what_the_shape_says():
@@ -174,7 +215,7 @@ def test_architectures_for_any_image_ignore_the_shape(name):
     assert same(state(models.build(name, input_shape=(3, 20, 20))), plain)
 
 
-@pytest.mark.parametrize("name", ["mlp", "char_transformer", "resnet20", "le_net_mnist"])
+@pytest.mark.parametrize("name", ["mlp", "char_transformer", "lstm", "resnet20", "le_net_mnist"])
 def test_our_own_have_no_published_weights(name):
     with pytest.raises(ValueError, match=f"no pretrained weights are published for '{name}'"):
         models.build(name, pretrained=True)

@@ -39,6 +39,11 @@ def test_settings_that_differ_are_rows_of_their_own_with_what_differs(results):
     assert [(row[column], row[-1]) for row in found.rows] == [("1", "2"), ("4", "1")]
     groups = by_configuration([made(results[0]), made(results[0], infrastructure__precision="bf16-mixed")])
     assert [label(group, groups) for group in groups] == ["fa precision=32", "fa precision=bf16-mixed"]
+    losses = [{"name": "MSELoss"}, {"name": "L1Loss"}]
+    groups = by_configuration([made(results[0], model__loss_function=each, data__categorical=[]) for each in losses])
+    assert [label(group, groups) for group in groups] == ["fa loss=MSELoss", "fa loss=L1Loss"]
+    groups = by_configuration([made(results[0], data__categorical=each) for each in ([], ["a"])])
+    assert [label(group, groups) for group in groups] == ["fa", "fa categorical=['a']"]
 
 
 def test_the_paper_has_no_figure_for_other_settings(results):
@@ -95,3 +100,20 @@ def test_csv_is_read_back(tmp_path):
     import csv
 
     assert list(csv.reader(ODD.csv().splitlines())) == [ODD.header, *ODD.rows]
+
+
+# Regressions -----------------------------------------------------------------------------------------
+
+
+def test_a_regression_has_other_figures_and_no_error(results):
+    """Beside classifications there are dashes; a figure that is null for one seed has no mean."""
+    runs = [made(results[0], "fa", seed=seed) for seed in (0, 1)]
+    for seed, r2 in ((0, 0.5), (1, 0.25), (2, None)):
+        run = made(results[0], "fa" if r2 is None else "dfa", seed=seed, data__dataset="diabetes")
+        run["test"] = {"loss": 0.5, "rmse": 53.2127 + seed, "r2": r2}
+        runs.append(run)
+    found = table(runs)
+    assert found.header[2:5] == ["test error (%)", "test R²", "test RMSE"]
+    assert [row[2:5] for row in found.rows] == [
+        ["5.00 ± 0.00", "-", "-"], ["-", "0.375 ± 0.177", "53.71 ± 0.71"], ["-", "-", "55.21"],
+    ]  # fmt: skip

@@ -17,7 +17,7 @@ from places import ROOT
 
 import biotorch
 from biotorch.report import table
-from biotorch.results.groups import by_configuration
+from biotorch.results.groups import by_configuration, without_copies
 
 
 def stored(folder, results):
@@ -62,6 +62,12 @@ def test_a_copy_of_a_run_counts_once(results, tmp_path):
         frame = biotorch.results.load(tmp_path)
     assert len(frame) == 2
     assert table([made(results[0])] * 2).rows[0][-1] == "1"
+    measured = {"config": {**results[0]["config"], "training": None}, "history": []}
+    one, other, unknown = (
+        {**results[0], **measured, "data": {"digest": digest, "files": {"a": {"times": digest}} if digest else {}}}
+        for digest in ("1", "2", None)
+    )
+    assert without_copies([unknown, one, other, one]) == [unknown, other]  # of one network, on different data
 
 
 def test_a_name_that_repeats_or_another_folder_does_not_keep_seeds_apart(results):
@@ -123,3 +129,17 @@ def test_the_examples_of_the_docs_run(store, tmp_path, monkeypatch, capsys):
     exec("\n".join(blocks), {"__name__": "results_doc"})
     assert (tmp_path / "figures" / "layers_fa.pdf").is_file()
     assert "| backpropagation |" in capsys.readouterr().out
+
+
+def test_regressions_are_compared_by_r2_unless_told(results, tmp_path):
+    runs = []
+    for rule, r2, rmse in (("backpropagation", 0.5, 50.0), ("fa", 0.25, 60.0)):
+        for seed in (0, 1):
+            run = made(results[0], rule, seed=seed)
+            run["test"] = {"loss": 0.5, "r2": r2 + 0.125 * seed, "rmse": rmse}
+            runs.append(run)
+    frame = biotorch.results.load(stored(tmp_path, runs))
+    assert frame["test_error"].isna().all()
+    assert biotorch.results.summary(frame)["mean"].tolist() == [0.5625, 0.3125]
+    assert biotorch.results.paired(frame)["difference"].tolist() == [-0.25]
+    assert biotorch.results.paired(frame, value="test_rmse")["difference"].tolist() == [10.0]

@@ -79,7 +79,7 @@ def test_a_text_is_refused_with_its_configuration(tmp_path):
 
 
 def test_data_without_images_are_refused_by_the_trainer(digits):
-    told = "adversarial: images with one label each are needed, but the training set has none: leave it out"
+    told = "adversarial: images with one class each are needed, but the training set has none: leave it out"
     labels = digits.train.labels[:, None].repeat(1, 2)
     per_token = MemorySplit.of(digits.train.images, labels, digits.train.normalisation)
     for kind in (dataclasses.replace(digits, mean=(), std=()), dataclasses.replace(digits, train=per_token)):
@@ -95,7 +95,7 @@ def test_the_trainer_tells_it_at_the_key_of_a_run(tmp_path, monkeypatch):
         return dataclasses.replace(whole(*args), mean=(), std=())
 
     monkeypatch.setattr("biotorch.data.load", without_mean)
-    with pytest.raises(ConfigError, match=r"^training\.adversarial: images with one label each are needed"):
+    with pytest.raises(ConfigError, match=r"^training\.adversarial: images with one class each are needed"):
         runs.finish(tmp_path, runs.ADVERSARIAL)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from commands import invoke, mistake
-from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from runs import quick, quick_file
 
 from biotorch import experiment
@@ -22,7 +21,7 @@ from biotorch.training.distributed import one_of_several, one_process
 @pytest.fixture
 def torchrun(monkeypatch):
     def started(here, everywhere):
-        monkeypatch.setattr(TorchElasticEnvironment, "detect", staticmethod(lambda: True))
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
         monkeypatch.setenv("WORLD_SIZE", str(everywhere))
 
@@ -57,10 +56,10 @@ def test_where_slurm_is_installed_nothing_advises_to_start_by_srun(tmp_path, mon
     assert [str(each.message) for each in recwarn] == []
 
 
-def test_slurm_is_recognised(monkeypatch):
-    for name, value in {"SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "2"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(distributed.SLURMEnvironment, "detect", staticmethod(lambda: True))
+def test_slurm_is_recognised(slurm, monkeypatch):
+    slurm(4)
+    for name in ("SLURM_NNODES", "SLURM_NTASKS_PER_NODE"):
+        monkeypatch.setenv(name, "2")
     assert distributed._processes_started(nodes=2) == 2
     with pytest.raises(
         SectionError, match=r"1 x 2 processes \(machines x processes on each\) were expected, but .* has started 4"
@@ -115,6 +114,8 @@ def test_commands_in_processes_of_slurm_take_one_point_after_another(slurm, comm
         raise ConfigError("seen")
 
     monkeypatch.setattr(experiment, "run", stop)
+    monkeypatch.setattr("biotorch.experiment.study.run_points", stop)
+    monkeypatch.setattr("biotorch.experiment.command._once", lambda study, action: action())
     assert "seen" in mistake(invoke(command, quick_file(tmp_path), "sweep={model.mode.type: [fa, dfa]}"))
     assert executors == [None]
 

@@ -325,7 +325,7 @@ def test_early_stop_is_at_its_epoch_and_stays_stopped(stop, last, resumed, digit
     trainer = Trainer(network(), digits, settings, F.cross_entropy, seed=5)
     trainer.run()
     assert trainer.history[-1]["epoch"] == last
-    assert trainer.best["error"] == min(ERRORS[1 : last + 1])
+    assert ERRORS[trainer.best["epoch"]] == min(ERRORS[1 : last + 1])
     if resumed:
         state = trainer.state_dict()
         trainer = Trainer(network(), digits, settings, F.cross_entropy, seed=5)

@@ -18,9 +18,9 @@ from typer.core import TyperGroup
 
 from biotorch.errors import BrokenPointsError, DataError, Interrupted, Kind, disk_is_full, kind_of, message_of
 
-EXIT_CODES = """Exit codes: 0 success; 1 a defect of biotorch (please report it); 2 a mistake in the command, the
-configuration or the data; 3 the training diverged; 4 the disk is full; 130 and 143 stopped by Ctrl-C and SIGTERM, with
-a checkpoint, from which the same command continues; 141 the program that read the output has ended."""
+EXIT_CODES = """Exit codes: 0 success; 1 a defect of biotorch (please report it), or a process that died; 2 a mistake in
+the command, the configuration or the data; 3 the training diverged; 4 the disk is full; 130 and 143 stopped by Ctrl-C
+and SIGTERM, with a checkpoint, from which the same command continues; 141 the reader of the output has ended."""
 
 Overrides = Annotated[
     list[str] | None,
@@ -29,7 +29,7 @@ Overrides = Annotated[
 ConfigFile = Annotated[Path, typer.Argument(help="A YAML configuration, such as configs/quickstart.yaml.")]
 
 
-_EXIT_CODES: dict[Kind, int] = {"defect": 1, "mistake": 2, "diverged": 3, "disk": 4}
+_EXIT_CODES: dict[Kind, int] = {"defect": 1, "died": 1, "mistake": 2, "lost": 2, "diverged": 3, "disk": 4}
 #: 128 + SIGPIPE, the exit code of a program whose output is no longer read.
 _READER_GONE = 141
 

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from biotorch import _files
-from biotorch._tables import Table, print_table
+from biotorch._tables import Table, plain_console, print_table
 from biotorch.cli.errors import ConfigFile, Overrides, is_first_process, plain_errors, resumable
 from biotorch.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from biotorch.results.collecting import Collection
 
 
@@ -73,7 +74,7 @@ def evaluate_command(
     overrides: Overrides = None,
     split: Annotated[_Split, typer.Option(help="The part of the data to measure on.")] = _Split.test,
     which: Annotated[
-        _Which, typer.Option(help="The model with the best validation error, or the latest.")
+        _Which, typer.Option(help="The model that is best on the validation set, or the latest.")
     ] = _Which.best,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -92,7 +93,7 @@ def evaluate_command(
         if isinstance(value, float):
             typer.echo(f"{name:<12} {value:.4f}")
         elif not isinstance(value, dict):
-            typer.echo(f"{name:<12} {value}")
+            typer.echo(f"{name:<12} {'-' if value is None else value}")
 
 
 @plain_errors
@@ -109,7 +110,7 @@ def audit_command(config: ConfigFile, overrides: Overrides = None) -> None:
     for name, described in read(config, overrides or []).points.items():
         point = resolved(described, earlier=None)
         dataset = data.load(point.data, point.experiment.seed)
-        model = build_model(point, dataset.num_classes, dataset.input_shape)
+        model = build_model(point, dataset.num_outputs, dataset.input_shape)
         check_input(model, dataset.train, point)
         inputs, _ = next(iter(dataset.train.batches([torch.arange(min(8, len(dataset.train)))])))
         typer.echo(f"{name or point.experiment.name}\n{audit(model, inputs)}")
@@ -151,7 +152,7 @@ def attack_command(
     flags |= {"autoattack": True} if autoattack else {}
     changes = [parse_override(override) for override in overrides or []]
     changes += [(f"attacks.{name}", value) for name, value in flags.items() if value is not None]
-    attack(run, changes, Console(quiet=not is_first_process()))
+    attack(run, changes, plain_console(quiet=not is_first_process()))
 
 
 def attack(folder: Path, changes: Sequence[tuple[str, Any]], console: Console) -> None:
@@ -164,7 +165,7 @@ def attack(folder: Path, changes: Sequence[tuple[str, Any]], console: Console) -
     found = []
     with Progress(console) as progress:
         for path in runs_in(folder):
-            console.print(f"{path}", highlight=False, soft_wrap=True)
+            console.print(f"{path}", soft_wrap=True)
             written, examples = attack_run(path, changes, progress)
             found.append(written)
             sheet = example_sheet(
@@ -177,11 +178,12 @@ def attack(folder: Path, changes: Sequence[tuple[str, Any]], console: Console) -
                 path / "attacks" / "examples.png",
                 f"epsilon {examples.epsilon:.3g}, PGD along the true gradient",
             )
-            console.print(
-                f"  verdict {examples.study.verdict}. {examples.study.sentence}", highlight=False, soft_wrap=True
-            )
+            console.print(f"  verdict {examples.study.verdict}. {examples.study.sentence}", soft_wrap=True)
+            for key in ("trained_on", "measured_on"):
+                if key in written:
+                    console.print(f"  data    {key.replace('_', ' ')} {written[key]}", soft_wrap=True)
             for check in examples.study.fired:
-                console.print(f"  check   {check.name}: {check.sentence}", highlight=False, soft_wrap=True)
+                console.print(f"  check   {check.name}: {check.sentence}", soft_wrap=True)
             console.print(f"  report  {path / 'attacks' / 'study.md'}", soft_wrap=True)
             console.print(f"  sheet   {sheet}", soft_wrap=True)
     rows = robustness_table(found)
@@ -229,13 +231,14 @@ def report_command(
     kinds = formats.split(",")
     if unknown := set(kinds) - set(_FIGURES):
         raise ConfigError(f"--formats: only {', '.join(_FIGURES)} are known, not {', '.join(sorted(unknown))}")
-    collection, console = collect(folders), Console()
+    collection, console = collect(folders), plain_console()
     tell(collection, console)
     if not collection.runs:
         raise ConfigError(f"no finished run in {', '.join(map(str, folders))}")
     rows = table(collection.results)
     print_table(rows, console)
     if tables is not None:
+        tables.parent.mkdir(parents=True, exist_ok=True)
         _files.write_text(tables, _written(rows, tables.suffix))
         console.print(f"table   {tables}", soft_wrap=True)
     if figures is not None:
@@ -248,10 +251,10 @@ def report_command(
 def tell(collection: Collection, console: Console) -> None:
     """Print the runs of a collection that are left out, with the reason, and the unfinished ones."""
     for problem in collection.problems:
-        console.print(f"left out: {problem}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"left out: {problem}", soft_wrap=True)
     if collection.unfinished:
         names = ", ".join(map(str, collection.unfinished))
-        console.print(f"not finished: {names}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"not finished: {names}", soft_wrap=True)
 
 
 def _written(rows: Table, suffix: str) -> str:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from biotorch import _files
-from biotorch._tables import Table, print_table
+from biotorch._tables import Table, plain_console, print_table
 from biotorch.cli.errors import ConfigFile, Overrides, is_first_process, resumable
 from biotorch.cli.inspect import attack
 from biotorch.errors import BrokenPointsError, ConfigError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from biotorch.experiment.config import Config
     from biotorch.experiment.executors import Executor
     from biotorch.experiment.reading import Study
@@ -70,36 +70,38 @@ def run_command(
     biotorch run configs/paper/table2.yaml --executor slurm cluster.partition=gpu infrastructure.gpus=0
     torchrun --nproc-per-node 2 -m biotorch.cli run configs/quickstart.yaml
     """
-    from biotorch.experiment import RunFolder, read, run
+    from biotorch.experiment import read
+
+    study = read(config, overrides or [])  # before all that takes time to import, so that mistakes are told at once
+
+    from biotorch.experiment.command import command, states
     from biotorch.experiment.display import Progress
     from biotorch.experiment.estimating import best_jobs
+    from biotorch.experiment.study import run_points
     from biotorch.report.page import write_page
     from biotorch.results.collecting import collect
 
-    study = read(config, overrides or [])
-    console = Console(quiet=not is_first_process())
-    left = {
-        name: point
-        for name, point in study.points.items()
-        if overwrite or not RunFolder(study.folder / name).results.is_file()
-    }
+    console = plain_console(quiet=not is_first_process())
+    planned = states(study, overwrite)
+    left = {name: point for name, point in study.points.items() if planned[name] != "finished"}
     if jobs is None:
         jobs = max(1, len(left)) if executor is _Executor.slurm else best_jobs(left)
     if dry_run:
-        _list(study, left, jobs, console)
+        _list(study, planned, left, jobs, console)
         return
-    try:
-        with Progress(console, len(study.points)) as progress:
-            finished = run(study, overwrite, progress, _executor(executor, jobs, left, study))
-    except BrokenPointsError as error:
-        if error.results:
-            _show(study, list(error.results.values()), console)
-        raise
-    if is_first_process():
-        _show(study, list(finished.values()), console)
-        if study.config.attacks is not None:
-            attack(study.folder, [], console)
-            write_page(collect(study.folder), study.folder / _PAGE)
+    with command(study, overwrite) as discards:
+        try:
+            with Progress(console, len(study.points)) as progress:
+                finished = run_points(study, discards, progress, _executor(executor, jobs, left, study))
+        except BrokenPointsError as error:
+            if error.results:
+                _show(study, list(error.results.values()), console)
+            raise
+        if is_first_process():
+            _show(study, list(finished.values()), console)
+            if study.config.attacks is not None:
+                attack(study.folder, [], console)
+                write_page(collect(study.folder), study.folder / _PAGE)
 
 
 def _executor(kind: _Executor, jobs: int, left: Mapping[str, Config], study: Study) -> Executor | None:
@@ -115,9 +117,8 @@ def _executor(kind: _Executor, jobs: int, left: Mapping[str, Config], study: Stu
     return Ray(jobs, threads, cluster)
 
 
-def _list(study: Study, left: Mapping[str, Config], jobs: int, console: Console) -> None:
-    """Print all points with their state, and for unfinished ones the estimated time alone."""
-    from biotorch.experiment import RunFolder
+def _list(study: Study, planned: Mapping[str, str], left: Mapping[str, Config], jobs: int, console: Console) -> None:
+    """Print what would be done with each point, and for those that are left the estimated time alone."""
     from biotorch.experiment.display import duration
     from biotorch.experiment.estimating import estimates
 
@@ -126,12 +127,7 @@ def _list(study: Study, left: Mapping[str, Config], jobs: int, console: Console)
     for name, point in study.points.items():
         estimate = times.get(name)
         total += estimate.seconds if estimate else 0.0
-        state = (
-            "finished"
-            if estimate is None
-            else ("to continue" if RunFolder(study.folder / name).latest.is_file() else "to run")
-        )
-        rows.append([name or point.experiment.name, state, duration(estimate.seconds) if estimate else ""])
+        rows.append([name or point.experiment.name, planned[name], duration(estimate.seconds) if estimate else ""])
     shared = f"{duration(total)} one after another" + (
         f", about {duration(total / jobs)} with {jobs} at once" if jobs > 1 else ""
     )
@@ -178,7 +174,7 @@ def search_command(
         int | None, typer.Option(min=1, help="Runs at once; default: as for `biotorch run`.", show_default=False)
     ] = None,
 ) -> None:
-    """Find the best learning rate of each rule by the validation error; the test set is not used.
+    """Find the best learning rate of each rule on validation data; the test set is not used.
 
     Points of the sweep that differ only in the seed share a rate; the search uses the first seed. The rates are printed
     as a part of the configuration. The same command continues an interrupted search.
@@ -195,7 +191,7 @@ def search_command(
     from biotorch.experiment.estimating import best_jobs
     from biotorch.experiment.executors import Local
 
-    study, numbers, console = read(config, overrides or []), _numbers(rates), Console()
+    study, numbers, console = read(config, overrides or []), _numbers(rates), plain_console()
 
     def run_all(points: Study) -> dict[str, Result]:
         count = jobs or best_jobs(points.points)
@@ -212,8 +208,8 @@ def search_command(
     _files.write_text(study.folder / "search" / "rates.md", rows.markdown())
     _files.write_text(study.folder / "search" / "rates.yaml", refinements)
     print_table(rows, console)
-    console.print("to add to the section `sweep` of the configuration:\n", highlight=False)
-    console.print(refinements, highlight=False, markup=False, soft_wrap=True)
+    console.print("to add to the section `sweep` of the configuration:\n")
+    console.print(refinements, soft_wrap=True)
     for path in ("rates.md", "rates.yaml"):
         console.print(f"written {study.folder / 'search' / path}", soft_wrap=True)
 
@@ -226,17 +222,21 @@ def _numbers(text: str) -> list[float]:
 
 
 def _table(found: Sequence[Setting], study: Study) -> Table:
-    rates = sorted({rate for setting in found for rate in setting.errors}, reverse=True)
+    from biotorch.training.figures import judged_figure
+
+    rates = sorted({rate for setting in found for rate in setting.figures}, reverse=True)
+    heads = {judged_figure(figures).head: None for setting in found for figures in setting.figures.values() if figures}
+    names = [setting.name or study.config.experiment.name for setting in found]
     rows = [
         [
-            setting.name or study.config.experiment.name,
+            name,
             *(_cell(setting, rate) for rate in rates),
             "-" if setting.best is None else f"{setting.best:g}",
         ]
-        for setting in found
+        for name, setting in zip(names, found, strict=True)
     ]
-    edges = [setting.name for setting in found if setting.at_the_edge]
-    notes = ["Validation error (%) of the best epoch, one seed."]
+    edges = [name for name, setting in zip(names, found, strict=True) if setting.at_the_edge]
+    notes = [f"Validation {' or '.join(heads) or 'figures'} of the best epoch, one seed."]
     if edges:
         notes.append(f"Best rate at the end of the tried range, so a better one may lie beyond it: {'; '.join(edges)}.")
     return Table(
@@ -248,7 +248,9 @@ def _table(found: Sequence[Setting], study: Study) -> Table:
 
 
 def _cell(setting: Setting, rate: float) -> str:
-    error = setting.errors.get(rate)
-    if error is None:
+    from biotorch.training.figures import judged, judged_figure
+
+    figures = setting.figures.get(rate)
+    if figures is None:
         return ""
-    return "diverged" if math.isinf(error) else f"{error:.2f}"
+    return judged_figure(figures).cell([judged(figures)]) if figures else "diverged"

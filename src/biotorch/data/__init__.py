@@ -1,10 +1,25 @@
 """Data sets, their splits, and batches of examples."""
 
 from biotorch.data.config import DataConfig
+from biotorch.data.digests import difference, without_test
 from biotorch.data.images import Augmentation
-from biotorch.data.loading import Dataset, load
+from biotorch.data.loading import Dataset, describe, load, misread, require_present
 from biotorch.data.sources import available
-from biotorch.data.splits import Split
+from biotorch.data.splits import Kind, Split
 from biotorch.errors import DataError
 
-__all__ = ["Augmentation", "DataConfig", "DataError", "Dataset", "Split", "available", "load"]
+__all__ = [
+    "Augmentation",
+    "DataConfig",
+    "DataError",
+    "Dataset",
+    "Kind",
+    "Split",
+    "available",
+    "describe",
+    "difference",
+    "load",
+    "misread",
+    "require_present",
+    "without_test",
+]

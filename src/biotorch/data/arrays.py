@@ -1,9 +1,9 @@
-"""Data sets in arrays: torchvision's MNIST, Fashion-MNIST and CIFAR, and .npz files."""
+"""Data sets of torchvision in arrays: MNIST, Fashion-MNIST and CIFAR."""
 
 from __future__ import annotations
 
 import gzip
-import zipfile
+import math
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,67 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from biotorch import _files
-from biotorch.data.folders import locate
 from biotorch.data.images import Normalisation
 from biotorch.data.splits import Images, Pool, in_memory, labels
 from biotorch.errors import DataError, disk_is_full
-
-_NAMES = ("x_train", "y_train", "x_test", "y_test")
-_IMAGES = "uint8 images (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels"
-
-
-def read_npz(path: str, folder: Path, target_size: int | None) -> Pool:
-    """Read the arrays `x_train`, `y_train`, `x_test`, `y_test`. Raises DataError that names a missing or wrong one."""
-    file = locate(path, folder)
-    x_train, y_train, x_test, y_test = _arrays(file)
-    train, test = _part(x_train, y_train, "train", file), _part(x_test, y_test, "test", file)
-    return in_memory(train, test, target_size, str(file))
-
-
-def watched_npz(path: str, folder: Path) -> list[Path]:
-    """The .npz file."""
-    return [locate(path, folder)]
-
-
-def _arrays(file: Path) -> list[NDArray[np.generic]]:
-    if not zipfile.is_zipfile(file):
-        raise DataError(f"{file} is not a complete .npz file. Write it with numpy.savez(file, x_train=..., ...).")
-    try:
-        with np.load(file, allow_pickle=False) as stored:
-            found = stored.files
-            arrays = {name: stored[name] for name in _NAMES if name in found}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{file} cannot be read: {error}") from error
-    if missing := [name for name in _NAMES if name not in arrays]:
-        raise DataError(f"{file} lacks {', '.join(missing)}; needed: {', '.join(_NAMES)}; found: {', '.join(found)}.")
-    return [arrays[name] for name in _NAMES]
-
-
-def _part(images: NDArray[np.generic], targets: NDArray[np.generic], part: str, file: Path) -> Images:
-    pixels = _pixels(images, f"x_{part} in {file}")
-    target = labels(targets, f"y_{part} in {file}")
-    if len(pixels) != len(target):
-        raise DataError(f"{file}: x_{part} has {len(pixels)} images, but y_{part} has {len(target)} labels.")
-    return Images(pixels, target)
-
-
-def _pixels(found: NDArray[np.generic], name: str) -> Tensor:
-    """Convert images of any allowed layout to (N, H, W, C)."""
-    if found.dtype != np.uint8:
-        cure = " Multiply pixels in [0, 1] by 255 and cast them to uint8." if found.dtype.kind == "f" else ""
-        raise DataError(f"{name} must be {_IMAGES}; found {found.dtype} of shape {found.shape}.{cure}")
-    images = torch.from_numpy(found)
-    if images.dim() == 3:
-        return images.unsqueeze(-1)
-    if images.dim() == 4 and images.shape[-1] in (1, 3):
-        return images
-    if images.dim() == 4 and images.shape[1] in (1, 3):
-        return images.permute(0, 2, 3, 1).contiguous()
-    raise DataError(f"{name} must be {_IMAGES}; found shape {found.shape}.")
-
 
 _IDX = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 
@@ -83,10 +27,8 @@ def read_mnist(name: str, folder: Path, target_size: int | None, kind: str, norm
     Raises FileNotFoundError, which says which files belong where, if the download fails, and DataError if a file is
     damaged.
     """
-    inner = f"{kind}/raw"
-    if not all(_stored(folder / inner / file).is_file() for file in _IDX):
-        _download(kind, folder, inner, _IDX)
-    arrays = [_idx(folder / inner / file) for file in _IDX]
+    inner, files = f"{kind}/raw", files_of_mnist(name, folder, True, kind)
+    arrays = [_idx(files[file]) for file in _IDX]
     parts = []
     for images, targets, file in zip(arrays[::2], arrays[1::2], _IDX[::2], strict=True):
         if images.ndim != 3 or targets.shape != (len(images),):
@@ -100,27 +42,34 @@ def read_cifar(name: str, folder: Path, target_size: int | None, kind: str, norm
     """Read the unpacked Python version of CIFAR, and download it if missing. Raises the errors of `read_mnist`."""
     from torchvision.datasets.utils import check_integrity
 
-    source, files = _dataset(kind), _cifar_files(kind)
-    inner = source.base_folder
-    if not all((folder / inner / file).is_file() for file in files):
-        _download(kind, folder, inner, list(files))
-    damaged = [file for file, md5 in files.items() if not check_integrity(folder / inner / file, md5)]
+    source, files = _dataset(kind), files_of_cifar(name, folder, True, kind)
+    damaged = [files[file] for file, md5 in _cifar_files(kind).items() if not check_integrity(files[file], md5)]
     if damaged:
-        raise DataError(_damaged(folder / inner / damaged[0], "its checksum is wrong"))
+        raise DataError(_damaged(damaged[0], "its checksum is wrong"))
     parts = (source(str(folder), train=part) for part in (True, False))
     train, test = (Images(torch.from_numpy(part.data), labels(np.array(part.targets), kind)) for part in parts)
     return in_memory(train, test, target_size, kind, normalisation)
 
 
-def watched_mnist(name: str, folder: Path, kind: str) -> list[Path]:
-    """Existing ones of the four files."""
-    return [path for file in _IDX if (path := _stored(folder / kind / "raw" / file)).is_file()]
+def files_of_mnist(name: str, folder: Path, download: bool, kind: str) -> dict[str, Path]:
+    """The four files, each plain or compressed. Raises FileNotFoundError if one is missing and not to be downloaded."""
+    return _files_in(folder, kind, f"{kind}/raw", _IDX, download)
 
 
-def watched_cifar(name: str, folder: Path, kind: str) -> list[Path]:
-    """Existing ones of CIFAR's files."""
-    inner = folder / _dataset(kind).base_folder
-    return [path for file in _cifar_files(kind) if (path := inner / file).is_file()]
+def files_of_cifar(name: str, folder: Path, download: bool, kind: str) -> dict[str, Path]:
+    """The files of CIFAR. Raises FileNotFoundError if one is missing and not to be downloaded."""
+    return _files_in(folder, kind, _dataset(kind).base_folder, _cifar_files(kind), download)
+
+
+def _files_in(folder: Path, kind: str, inner: str, names: Iterable[str], download: bool) -> dict[str, Path]:
+    files = {name: _stored(folder / inner / name) for name in names}
+    missing = [path for path in files.values() if not path.is_file()]
+    if not missing:
+        return files
+    if not download:
+        raise FileNotFoundError(f"{missing[0]} is missing.")
+    _download(kind, folder, inner, names)
+    return {name: folder / inner / name if path in missing else path for name, path in files.items()}
 
 
 def _dataset(kind: str) -> Any:
@@ -164,20 +113,19 @@ def _stored(path: Path) -> Path:
 
 def _idx(path: Path) -> NDArray[np.uint8]:
     """Read the array of bytes in an IDX file: two zero bytes, a type, the number of axes, their lengths, the values."""
-    stored = _stored(path)
     try:
-        content = stored.read_bytes() if stored == path else gzip.decompress(stored.read_bytes())
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(_damaged(stored, error)) from error
+        raise DataError(_damaged(path, error)) from error
     if len(content) < 4 or content[:3] != b"\0\0\x08":
-        raise DataError(_damaged(stored, "it does not begin like an IDX file of bytes"))
+        raise DataError(_damaged(path, "it does not begin like an IDX file of bytes"))
     start = 4 * (1 + content[3])
     if len(content) < start:
-        raise DataError(_damaged(stored, "it ends within its header"))
+        raise DataError(_damaged(path, "it ends within its header"))
     shape = tuple(np.frombuffer(content, ">u4", count=content[3], offset=4).tolist())
     values = np.frombuffer(content, np.uint8, offset=start)
-    if len(values) != int(np.prod(shape)):
-        raise DataError(_damaged(stored, f"{len(values)} values instead of the {int(np.prod(shape))} of {shape}"))
+    if len(values) != math.prod(shape):
+        raise DataError(_damaged(path, f"{len(values)} values instead of the {math.prod(shape)} of {shape}"))
     return values.reshape(shape).copy()
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils import data
 
 from biotorch import _seeding
+from biotorch.data import digests
 from biotorch.data.images import Normalisation, decode
 from biotorch.data.splits import Paths, Split
 from biotorch.errors import DataError
@@ -65,6 +66,8 @@ class FileSplit(Split):
             generator=_seeding.generator(0),
         )
         for batch in loader:
+            if batch.changed:
+                raise digests.changed(batch.changed[0])
             if batch.failures and not self.skip_corrupt:
                 raise DataError(
                     f"{next(iter(batch.failures.values()))} Repair or remove it, or set data.skip_corrupt: true."
@@ -79,22 +82,28 @@ class _Failure(NamedTuple):
 
     path: str
     message: str
+    changed: bool = False
 
 
 class _Batch(NamedTuple):
-    """Images (n, H, W, C) uint8, their indices (n,), and by path the message for every file that cannot be read."""
+    """Images (n, H, W, C) uint8, their indices (n,), by path the message for every file that cannot be read, and paths
+    of files that are no longer those that were listed.
+    """
 
     images: Tensor
     indices: Tensor
     failures: dict[str, str]
+    changed: list[str]
 
     @classmethod
     def of(cls, examples: list[tuple[int, Tensor | _Failure]]) -> _Batch:
         read = [(index, image) for index, image in examples if isinstance(image, Tensor)]
+        failures = [failure for _, failure in examples if isinstance(failure, _Failure)]
         return cls(
             torch.stack([image for _, image in read]) if read else torch.empty(0, dtype=torch.uint8),
             torch.tensor([index for index, _ in read], dtype=torch.int64),
-            {failure.path: failure.message for _, failure in examples if isinstance(failure, _Failure)},
+            {failure.path: failure.message for failure in failures},
+            [failure.path for failure in failures if failure.changed],
         )
 
 
@@ -114,6 +123,8 @@ class _Files(data.Dataset[tuple[int, "Tensor | _Failure"]]):
 
     def __getitem__(self, index: int) -> tuple[int, Tensor | _Failure]:
         path = self.paths.full(index)
+        if digests.identity(path)[:2] != tuple(self.paths.identities[index, :2].tolist()):
+            return index, _Failure(path, "", changed=True)
         try:
             image = decode(path, path)
         except DataError as error:

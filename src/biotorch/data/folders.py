@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from biotorch.data import digests
 from biotorch.data.images import Normalisation
 from biotorch.data.splits import Paths, Pool, fifth
 from biotorch.errors import DataError
@@ -17,18 +19,20 @@ IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _LISTED = 5
 
 
-def locate(path: str, folder: Path) -> Path:
-    """Find a path that a user wrote, first in the working folder, then in `folder`; `~` is the home.
+def locate(path: str, folder: Path, key: str = "data.dataset") -> Path:
+    """Find a file or folder that a user wrote at `key`, first in the working folder, then in `folder`; `~` is the home.
 
-    Raises FileNotFoundError that names both places.
+    Raises FileNotFoundError that names both places, and DataError for a pipe or a device, whose reading may never end.
     """
     given = Path(path).expanduser()
     places = list(dict.fromkeys(place.absolute() for place in (given, folder / given)))
     for place in places:
-        if place.exists():
+        if place.is_file() or place.is_dir():
             return place
+        if place.exists():
+            raise DataError(f"{place} is neither a file nor a folder.")
     raise FileNotFoundError(
-        f"{path!r} of data.dataset was not found; these paths do not exist: {', '.join(map(str, places))}. "
+        f"{path!r} of {key} was not found; these paths do not exist: {', '.join(map(str, places))}. "
         "Correct the path, or set BIOTORCH_DATA or data.dataset_path to the folder that it is in."
     )
 
@@ -38,10 +42,10 @@ def read_folder(path: str, folder: Path, target_size: int | None) -> Pool:
 
     If there is no `train/`, a fifth of the images is for the test. Raises DataError if classes or images are missing.
     """
-    root = locate(path, folder)
+    root, seen = locate(path, folder), _Seen()
     if not _is_split(root):
         names = _classes(root)
-        everything = _list(root, names)
+        everything = _list(root, names, seen)
         train, test = (everything[index] for index in fifth(len(everything.labels)))
         return Pool(train, test, len(names), IMAGENET)
     for part in ("test", "val"):
@@ -55,7 +59,18 @@ def read_imagenet(name: str, folder: Path, target_size: int | None) -> Pool:
 
     Raises FileNotFoundError, which says which folder belongs where, and DataError if classes or images are missing.
     """
-    root = _imagenet(folder)
+    parts = files_of_imagenet(name, folder)
+    return _read(parts["train"], parts["val"])
+
+
+def files_of_folder(path: str, folder: Path, download: bool) -> dict[str, Path]:
+    """The folder. Raises FileNotFoundError if there is none."""
+    return {"": locate(path, folder)}
+
+
+def files_of_imagenet(name: str, folder: Path, download: bool = False) -> dict[str, Path]:
+    """The folders `train` and `val`. Raises FileNotFoundError, which says what belongs where, if one is missing."""
+    root = folder / "imagenet" if (folder / "imagenet").is_dir() or not (folder / "train").is_dir() else folder
     for part in ("train", "val"):
         if not (root / part).is_dir():
             raise FileNotFoundError(
@@ -63,24 +78,7 @@ def read_imagenet(name: str, folder: Path, target_size: int | None) -> Pool:
                 f"image-net.org: unpack it into {root / 'train'}/<class>/ and {root / 'val'}/<class>/, or "
                 "set data.dataset_path to the folder that holds train/ and val/."
             )
-    return _read(root / "train", root / "val")
-
-
-def watched_folder(path: str, folder: Path) -> list[Path]:
-    """All class folders, whose modification times change when a file is added or removed."""
-    root = locate(path, folder)
-    parts = [root / part for part in ("train", "test", "val") if (root / part).is_dir()] if _is_split(root) else [root]
-    return [part / name for part in parts for name in _folders(part)]
-
-
-def watched_imagenet(name: str, folder: Path) -> list[Path]:
-    """The class folders of `train/` and `val/`."""
-    parts = (_imagenet(folder) / part for part in ("train", "val"))
-    return [part / name for part in parts if part.is_dir() for name in _folders(part)]
-
-
-def _imagenet(folder: Path) -> Path:
-    return folder / "imagenet" if (folder / "imagenet").is_dir() or not (folder / "train").is_dir() else folder
+    return {part: root / part for part in ("train", "val")}
 
 
 def _is_split(root: Path) -> bool:
@@ -112,26 +110,67 @@ def _read(train: Path, test: Path) -> Pool:
             if some
         ]
         raise DataError(f"the classes of {train} and {test} differ: {'; '.join(lacking)}.")
-    return Pool(_list(train, names), _list(test, names), len(names), IMAGENET)
+    seen = _Seen()
+    return Pool(_list(train, names, seen), _list(test, names, seen), len(names), IMAGENET)
 
 
-def _list(root: Path, names: list[str]) -> Paths:
-    from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension, make_dataset
+class _Seen:
+    """Folders that are read already, by device and inode, so that no link leads to their images a second time."""
 
-    def is_image(path: str) -> bool:
-        return not os.path.basename(path).startswith(".") and has_file_allowed_extension(path, IMG_EXTENSIONS)
+    def __init__(self) -> None:
+        self.paths: dict[tuple[int, int], Path] = {}
 
-    found = make_dataset(
-        str(root), {name: label for label, name in enumerate(names)}, is_valid_file=is_image, allow_empty=True
-    )
-    labels = torch.tensor([label for _, label in found], dtype=torch.int64)
-    empty = [
-        name for name, count in zip(names, labels.bincount(minlength=len(names)).tolist(), strict=True) if not count
-    ]
+    def add(self, folder: Path) -> None:
+        """Add a folder. Raises DataError if it has been added before."""
+        found = folder.stat()
+        key = found.st_dev, found.st_ino
+        if key in self.paths:
+            raise DataError(
+                f"{folder} and {self.paths[key]} are one folder (by a symbolic link), so that its images would be read "
+                "twice. Remove the link."
+            )
+        self.paths[key] = folder
+
+    def add_above(self, root: Path) -> None:
+        """Add `root` and all folders around it, to which a link would lead upwards."""
+        for folder in (root.resolve(), *root.resolve().parents):
+            found = folder.stat()
+            self.paths.setdefault((found.st_dev, found.st_ino), folder)
+
+
+def _list(root: Path, names: list[str], seen: _Seen) -> Paths:
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    seen.add_above(root)
+    found = [(*each, label) for label, name in enumerate(names) for each in _images(root / name, seen, IMG_EXTENSIONS)]
+    labels = torch.tensor([label for *_, label in found], dtype=torch.int64)
+    counts = labels.bincount(minlength=len(names)).tolist()
+    empty = [name for name, count in zip(names, counts, strict=True) if not count]
     if empty:
         raise DataError(
             f"{root / empty[0]} holds no images{f', as {len(empty) - 1} other class folders' if empty[1:] else ''}. "
             f"Remove the folder, or put images into it ({', '.join(IMG_EXTENSIONS)})."
         )
     start = len(os.fsencode(root)) + 1
-    return Paths(root, np.array([os.fsencode(path)[start:] for path, _ in found]), labels)
+    paths = np.array([os.fsencode(path)[start:] for path, *_ in found])
+    return Paths(root, paths, np.array([identity for _, identity, _ in found], dtype=np.int64), labels)
+
+
+def _images(folder: Path, seen: _Seen, endings: tuple[str, ...]) -> Iterator[tuple[str, digests.Identity]]:
+    """Path and identity of all image files in a folder and those in it, folder by folder, sorted by path."""
+    found: dict[str, list[os.DirEntry[str]]] = {}
+    left = [str(folder)]
+    while left:
+        place = left.pop()
+        seen.add(Path(place))
+        with os.scandir(place) as entries:
+            inner = list(entries)
+        left += [entry.path for entry in inner if entry.is_dir()]
+        found[place] = [
+            entry
+            for entry in inner
+            if entry.name.lower().endswith(endings) and entry.name[0] != "." and not entry.is_dir()
+        ]
+    for place in sorted(found):
+        for entry in sorted(found[place], key=lambda entry: entry.name):
+            yield entry.path, digests.of_entry(entry)

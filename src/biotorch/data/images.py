@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from biotorch import _seeding
+from biotorch import _memory, _seeding
 from biotorch._sections import Section
 from biotorch.errors import DataError
 
@@ -29,10 +29,17 @@ _DAMAGED = (
     ValueError,
     TypeError,
     LookupError,
+    MemoryError,
     struct.error,
     zlib.error,
 )
 _GREY = ("1", "L", "LA")
+#: Formats that are read, by Pillow's names; PPM is also PGM and PBM. Pillow alone would hand EPS to Ghostscript.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+#: Bytes per pixel that decoding takes for a moment: the image in its own mode and in RGB, four each.
+_DECODED = 8
+#: Number of pixels from which on their memory is looked for; for small images this would take longer than decoding.
+_LARGE = 2**24
 #: Number of images that are resized at once, which bounds the memory that resizing needs besides its result.
 _CHUNK = 1000
 
@@ -40,24 +47,40 @@ _CHUNK = 1000
 def decode(source: str | BinaryIO, name: str, keep_grey: bool = False) -> Image.Image:
     """Read an image file as 8-bit RGB, whatever its mode; with `keep_grey` grey images stay grey ("L").
 
-    Raises DataError, which contains `name`, if the file cannot be read.
+    The formats are JPEG, PNG, WebP, BMP, TIFF, GIF (the first frame) and PPM, whatever the name of the file.
+
+    Raises DataError, which contains `name`, if the file cannot be read, or has more pixels than Pillow takes for safe.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(source) as image:
+        with Image.open(source, formats=_FORMATS) as image:
+            width, height = image.size
+            if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+                raise ValueError(
+                    f"its header asks for {width}x{height} pixels, more than Pillow's limit against forged files, "
+                    "PIL.Image.MAX_IMAGE_PIXELS"
+                )
+            if width * height > _LARGE:
+                _memory.require(width * height * _DECODED, "the image")
             if image.mode.startswith(("I", "F")):
                 # Pillow would clip these pixels at 255, which leaves a white image.
                 raise ValueError(f"pixels of mode {image.mode} have more than 8 bits; convert them to 8 bits")
             return image.convert("L" if keep_grey and image.mode in _GREY else "RGB")
+    except UnidentifiedImageError as error:
+        raise DataError(f"{name} cannot be read as an image: it is none in {', '.join(_FORMATS)}.") from error
     except (*_DAMAGED, Image.DecompressionBombError) as error:
         raise DataError(f"{name} cannot be read as an image: {error}.") from error
 
 
 def resize(images: Tensor, size: int | None) -> Tensor:
-    """Resize images (N, H, W, C) uint8 to (N, size, size, C) by antialiased bilinear interpolation; None: no change."""
+    """Resize images (N, H, W, C) uint8 to (N, size, size, C) by antialiased bilinear interpolation; None: no change.
+
+    Raises NotEnoughMemoryError if they do not fit into memory.
+    """
     if size is None or images.shape[1:3] == (size, size):
         return images
+    _memory.require(len(images) * size * size * images.shape[3], f"data.target_size {size}: the resized images")
     from torchvision.transforms.v2 import functional as transforms
 
     chunks = (chunk.permute(0, 3, 1, 2).contiguous() for chunk in torch.split(images, _CHUNK))

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from typing import Any
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from biotorch import _seeding
-from biotorch.data import sources
+from biotorch.data import columns, digests, sources
 from biotorch.data.config import DataConfig
+from biotorch.data.features import Features, FeatureSplit, Preparation, Scale
 from biotorch.data.files import FileSplit
+from biotorch.data.folders import locate
 from biotorch.data.images import Normalisation
-from biotorch.data.splits import Images, MemorySplit, Paths, Pool, Split
+from biotorch.data.npz import Arrays
+from biotorch.data.splits import Images, Kind, MemorySplit, Paths, Pool, Split, repeated_rows
+from biotorch.data.tables import read_file
 from biotorch.data.text import Text, regions
 from biotorch.errors import DataError
 
@@ -26,18 +33,28 @@ class Dataset:
     train: Split
     validation: Split
     test: Split
-    num_classes: int
-    #: Mean and standard deviation of each channel, for pixels in [0, 1], which normalise the images; empty for a text.
+    #: Number of classes, or of target columns.
+    num_outputs: int
+    #: Mean and standard deviation of each channel, for pixels in [0, 1], which normalise the images; empty for others.
     mean: tuple[float, ...]
     std: tuple[float, ...]
     #: Description of the data for results.json, in plain JSON values. `held_out` is a digest of the sorted indices of
     #: the held-out training images, or of the held-out characters of a text; None if nothing is held out. `split_seed`
-    #: is the seed of the split; None if nothing is held out, and for a text, which is split by position.
+    #: is the seed of the split; None if nothing is held out, and for a text, which is split by position. `digest` is a
+    #: digest of the `files`, each described as in `digests`, and `repeated` tells how many test examples are training
+    #: examples, and one pair.
     record: dict[str, Any]
+    #: Whether labels are classes, or numbers.
+    task: Literal["classification", "regression"] = "classification"
+    #: Mean and standard deviation of each target on the training split, by which a regression's targets are
+    #: standardised; empty for classes.
+    target_mean: tuple[float, ...] = ()
+    target_std: tuple[float, ...] = ()
+    kind: Kind = "images"
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of every example: (C, H, W) of an image, (T,) of a text."""
+        """Shape of every example: (C, H, W) of an image, (T,) of a text, (d,) of a table, any of features."""
         return self.train.input_shape
 
     def to(self, device: torch.device) -> Dataset:
@@ -47,15 +64,106 @@ class Dataset:
         return dataclasses.replace(self, train=self.train.to(device), validation=validation, test=test)
 
 
-def load(config: DataConfig, seed: int) -> Dataset:
-    """Load the data set of a configuration. The choice of the held-out training images depends only on `seed`.
+def load(config: DataConfig, seed: int, trained: DataConfig | None = None) -> Dataset:
+    """Load the data set of a configuration. The choice of the held-out training examples depends only on `seed`.
+
+    Args:
+        config: section `data`.
+        seed: seed of the choice.
+        trained: section of the training, if a trained network is measured on `config`. If the table of the training
+            was divided, the rows of `data.test` are measured with the preparation of the same training split.
 
     Raises FileNotFoundError, which says which file belongs where, if a file is missing and cannot be downloaded.
-    Raises DataError if files are damaged or have a wrong form, or if data.validation_size or data.sequence_length
-    leaves no example to train on.
+    Raises DataError if files are damaged or have a wrong form or another kind of data than a setting is for, or if
+    data.validation_size or data.sequence_length leaves no example to train on.
     """
-    found = sources.read(config.dataset, config.folder, config.target_size)
-    return _text(found, config) if isinstance(found, Text) else _images(found, config, seed)
+    found = sources.read(config.dataset, config.folder, config.target_size, config.check_contents)
+    if problems := config.misplaced({found.pool.kind}):
+        raise DataError("; ".join(f"data.{key}: {text}" for key, text in problems.items()))
+    test, files = _other_test(config), found.files
+    dataset = _divided(found.pool, test, config, seed, (trained or config).test is None)
+    files = files | _described(test)
+    record = {
+        "repeated": found.repeated and found.repeated._asdict(),
+        **dataset.record,
+        **({"classes": dataset.num_outputs} if dataset.task == "classification" else {}),
+        "input_shape": list(dataset.input_shape),
+        "digest": digests.whole(files),
+        "files": files,
+    }
+    if (repeated := record["repeated"]) is not None and (config.dataset not in sources.available() or test is not None):
+        warnings.warn(
+            f"{config.dataset}: {repeated['number']} of the {len(dataset.test)} test examples are equal to training "
+            f"examples, so that the test figures may be too good; for example, {repeated['test']} of the test is "
+            f"{repeated['train']} of the training set",
+            stacklevel=2,
+        )
+    return dataclasses.replace(dataset, record=record)
+
+
+def misread(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Why a network that was trained on the data of one record would misread those of another, or None.
+
+    The clause, whose subject is the network, compares what outputs and inputs stand for, which follows from the
+    training split, but not the examples themselves.
+    """
+    name = f"data.dataset {now.get('dataset')!r}"
+    told = digests.outputs(then), digests.outputs(now)
+    if None not in told and told[0] != told[1]:
+        return f"was trained for {told[0]}, but {name} has {told[1]}"
+    units = [[each.get(key) for key in ("target_mean", "target_std")] for each in (then, now)]
+    if units[0] != units[1]:
+        mean, std = units[0]
+        return (
+            f"was trained for targets of mean {mean} and standard deviation {std}, but {name} has mean {units[1][0]} "
+            f"and standard deviation {units[1][1]}, so its targets are in other units"
+        )
+    if then.get("characters") != now.get("characters"):
+        return (
+            f"was trained on the characters {then.get('characters')!r}, but {name} has the characters "
+            f"{now.get('characters')!r}"
+        )
+    if then.get("preparation") != now.get("preparation"):
+        return (
+            f"was trained on inputs that were made in another way than those of {name}: columns, categories, or the "
+            "means of the training split differ"
+        )
+    return None
+
+
+def describe(config: DataConfig) -> dict[str, Any]:
+    """Part of the record that follows from the files alone, which are not decoded.
+
+    Raises FileNotFoundError if the data set is not on this machine; nothing is downloaded.
+    """
+    files = sources.describe(config.dataset, config.folder, config.check_contents)
+    return {"files": files | _described(_other_test(config))}
+
+
+def require_present(config: DataConfig) -> None:
+    """Download the data set if needed. Raises FileNotFoundError if it is not on this machine afterwards."""
+    sources.require_present(config.dataset, config.folder)
+    _other_test(config)
+
+
+def _other_test(config: DataConfig) -> Path | None:
+    """The file of `data.test` with the test rows of a table, if given. Raises FileNotFoundError if it is not there."""
+    return None if config.test is None else locate(config.test, config.folder, "data.test")
+
+
+def _described(test: Path | None) -> digests.Files:
+    return {} if test is None else digests.of_files(digests.stamps({f"test/{test.name}": test}))
+
+
+def _divided(found: sources.Whole, test: Path | None, config: DataConfig, seed: int, divided: bool) -> Dataset:
+    if isinstance(found, Text):
+        return _text(found, config)
+    if isinstance(found, Pool):
+        return _images(found, config, seed)
+    if isinstance(found, Arrays):
+        return _features(found.features(config.task), config, seed)
+    rows = None if test is None else read_file(test)
+    return _features(columns.features(found, rows, config.roles, divided or rows is None), config, seed)
 
 
 def _text(text: Text, config: DataConfig) -> Dataset:
@@ -65,22 +173,53 @@ def _text(text: Text, config: DataConfig) -> Dataset:
     held_out = None if on_test else torch.arange(start, start + len(validation.characters))
     record = _record(config, train, validation, test, held_out, seed=None)
     record |= {"sequence_length": config.window, "vocabulary": len(text.vocabulary), "characters": text.vocabulary}
-    return Dataset(train, validation, test, len(text.vocabulary), (), (), record)
+    return Dataset(train, validation, test, len(text.vocabulary), (), (), record, kind=text.kind)
 
 
 def _images(pool: Pool, config: DataConfig, seed: int) -> Dataset:
-    test = _split(pool.test, pool.normalisation, config)
-    if config.validation == "test":
-        kept, held_out, validation = pool.train, None, test
-    else:
-        count = len(pool.train.labels)
-        order = torch.randperm(count, generator=_seeding.generator(_seeding.derive(seed, "validation split")))
-        held_out, rest = torch.tensor_split(order, [_validation_size(config, count)])
-        kept, validation = pool.train[rest], _split(pool.train[held_out], pool.normalisation, config)
-    train = _split(kept, pool.normalisation, config, train=True)
-    record = _record(config, train, validation, test, held_out, None if held_out is None else seed)
+    rest, held_out = _held_out(len(pool.train.labels), config, seed)
+    kept = pool.train if rest is None else pool.train[rest]
+    scale = Scale.measured(kept.labels, config.dataset)
+    test = _split(pool.test, pool.normalisation, scale, config)
+    validation = test if held_out is None else _split(pool.train[held_out], pool.normalisation, scale, config)
+    train = _split(kept, pool.normalisation, scale, config, train=True)
+    record = _record(config, train, validation, test, held_out, None if held_out is None else seed) | scale.record
     mean, std = pool.normalisation.mean, pool.normalisation.std
-    return Dataset(train, validation, test, pool.num_classes, mean, std, record)
+    return Dataset(
+        train, validation, test, pool.num_outputs, mean, std, record, scale.task, scale.mean, scale.std, pool.kind
+    )
+
+
+def _features(pool: Features, config: DataConfig, seed: int) -> Dataset:
+    rest, held_out = _held_out(len(pool.train.labels), config, seed)
+    kept = pool.train if rest is None else pool.train[rest]
+    scale = Scale.measured(kept.labels, pool.name, tuple(pool.record.get("targets", ())))
+    prepare = Preparation.measured(kept, pool, config.standardise)
+    train, test = (FeatureSplit(prepare(rows), scale(rows.labels)) for rows in (kept, pool.test))
+    validation = test
+    if held_out is not None:
+        rows = pool.train[held_out]
+        validation = FeatureSplit(prepare(rows), scale(rows.labels))
+    record = _record(config, train, validation, test, held_out, None if held_out is None else seed)
+    repeated = repeated_rows(pool.train.tensors, pool.test.tensors)
+    record |= {
+        **pool.record,
+        **scale.record,
+        "preparation": prepare.digest(pool),
+        "repeated": repeated and repeated._asdict(),
+    }
+    return Dataset(
+        train, validation, test, pool.num_outputs, (), (), record, scale.task, scale.mean, scale.std, pool.kind
+    )
+
+
+def _held_out(count: int, config: DataConfig, seed: int) -> tuple[Tensor | None, Tensor | None]:
+    """Indices of the training and of the held-out examples of `count`; None and None if the test set validates."""
+    if config.validation == "test":
+        return None, None
+    order = torch.randperm(count, generator=_seeding.generator(_seeding.derive(seed, "validation split")))
+    held_out, rest = torch.tensor_split(order, [_validation_size(config, count)])
+    return rest, held_out
 
 
 def _record(
@@ -99,10 +238,12 @@ def _record(
     }
 
 
-def _split(examples: Images | Paths, normalisation: Normalisation, config: DataConfig, train: bool = False) -> Split:
+def _split(
+    examples: Images | Paths, normalisation: Normalisation, scale: Scale, config: DataConfig, train: bool = False
+) -> Split:
     augmentation = config.augmentation if train else None
     if isinstance(examples, Images):
-        return MemorySplit.of(examples.pixels, examples.labels, normalisation, augmentation)
+        return MemorySplit.of(examples.pixels, scale(examples.labels), normalisation, augmentation)
     return FileSplit(
         examples,
         examples.labels,

@@ -5,17 +5,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from biotorch import _memory
 from biotorch.data.folders import locate
-from biotorch.data.splits import Split
+from biotorch.data.splits import Kind, Split
 from biotorch.errors import DataError
 
 #: A text has this many equal parts; one is for the test and, by default, one for validation.
 _PARTS = 20
+#: Bytes of memory that reading takes for each byte of the file: the text twice, its codes, sorted, and its numbers.
+_TAKEN = 40
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,6 +31,7 @@ class Text:
     vocabulary: str
     #: Numbers (L,) int64 of all characters in order.
     characters: Tensor
+    kind: ClassVar[Kind] = "text"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,6 +74,7 @@ def read_text(path: str, folder: Path, target_size: int | None) -> Text:
     Raises DataError, which names the file, if it cannot be read or holds fewer than two different characters.
     """
     file = locate(path, folder)
+    _memory.require(file.stat().st_size * _TAKEN, f"reading the text {file}")
     try:
         text = file.read_bytes().decode()
     except UnicodeDecodeError as error:
@@ -85,11 +91,6 @@ def read_text(path: str, folder: Path, target_size: int | None) -> Text:
             "to predict. Take another text."
         )
     return Text(file, "".join(map(chr, codes)), torch.from_numpy(characters.astype(np.int64)))
-
-
-def watched_text(path: str, folder: Path) -> list[Path]:
-    """The text file."""
-    return [locate(path, folder)]
 
 
 def regions(

@@ -103,12 +103,17 @@ def newest(path: Path) -> Path | None:
         try:
             load(candidate)
         except CheckpointError as error:
-            candidate.replace(candidate.with_name(f"damaged_{candidate.name}"))
+            candidate.replace(damaged(candidate))
             others = candidate == path and previous(path).exists()
             warnings.warn(f"{error} {'Using the previous checkpoint.' if others else 'Starting again.'}", stacklevel=2)
         else:
             return candidate
     return None
+
+
+def damaged(path: Path) -> Path:
+    """Path that a damaged checkpoint gets instead of `path`."""
+    return path.with_name(f"damaged_{path.name}")
 
 
 def withdraw(path: Path) -> None:

@@ -17,6 +17,7 @@ from biotorch.experiment.config import Config
 from biotorch.experiment.results import Result
 from biotorch.robustness.measurement import Measurement, Planned
 from biotorch.training import Record, TrainingState
+from biotorch.training.figures import told
 
 #: Seconds between two readings of the loss, because each reading waits for the GPU.
 _LIVE = 0.2
@@ -40,8 +41,8 @@ class Display(robustness.Display):
     def finished(self, name: str, result: Result) -> None:
         """Show that the point `name` is finished, now or by an earlier command."""
 
-    def failed(self, name: str, message: str) -> None:
-        """Show that the point `name` broke, with the error's message."""
+    def failed(self, names: Sequence[str], message: str) -> None:
+        """Show that the points `names` broke, with the error's message."""
 
     def warn(self, message: str) -> None:
         """Show a warning from another process."""
@@ -74,11 +75,11 @@ class Progress(Display):
         self.every: int | None = None
         self.looked, self.has_attacks = time.monotonic(), False
         self.bars = Bars(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[status]}"),
+            TextColumn("{task.fields[status]}", markup=False),
             console=console,
             disable=not console.is_terminal,
         )
@@ -138,7 +139,7 @@ class Progress(Display):
 
     def epoch(self, record: Record, name: str | None = None) -> None:
         point = self.running[self.present if name is None else name]
-        number, validation = record["epoch"], f"validation {_errors(record['validation'])}"
+        number, validation = record["epoch"], f"validation {told(record['validation'])}"
         self.bars.update(point.bar, completed=number, status=validation)
         if number == 0:
             point.started = time.monotonic()
@@ -157,12 +158,13 @@ class Progress(Display):
         self._end(
             name,
             f"{name or result['config']['experiment']['name']}: "
-            f"{split} {_errors(result[split])}, {duration(result['seconds'])}"
+            f"{split} {told(result[split])}, {duration(result['seconds'])}"
             + (f", {left_out} unreadable images left out (listed in results.json)" if left_out else ""),
         )
 
-    def failed(self, name: str, message: str) -> None:
-        self._end(name, f"{name}: broken: {message}")
+    def failed(self, names: Sequence[str], message: str) -> None:
+        self.done += len(names) - 1
+        self._end(names[0], f"{', '.join(names)}: broken: {message}")
 
     def warn(self, message: str) -> None:
         warnings.warn(message, stacklevel=2)
@@ -201,16 +203,11 @@ class Progress(Display):
         return f"[{point.number}/{self.points}] {point.name}"
 
     def _print(self, line: str) -> None:
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(line, soft_wrap=True)
 
 
 def _shown(figures: Mapping[str, float]) -> str:
-    return f"loss {figures['loss']:.4f}, {_errors(figures)}"
-
-
-def _errors(figures: Mapping[str, float]) -> str:
-    perplexity = figures.get("perplexity")
-    return f"error {figures['error']:.2f} %" + ("" if perplexity is None else f", perplexity {perplexity:.2f}")
+    return f"loss {figures['loss']:.4f}, {told(figures)}"
 
 
 def duration(seconds: float) -> str:

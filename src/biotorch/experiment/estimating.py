@@ -63,13 +63,11 @@ def _parameters(config: Config) -> int:
     if config.model.architecture is None:
         return 0
     shape = (3, config.data.target_size or 32, config.data.target_size or 32)
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            model = models.build(config.model.architecture, 10, input_shape=shape, **config.model.arguments)
-        except (ValueError, TypeError, RuntimeError):  # the run itself reports the error
-            return 0
-    return sum(each.numel() for each in model.parameters())
+    try:
+        model = models.sketch(config.model.architecture, 10, shape, **config.model.arguments)
+    except (ValueError, TypeError, RuntimeError, ModuleNotFoundError):  # the run itself reports the error
+        return 0
+    return 0 if model is None else sum(each.numel() for each in model.parameters())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +111,7 @@ def _measure(config: Config) -> _Stopwatch:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with contextlib.suppress(Interrupted):  # raised by the stopwatch's own request
-            run_point(config.model_copy(update={"logging": logging}), Path(folder), True, stopwatch, request)
+            run_point(config.model_copy(update={"logging": logging}), Path(folder), stopwatch, request)
     return stopwatch
 
 

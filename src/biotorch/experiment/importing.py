@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
+from biotorch._sections import place
 from biotorch.errors import OwnModuleError
 
 
@@ -51,7 +52,7 @@ def _import_module(name: str) -> None:
 
 
 def _import_file(path: Path) -> None:
-    path = path.expanduser().resolve()
+    path = place(path).resolve()
     known = sys.modules.get(path.stem)
     if known is not None:
         if Path(getattr(known, "__file__", None) or "").resolve() != path:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -15,7 +13,7 @@ from biotorch._names import require
 from biotorch.experiment import checkpoints
 from biotorch.experiment.config import Config
 from biotorch.experiment.display import Display
-from biotorch.experiment.folder import RunFolder
+from biotorch.experiment.folder import LOG_SUFFIX, RunFolder
 from biotorch.experiment.signals import StopRequest
 from biotorch.training import DivergenceError, Observer, Record, TrainingState
 
@@ -36,7 +34,7 @@ def open_logs(config: Config, folder: RunFolder, history: Sequence[Record]) -> l
     """
     logs: list[Log] = []
     if config.logging.tensorboard:
-        logs.append(TensorBoard(folder.logs, history))
+        logs.append(TensorBoard(folder, history))
     if config.logging.wandb is not None:
         logs.append(WeightsAndBiases(config.logging.wandb, config, folder, history))
     return logs
@@ -56,12 +54,12 @@ def scalars(record: Record) -> Iterator[tuple[str, float]]:
 class TensorBoard:
     """TensorBoard log, rewritten from `history` at the start, so that a resumed run has neither gaps nor duplicates."""
 
-    def __init__(self, folder: Path, history: Sequence[Record]) -> None:
+    def __init__(self, folder: RunFolder, history: Sequence[Record]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        shutil.rmtree(folder, ignore_errors=True)
-        self.folder = folder
-        self.writer: Any = SummaryWriter(str(folder))
+        folder.remove_logs()
+        self.folder = folder.logs
+        self.writer: Any = SummaryWriter(str(folder.logs), filename_suffix=LOG_SUFFIX)
         for record in history:
             self.write(record)
 
@@ -121,7 +119,7 @@ class Keeper(Observer):
         self.head = {
             "format": checkpoints.FORMAT,
             "config": config.model_dump(mode="json"),
-            "num_classes": trainer.data.num_classes,
+            "num_classes": trainer.data.num_outputs,
             "input_shape": list(trainer.data.input_shape),
             "data": trainer.data.record,
         }
@@ -141,6 +139,7 @@ class Keeper(Observer):
         for log in self.logs:
             log.close()
         if isinstance(value, DivergenceError) and self.first and self.saved_state == self._state(self.trainer):
+            self.folder.require_held()
             checkpoints.withdraw(self.folder.latest)  # the last saved state is the diverged one
 
     @staticmethod
@@ -174,6 +173,7 @@ class Keeper(Observer):
     def save(self, trainer: TrainingState) -> None:
         state: dict[str, Any] = trainer.state_dict()
         if self.first:
+            self.folder.require_held()
             checkpoints.save(
                 self.folder.latest, {**self.head, **state, "seconds_in_all": self.seconds_in_all}, keep_previous=True
             )

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from biotorch import _files, data
+from biotorch._files import state_hash
 from biotorch.errors import ConfigError
 from biotorch.experiment import results
 from biotorch.experiment.config import Config
 from biotorch.experiment.display import Display
-from biotorch.experiment.folder import RunFolder
-from biotorch.experiment.network import Which, check_input, load, own_config, read_checkpoint
-from biotorch.experiment.point import launched
+from biotorch.experiment.folder import LockedFolder, RunFolder
+from biotorch.experiment.identity import (
+    BESIDE_THE_POINT,
+    Which,
+    data_of,
+    own_config,
+    read_checkpoint,
+    require_same_data,
+    what_counts,
+)
+from biotorch.experiment.network import check_input, load
+from biotorch.experiment.point import launched, require_understood
 from biotorch.experiment.reading import validate
 from biotorch.experiment.results import plain
 from biotorch.robustness import PGD, Normalised, Study, study
@@ -35,6 +43,9 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Evaluate a run's network: loss and errors as plain values, with a record of the data.
 
+    The rows of another `data.test` are prepared as the network's own are. `measured_on` names this file, and
+    `trained_on` says what differs if overrides choose other data than those of the training.
+
     Args:
         run: folder of a run, or one of its .pth files.
         split: part of the data to evaluate on.
@@ -44,34 +55,59 @@ def evaluate_run(
     Raises:
         FileNotFoundError, CheckpointError: as in `load`.
         ConfigError: the network does not fit the data, or an override is wrong.
+        OtherRunError: the data have changed since the network was trained, and no override names them.
     """
     content = read_checkpoint(run, which)
-    config = changed(own_config(content, str(run)), overrides, str(run), ("data", "infrastructure"))
+    own = own_config(content, str(run))
+    config = changed(own, overrides, str(run), ("data", "infrastructure"))
     fabric = launched(config)
     with repeatable(config.experiment.seed, config.experiment.deterministic, config.infrastructure.threads):
-        dataset = data.load(config.data, config.experiment.seed).to(fabric.device)
+        dataset = data.load(config.data, config.experiment.seed, own.data).to(fabric.device)
+        differing = _other_data(content, dataset, run, config.data.test, overrides)
         model = load(run, which, fabric.device)
-        if dataset.num_classes != content["num_classes"]:
-            raise ConfigError(
-                f"{run} was trained for {content['num_classes']} classes, "
-                f"but data.dataset {config.data.dataset!r} has {dataset.num_classes}"
-            )
-        known = content["data"].get("characters")
-        if dataset.record.get("characters") != known:
-            raise ConfigError(
-                f"{run} was trained on the characters {known!r}, but data.dataset {config.data.dataset!r} has the "
-                f"characters {dataset.record.get('characters')!r}"
-            )
+        require_understood(content, str(run), dataset)
         check_input(model, dataset.test, config)
-        loss = config.model.loss_function.build().to(fabric.device)
+        loss = config.model.loss(dataset.task).to(fabric.device)
         top_k = config.training.metrics.top_k if config.training else 1
         chosen = dataset.test if split == "test" else dataset.validation
-        figures = evaluate(model, chosen, loss, top_k, config.data.evaluation_batch_size, fabric)
-    accuracy = {"accuracy": 100 - figures["error"]}
+        batch, scale = config.data.evaluation_batch_size, dataset.target_std
+        figures = evaluate(model, chosen, loss, top_k, batch, fabric, scale=scale)
+    accuracy = {"accuracy": 100 - figures["error"]} if "error" in figures else {}
     result: dict[str, Any] = plain(
-        {"split": split, "examples": len(chosen), **accuracy, **figures, "data": dataset.record}
+        {"split": split, "examples": len(chosen), **accuracy, **figures, **differing, "data": dataset.record}
     )
     return result
+
+
+#: Overrides that choose other data than those of the training.
+_CHOICES = ("data", "data.dataset", "data.dataset_path")
+
+
+def _other_data(
+    content: dict[str, Any], dataset: data.Dataset, run: Path, test: str | None, overrides: Sequence[tuple[str, Any]]
+) -> dict[str, str]:
+    """Say which data are measured, if overrides choose others than those of the checkpoint `content`.
+
+    Returns `trained_on`, what differs in the data of the training, and `measured_on`, the file `test` of other test
+    rows, or what differs only in the test examples; no entry for what does not differ.
+
+    Raises OtherRunError if the data differ although no override chooses others.
+    """
+    whole, chosen = (data_of(content), dataset.record), {key for key, _ in overrides}
+    trained = data.without_test(whole[0]), data.without_test(whole[1])
+    if chosen.isdisjoint(_CHOICES):
+        cure = (
+            "Put the data back, or name those to measure on (data.dataset=..., data.dataset_path=..., data.test=...)."
+        )
+        then, now = trained if "data.test" in chosen else whole
+        require_same_data(then, now, run, cure)
+    found = {}
+    if (differs := data.difference(*whole)) is not None:
+        if (before := data.difference(*trained)) is not None:
+            found["trained_on"] = f"other data ({before})"
+        if test is not None or before is None:
+            found["measured_on"] = test or f"other data ({differs})"
+    return found
 
 
 def changed(config: Config, overrides: Sequence[tuple[str, Any]], source: str, sections: Sequence[str]) -> Config:
@@ -97,7 +133,7 @@ def runs_in(path: Path) -> list[Path]:
     Raises:
         FileNotFoundError: `path` holds no trained network.
     """
-    if RunFolder(path).best.is_file():
+    if RunFolder(path).best.is_file() or RunFolder(path).results.is_file():  # what a run lacks is told by name
         return [path]
     found = sorted(each.parent for each in path.glob(f"*/{RunFolder(path).best.name}"))
     if not found:
@@ -119,23 +155,30 @@ def attack_run(
         display: receives the progress.
 
     Returns:
-        The content of study.json (`config`, `twin`, `environment`, `study`), and some adversarial examples.
+        The content of study.json (`config`, `state_hash` of the network, record of the `data`, `trained_on` and
+        `measured_on` if overrides have chosen other data than the network's, `twin` and its `twin_state_hash`,
+        `environment`, `study`, `digest`), and some adversarial examples.
 
     Raises:
         FileNotFoundError, CheckpointError: as in `load`.
         ConfigError: an override is wrong, or the data are not images.
+        OtherRunError: the data have changed since the network was trained, and no override names them; or `run/attacks`
+            holds files of others.
         LockedError: another process attacks this run.
+        LostFolderError: `run/attacks` was deleted or replaced during the study.
     """
     content = read_checkpoint(run)
     config = changed(own_config(content, str(run)), overrides, str(run), ("attacks", "data", "infrastructure"))
-    if config.data.is_text:
-        raise ConfigError(f"{run} was trained on text, but attacks need images")
+    _require_images(run, config.data.is_image)
     section = config.attacks or AttacksConfig()
-    folder, fabric = RunFolder(run / "attacks"), launched(config)
-    folder.lock()
-    try:
+    config = config.model_copy(update={"attacks": section})
+    place, fabric = RunFolder(run), launched(config)
+    folder = LockedFolder(place.study.parent, {place.study.name: b'"biotorch"'})
+    with folder.locked():
         with repeatable(config.experiment.seed, config.experiment.deterministic, config.infrastructure.threads):
             dataset = data.load(config.data, config.experiment.seed).to(fabric.device)
+            _require_images(run, dataset.kind == "images" and dataset.task == "classification")
+            differing = _other_data(content, dataset, run, config.data.test, overrides)
             model = Normalised(load(run, device=fabric.device), dataset.mean, dataset.std).to(fabric.device)
             path = section.twin or find_twin(run, config)
             twin = None if path is None else Normalised(load(path, device=fabric.device), dataset.mean, dataset.std)
@@ -162,17 +205,26 @@ def attack_run(
         written: dict[str, Any] = results.plain(
             {
                 "config": config.model_dump(mode="json"),
+                "state_hash": state_hash(content["model"]),
+                "data": dataset.record,
+                **differing,
                 "twin": None if path is None else str(path),
+                "twin_state_hash": None if path is None else state_hash(read_checkpoint(path)["model"]),
                 "environment": results.environment(fabric, config.infrastructure.threads),
                 "study": found.to_json(),
             }
         )
-        _files.write_text(folder.path / "study.json", json.dumps(written, indent=1, allow_nan=False) + "\n")
+        folder.require_held()
+        written = _files.write_json(place.study, written)
         told = "" if path is None else f"\nTransfer: the twin is {path}.\n"
-        _files.write_text(folder.path / "study.md", f"{found}\n{told}")
-    finally:
-        folder.release()
+        told += "".join(f"\nThe network was {key.replace('_', ' ')} {what}.\n" for key, what in differing.items())
+        _files.write_text(place.study_text, f"{found}\n{told}")
     return written, examples
+
+
+def _require_images(run: Path, given: bool) -> None:
+    if not given:
+        raise ConfigError(f"{run} was not trained on images with classes, which attacks need")
 
 
 class Examples:
@@ -211,34 +263,25 @@ def pixels(dataset: data.Dataset, count: int | None, device: torch.device) -> tu
     return (images * std + mean).clamp(0, 1).contiguous(), labels
 
 
+#: Settings that a run and its twin need not share: each rule has its own optimizer.
+_NOT_OF_A_TWIN = (
+    *BESIDE_THE_POINT,
+    *(("model", "mode"), ("infrastructure",), ("evaluation",)),
+    *(("training", key) for key in ("optimizer", "lr_scheduler", "metrics")),
+)
+
+
 def find_twin(run: Path, config: Config) -> Path | None:
     """Backpropagation run of the same sweep with otherwise the same settings as this run, or None.
 
     Its optimizer may differ, because each rule has its own learning rate.
     """
+    wanted = what_counts(config.model_dump(mode="json"), _NOT_OF_A_TWIN)
     for path in sorted(run.resolve().parent.glob(f"*/{RunFolder(run).best.name}")):
         if path.parent == run.resolve():
             continue
-        other = _read(path.parent)
-        if other is None or other.model.mode is None or other.model.mode.type != "backpropagation":
-            continue
-        if _kind(other) == _kind(config):
+        other = RunFolder(path.parent).read_config() or {}
+        rule = what_counts(other).get(("model", "mode", "type"))
+        if rule == "backpropagation" and what_counts(other, _NOT_OF_A_TWIN) == wanted:
             return path.parent
     return None
-
-
-def _read(run: Path) -> Config | None:
-    """Configuration of a run, with the current defaults; None if it is no longer valid."""
-    try:
-        return Config.model_validate(RunFolder(run).read_config())
-    except ValidationError:
-        return None
-
-
-def _kind(config: Config) -> Any:
-    """Settings that a run and its twin must share."""
-    tree = config.model_dump(mode="json")
-    model = {key: value for key, value in tree["model"].items() if key != "mode"}
-    own = ("optimizer", "lr_scheduler", "metrics")
-    training = {key: value for key, value in (tree["training"] or {}).items() if key not in own}
-    return model, tree["data"]["dataset"], tree["data"]["target_size"], tree["experiment"]["seed"], training

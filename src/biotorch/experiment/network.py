@@ -5,23 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from biotorch import data, models, rules
 from biotorch._names import unknown
 from biotorch.conversion.convert import convert, first_match
-from biotorch.errors import CheckpointError, ConfigError, ConversionError, disk_is_full
-from biotorch.experiment import checkpoints
-from biotorch.experiment.config import Config, ModeConfig, ModelConfig, RuleConfig
-from biotorch.experiment.folder import RunFolder
+from biotorch.errors import CheckpointError, ConfigError, ConversionError, disk_is_full, without_frames
+from biotorch.experiment.config import Config
+from biotorch.experiment.identity import Which, is_own, own_config, read_checkpoint
+from biotorch.experiment.model import ModeConfig, ModelConfig, RuleConfig
+from biotorch.experiment.planning import activations_fit, require_loss, require_memory
 from biotorch.layers import connections, feedback_parameters, is_feedback
 from biotorch.layers.networks import isolated
 from biotorch.models.outputs import main_output
+from biotorch.models.registry import OF_STEPS, completed_arguments
 from biotorch.training import training_loss
+from biotorch.training.evaluation import require_outputs
+from biotorch.training.figures import Task
+from biotorch.training.losses import Loss
 from biotorch.training.optimizers import FeedbackGroup
 
 
@@ -60,35 +64,37 @@ def _above(name: str) -> Iterator[str]:
     return (".".join(parts[:length]) for length in range(1, len(parts) + 1))
 
 
-#: Model of a run: `best` has the lowest validation error, `latest` is from the last checkpoint.
-Which = Literal["best", "latest"]
-
 #: Exceptions that networks and losses raise for unsuitable tensors.
 _REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
 
 
-def build_model(config: Config, num_classes: int, input_shape: Sequence[int]) -> nn.Module:
+def build_model(config: Config, num_outputs: int, input_shape: Sequence[int]) -> nn.Module:
     """Build the network of a resolved configuration under its rule, on the CPU.
 
     W is drawn by the rule's `init`, unless it comes from published weights or a checkpoint.
 
     Args:
         config: resolved configuration.
-        num_classes: number of outputs.
-        input_shape: shape of an example, (C, H, W) or (T,).
+        num_outputs: number of classes, or of a regression's targets.
+        input_shape: shape of an example, such as (C, H, W) or (T,).
 
     Raises:
         ConfigError: the architecture cannot be built like this, or model.train_only matches nothing in it.
         CheckpointError, FileNotFoundError: the checkpoint does not fit, or does not exist.
+        NotEnoughMemoryError: the network or its training would take more memory than there is.
     """
     section = config.model
     assert section.architecture is not None
     assert section.mode is not None
+    if len(input_shape) == 1 and section.architecture in OF_STEPS and not config.data.is_text:
+        taken = OF_STEPS[section.architecture]
+        raise ConfigError(f"model.architecture: {section.architecture!r} takes {taken}, not {input_shape[0]} numbers")
     try:
+        require_memory(config, num_outputs, input_shape)
         model = models.build(
-            section.architecture, num_classes, section.pretrained, input_shape=input_shape, **section.arguments
+            section.architecture, num_outputs, section.pretrained, input_shape=input_shape, **section.arguments
         )
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         given = f" with model.arguments {section.arguments}" if section.arguments else ""
         raise ConfigError(f"model.architecture {section.architecture!r}{given}: {error}") from error
     except OSError as error:
@@ -99,9 +105,10 @@ def build_model(config: Config, num_classes: int, input_shape: Sequence[int]) ->
         ) from error
     content = None if section.checkpoint is None else read_checkpoint(section.checkpoint)
     if content is not None:  # before the conversion: rules may derive their feedback from W
-        _load(model, _without_feedback(_weights(content, section)), section)
+        weights = _weights(content, section).items()
+        _load(model, {name: value for name, value in weights if not is_feedback(name)}, section)
     keep = section.pretrained or content is not None
-    example = torch.zeros(1, *input_shape, dtype=torch.float if len(input_shape) > 1 else torch.long)
+    example = torch.zeros(1, *input_shape, dtype=torch.long if config.data.is_text else torch.float)
     try:
         convert(model, _rules(section.mode), copy_weights=keep, seed=config.experiment.seed, inputs=example)
     except ConversionError as error:
@@ -145,74 +152,18 @@ def feedback_groups(model: nn.Module, mode: ModeConfig) -> list[FeedbackGroup]:
     ]
 
 
-def read_checkpoint(source: Path, which: Which = "best") -> dict[str, Any]:
-    """Read a .pth file, or the best or latest one in a run's folder.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        CheckpointError: the file is damaged, or contains code.
-    """
-    return checkpoints.load(_checkpoint_file(source, which))
-
-
-def checkpoint_digest(section: ModelConfig) -> str | None:
-    """Digest of the checkpoint file that the network starts from, or None if it starts from scratch."""
-    return None if section.checkpoint is None else checkpoints.digest(_checkpoint_file(section.checkpoint, "best"))
-
-
-def _checkpoint_file(source: Path, which: Which) -> Path:
-    if not source.is_dir():
-        return source
-    folder = RunFolder(source)
-    path = folder.best if which == "best" else folder.latest
-    if not path.is_file():
-        points = sorted(found.parent.name for found in source.glob(f"*/{path.name}"))
-        hint = f"choose one of its points: {', '.join(points)}" if points else "it is not a run, or it has not begun"
-        raise FileNotFoundError(f"{source} holds no {path.name}; {hint}")
-    return path
-
-
-def own_config(content: dict[str, Any], source: str) -> Config:
-    """Configuration stored in a checkpoint of this package. Raises CheckpointError if there is none."""
-    if not _is_own(content):
-        raise CheckpointError(f"{source} was not written by a run and holds no configuration; name the architecture")
-    checkpoints.require_format(content, source)
-    try:
-        return Config.model_validate(content["config"])
-    except ValidationError as error:
-        mode = content["config"].get("model", {}).get("mode", {})
-        named = [mode.get("type"), *(rule.get("type") for rule in (mode.get("layers") or {}).values())]
-        own = ", ".join(repr(name) for name in named if name is not None and not rules.is_known(name))
-        cure = "name the module that registers it (biotorch --import my_rules ...), or import that module"
-        why = f"uses a rule of your own, {own}; {cure}" if own else f"was written by another version: {error}"
-        raise CheckpointError(f"{source} {why}") from error
-
-
-def _is_own(content: dict[str, Any]) -> bool:
-    return "format" in content and isinstance(content.get("config"), dict) and isinstance(content.get("model"), dict)
-
-
-def model_of_checkpoint(checkpoint: Path) -> ModelConfig:
-    """Section `model` that a checkpoint was trained with. Raises CheckpointError if the file does not contain it."""
-    return own_config(read_checkpoint(checkpoint), str(checkpoint)).model
-
-
 def _weights(content: dict[str, Any], section: ModelConfig) -> dict[str, Tensor]:
-    state = content["model"] if _is_own(content) else content
+    state = content["model"] if is_own(content) else content
     if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
         raise CheckpointError(f"{section.checkpoint} is not a state_dict, which maps names to tensors")
     return dict(state)
 
 
 def _same_rule(content: dict[str, Any], section: ModelConfig) -> bool:
-    if not _is_own(content):
+    if not is_own(content):
         return False
     mode = own_config(content, str(section.checkpoint)).model.mode
     return mode is not None and section.mode is not None and _rules(mode) == _rules(section.mode)
-
-
-def _without_feedback(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value for name, value in state.items() if not is_feedback(name)}
 
 
 def _load(model: nn.Module, state: dict[str, Tensor], section: ModelConfig) -> None:
@@ -251,22 +202,26 @@ def check_input(model: nn.Module, split: data.Split, config: Config) -> None:
     The pass is made in eval mode and, if `model` will be trained, also in training mode, which adds auxiliary heads.
 
     Raises:
-        ConfigError: the network does not take the examples, or the loss does not take the network's outputs.
+        ConfigError: the network does not take the examples, or the loss or top_k do not fit the labels or the network's
+            outputs.
+        NotEnoughMemoryError: a batch would take more memory than there is.
     """
     inputs, labels = next(iter(split.batches([torch.arange(min(2, len(split)))])))
-    loss = config.model.loss_function.build().to(inputs.device)
+    task: Task = "regression" if labels.is_floating_point() else "classification"
+    loss = require_loss(config, task).to(inputs.device)
     training = model.training
     # Batch statistics need two examples, and one of the two may have been unreadable.
     trained = training and config.training is not None and len(labels) > 1
     try:
         for mode in (False, True) if trained else (False,):
             model.train(mode)
-            _check_pass(model, inputs, labels, loss, config)
+            with activations_fit(model, split, config, len(labels)):
+                _check_pass(model, inputs, labels, loss, config)
     finally:
         model.train(training)
 
 
-def _check_pass(model: nn.Module, inputs: Tensor, labels: Tensor, loss: nn.Module, config: Config) -> None:
+def _check_pass(model: nn.Module, inputs: Tensor, labels: Tensor, loss: Loss, config: Config) -> None:
     network = f"model.architecture {config.model.architecture!r}"
     try:
         with isolated(model), torch.no_grad():
@@ -274,17 +229,38 @@ def _check_pass(model: nn.Module, inputs: Tensor, labels: Tensor, loss: nn.Modul
     except _REFUSALS as error:
         shape = "x".join(map(str, inputs.shape[1:]))
         key = "data.sequence_length" if config.data.is_text else "data.target_size"
+        see = f", see {key}" if config.data.is_text or (config.data.is_image and inputs.dim() == 4) else ""
         raise ConfigError(
-            f"{network} does not take the examples of data.dataset {config.data.dataset!r} ({shape}, see {key}): "
-            f"{error}"
+            f"{network} does not take the examples of data.dataset {config.data.dataset!r} ({shape}{see}): "
+            f"{without_frames(str(error))}"
         ) from error
     try:
-        main_output(outputs)
+        found = main_output(outputs)
     except TypeError as error:
         raise ConfigError(f"{network} cannot be trained: {error}") from error
+    if config.training is not None:
+        require_outputs(config.training.metrics.top_k, found.shape[-1])
+    _require_steps(found, labels, network, config)
     try:
         training_loss(loss, outputs, labels)
     except _REFUSALS as error:
+        name = type(loss.function).__name__
         raise ConfigError(
-            f"model.loss_function {config.model.loss_function.name!r} does not take the network's outputs: {error}"
+            f"model.loss_function {name} does not take the network's outputs "
+            f"{tuple(found.shape)} for labels {tuple(labels.shape)}: {without_frames(str(error))}"
         ) from error
+
+
+def _require_steps(outputs: Tensor, labels: Tensor, network: str, config: Config) -> None:
+    """Raise ConfigError if the network answers every step of a sequence that has one label, or the other way round."""
+    wanted = labels.dim() + (not labels.is_floating_point())
+    if {outputs.dim(), wanted} != {2, 3}:
+        return
+    words, per_step = ("example", "step"), wanted == 3
+    cure = f"choose a network with one output per {words[per_step]}"
+    if "per_step" in completed_arguments(config.model.architecture or "", {}):
+        cure = f"set model.arguments.per_step: {str(per_step).lower()}"
+    raise ConfigError(
+        f"{network} gives one output per {words[not per_step]}, but data.dataset {config.data.dataset!r} has one label "
+        f"per {words[per_step]}: {cure}"
+    )

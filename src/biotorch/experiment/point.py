@@ -7,12 +7,12 @@ import dataclasses
 import functools
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from lightning_fabric import Fabric
 from torch import nn
 
 from biotorch import _files, _seeding, data
@@ -22,16 +22,29 @@ from biotorch.experiment import checkpoints, results
 from biotorch.experiment.config import Config
 from biotorch.experiment.display import Display
 from biotorch.experiment.folder import RunFolder
-from biotorch.experiment.identity import claim
+from biotorch.experiment.identity import (
+    checkpoint_digest,
+    claim,
+    data_of,
+    is_own,
+    own_config,
+    read_checkpoint,
+    require_same_data,
+    require_same_run,
+    resolved,
+)
 from biotorch.experiment.importing import import_all
 from biotorch.experiment.keeping import Keeper
-from biotorch.experiment.network import build_model, check_input, checkpoint_digest, feedback_groups
+from biotorch.experiment.network import build_model, check_input, feedback_groups
 from biotorch.experiment.results import Result
 from biotorch.experiment.signals import StopRequest
 from biotorch.training import Stopped, Trainer, TrainingConfig, evaluate, launch
 from biotorch.training.distributed import gather, require_equal_feedback
 from biotorch.training.losses import Loss
 from biotorch.training.randomness import repeatable
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 def launched(config: Config) -> Fabric:
@@ -57,6 +70,7 @@ class Run:
         model: the network under its rule, on the same device.
         display: object that shows the progress.
         request: object that knows whether a signal has asked to stop.
+        state: checkpoint from which the training continues, until it has taken it; None for a new run.
     """
 
     config: Config
@@ -66,11 +80,12 @@ class Run:
     model: nn.Module
     display: Display
     request: StopRequest
+    state: dict[str, Any] | None = None
 
     @functools.cached_property
     def loss(self) -> Loss:
         """Loss of the configuration, on the device of `fabric`."""
-        return self.config.model.loss_function.build().to(self.fabric.device)
+        return self.config.model.loss(self.dataset.task).to(self.fabric.device)
 
     def result(self) -> Result:
         """Train and test, as far as the configuration asks for it, and return the content of results.json."""
@@ -84,12 +99,14 @@ class Run:
         if config.evaluation:
             top_k = config.training.metrics.top_k if config.training else 1
             batch = config.data.evaluation_batch_size
-            test = evaluate(self.model, self.dataset.test, self.loss, top_k, batch, self.fabric)
+            scale = self.dataset.target_std
+            test = evaluate(self.model, self.dataset.test, self.loss, top_k, batch, self.fabric, scale=scale)
         skipped = gather(outcome["skipped_images"] + self.dataset.test.skipped, self.fabric)
         return {
             "config": config.model_dump(mode="json"),
             "data": self.dataset.record,
             "started_from": checkpoint_digest(config.model),
+            "best_state_hash": None,
             **outcome,
             "test": test,
             "state_hash": hashed,
@@ -101,13 +118,10 @@ class Run:
     def _train(self, training: TrainingConfig) -> Result:
         """Train the model, or continue. It ends with the weights of its best epoch; `state_hash` is of the last one."""
         trainer = self._trainer(training)
-        newest = _on_first(self.fabric, lambda: checkpoints.newest(self.folder.latest))
         seconds = 0.0
-        if newest is not None:
-            state = checkpoints.load(newest)  # to the CPU, where generators stay; the rest is copied to its device
-            checkpoints.require_format(state, newest)
-            trainer.load_state_dict(state)
-            seconds = state["seconds_in_all"]
+        if self.state is not None:
+            trainer.load_state_dict(self.state)
+            seconds, self.state = self.state["seconds_in_all"], None
         keeper = Keeper(trainer, self.config, self.folder, self.display, self.request, seconds)
         with keeper, self.request.deferred():
             trainer.observer = keeper
@@ -123,6 +137,7 @@ class Run:
             "best_epoch": trainer.best["epoch"],
             "history": trainer.history,
             "state_hash": hashed,
+            "best_state_hash": state_hash(trainer.best["model"]),
             "skipped_images": trainer.skipped,
             "seconds": keeper.seconds_in_all,
         }
@@ -154,40 +169,100 @@ class Run:
 def run_point(
     config: Config,
     path: Path,
-    overwrite: bool = False,
     display: Display | None = None,
     request: StopRequest | None = None,
+    discards: str = "",
 ) -> Result:
     """Train and test one network in the folder `path`; a run with a checkpoint continues from there.
 
+    An earlier run that bears the mark `discards` is deleted first.
+
     Raises:
         LockedError: another process works on the folder.
-        OtherRunError: the folder holds a run of another configuration, and `overwrite` is False.
-        ConfigError: network, loss, optimizer or processes do not fit each other or the data.
+        OtherRunError: the folder holds a run of another configuration or on other data, or files that no run has
+            written.
+        ConfigError: network, loss, optimizer or processes do not fit each other or the data, or a network that is only
+            evaluated was trained on data with another meaning.
+        LostFolderError: the folder was deleted or replaced during the run.
         DivergenceError: loss or weights are no longer finite; the last good checkpoint stays.
         Interrupted: a signal has asked to stop; the checkpoint is on disk.
     """
     import_all(config.imports)  # a new process has not imported them yet
-    fabric, folder = launched(config), RunFolder(path)
+    fabric, folder = launched(config), RunFolder(path, discards)
     with _locked(folder, fabric):
-        config = _on_first(fabric, lambda: claim(config, folder, overwrite))
+        config = on_first(fabric, lambda: resolved(config, None if folder.discarded else folder.read_config()))
         experiment = config.experiment
         with repeatable(experiment.seed, experiment.deterministic, config.infrastructure.threads):
-            dataset = data.load(config.data, experiment.seed).to(fabric.device)
-            model = build_model(config, dataset.num_classes, dataset.input_shape).to(fabric.device)
-            if config.infrastructure.channels_last:
+            dataset = _dataset(config).to(fabric.device)
+            if problems := config.misplaced({dataset.kind}):  # known before for all but .npz files
+                raise ConfigError("; ".join(f"{key}: {text}" for key, text in problems.items()))
+            config = config.for_task(dataset.task)
+            on_first(fabric, lambda: claim(config, folder))
+            state = None if folder.discarded else _saved(config, folder, dataset, fabric)
+            model = build_model(config, dataset.num_outputs, dataset.input_shape).to(fabric.device)
+            if config.infrastructure.channels_last and dataset.kind == "images":
                 model = model.to(memory_format=torch.channels_last)
             check_input(model, dataset.train, config)
-            _on_first(fabric, lambda: folder.begin(config.model_dump(mode="json"), overwrite))
+            on_first(fabric, lambda: folder.begin(config.model_dump(mode="json")))
             if fabric.world_size > 1:  # each process draws its own dropout masks
                 torch.manual_seed(_seeding.derive(experiment.seed, "rank", fabric.global_rank))
-            run = Run(config, fabric, folder, dataset, model, display or Display(), request or StopRequest())
+            run = Run(config, fabric, folder, dataset, model, display or Display(), request or StopRequest(), state)
             result = run.result()
-        return _on_first(fabric, lambda: _finish(folder, result))
+        return on_first(fabric, lambda: _finish(folder, result))
+
+
+def _dataset(config: Config) -> data.Dataset:
+    """Data of a run, which a network of this package that it starts from understands.
+
+    A network that is only evaluated gets the training split of its own seed, by which its inputs are prepared.
+    """
+    source, training, seed = config.model.checkpoint, config.training is not None, config.experiment.seed
+    content = None if source is None else read_checkpoint(source)
+    if content is None or not is_own(content):
+        return data.load(config.data, seed)
+    own = own_config(content, str(source))
+    dataset = data.load(config.data, seed) if training else data.load(config.data, own.experiment.seed, own.data)
+    require_understood(content, f"model.checkpoint: {source}", dataset, training)
+    return dataset
+
+
+def require_understood(content: dict[str, Any], run: str, dataset: data.Dataset, training: bool = False) -> None:
+    """Check that to the network of the checkpoint `content`, named `run`, outputs and inputs of the data mean the same.
+
+    Raises:
+        ConfigError: they do not, and there will be no `training` by which the network could learn it.
+
+    Warns:
+        UserWarning: they do not, in the training of a network with the right number of outputs.
+    """
+    told = data.misread(data_of(content), dataset.record)
+    if told is not None and not training:
+        cure = "; other rows are given alone, as data.test" if dataset.kind == "table" else ""
+        raise ConfigError(f"{run} {told}{cure}")
+    if told is not None and content["num_classes"] == dataset.num_outputs:
+        warnings.warn(f"{run} {told}: it has to learn the difference", stacklevel=2)
+
+
+def _saved(config: Config, folder: RunFolder, dataset: data.Dataset, fabric: Fabric) -> dict[str, Any] | None:
+    """The newest checkpoint of an earlier start, if any.
+
+    Raises:
+        OtherRunError: it was trained on other data.
+        CheckpointError: it is of another run.
+    """
+    newest = on_first(fabric, lambda: checkpoints.newest(folder.latest))
+    if newest is None:
+        return None
+    state = checkpoints.load(newest)  # to the CPU, where generators stay; the rest is copied to its device
+    checkpoints.require_format(state, newest)
+    require_same_run(state, newest, config.model_dump(mode="json"))
+    require_same_data(data_of(state), dataset.record, folder.path)
+    return state
 
 
 def _finish(folder: RunFolder, result: Result) -> Result:
-    if result["validation"] is not None:
+    folder.require_held()
+    if "error" in (result["validation"] or ()):
         _files.write_text(folder.best_accuracy, f"{100 - result['validation']['error']}\n")
     _files.previous(folder.latest).unlink(missing_ok=True)
     return results.save(folder.results, result)
@@ -198,15 +273,16 @@ def _finish(folder: RunFolder, result: Result) -> Result:
 
 @contextlib.contextmanager
 def _locked(folder: RunFolder, fabric: Fabric) -> Iterator[None]:
-    _on_first(fabric, folder.lock)
+    on_first(fabric, folder.lock)
     try:
-        yield
+        with folder.noticing():
+            yield
     finally:
         if fabric.is_global_zero:
             folder.release()
 
 
-def _on_first(fabric: Fabric, action: Callable[[], _T]) -> _T:
+def on_first(fabric: Fabric, action: Callable[[], _T]) -> _T:
     """Run `action` in the first process only. All processes return its value, or raise its exception."""
     outcome: tuple[_T | None, Exception | None] = (None, None)
     if fabric.is_global_zero:

@@ -8,22 +8,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from biotorch._names import nearest
-from biotorch.errors import ConfigError, OwnModuleError, SectionError
-from biotorch.experiment import sweep
+from biotorch._sections import Checker, subsection
+from biotorch.errors import ConfigError, OwnModuleError, SectionError, shortened
+from biotorch.experiment import documents, sweep
 from biotorch.experiment.config import Config
-from biotorch.experiment.documents import Loader
-from biotorch.experiment.importing import import_all
-
-#: A key path, split at its dots.
-_Location = tuple[str, ...]
-#: For each key path, the file and line, or the override, that has set it.
-_Places = dict[_Location, str]
+from biotorch.experiment.documents import Location, Places
+from biotorch.experiment.importing import check_name, import_all
+from biotorch.experiment.planning import require_arguments
 
 _NO_CHANGE = sweep.Point({}, {})
+
+#: Most problems that are listed, and most points with problems after which the others are not checked.
+_LISTED = 30
+#: Most characters of a problem.
+_LONGEST = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,29 +50,31 @@ class Study:
 def read(path: Path | str, overrides: Sequence[str] = ()) -> Study:
     """Read the study in a YAML file, with overrides `key.path=value` whose values are YAML, too.
 
-    If the sweep varies an overridden key, the override takes the key out of the sweep.
+    If the file's sweep varies an overridden key, the override takes the key out of the sweep. Overrides of the sweep
+    are made after all others, whatever their order, and vary keys inside of an overridden section.
 
     Raises:
         ConfigError: there is no such file, or it is not valid YAML; or, all in one list: repeated keys, unknown keys,
-            wrong values and impossible combinations.
+            wrong values, impossible combinations, and overrides of what an override of the sweep varies.
     """
     path = Path(path)
-    if path.is_dir():
-        raise ConfigError(
-            f"{path} is a folder, not a file; in the folder of a run, the configuration is {path / 'config.yaml'}"
-        )
-    if not path.is_file():
-        raise ConfigError(f"no configuration file {path}{nearest(path.name, _yaml_files(path.parent))}")
     try:
         text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    tree, places, problems = _parse(text, str(path))
+    except IsADirectoryError as error:
+        raise ConfigError(
+            f"{path} is a folder, not a file; in the folder of a run, the configuration is {path / 'config.yaml'}"
+        ) from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ConfigError(f"no configuration file {path}{nearest(path.name, _yaml_files(path.parent))}") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{shortened(str(path))} cannot be read: {reason}") from error
+    tree, places, problems = documents.parse(text, str(path))
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds no configuration: expected sections such as experiment, data, model")
     changes: dict[str, Any] = {}
-    for override in overrides:
-        _override(tree, override, changes, places, problems)
+    for override in sorted(overrides, key=_of_the_sweep):
+        tree = _override(tree, override, changes, places, problems)
     return validate(tree, str(path), changes, places, problems, narrowed=bool(overrides))
 
 
@@ -79,7 +82,7 @@ def validate(
     tree: Mapping[str, Any],
     source: str,
     changes: Mapping[str, Any] | None = None,
-    places: _Places | None = None,
+    places: Places | None = None,
     problems: Sequence[str] = (),
     narrowed: bool = False,
 ) -> Study:
@@ -90,7 +93,7 @@ def validate(
     Args:
         tree: the configuration.
         source: name of the configuration in messages.
-        changes: values by key path, set at every point even if the sweep sets other ones.
+        changes: values by key path, set at every point even if its case or `when` sets other ones.
         places: for each key path, the place that has set it, for messages.
         problems: problems that are known already.
         narrowed: whether overrides have narrowed the sweep. If not, each entry of its `when` must hold at some point.
@@ -98,7 +101,7 @@ def validate(
     Raises:
         ConfigError: lists `problems` and those found at any point.
     """
-    places, found = places or {}, list(problems)
+    places, found, changes = places or {}, list(problems), changes or {}
     _import(tree, found, places)
     grid: dict[str, sweep.Point] = {"": _NO_CHANGE}
     entries: list[sweep.Refinement] = []
@@ -109,129 +112,119 @@ def validate(
         for key, text in error.problems.items():
             parts = key.split(".") if key.startswith("when.") else [key] if key else []
             found.append(_line(("sweep", *parts), text, places))
-    configs, unused = {}, list(entries)
+    found += [_line(tuple(key.split(".")), text, places) for key, text in _contradicted(grid, changes).items()]
+    configs, unused, broken, checker = {}, list(entries), 0, Checker()
     for name, point in grid.items():
+        if broken == _LISTED:
+            break
         try:
-            whole = sweep.changed(sweep.changed(tree, point.changes), changes or {})
+            varied = {
+                key: point.changes[key] for key in _named_after(point) if any(_inside(key, each) for each in changes)
+            }
+            fixed = {**changes, **varied}
+            whole = sweep.changed(sweep.changed(tree, point.changes), fixed)
             holding = [entry for entry in entries if entry.holds(whole, point)]
             unused = [entry for entry in unused if entry not in holding]
             for entry in holding:
                 point = sweep.refined(point, entry)  # noqa: PLW2901
-                whole = sweep.changed(whole, {**entry.changes, **(changes or {})})
-            configs[name] = Config.model_validate({**whole, "sweep": {}})
+                whole = sweep.changed(whole, {**entry.changes, **fixed})
+            configs[name] = checker.check(Config, {**whole, "sweep": {}})
+            require_arguments(configs[name])
         except SectionError as error:
-            found += [_line(tuple(key.split(".")), text, places) for key, text in error.problems.items()]
+            found += [_line(tuple(key.split(".")), text, places, point) for key, text in error.problems.items()]
         except ValidationError as error:
             found += _lines(error, places, point)
-    if not narrowed:
+        broken += name not in configs
+    if not narrowed and not broken:
         found += [_line(entry.place, "no point of the sweep meets these conditions", places) for entry in unused]
     if found:
-        listed = list(dict.fromkeys(found))
-        count = f"{len(listed)} problem{'s' if len(listed) > 1 else ''}"
-        raise ConfigError(f"{source}: {count}" + "".join(f"\n  {line}" for line in listed))
+        raise ConfigError(_listed(source, list(dict.fromkeys(found))))
     experiment = next(iter(configs.values())).experiment
     return Study(experiment.output_dir / experiment.name, configs, {name: point.cases for name, point in grid.items()})
 
 
-def _import(tree: Mapping[str, Any], found: list[str], places: _Places) -> None:
+def _named_after(point: sweep.Point) -> dict[str, str]:
+    """Keys after whose values a point is named, with their axes; a case with a name of its own has none."""
+    places = {key: place[1:] for key, place in point.places.items()}
+    return {key: axis for key, (axis, *rest) in places.items() if key == axis or rest[:1] == ["zip"]}
+
+
+def _contradicted(grid: Mapping[str, sweep.Point], changes: Mapping[str, Any]) -> dict[str, str]:
+    """Problems by key: overrides of values after which points are named, or of a part of them."""
+    return {
+        changed: f"the axis {axis} of the sweep sets {key}, too: leave one of the two out"
+        for point in grid.values()
+        for key, axis in _named_after(point).items()
+        for changed, value in changes.items()
+        if _inside(changed, key) or (changed == key and value != point.changes[key])
+    }
+
+
+def _inside(key: str, section: str) -> bool:
+    return key.startswith(f"{section}.")
+
+
+def _import(tree: Mapping[str, Any], found: list[str], places: Places) -> None:
     """Import the modules of `imports`, which may register rules. Values of a wrong type are reported later."""
     names = tree.get("imports")
     if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        try:
+            for name in names:
+                check_name(name)
+        except ValueError:
+            return
         try:
             import_all(names)
         except OwnModuleError as error:
             found.append(_line(("imports",), str(error).removeprefix("imports: "), places))
 
 
-# YAML ------------------------------------------------------------------------------------------
-
-
-def _parse(text: str, source: str) -> tuple[Any, _Places, list[str]]:
-    """Parse a document into its tree, the place of each key, and problems with keys that YAML drops silently."""
-    places: _Places = {}
-    problems: list[str] = []
-    try:
-        loader = Loader(text)
-        node = loader.get_single_node()
-        if node is None:
-            return None, {}, []
-        _walk(node, (), source, places, problems, frozenset())
-        tree = loader.construct_document(node)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{_place(error, text, source)} not valid YAML: {' '.join(str(error).split())}") from error
-    return tree, places, problems
-
-
-def _place(error: Exception, text: str, source: str) -> str:
-    if source.startswith("override"):
-        return f"{source} is"
-    if isinstance(error, yaml.reader.ReaderError):
-        return f"{source}:{text[: error.position].count(chr(10)) + 1}:"
-    mark = getattr(error, "problem_mark", None)
-    return f"{source}:{mark.line + 1 if mark else 1}:"
-
-
-def _walk(
-    node: yaml.Node, location: _Location, source: str, places: _Places, problems: list[str], above: frozenset[int]
-) -> None:
-    if id(node) in above:
-        raise ConfigError(f"{source}:{node.start_mark.line + 1}: an alias contains itself")
-    above |= {id(node)}
-    if isinstance(node, yaml.SequenceNode):
-        for number, value in enumerate(node.value):
-            places.setdefault((*location, str(number)), f"{source}:{value.start_mark.line + 1}")
-            _walk(value, (*location, str(number)), source, places, problems, above)
-    if not isinstance(node, yaml.MappingNode):
-        return
-    seen: dict[str, int] = {}
-    for key, value in node.value:
-        line = key.start_mark.line + 1
-        if key.tag == "tag:yaml.org,2002:merge":
-            _walk(value, location, source, places, problems, above)
-            continue
-        word = isinstance(key, yaml.ScalarNode) and (key.tag.endswith(":str") or location[:1] == ("sweep",))
-        if not word:
-            problems.append(f"{source}:{line}: {'.'.join((*location, str(key.value)))}: a key must be a word")
-            continue
-        if key.value in seen:
-            path = ".".join((*location, key.value))
-            problems.append(f"{source}:{line}: {path}: this key is already set in line {seen[key.value]}")
-        seen[key.value] = line
-        places.setdefault((*location, key.value), f"{source}:{line}")
-        _walk(value, (*location, key.value), source, places, problems, above)
+# Overrides ------------------------------------------------------------------------------------------
 
 
 def parse_override(override: str) -> tuple[str, Any]:
     """Split `key.path=value` into key path and value, which is read as YAML. Raises ConfigError if it is malformed."""
     key, separator, text = override.partition("=")
     if not separator or not all(key.split(".")):
-        raise ConfigError(f"{override!r} is not an override: write key.path=value")
-    value, _, problems = _parse(text, f"override {override}")
+        raise ConfigError(f"{shortened(repr(override))} is not an override: write key.path=value")
+    section, _, axis = key.partition(".")
+    at = (section, axis) if section == "sweep" and axis else tuple(key.split("."))
+    value, _, problems = documents.parse(text, _place_of(override), at)
     if problems:
         raise ConfigError("\n  ".join(problems))
     return key, value
 
 
+def _of_the_sweep(override: str) -> bool:
+    return override.partition("=")[0].partition(".")[0] == "sweep"
+
+
+def _place_of(override: str) -> str:
+    return f"override {shortened(override)}"
+
+
 def _override(
-    tree: dict[str, Any], override: str, changes: dict[str, Any], places: _Places, problems: list[str]
-) -> None:
-    place = f"override {override}"
+    tree: dict[str, Any], override: str, changes: dict[str, Any], places: Places, problems: list[str]
+) -> dict[str, Any]:
+    """Copy of the tree with an override; its change, place and problems are added to the other arguments."""
+    place = _place_of(override)
     try:
         key, value = parse_override(override)
-        sweep.set_value(tree, key, value)
+        tree = sweep.with_value(tree, key, value)
     except SectionError as error:
-        problems += [f"{place}: {where} {message}" for where, message in error.problems.items()]
-        return
+        problems += [shortened(f"{place}: {where} {message}", _LONGEST) for where, message in error.problems.items()]
+        return tree
     except ConfigError as error:
         problems.append(str(error))
-        return
+        return tree
     location = tuple(key.split("."))
     for below in [known for known in places if known[: len(location)] == location]:
         del places[below]
     places[location] = place
     if location[0] != "sweep":
         changes[key] = value
-        tree["sweep"] = sweep.overridden(tree.get("sweep"), key, value)
+        tree = {**tree, "sweep": sweep.overridden(tree.get("sweep"), key, value)}
+    return tree
 
 
 def _yaml_files(folder: Path) -> list[str]:
@@ -241,9 +234,16 @@ def _yaml_files(folder: Path) -> list[str]:
 # Problems ----------------------------------------------------------------------------------------
 
 
-def _lines(error: ValidationError, places: _Places, point: sweep.Point) -> Iterator[str]:
+def _listed(source: str, problems: Sequence[str]) -> str:
+    """Message with a line for each problem, up to a number."""
+    count = f"{len(problems):,} problem{'s' if len(problems) > 1 else ''}"
+    more = [f"and {len(problems) - _LISTED:,} more"] if len(problems) > _LISTED else []
+    return "\n  ".join([f"{source}: {count}", *problems[:_LISTED], *more])
+
+
+def _lines(error: ValidationError, places: Places, point: sweep.Point) -> Iterator[str]:
     for problem in error.errors():
-        location = tuple(str(part) for part in problem["loc"] if part != "Augmentation")
+        location = tuple(str(part) for part in problem["loc"] if not str(part).startswith("function-"))
         inner = problem.get("ctx", {}).get("error")
         if isinstance(inner, SectionError):
             for key, text in inner.problems.items():
@@ -254,7 +254,7 @@ def _lines(error: ValidationError, places: _Places, point: sweep.Point) -> Itera
             yield _line(location, _message(problem, location), places, point)
 
 
-def _message(problem: Any, location: _Location) -> str:
+def _message(problem: Any, location: Location) -> str:
     if problem["type"] == "extra_forbidden":
         return f"unknown key.{nearest(location[-1], _keys_at(location[:-1]))}"
     if problem["type"] == "missing":
@@ -265,28 +265,27 @@ def _message(problem: Any, location: _Location) -> str:
     return message if problem["type"] == "value_error" else f"{message}, got {reprlib.repr(problem['input'])}"
 
 
-def _line(location: _Location, message: str, places: _Places, point: sweep.Point = _NO_CHANGE) -> str:
+def _line(location: Location, message: str, places: Places, point: sweep.Point = _NO_CHANGE) -> str:
     """Format a problem as `file:line: key.path: message`, with the nearest known place."""
     key = ".".join(location)
+    message = message.replace("\n", " ")
     candidates = [location[:length] for length in range(len(location), 0, -1)]
     for swept, where in point.places.items():
-        if f"{key}.".startswith(f"{swept}."):
-            message = f"{message} (at the point of the sweep where {swept} is {point.changes[swept]!r})"
+        inside = len(location) > 1 and f"{swept}.".startswith(f"{key}.")
+        if inside or f"{key}.".startswith(f"{swept}."):
+            message = f"{message} (at the point of the sweep where {swept} is {reprlib.repr(point.changes[swept])})"
             candidates = [where[:length] for length in range(len(where), 0, -1)]
     place = next((places[known] for known in candidates if known in places), None)
     if place is None:  # an override or the sweep has made the section
         made = [known for known in places if known[: len(location)] == location]
         made += [where[:2] for swept, where in point.places.items() if f"{swept}.".startswith(f"{key}.")]
         place = next((places[known] for known in [*made, *(known[:1] for known in made)] if known in places), None)
-    return ": ".join(part for part in (place, key or "(top)", message) if part)
+    line = (place, shortened(key) or "(top)", shortened(message, _LONGEST))
+    return ": ".join(part for part in line if part)
 
 
 def _keys_at(location: Sequence[str]) -> list[str]:
-    section: Any = Config
+    section: type[BaseModel] | None = Config
     for part in location:
-        field = section.model_fields.get(part)
-        kinds = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
-        section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
-        if section is None:
-            return []
-    return list(section.model_fields)
+        section = None if section is None else subsection(section, part)
+    return [] if section is None else list(section.model_fields)

@@ -1,4 +1,4 @@
-"""Search for the learning rate of each setting of a study by validation error (appendix 6.1 of the paper)."""
+"""Search for the learning rate of each setting of a study on validation data (appendix 6.1 of the paper)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from biotorch import _seeding
 from biotorch._names import require
 from biotorch.errors import BrokenPointsError, ConfigError
 from biotorch.experiment.config import Config
+from biotorch.experiment.folder import SEARCH
 from biotorch.experiment.reading import Study
 from biotorch.experiment.results import Result
+from biotorch.training.figures import judged
 
 _RATE, _SEED = "training.optimizer.lr", "experiment.seed"
 
@@ -28,24 +30,29 @@ class Setting:
         name: common part of the points' names, without seed and rate.
         conditions: common values of the points, by axis of the sweep.
         config: configuration of the first point.
-        errors: validation error (%) by rate; infinite if the training diverged.
+        figures: figures of the best epoch on the validation set by rate; empty if the training diverged.
     """
 
     name: str
     conditions: dict[str, Any]
     config: Config
-    errors: dict[float, float] = dataclasses.field(default_factory=dict)
+    figures: dict[float, dict[str, float]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def values(self) -> dict[float, float]:
+        """What the rates are judged by, the lower the better; infinite if the training diverged."""
+        return {rate: judged(figures) if figures else math.inf for rate, figures in self.figures.items()}
 
     @property
     def best(self) -> float | None:
-        """Rate with the lowest validation error, the smallest one of a tie; None if all rates diverged."""
-        finite = {rate: error for rate, error in self.errors.items() if math.isfinite(error)}
+        """Rate with the lowest value, the smallest one of a tie; None if all rates diverged."""
+        finite = {rate: value for rate, value in self.values.items() if math.isfinite(value)}
         return min(sorted(finite), key=finite.__getitem__, default=None)
 
     @property
     def at_the_edge(self) -> bool:
         """Whether the best rate is the smallest or largest one tried, so that a better one may lie beyond."""
-        return self.best is not None and len(self.errors) > 1 and self.best in (min(self.errors), max(self.errors))
+        return self.best is not None and len(self.values) > 1 and self.best in (min(self.values), max(self.values))
 
 
 def settings(study: Study) -> list[Setting]:
@@ -115,15 +122,14 @@ def by_optuna(study: Study, low: float, high: float, trials: int, seed: int, run
         rates = {name: _rounded(trial.suggest_float("lr", low, high, log=True)) for name, trial in asked.items()}
         _measure(study, [(each, rates[each.name]) for each in found], run)
         for each in found:
-            found_error = each.errors[rates[each.name]]
-            samplers[each.name].tell(asked[each.name], found_error if math.isfinite(found_error) else 100.0)
+            samplers[each.name].tell(asked[each.name], each.values[rates[each.name]])
     return found
 
 
 def _measure(study: Study, wanted: Sequence[tuple[Setting, float]], run: Run) -> None:
-    """Run the wanted pairs of setting and rate, and store their validation errors in the settings."""
+    """Run the wanted pairs of setting and rate, and store their validation figures in the settings."""
     points = {_name(setting, rate): _with_rate(setting.config, rate) for setting, rate in wanted}
-    folder = study.folder / "search"
+    folder = study.folder / SEARCH
     try:
         results: Mapping[str, Result] = run(Study(folder, points))
     except BrokenPointsError as error:
@@ -132,7 +138,7 @@ def _measure(study: Study, wanted: Sequence[tuple[Setting, float]], run: Run) ->
         results = error.results
     for setting, rate in wanted:
         result = results.get(_name(setting, rate))
-        setting.errors[rate] = math.inf if result is None else result["validation"]["error"]
+        setting.figures[rate] = {} if result is None else result["validation"]
 
 
 def _name(setting: Setting, rate: float) -> str:

@@ -6,16 +6,28 @@ import contextlib
 import json
 import signal
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import torch.distributed
 
-from biotorch import _files
-from biotorch.errors import BrokenPointsError, DamagedResultError, Failure, Interrupted
+from biotorch import _files, data
+from biotorch.data import DataConfig
+from biotorch.errors import (
+    BiotorchError,
+    BrokenPointsError,
+    DamagedResultError,
+    Failure,
+    Interrupted,
+    LostFolderError,
+)
+from biotorch.experiment.command import command, is_sweep
 from biotorch.experiment.config import Config
 from biotorch.experiment.display import Display
 from biotorch.experiment.executors.base import Executor, Task
 from biotorch.experiment.folder import RunFolder
 from biotorch.experiment.identity import finished
+from biotorch.experiment.planning import require_fit
 from biotorch.experiment.point import run_point
 from biotorch.experiment.reading import Study
 from biotorch.experiment.results import Result, load_results
@@ -35,25 +47,41 @@ def run(
 
     Args:
         study: the study, as `read` returns it.
-        overwrite: whether to replace the results of earlier runs.
+        overwrite: whether to replace the results of earlier runs, see `command`.
         display: object whose methods are called to show the progress.
         executor: executor of the points; default: one after another in this process.
 
     Raises:
-        OtherRunError: a folder holds a run of another configuration, and `overwrite` is False.
+        OtherRunError, LockedError: as in `command`.
+        LostFolderError, Interrupted, BrokenPointsError: as in `run_points`.
+    """
+    with command(study, overwrite) as discards:
+        return run_points(study, discards, display, executor)
+
+
+def run_points(
+    study: Study, discards: str, display: Display | None = None, executor: Executor | None = None
+) -> dict[str, Result]:
+    """Run the points of `study` inside of a `command`, which gives `discards`; the rest is as in `run`.
+
+    Raises:
+        LostFolderError: the folder of the study was deleted or replaced.
         Interrupted: by SIGINT or SIGTERM; the last checkpoint is on disk.
         BrokenPointsError: some points of a sweep have failed; it is raised after all others have been run. Without a
             sweep, the error of the only point is raised itself, see `run_point`.
     """
-    progress = _Progress(study, display or Display())
-    if not overwrite:
-        progress.collect()
-    with stop_requests() as request:
+    progress = _Progress(study, discards, display or Display())
+    progress.collect()
+    with stop_requests() as request, progress:
+        if executor is None or executor.here:
+            progress.require_data()
+        if is_sweep(study) and progress.left:
+            RunFolder(study.folder).clear_report(whole=bool(discards))  # of the networks that were there before
         if executor is None:
-            progress.run_one_by_one(overwrite, request)
+            progress.run_one_by_one(request)
         elif progress.left:
             with executor:
-                progress.run_side_by_side(overwrite, request, executor)
+                progress.run_side_by_side(request, executor)
     done, failures = progress.done, progress.failures
     in_order = {name: done[name] for name in study.points if name in done}
     if failures:
@@ -66,12 +94,34 @@ def run(
 class _Progress:
     """Progress of a study: results of the finished points and failures of the broken ones, by name."""
 
-    def __init__(self, study: Study, display: Display) -> None:
-        self.study, self.display = study, display
+    def __init__(self, study: Study, discards: str, display: Display) -> None:
+        self.study, self.discards, self.display = study, discards, display
         self.done: dict[str, Result] = {}
         self.failures: dict[str, Failure] = {}
+        #: For each data set and its folder, the first finished point and the record of its data.
+        self._data: dict[tuple[str, Path], tuple[str, dict[str, Any]]] = {}
         #: Number of epochs of each running point that the display has shown.
         self._shown: dict[str, int] = {}
+        self._anchor: _files.Anchor | None = None
+
+    def __enter__(self) -> _Progress:
+        if is_sweep(self.study):  # the folder of a single run is held by its lock
+            self.study.folder.mkdir(parents=True, exist_ok=True)
+            self._anchor = _files.Anchor(self.study.folder)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._anchor is not None:
+            self._anchor.release()
+
+    def _require_folder(self) -> None:
+        if self._anchor is not None and not self._anchor.holds():
+            raise LostFolderError(
+                f"{self.study.folder} was deleted or replaced while its points ran, so nothing more is written; leave "
+                "the folder where it is while it is in use"
+            )
 
     @property
     def left(self) -> dict[str, Config]:
@@ -81,9 +131,18 @@ class _Progress:
 
     def collect(self) -> None:
         """Collect the results of earlier commands; a result that cannot be read counts as a failure."""
+        described: dict[str, dict[str, Any]] = {}  # points share their data
+
+        def describe(section: DataConfig) -> dict[str, Any]:
+            key = section.model_dump_json()
+            if key not in described:
+                described[key] = data.describe(section)
+            return described[key]
+
         for name, config in self.study.points.items():
             try:
-                result = finished(config, RunFolder(self.study.folder / name))
+                folder = RunFolder(self.study.folder / name, self.discards)
+                result = None if folder.discarded else finished(config, folder, describe)
             except DamagedResultError as error:
                 if len(self.study.points) == 1:
                     raise
@@ -92,35 +151,59 @@ class _Progress:
             if result is not None:
                 self._finish(name, result)
 
-    def run_one_by_one(self, overwrite: bool, request: StopRequest) -> None:
+    def require_data(self) -> None:
+        """Break the points that are left whose data are not on this machine or do not fit, before the first one runs.
+
+        Raises the error of the data set if there is nothing else to do.
+        """
+        problems: dict[str, Exception | None] = {}
+        broken: dict[str, list[str]] = {}
+        for name, config in self.left.items():
+            key = _of_the_data(config)
+            if key not in problems:
+                problems[key] = _problem(config, alone=len(self.left) == 1)
+            if problems[key] is not None:
+                broken.setdefault(key, []).append(name)
+        for key, names in broken.items():
+            error = problems[key]
+            assert error is not None
+            if len(names) == len(self.study.points):
+                raise error
+            self._fail(names, Failure.of(error))
+
+    def run_one_by_one(self, request: StopRequest) -> None:
         """Run the points that are left one after another in this process."""
         for name, config in self.left.items():
+            self._require_folder()
             self.display.start(name, config)
             try:
-                result = run_point(config, self.study.folder / name, overwrite, self.display, request)
+                result = run_point(config, self.study.folder / name, self.display, request, self.discards)
             except Exception as error:  # of any kind: it is reported at the end, after the other points
                 # Other processes may wait for this one.
                 if len(self.study.points) == 1 or torch.distributed.is_initialized():
                     raise
-                self._fail(name, Failure.of(error))
+                self._fail([name], Failure.of(error))
             else:
                 self._finish(name, result)
 
-    def run_side_by_side(self, overwrite: bool, request: StopRequest, executor: Executor) -> None:
+    def run_side_by_side(self, request: StopRequest, executor: Executor) -> None:
         """Run the points that are left in the processes of an executor, and show the epochs that they write."""
         left = self.left
         waiting = set(left)
         with request.deferred():
-            executor.submit([Task(name, config, self.study.folder / name, overwrite) for name, config in left.items()])
+            executor.submit(
+                [Task(name, config, self.study.folder / name, self.discards) for name, config in left.items()]
+            )
             while waiting and request.number is None:
                 ended = executor.wait(_LOOK)
+                self._require_folder()
                 self._pass_on(executor)
                 self._show(executor)
                 for task, failure in ((each.task, each.failure) for each in ended):
                     waiting.discard(task.name)
                     result = None if failure is not None else load_results(task.path)
                     if result is None:
-                        self._fail(task.name, failure or Failure("defect", "the process ended without a result"))
+                        self._fail([task.name], failure or Failure("defect", "the process ended without a result"))
                     else:
                         self._finish(task.name, result)
         if waiting:
@@ -129,16 +212,24 @@ class _Progress:
             raise Interrupted(request.number or signal.SIGTERM)
 
     def _finish(self, name: str, result: Result) -> None:
+        config = self.study.points[name].data
+        record = result.get("data") or {}  # of an older version, it may be missing
+        first, known = self._data.setdefault((config.dataset, config.folder), (name, record))
+        if (found := data.difference(known, record)) is not None:
+            self.display.warn(f"{first} and {name} were trained on different data ({found}): do not compare them")
         self.done[name] = result
         self.display.finished(name, result)
 
-    def _fail(self, name: str, failure: Failure) -> None:
-        """Record a failure, and write it into the folder of its point."""
-        with contextlib.suppress(OSError):  # the failure may be a full disk; it is also printed
-            path = RunFolder(self.study.folder / name).error
-            _files.write_text(path, failure.traceback or f"{failure.message}\n")
-        self.failures[name] = failure
-        self.display.failed(name, failure.message)
+    def _fail(self, names: list[str], failure: Failure) -> None:
+        """Record the failure of points, and write it into their folders, if they may be written to."""
+        for name in names:
+            folder = RunFolder(self.study.folder / name)
+            if failure.kind != "lost":
+                # It may be a full disk, files of others or another process's lock; the failure is also printed.
+                with contextlib.suppress(OSError, BiotorchError), folder.locked():
+                    _files.write_text(folder.error, failure.traceback or f"{failure.message}\n")
+            self.failures[name] = failure
+        self.display.failed(names, failure.message)
 
     def _pass_on(self, executor: Executor) -> None:
         for message in executor.messages():
@@ -163,3 +254,24 @@ def _records(path: Path) -> list[Record]:
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in lines]
+
+
+def _of_the_data(config: Config) -> str:
+    """Text of the settings that `require_fit` looks at, which is equal for points that share them."""
+    top_k = 1 if config.training is None else config.training.metrics.top_k
+    loss = None if config.model.loss_function is None else config.model.loss_function.model_dump(mode="json")
+    return json.dumps([config.data.model_dump(mode="json"), loss, top_k])
+
+
+def _problem(config: Config, alone: bool) -> Exception | None:
+    """Reason why the data of a configuration are not on this machine or do not fit it, or None.
+
+    A point that is alone finds the latter out itself, and lists of image files would take time to be read twice.
+    """
+    try:
+        data.require_present(config.data)
+        if not alone and not config.data.in_files:
+            require_fit(config)
+    except (BiotorchError, OSError) as error:
+        return error
+    return None

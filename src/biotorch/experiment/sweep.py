@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
+import math
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from biotorch.errors import SectionError
@@ -20,6 +21,13 @@ _NOT_SWEPT = ("experiment.name", "experiment.output_dir", "sweep")
 _WHEN = "when"
 _SET = "set"
 _ZIP = "zip"
+
+#: Most points of a grid.
+_MOST = 10_000
+#: Most sections around a key that is set.
+_DEEPEST = 20
+#: Most bytes of a file's name, on all usual systems.
+_NAME = 255
 
 
 class Point(NamedTuple):
@@ -57,8 +65,8 @@ def points(sweep: Any) -> dict[str, Point]:
     """Points of the grid, by name. An empty sweep has a single point, named "".
 
     Raises:
-        SectionError: an axis has no values, a case is not a mapping, two axes set one key, a key cannot be swept, or
-            two points have the same name.
+        SectionError: an axis has no values, a case is not a mapping, two axes set one key, a key cannot be swept, two
+            points have the same name or one that is too long for a folder, or there are too many points.
     """
     if not isinstance(sweep, Mapping):
         raise SectionError({"": f"a mapping of axes to their values is needed, not {sweep!r}"})
@@ -74,12 +82,18 @@ def points(sweep: Any) -> dict[str, Point]:
     problems |= _shared(axes)
     if problems:
         raise SectionError(problems)
+    count = math.prod(map(len, axes.values()))
+    if count > _MOST:
+        raise SectionError({"": f"the axes make {count:,} points, but a study has at most {_MOST:,}"})
     grid: dict[str, Point] = {}
     for combination in itertools.product(*axes.values()):
         name = ",".join(case.label for case in combination)
         changes = {key: value for case in combination for key, value in case.point.changes.items()}
         if name in grid:
             raise SectionError({"": f"two points would both write into {name!r}; give one of them another name"})
+        if len(os.fsencode(name)) > _NAME:
+            text = f"the folder's name {name!r} is longer than {_NAME} bytes; give the values names, as in "
+            raise SectionError({"": f"{text}{{size: {{small: {{...}}, large: {{...}}}}}}"})
         places = {key: place for case in combination for key, place in case.point.places.items()}
         grid[name] = Point(changes, places, dict(zip(axes, (case.name for case in combination), strict=True)))
     return grid
@@ -145,7 +159,7 @@ def _cases(axis: Any, values: Any) -> list[_Case]:
     if isinstance(values, list):
         if not is_key:
             raise ValueError("the axis of a list must be a key path, such as training.optimizer.lr")
-        if any(value in values[:number] for number, value in enumerate(values)):
+        if _repeated(values):
             raise ValueError(f"a value occurs twice in {values!r}")
         return [_Case(value, _labelled(axis, value), _point({axis: value}, (axis,), axis)) for value in values]
     cases = []
@@ -174,6 +188,13 @@ def _zipped(axis: str, lists: Any) -> list[_Case]:
         label = ",".join(_labelled(key, value) for key, value in changes.items())
         cases.append(_Case(label, label, _point(changes, (axis, _ZIP), axis)))
     return cases
+
+
+def _repeated(values: Sequence[Any]) -> bool:
+    """Whether two values are equal; lists and mappings are compared one by one."""
+    plain = [value for value in values if not isinstance(value, list | dict)]
+    nested = [value for value in values if isinstance(value, list | dict)]
+    return len(set(plain)) < len(plain) or any(value in nested[:number] for number, value in enumerate(nested))
 
 
 def _labelled(axis: str, value: Any) -> str:
@@ -217,15 +238,35 @@ def _word(value: Any) -> str:
 
 
 def changed(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy of `tree` with the values at dotted key paths replaced."""
-    result = copy.deepcopy(dict(tree))
+    """Copy of `tree` with the values at dotted key paths replaced. It shares with `tree` what does not change.
+
+    Raises:
+        SectionError: a path runs through a plain value.
+    """
+    result = dict(tree)
     for key, value in changes.items():
-        set_key(result, key, value)
+        result = _with(result, key, value)
     return result
 
 
-def set_value(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key path in place.
+def _with(tree: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    *parents, last = key.split(".")
+    if len(parents) > _DEEPEST:
+        raise SectionError({"": f"a key path has at most {_DEEPEST} words before the last, not {len(parents):,}"})
+    sections = [tree]
+    for number, parent in enumerate(parents, 1):
+        below = sections[-1].get(parent)
+        if not isinstance(below, Mapping | None):
+            raise SectionError({".".join(parents[:number]): f"is a value, not a section that could hold {key}"})
+        sections.append(below or {})  # the section may be empty or missing
+    result = {**sections.pop(), last: value}
+    for section, name in zip(reversed(sections), reversed(parents), strict=True):
+        result = {**section, name: result}
+    return result
+
+
+def with_value(tree: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """Copy of `tree` with the value at a dotted key path replaced.
 
     Below `sweep` the key path of an axis counts as one key, as in sweep.experiment.seed=[0, 1].
 
@@ -236,22 +277,8 @@ def set_value(tree: dict[str, Any], key: str, value: Any) -> None:
     if section == "sweep" and isinstance(tree.get("sweep") or {}, dict):
         axes = dict(tree.get("sweep") or {})
         if isinstance(value, list) or axis in axes:
-            tree["sweep"] = {**axes, axis: value}
-            return
-    set_key(tree, key, value)
-
-
-def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key path in place. Raises SectionError if the path runs through a plain value."""
-    *parents, last = key.split(".")
-    for number, parent in enumerate(parents):
-        below = tree.get(parent)
-        if below is None:  # the section is empty or missing
-            below = tree[parent] = {}
-        if not isinstance(below, dict):
-            raise SectionError({".".join(parents[: number + 1]): f"is a value, not a section that could hold {key}"})
-        tree = below
-    tree[last] = value
+            return {**tree, "sweep": {**axes, axis: value}}
+    return changed(tree, {key: value})
 
 
 def overridden(sweep: Any, key: str, value: Any) -> Any:

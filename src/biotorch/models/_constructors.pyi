@@ -208,6 +208,21 @@ def googlenet(
 ) -> nn.Module:
     """torchvision's `googlenet`."""
 
+def gru(
+    pretrained: bool = False,
+    progress: bool = True,
+    num_classes: int | None = None,
+    layer_config: Mapping[str, Any] | None = None,
+    *,
+    features: int | None = 28,
+    hidden_size: int = 128,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    dropout: float = 0.0,
+    per_step: bool = False,
+) -> nn.Module:
+    """A network of gated recurrent units over sequences: input (N, T, features), output (N, num_classes)."""
+
 def inception_v3(
     pretrained: bool = False,
     progress: bool = True,
@@ -233,6 +248,21 @@ def le_net_mnist(
 ) -> nn.Module:
     """The paper's LeNet for MNIST and Fashion-MNIST: input (N, 1, 32, 32)."""
 
+def lstm(
+    pretrained: bool = False,
+    progress: bool = True,
+    num_classes: int | None = None,
+    layer_config: Mapping[str, Any] | None = None,
+    *,
+    features: int | None = 28,
+    hidden_size: int = 128,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    dropout: float = 0.0,
+    per_step: bool = False,
+) -> nn.Module:
+    """A long short-term memory network over sequences: input (N, T, features), output (N, num_classes)."""
+
 def maxvit_t(
     pretrained: bool = False,
     progress: bool = True,
@@ -252,8 +282,11 @@ def mlp(
     width: int | Sequence[int] = 512,
     depth: int = 2,
     activation: str = "relu",
+    dropout: float = 0.0,
+    batch_norm: bool = False,
+    layer_norm: bool = False,
 ) -> nn.Module:
-    """A multilayer perceptron: flatten, hidden linear layers, linear head."""
+    """A multilayer perceptron: flatten, hidden blocks (linear, norm, activation, dropout), linear head."""
 
 def mnasnet0_5(
     pretrained: bool = False,

@@ -67,9 +67,6 @@ def build_torchvision(
         ValueError: the network, or its published weights, do not take these arguments.
     """
     known = argument_names(name)
-    for argument in arguments:
-        if argument not in known:
-            raise unknown(f"argument of {name!r}", argument, known)
     given = dict(arguments)
     auxiliary = given.pop("aux_logits", False)
     if auxiliary:

@@ -1,4 +1,4 @@
-"""Figures of errors (learning curves, cost), and a function that writes all still figures."""
+"""Learning curves and cost, and a function that writes all still figures."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from biotorch.errors import OtherRunError
 from biotorch.experiment.results import Result
 from biotorch.report.angles import draw_angles, draw_depth, draw_layers
 from biotorch.report.series import Curve, Series, legend_note, over_epochs, panels
-from biotorch.report.style import caption, frame, legend, new_figure, write_all
+from biotorch.report.style import caption, frame, is_own, legend, new_figure, write_all
 from biotorch.results.groups import method
 from biotorch.training import Record
+from biotorch.training.figures import judged, judged_figure
 
 
 def draw_learning(results: Sequence[Result]) -> Figure | None:
-    """Figure of the errors on the training set (thin) and on the validation set over epochs.
+    """Figure of what the runs are judged by, on the training set (thin) and on the validation set over epochs.
 
-    There is one panel for each network and optimizer. Returns None if nothing was trained.
+    It is the error of a classification and the loss of a regression. There is one panel for each network and optimizer.
+    Returns None if nothing was trained.
     """
     shown = _trained(results)
     if not shown:
@@ -30,7 +33,7 @@ def draw_learning(results: Sequence[Result]) -> Figure | None:
     figure, grid = _panels(shown)
     for axes, (_, curves) in zip(grid, shown.items(), strict=True):
         for curve in curves:
-            validation, train = over_epochs(curve.runs, _error("validation")), over_epochs(curve.runs, _error("train"))
+            validation, train = (over_epochs(curve.runs, _judged(split)) for split in ("validation", "train"))
             if validation is not None:
                 curve.draw(axes, validation)
             if train is not None:
@@ -43,7 +46,7 @@ def draw_learning(results: Sequence[Result]) -> Figure | None:
 
 
 def draw_cost(results: Sequence[Result]) -> Figure | None:
-    """Figure of the error on the validation set over seconds of training.
+    """Figure of what the runs are judged by, on the validation set over seconds of training.
 
     There is one panel for each network and optimizer. Seconds count the epochs alone, without validation and metrics,
     on the machine that trained, so compare them only within one study. Returns None if nothing was trained.
@@ -54,10 +57,10 @@ def draw_cost(results: Sequence[Result]) -> Figure | None:
     figure, grid = _panels(shown)
     for axes, (_, curves) in zip(grid, shown.items(), strict=True):
         for curve in curves:
-            error, seconds = over_epochs(curve.runs, _error("validation")), _seconds(curve)
-            if error is not None:
-                x = [seconds[int(epoch)] for epoch in error.x]
-                curve.draw(axes, Series(x, error.mean, error.spread))
+            value, seconds = over_epochs(curve.runs, _judged("validation")), _seconds(curve)
+            if value is not None:
+                x = [seconds[int(epoch)] for epoch in value.x]
+                curve.draw(axes, Series(x, value.mean, value.spread))
         axes.set_xlabel("seconds of training")
     machines = sorted({f"{run['environment']['device']}, {run['environment']['threads']} threads" for run in results})
     _finish(figure, grid, shown, [], f"; times on {' and '.join(machines)}")
@@ -69,12 +72,12 @@ def _trained(results: Sequence[Result]) -> dict[str, list[Curve]]:
     return panels(trained) if trained else {}
 
 
-def _error(split: str) -> Callable[[Record], float | None]:
-    def error(record: Record) -> float | None:
-        found: float | None = (record.get(split) or {}).get("error")
-        return found
+def _judged(split: str) -> Callable[[Record], float | None]:
+    def value(record: Record) -> float | None:
+        figures = record.get(split)
+        return judged(figures) if figures else None
 
-    return error
+    return value
 
 
 def _seconds(curve: Curve) -> list[float]:
@@ -91,9 +94,9 @@ def _panels(shown: dict[str, list[Curve]]) -> tuple[Figure, list[Axes]]:
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in grid[len(shown) :]:
         axes.set_visible(False)
-    for axes, title in zip(grid, shown, strict=False):
+    for axes, (title, curves) in zip(grid, shown.items(), strict=False):
         axes.set_title(title, fontsize="medium")
-        axes.set_ylabel("error (%)")
+        axes.set_ylabel(judged_figure(curves[0].runs[0]["history"][-1]["validation"]).head)
         frame(axes)
     return figure, grid[: len(shown)]
 
@@ -118,6 +121,9 @@ def draw_all(results: Sequence[Result], folder: Path, formats: Sequence[str] = (
         results: any runs.
         folder: folder of the figures, created if missing.
         formats: any of png, svg and pdf.
+
+    Raises:
+        OtherRunError: the folder holds a file that would be replaced, and that is no figure of ours.
     """
     figures = {
         "learning": draw_learning(results),
@@ -126,11 +132,16 @@ def draw_all(results: Sequence[Result], folder: Path, formats: Sequence[str] = (
         "depth": draw_depth(results),
         **{f"layers_{name}": draw_layers(results, name) for name in dict.fromkeys(map(method, results))},
     }
+    for name, each in itertools.product([name for name, figure in figures.items() if figure is not None], formats):
+        path = folder / f"{name}.{each}"
+        if path.exists() and not is_own(path):
+            raise OtherRunError(f"{path} was not drawn by this version of biotorch; move it, or choose another folder")
     written: list[Path] = []
     for name, figure in figures.items():
+        paths = [folder / f"{name}.{each}" for each in formats]
         if figure is None:
-            for each in formats:
-                (folder / f"{name}.{each}").unlink(missing_ok=True)
+            for path in filter(is_own, paths):
+                path.unlink()
         else:
             written += write_all(figure, folder, name, formats)
     return written

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 
 from biotorch.experiment.results import Result
 from biotorch.report.style import LINES, style
-from biotorch.results.groups import at, by_configuration, label, method, without_copies
+from biotorch.results.groups import at, by_configuration, differs, label, method, without_copies
 from biotorch.training import Record
 
 
@@ -60,15 +60,13 @@ def over_epochs(runs: Sequence[Result], value: Callable[[Record], float | None])
 def panels(results: Sequence[Result]) -> dict[str, list[Curve]]:
     """Curves by the title of their panel, which names network and optimizer, such as `le_net_cifar, SGD`.
 
-    The title also names the data set if there are several.
+    The title also names the data set and its target if there are several, so that all curves of a panel have one unit.
     """
     groups = by_configuration(without_copies(results))
-    several = len({at(group[0], "data.dataset") for group in groups}) > 1
+    several = [path for path in ("data.dataset", "data.target") if differs(path, groups)]
     sorted_in: dict[str, list[list[Result]]] = {}
     for group in groups:
-        told = [at(group[0], path) for path in ("model.architecture", "training.optimizer.type")]
-        if several:
-            told.append(at(group[0], "data.dataset"))
+        told = [at(group[0], path) for path in ("model.architecture", "training.optimizer.type", *several)]
         sorted_in.setdefault(", ".join(str(each) for each in told if each is not None), []).append(group)
     return {title: _curves(members) for title, members in sorted_in.items()}
 

@@ -11,8 +11,12 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 
-from biotorch._files import naming
+from biotorch import _files
+
+#: Words in the metadata of every figure, by which it is known as ours.
+_MARK = "biotorch figure"
 
 #: Dots per inch of raster images.
 DPI = 300
@@ -74,9 +78,24 @@ def legend(figure: Figure, grid: Iterable[Axes], more: Sequence[Line2D] = ()) ->
 def write(figure: Figure, path: Path) -> Path:
     """Save a figure in the format of its suffix (.png, .svg, .pdf), making its folder, and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _fonts(), naming(path):
-        figure.savefig(path)
+    _take_literally(figure)
+    key = "Software" if path.suffix == ".png" else "Creator"
+    with _fonts():  # as a whole or not at all, so that half a figure is not taken for somebody else's file
+        _files.write(path, lambda file: figure.savefig(file, format=path.suffix[1:], metadata={key: _MARK}))
     return path
+
+
+def is_own(path: Path) -> bool:
+    """Whether a file is a figure that `write` has written."""
+    return path.is_file() and _MARK.encode() in path.read_bytes()
+
+
+def _take_literally(figure: Figure) -> None:
+    """Make dollar signs in all text plain text, because names of users are no formulas; ticks have formulas of ours."""
+    axes = [axis for each in figure.axes for axis in (each.xaxis, each.yaxis)]
+    ticks = {label for axis in axes for label in (*axis.get_ticklabels(which="both"), axis.get_offset_text())}
+    for text in set(figure.findobj(Text)) - ticks:
+        text.set_parse_math(False)
 
 
 def write_all(figure: Figure, folder: Path, name: str, formats: Sequence[str]) -> list[Path]:

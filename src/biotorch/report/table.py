@@ -1,4 +1,4 @@
-"""Tables: errors by rule with angles and the paper's figures, and accuracies under attack."""
+"""Tables: figures by rule with angles and the paper's errors, and accuracies under attack."""
 
 from __future__ import annotations
 
@@ -21,13 +21,12 @@ from biotorch.results.groups import (
     published_error,
     without_copies,
 )
-
-#: Column heads of a split's figures.
-_HEADS = {"error": "error (%)", "perplexity": "perplexity"}
+from biotorch.training.figures import SHOWN
 
 #: Settings that get a column if they differ between rows.
 _COLUMNS = {
     "data set": "data.dataset",
+    "target": "data.target",
     "network": "model.architecture",
     "optimizer": "training.optimizer.type",
     "epochs": "training.hyperparameters.epochs",
@@ -35,7 +34,7 @@ _COLUMNS = {
 
 
 def table(results: Sequence[Result]) -> Table:
-    """Headline table: one row per configuration, with means over its seeds, and perplexities if there are any.
+    """Headline table: one row per configuration, with means over its seeds of the figures that any run has.
 
     Angles are means over layers, before training → after the last epoch: the alignment angle between W and B, which
     direct rules do not have, and the gradient angle between update and true gradient. A copy of a run is not counted.
@@ -49,13 +48,13 @@ def table(results: Sequence[Result]) -> Table:
     groups = by_configuration(results)
     columns = {head: path for head, path in _COLUMNS.items() if differs(path, groups)}
     split = "test" if all(result["test"] for result in results) else "validation"
-    figures = [name for name in ("error", "perplexity") if any(name in (result[split] or {}) for result in results)]
+    figures = {key: each for key, each in SHOWN.items() if any(key in (result[split] or {}) for result in results)}
     paper = split == "test" and any(published_error(group[0]["config"]) is not None for group in groups)
     rows = [
         [
             *(str(at(group[0], path) or "-") for path in columns.values()),
             label(group, [other for other in groups if _same(other, group, columns.values())]),
-            *(_spread([(result[split] or {}).get(name) for result in group]) for name in figures),
+            *(each.cell([(result[split] or {}).get(key) for result in group]) for key, each in figures.items()),
             *([_published(group[0])] if paper else []),
             _change(group, "angles"),
             _change(group, "gradient_angles"),
@@ -68,7 +67,7 @@ def table(results: Sequence[Result]) -> Table:
         header=[
             *columns,
             "rule",
-            *(f"{split} {_HEADS[name]}" for name in figures),
+            *(f"{split} {each.head}" for each in figures.values()),
             *(["paper"] if paper else []),
             "alignment angle (°)",
             "gradient angle (°)",
@@ -101,6 +100,12 @@ def _notes(results: Sequence[Result], paper: bool) -> list[str]:
         for seed, times in Counter(result["config"]["experiment"]["seed"] for result in group).items()
         if times > 1
     ]
+    notes += [
+        f"{method(group[0])}: its runs have read different data."
+        for group in by_configuration(results)
+        if len({(result.get("data") or {}).get("digest") for result in group} - {None}) > 1
+    ]
+    notes += _without_checksum(results)
     if any(result["config"]["data"]["validation"] == "test" for result in results):
         notes.append("The best epoch was chosen on the test set.")
     if paper:
@@ -120,6 +125,11 @@ def _notes(results: Sequence[Result], paper: bool) -> list[str]:
     return notes
 
 
+def _without_checksum(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    count = sum("digest" not in each for each in results)
+    return [f"{count} of {len(results)} files are of an earlier version, without checksum."] if count else []
+
+
 def _same(one: Sequence[Result], other: Sequence[Result], paths: Iterable[str]) -> bool:
     return all(at(one[0], path) == at(other[0], path) for path in paths)
 
@@ -127,15 +137,6 @@ def _same(one: Sequence[Result], other: Sequence[Result], paths: Iterable[str]) 
 def _published(result: Result) -> str:
     error = published_error(result["config"])
     return "-" if error is None else f"{error:.2f}"
-
-
-def _spread(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return "-"
-    if len(known) == 1:
-        return f"{known[0]:.2f}"
-    return f"{statistics.fmean(known):.2f} ± {statistics.stdev(known):.2f}"
 
 
 def _change(group: Sequence[Result], key: str) -> str:
@@ -184,6 +185,7 @@ def robustness_table(studies: Sequence[Mapping[str, Any]], epsilon: float | None
         notes=[
             f"{n} test images. Strongest: each image under the worst of all attacks within epsilon. Cosine: between "
             "true and feedback gradient.",
+            *_without_checksum(studies),
             *(f"Checks that fired, {row[0]}: {_fired(each)}." for row, each in zip(rows, studies, strict=True)),
             f"biotorch {environment['biotorch']} ({environment['commit'] or 'no commit'}), "
             f"torch {environment['torch']}, {environment['device']}.",

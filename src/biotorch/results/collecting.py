@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,10 +11,13 @@ from typing import Any
 from biotorch._names import nearest
 from biotorch.errors import DamagedResultError
 from biotorch.experiment.folder import RunFolder
-from biotorch.experiment.results import Result, load_results
+from biotorch.experiment.identity import BESIDE_THE_POINT, Key, told_apart
+from biotorch.experiment.results import STUDY, Result, load_results, load_study
 
-#: Keys of results.json that every reader of a result relies on.
-_NEEDED = ("config", "history", "test", "validation", "environment", "seconds", "state_hash")
+#: Keys that may differ between a run and the study of its network.
+_NOT_OF_THE_NETWORK: tuple[Key, ...] = (*BESIDE_THE_POINT, ("infrastructure",), ("evaluation",), ("data", "batch_size"))
+#: Keys that change the training and validation images, but not those that are attacked.
+_NOT_OF_THE_TEST: tuple[Key, ...] = tuple(("data", key) for key in ("validation", "validation_size", "augment"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Run:
     Attributes:
         path: folder of the run.
         result: content of results.json.
-        study: content of attacks/study.json, or None if its robustness has not been studied.
+        study: content of attacks/study.json, or None if the robustness of this network has not been studied.
     """
 
     path: Path
@@ -78,14 +80,15 @@ def collect(folders: Iterable[Path | str] | Path | str) -> Collection:
     problems: list[str] = []
     for path in sorted(found.values()):
         try:
-            result = _checked(path)
+            result = load_results(path)
         except (DamagedResultError, OSError) as error:
             problems.append(str(error))
             continue
         if result is None:
             unfinished.append(path)
         else:
-            runs.append(Run(path, result, _study(path, problems)))
+            run = Run(path, result)
+            runs.append(dataclasses.replace(run, study=_study(run, problems)))
     if not found:
         raise FileNotFoundError(f"no runs in {', '.join(map(str, roots))}: found neither results.json nor config.yaml")
     return Collection(runs, unfinished, problems)
@@ -101,29 +104,43 @@ def _run_folders(root: Path) -> Iterable[Path]:
             yield path
 
 
-def _checked(path: Path) -> Result | None:
-    result = load_results(path)
-    if result is None:
-        return None
-    missing = [name for name in _NEEDED if name not in result]
-    if missing:
-        version = (result.get("environment") or {}).get("biotorch", "unknown")
-        raise DamagedResultError(
-            f"{path / 'results.json'} was written by another version of biotorch ({version}) and lacks "
-            f"{', '.join(missing)}; run this point again with --overwrite"
-        )
-    return result
-
-
-def _study(path: Path, problems: list[str]) -> dict[str, Any] | None:
-    file = path / "attacks" / "study.json"
-    if not file.is_file():
-        return None
+def _study(run: Run, problems: list[str]) -> dict[str, Any] | None:
+    """Robustness study of the run's network; a damaged one, and one of another network, is a problem."""
+    file = run.path / STUDY
     try:
-        study = json.loads(file.read_text())
-        if not isinstance(study, dict) or not {"config", "study", "environment"} <= study.keys():
-            raise ValueError("it contains no study")
-    except ValueError as error:
-        problems.append(f"{file} is damaged ({error}); `biotorch attack {path}` writes it again")
+        study = load_study(run.path)
+        if study is None:
+            return None
+        again = f"`biotorch attack {run.path}` measures this network on the run's data"
+        if (why := _why_foreign(study, run.result)) is not None:
+            raise DamagedResultError(f"{file} {why}; {again}")
+        if (twin := study.get("twin_state_hash")) is not None and twin != _best_hash(Path(study["twin"]), twin):
+            raise DamagedResultError(f"{file} has transfers from a twin that is another network now; {again} again")
+    except (DamagedResultError, OSError) as error:
+        problems.append(str(error))
         return None
     return study
+
+
+def _why_foreign(study: dict[str, Any], result: Result) -> str | None:
+    """Clause that says why a study is not of the run's network and test images; None if it is, as far as they tell."""
+    network, elsewhere = "is a study of another network than the run's", "was measured on other data than the run's"
+    hashes = result.get("best_state_hash"), study.get("state_hash")
+    known, equal = None not in hashes, hashes[0] == hashes[1]
+    without = (*_NOT_OF_THE_NETWORK, *(_NOT_OF_THE_TEST if known and equal else ()))
+    if told := told_apart(study["config"], result["config"], ("in the run", "in the study"), without):
+        of_data = known and equal and all(each.startswith("data.") for each in told)
+        return f"{elsewhere if of_data else network} ({'; '.join(told)})"
+    if known and not equal:
+        return f"{network} (its weights have other values)"
+    digests = [(each.get("data") or {}).get("digest") for each in (result, study)]
+    return f"{elsewhere} (its files differ)" if None not in digests and digests[0] != digests[1] else None
+
+
+def _best_hash(run: Path, unknown: str) -> str:
+    """Hash of the best network of a run, or `unknown` if the run is not there or of an earlier version."""
+    try:
+        found = (load_results(run) or {}).get("best_state_hash")
+    except DamagedResultError:  # a problem of that run
+        found = None
+    return str(found or unknown)

@@ -16,15 +16,15 @@ from typing import Any
 
 import pandas as pd
 
-from biotorch.experiment.identity import what_counts
+from biotorch.experiment.identity import differing, what_counts
 from biotorch.results.collecting import Collection, Run, collect
 from biotorch.results.groups import by_configuration, label, mean_angle, method, published_error, without_copies
 
 #: Columns that every frame has, in their order.
 COLUMNS = (
     "label", "dataset", "architecture", "rule", "optimizer", "lr", "epochs", "seed", "test_error", "validation_error",
-    "perplexity", "paper_error", "weight_angle", "gradient_angle", "best_epoch", "seconds", "verdict",
-    "robust_accuracy", "name", "state_hash", "biotorch", "commit", "path",
+    "test_r2", "test_rmse", "perplexity", "paper_error", "weight_angle", "gradient_angle", "best_epoch", "seconds",
+    "verdict", "robust_accuracy", "name", "state_hash", "checksum", "biotorch", "commit", "path",
 )  # fmt: skip
 
 
@@ -32,10 +32,11 @@ def load(folders: Iterable[Path | str] | Path | str) -> pd.DataFrame:
     """Frame with one row per finished run in or below the folders.
 
     Columns are `COLUMNS`, and one for every other configuration key that differs between runs, named by its dotted
-    path. Errors and accuracies are in percent. Angles are in degrees, as means over layers after the last epoch:
-    `weight_angle` is the alignment angle (between W and B), `gradient_angle` the gradient angle (between update and
-    true gradient). `robust_accuracy` is the accuracy under the strongest attack at the epsilon of the verdict. Runs
-    that differ only by their seed have the same `label`. Copies of a run are left out.
+    path. Errors and accuracies are in percent, and `test_rmse` is in the unit of the target. Angles are in degrees, as
+    means over layers after the last epoch: `weight_angle` is the alignment angle (between W and B), `gradient_angle`
+    the gradient angle (between update and true gradient). `robust_accuracy` is the accuracy under the strongest attack
+    at the epsilon of the verdict. `checksum` is False for files of an earlier version, whose content cannot be
+    verified. Runs that differ only by their seed have the same `label`. Copies of a run are left out.
 
     Returns:
         The frame; `frame.attrs["unfinished"]` lists the folders of unfinished runs.
@@ -62,14 +63,14 @@ def of_collection(found: Collection) -> pd.DataFrame:
     runs = [run for run in found.runs if id(run.result) in kept]
     groups = by_configuration(results)
     labels = {id(result): label(group, groups) for group in groups for result in group}
-    settings = [{".".join(key): value for key, value in what_counts(run.result["config"]).items()} for run in runs]
-    varying = [
-        path
-        for path in dict.fromkeys(key for each in settings for key in each)
-        if len({repr(each.get(path)) for each in settings}) > 1 and path not in _HAVE_COLUMNS
-    ]
+    settings = [what_counts(run.result["config"]) for run in runs]
+    varying = {
+        ".".join(key): key
+        for key in differing([run.result["config"] for run in runs], settings)
+        if ".".join(key) not in _HAVE_COLUMNS
+    }
     rows = [
-        _row(run, labels[id(run.result)]) | {path: each.get(path) for path in varying}
+        _row(run, labels[id(run.result)]) | {path: each.get(key) for path, key in varying.items()}
         for run, each in zip(runs, settings, strict=True)
     ]
     frame = pd.DataFrame(rows, columns=[*COLUMNS, *varying])
@@ -100,6 +101,8 @@ def _row(run: Run, name: str) -> dict[str, Any]:
         "seed": config["experiment"]["seed"],
         "test_error": test.get("error"),
         "validation_error": validation.get("error"),
+        "test_r2": test.get("r2"),
+        "test_rmse": test.get("rmse"),
         "perplexity": test.get("perplexity"),
         "paper_error": published_error(config),
         "weight_angle": mean_angle(result, "angles", -1),
@@ -110,6 +113,7 @@ def _row(run: Run, name: str) -> dict[str, Any]:
         "robust_accuracy": None if study is None else _robust(study),
         "name": config["experiment"]["name"],
         "state_hash": result["state_hash"],
+        "checksum": "digest" in result,
         "biotorch": environment["biotorch"],
         "commit": environment["commit"],
         "path": str(run.path),
@@ -121,17 +125,17 @@ def _robust(study: dict[str, Any]) -> float:
     return float(at["robust_accuracy"])
 
 
-def summary(frame: pd.DataFrame, value: str = "test_error") -> pd.DataFrame:
+def summary(frame: pd.DataFrame, value: str | None = None) -> pd.DataFrame:
     """Mean, standard deviation (denominator n - 1) and n over the seeds of every configuration.
 
     Args:
         frame: result of `load`.
-        value: numeric column to average.
+        value: numeric column to average; default: `test_error`, or `test_r2` if all runs are regressions.
 
     Raises:
         ValueError: the column does not exist.
     """
-    _require(frame, value)
+    value = _column(frame, value)
     names = ["dataset", "architecture", "optimizer", "epochs", "rule", "label"]
     groups = frame.groupby(names, sort=False, dropna=False)
     return groups.agg(
@@ -139,7 +143,7 @@ def summary(frame: pd.DataFrame, value: str = "test_error") -> pd.DataFrame:
     ).reset_index()
 
 
-def paired(frame: pd.DataFrame, baseline: str = "backpropagation", value: str = "test_error") -> pd.DataFrame:
+def paired(frame: pd.DataFrame, baseline: str = "backpropagation", value: str | None = None) -> pd.DataFrame:
     """Difference of each rule to a baseline at the same seed, data set, network, optimizer and epochs.
 
     Learning rates may differ between rules. The interval is Student's t interval for the mean of the n differences.
@@ -147,7 +151,7 @@ def paired(frame: pd.DataFrame, baseline: str = "backpropagation", value: str = 
     Args:
         frame: result of `load`.
         baseline: rule to compare with.
-        value: numeric column to compare.
+        value: numeric column to compare; default: `test_error`, or `test_r2` if all runs are regressions.
 
     Returns:
         Per rule: `difference` (mean), `std`, `n`, and the 95 % interval `low`, `high` (NaN for one pair).
@@ -155,7 +159,7 @@ def paired(frame: pd.DataFrame, baseline: str = "backpropagation", value: str = 
     Raises:
         ValueError: the column does not exist, the baseline has no run, or a rule has several runs for one seed.
     """
-    _require(frame, value)
+    value = _column(frame, value)
     if baseline not in set(frame["rule"]):
         raise ValueError(f"baseline: no run of {baseline!r}; there are {', '.join(sorted(set(frame['rule'])))}")
     setting = ["dataset", "architecture", "optimizer", "epochs"]
@@ -192,6 +196,9 @@ def _quantile(freedom: int) -> float:
     return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
-def _require(frame: pd.DataFrame, value: str) -> None:
+def _column(frame: pd.DataFrame, value: str | None) -> str:
+    if value is None:
+        return "test_r2" if frame["test_error"].isna().all() and frame["test_r2"].notna().any() else "test_error"
     if value not in frame.columns:
         raise ValueError(f"value: no column {value!r}; there are {', '.join(map(str, frame.columns))}")
+    return value

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from biotorch.experiment.identity import what_counts
+from biotorch.experiment.identity import Key, differing, text_of, what_counts, what_counts_in_a_study
 from biotorch.experiment.results import Result
 
 _RULES = ("backpropagation", "fa", "dfa", "usf", "brsf", "frsf")
@@ -74,33 +73,58 @@ def by_configuration(results: Sequence[Result]) -> list[list[Result]]:
     """Results in groups of equal configuration, in order of first appearance.
 
     Configurations count as equal if they differ only in seed, number of threads and settings that do not change the
-    numbers, such as the output folder.
+    numbers, such as the output folder. Those of robustness studies must also agree in the attacks. Runs on files of
+    other contents are in different groups.
     """
     groups: dict[str, list[Result]] = {}
     for result in results:
-        groups.setdefault(json.dumps(_settings(result), sort_keys=True), []).append(result)
-    return list(groups.values())
+        groups.setdefault(text_of(_settings(result)), []).append(result)
+    return [part for group in groups.values() for part in _by_data(group)]
 
 
-def _settings(result: Result) -> dict[str, object]:
-    """Settings that determine the group of a result, by dotted key path."""
-    values = what_counts(result["config"])
-    return {".".join(key): value for key, value in values.items() if key not in _OF_A_SEED}
+def _by_data(group: list[Result]) -> list[list[Result]]:
+    """Parts of a group whose data are the same; results of older versions, which do not say, are in the first part."""
+    known = list(dict.fromkeys(filter(None, map(_contents, group))))
+    if len(known) < 2:
+        return [group]
+    return [[each for each in group if (_contents(each) or known[0]) == digest] for digest in known]
+
+
+def _contents(result: Result) -> str | None:
+    """Digest of the contents of a result's data, or None if it is unknown.
+
+    It is unknown for images told apart by their times. Where these are not trained on, but only measured, the digest of
+    the times counts all the same, because no weights show whether the data were the same.
+    """
+    data = result.get("data") or {}
+    files = (data.get("files") or {}).values()
+    measured = result["config"].get("training") is None
+    return data.get("digest") if files and (measured or all("contents" in each for each in files)) else None
+
+
+def _settings(result: Result) -> dict[Key, Any]:
+    """Settings that determine the group of a result or a robustness study, by key path."""
+    values = what_counts_in_a_study(result["config"]) if "study" in result else what_counts(result["config"])
+    return {key: value for key, value in values.items() if key not in _OF_A_SEED}
 
 
 def without_copies(results: Sequence[Result]) -> list[Result]:
-    """Results without copies, which have equal configuration, seed and final weights."""
-    found: dict[str, Result] = {}
+    """Results without copies, which have equal configuration, seed, final weights and, if known, data."""
+    alike: dict[tuple[str, int, str], list[Result]] = {}
     for result in results:
-        key = [_settings(result), result["config"]["experiment"]["seed"], result["state_hash"]]
-        found.setdefault(json.dumps(key, sort_keys=True), result)
-    return list(found.values())
+        key = (text_of(_settings(result)), result["config"]["experiment"]["seed"], result["state_hash"])
+        alike.setdefault(key, []).append(result)
+    return [part[0] for group in alike.values() for part in _by_data(group)]
 
 
 def method(result: Result) -> str:
     """Name of the rule, or `shallow` if backpropagation trains only a part of the network."""
     rule = str(at(result, "model.mode.type"))
     return "shallow" if rule == "backpropagation" and at(result, "model.train_only") else rule
+
+
+#: Names of settings whose last word says too little.
+_NAMES: dict[Key, str] = {("model", "loss_function", "name"): "loss"}
 
 
 def label(group: Sequence[Result], groups: Sequence[Sequence[Result]]) -> str:
@@ -110,20 +134,22 @@ def label(group: Sequence[Result], groups: Sequence[Sequence[Result]]) -> str:
     """
     name = _name(group[0])
     alike = [other[0] for other in groups if _name(other[0]) == name]
-    differing = [path for path in _TOLD_BY if _differs(path, alike)]
-    parts = [name, *(str(at(group[0], path)) for path in differing)]
+    parts = [name, *(str(at(group[0], path)) for path in _TOLD_BY if _differs(path, alike))]
     for argument in sorted({key for each in alike for key in each["config"]["model"].get("arguments", {})}):
         path = f"model.arguments.{argument}"
         value = at(group[0], path)
         if value is not None and _differs(path, alike):
             parts.append(f"{argument}={value}")
     told = {*_TOLD_BY, "model.mode.type", "model.train_only"}
-    same = [other for other in alike if all(at(other, path) == at(group[0], path) for path in told)]
-    for path in sorted({path for each in same for path in _settings(each)}):
-        value = at(group[0], path)
-        known = path.startswith(("model.arguments", "model.mode.layers")) or path in told or value in (None, {})
-        if not known and _differs(path, same):
-            parts.append(f"{path.rsplit('.', 1)[-1]}={value}")
+    same = [group[0], *(each for each in alike if all(at(each, path) == at(group[0], path) for path in told))]
+    counted = [_settings(each) for each in same]
+    for key in sorted(differing([each["config"] for each in same], counted)):
+        value = counted[0].get(key)
+        if key[:2] != ("model", "arguments") and key[:3] != ("model", "mode", "layers") and value not in (None, {}, []):
+            parts.append(f"{_NAMES.get(key, key[-1])}={value}")
+    mine = _contents(group[0])
+    if mine is not None and {_contents(each) for each in same} - {mine, None}:
+        parts.append(f"data={mine[:6]}")
     return " ".join(parts)
 
 

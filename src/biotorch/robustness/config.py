@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
 
 from pydantic import Field, model_validator
 from torch import nn
 
-from biotorch._sections import Epsilon, Section
+from biotorch._sections import Epsilon, Place, Section
 from biotorch.errors import SectionError
 from biotorch.robustness.attacks.norms import Norm
-from biotorch.robustness.plan import Preset, plan
+from biotorch.robustness.plan import EPSILONS, FEW, Preset, completed_attack, plan
 
 
 class AttacksConfig(Section):
@@ -36,7 +35,7 @@ class AttacksConfig(Section):
     """Run AutoAttack (standard) in addition."""
     square_queries: list[int] | None = None
     """Query budgets of Square. Default: 1,000; with `paper` 50, 1,000 and 5,000."""
-    twin: Path | None = None
+    twin: Place | None = None
     """Run whose network takes part in transfer attacks. Default: the backpropagation run of the same sweep that is
     otherwise configured alike, if there is one."""
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -58,7 +57,19 @@ class AttacksConfig(Section):
             raise SectionError({"square_queries": "all numbers must be at least 1"})
         return self
 
+    @classmethod
+    def completed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        found = super().completed(values)
+        preset, attacks = found["preset"], found["attacks"]
+        if preset in get_args(Preset) and found["epsilons"] is None:
+            found["epsilons"] = list(EPSILONS[preset])
+        if preset == "quick" and found["images"] is None:
+            found["images"] = FEW
+        if isinstance(attacks, list):
+            found["attacks"] = [completed_attack(each, found["norm"]) for each in attacks]
+        return found
+
     @property
     def wanted_images(self) -> int | None:
         """Number of test images to attack, or None for all of them."""
-        return 500 if self.images is None and self.preset == "quick" else self.images
+        return FEW if self.images is None and self.preset == "quick" else self.images

@@ -145,6 +145,10 @@ class _Settings(dict[str, Any]):
         return hash(repr(sorted(self.items())))
 
 
+#: Arguments of attacks that the study sets.
+_OF_THE_STUDY = {"epsilon", "seed", "batch_size"}
+
+
 def _entries(wanted: Wanted, epsilons: Sequence[float], norm: Norm, model: nn.Module) -> list[Planned]:
     name, kind, settings = _read(wanted)
     gradient = settings.pop("gradient", None)
@@ -186,13 +190,25 @@ def _read(wanted: Wanted) -> tuple[str, type[Attack], dict[str, Any]]:
     if settings.get("gradient") is True:  # YAML reads an unquoted `true` as a bool
         settings["gradient"] = "true"
     kind = find(wanted["type"])
-    refused = settings.keys() - (set(arguments(kind)) - {"epsilon", "seed", "batch_size"})
+    refused = settings.keys() - (arguments(kind).keys() - _OF_THE_STUDY)
     if refused:
         raise ValueError(
             f"attacks: {wanted['type']} takes no {', '.join(sorted(refused))}; it takes {', '.join(arguments(kind))}; "
             "the study sets epsilon, seed and batch_size"
         )
     return wanted["type"], kind, settings
+
+
+def completed_attack(wanted: Any, norm: str) -> Any:
+    """Attack of a configuration as {type: name, ...} with the defaults of all settings that the study leaves open."""
+    settings = {"type": wanted} if isinstance(wanted, str) else wanted
+    kind = ATTACKS.get(str(settings.get("type"))) if isinstance(settings, Mapping) else None
+    if kind is None:
+        return wanted
+    defaults = arguments(kind)
+    left_open = {name: value for name, value in defaults.items() if name not in _OF_THE_STUDY}
+    gradient = {"gradient": None} if "gradient" in left_open else {}  # both
+    return {**left_open, **gradient, "norm": norm, **settings}
 
 
 def _transfers(model: nn.Module, epsilons: Sequence[float], norm: Norm) -> list[Planned]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 import time
@@ -39,23 +38,29 @@ class Store:
         """Stored measurement of a planned attack, or None.
 
         Warns:
-            UserWarning: its file is damaged or written by another version, so the attack will run again.
+            UserWarning: its file is damaged or written by another version, so the attack will run again; or it has no
+                checksum.
         """
         path = self._path(planned, identity)
         if path is None or not path.is_file():
             return None
         try:
-            found = Measurement.from_json(json.loads(path.read_text()))
-        except (ValueError, KeyError, TypeError) as error:  # json's errors are ValueErrors
+            values = _files.read_json(path)
+            found = Measurement.from_json(values)
+        except (ValueError, KeyError, TypeError) as error:  # a DamagedResultError is a ValueError
             warnings.warn(f"{path} is damaged or of another version ({error}); its attack runs again", stacklevel=2)
             return None
-        return found if found.identity == identity else None
+        if found.identity != identity:
+            return None
+        if "digest" not in values:
+            warnings.warn(f"{self.folder} holds measurements of an earlier version, without checksum", stacklevel=2)
+        return found
 
     def put(self, planned: Planned, measurement: Measurement) -> None:
         """Write a measurement atomically."""
         path = self._path(planned, measurement.identity)
         if path is not None:
-            _files.write_text(path, json.dumps(measurement.to_json(), indent=1, allow_nan=False) + "\n")
+            _files.write_json(path, measurement.to_json())
 
     def _path(self, planned: Planned, identity: str) -> Path | None:
         if self.folder is None:

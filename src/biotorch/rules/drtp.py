@@ -22,6 +22,9 @@ class DirectRandomTargetProjection(DirectFeedbackAlignment):
         y*   one-hot labels or rows, given by `with biotorch.targets(y):` around the forward pass
         c    weight of one example in the loss (1 / n if the loss is a mean)
 
+    In a regression y* is the float target, which is the error of an output of zero: its sign is right only as long as
+    the output is smaller than the target. The paper has no such case.
+
     As a gradient, B_i projects -c y*. This does not depend on e, so a loss scaler or gradient accumulation does not
     scale it. Give the weight with `biotorch.targets(y, scale=c)`; runs from a configuration do this on their own.
     """

@@ -82,6 +82,13 @@ def option_names(name: str) -> list[str]:
     return [field.name for field in dataclasses.fields(get(name))]
 
 
+def completed_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a configuration for a rule, with all defaults filled in. Raises ValueError for an unknown rule."""
+    fields = dataclasses.fields(get(name))
+    defaults = {each.name: each.default for each in fields if each.default is not dataclasses.MISSING}
+    return {**defaults, **dict.fromkeys(group_options(name)), **options}
+
+
 def group_options(name: str) -> list[str]:
     """Options of a configuration that set up the parameter group of a rule's B; `make` does not accept them."""
     return [option for option in _GROUP if get(name).learns and option not in option_names(name)]

@@ -16,7 +16,8 @@ from biotorch.rules.registry import register
 class ErrorSignDirectFeedbackAlignment(DirectFeedbackAlignment):
     """DFA with the sign of the error (Frenkel, Lefebvre & Bol 2021, section 2).
 
-    delta y_i = B_i sign(e), which is DFA when only the direction of each output's error is known. sign(0) = 0.
+    delta y_i = B_i sign(e), which is DFA when only the direction of each output's error is known. sign(0) = 0. It needs
+    no classes: in a regression e is the error of each target.
 
         c   weight of one example in the loss (1 / n if the loss is a mean)
 

@@ -80,8 +80,8 @@ class Adversary:
     """
 
     def __init__(self, config: AdversarialConfig, model: nn.Module, data: Dataset, fabric: Fabric, seed: int) -> None:
-        if not data.mean or data.train.per_token:
-            text = "images with one label each are needed, but the training set has none: leave it out"
+        if not data.mean or data.train.labels.dim() > 1:
+            text = "images with one class each are needed, but the training set has none: leave it out"
             raise SectionError({"adversarial": text})
         self.data, self.fabric, self.seed = data, fabric, seed
         self.network = Normalised(model, data.mean, data.std)

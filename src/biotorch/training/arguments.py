@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections.abc
+import contextlib
+import functools
 import inspect
 import math
 import reprlib
@@ -68,8 +70,7 @@ def checked(kind: type, arguments: Mapping[str, Any], given: Iterable[str], own:
         SectionError: lists all unknown names, missing arguments and wrong types.
     """
     valid = parameters(kind, given)
-    # torch imports some names in its annotations only for type checkers.
-    hints = typing.get_type_hints(inspect.getattr_static(kind, "__init__"), localns=vars(collections.abc))
+    hints = _hints(kind)
     known = [*valid, *own]
     problems = {
         name: str(unknown(f"argument of {kind.__name__}", name, known)) for name in arguments if name not in valid
@@ -89,6 +90,12 @@ def checked(kind: type, arguments: Mapping[str, Any], given: Iterable[str], own:
     return result
 
 
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    # torch imports some names in its annotations only for type checkers.
+    return typing.get_type_hints(inspect.getattr_static(kind, "__init__"), localns=vars(collections.abc))
+
+
 def _typed(hint: Any, value: Any) -> Any:
     kinds = (hint, *typing.get_args(hint))
     if torch.Tensor in kinds and isinstance(value, list):
@@ -101,6 +108,15 @@ def _typed(hint: Any, value: Any) -> Any:
         hint = list[typing.get_args(hint)]  # type: ignore[misc]
     own = isinstance(hint, type) and hasattr(hint, "__pydantic_complete__")
     return TypeAdapter(hint, config=None if own else _FINITE).validate_python(value)
+
+
+def completed(kind: type, arguments: Mapping[str, Any], given: Iterable[str]) -> dict[str, Any]:
+    """Arguments of `kind` as plain values of their types, with the defaults of its signature filled in."""
+    with contextlib.suppress(SectionError):  # the arguments of another version of torch
+        arguments = checked(kind, arguments, given)
+    defaults = {name: each.default for name, each in parameters(kind, given).items() if each.default is not each.empty}
+    values = {**defaults, **arguments}
+    return {name: value.tolist() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
 
 
 def missing(values: Mapping[str, Any], *keys: str) -> dict[str, str]:

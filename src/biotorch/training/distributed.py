@@ -9,13 +9,9 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import distributed, nn
 from torch.distributed import all_gather_object, all_reduce, broadcast
 from torch.futures import Future
@@ -25,6 +21,10 @@ from biotorch._files import state_hash
 from biotorch.errors import SectionError
 from biotorch.layers import is_feedback
 from biotorch.training.settings import InfrastructureConfig
+
+if TYPE_CHECKING:  # lightning-fabric takes seconds to import, and configurations are read without it
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies.ddp import DDPStrategy
 
 _T = TypeVar("_T")
 
@@ -38,6 +38,8 @@ def launch(config: InfrastructureConfig) -> Fabric:
     Warns:
         UserWarning: there is no CUDA device for `gpus`, or fp16 was asked for on the CPU.
     """
+    from lightning_fabric import Fabric
+
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the results hold the same facts
     # cuBLAS is deterministic only with this setting, which it reads at its first use.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -56,7 +58,7 @@ def launch(config: InfrastructureConfig) -> Fabric:
                 accelerator=accelerator,
                 devices=devices,
                 num_nodes=config.num_nodes,
-                strategy=SummingDDP() if processes > 1 or config.strategy == "ddp" else "auto",
+                strategy=summing_ddp() if processes > 1 or config.strategy == "ddp" else "auto",
                 precision=precision,
             )
             fabric.launch()
@@ -77,18 +79,28 @@ def _leave() -> None:
 
 def one_process() -> Fabric:
     """Create the Fabric of a single process on the CPU."""
+    from lightning_fabric import Fabric
+
     with _no_advice_of_srun():
         return Fabric(accelerator="cpu", devices=1)
 
 
 def one_of_several() -> bool:
     """Whether torchrun or Slurm has started this process as one of several of a run."""
-    if TorchElasticEnvironment.detect():
+    if _under_torchrun():
         return int(os.environ["WORLD_SIZE"]) > 1
     return _under_srun() and int(os.environ["SLURM_NTASKS"]) > 1
 
 
+def _under_torchrun() -> bool:
+    return distributed.is_available() and distributed.is_torchelastic_launched()
+
+
 def _under_srun() -> bool:
+    if "SLURM_NTASKS" not in os.environ:
+        return False
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+
     with _no_advice_of_srun():
         return SLURMEnvironment.detect()
 
@@ -106,7 +118,7 @@ def _processes_started(nodes: int) -> int | None:
 
     Raises SectionError if the number of processes does not fit `nodes` machines.
     """
-    if TorchElasticEnvironment.detect():
+    if _under_torchrun():
         here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
     elif _under_srun():
         everywhere = int(os.environ.get("SLURM_NTASKS", "1"))
@@ -141,19 +153,23 @@ def _devices(gpus: int | list[int], started: int | None) -> tuple[str, int | lis
     raise SectionError({"gpus": f"{len(named)} devices are listed, but {started} processes were started per machine"})
 
 
-class SummingDDP(DDPStrategy):
-    """DDP that adds up the gradients of the processes instead of averaging them.
+def summing_ddp() -> DDPStrategy:
+    """Strategy of DDP that adds up the gradients of the processes instead of averaging them.
 
     The loss of each process is then its share of the mean over the *global* batch. So every example has the same
     error as in training by one process, which rules that are not linear in the error (`gradient_clip`) need, and
     unequal shares (in the last batch) need no weights.
     """
+    from lightning_fabric.strategies.ddp import DDPStrategy
 
-    def setup_module(self, module: nn.Module) -> DistributedDataParallel:
-        _leave_out_feedback(module)
-        wrapped = super().setup_module(module)
-        wrapped.register_comm_hook(None, lambda state, bucket: _sum(bucket.buffer()))
-        return wrapped
+    class SummingDDP(DDPStrategy):
+        def setup_module(self, module: nn.Module) -> DistributedDataParallel:
+            _leave_out_feedback(module)
+            wrapped = super().setup_module(module)
+            wrapped.register_comm_hook(None, lambda state, bucket: _sum(bucket.buffer()))
+            return wrapped
+
+    return SummingDDP()
 
 
 def _leave_out_feedback(module: nn.Module) -> None:

@@ -22,6 +22,7 @@ from biotorch.training import pretraining, randomness
 from biotorch.training.distributed import any_process, share_statistics
 from biotorch.training.divergence import diverged_after
 from biotorch.training.evaluation import evaluate
+from biotorch.training.figures import judged
 from biotorch.training.losses import training_loss
 from biotorch.training.settings import TrainingConfig
 from biotorch.training.state import Observer, Record, TrainingState
@@ -35,7 +36,8 @@ class Trainer(TrainingState):
         data: the dataset, on the device of `fabric`.
         config: the `training` section.
         loss: function called as `loss(outputs, labels)` with outputs (n, C) and labels (n,), or (n, T, C) and (n, T),
-            which returns the mean over a batch, a scalar. `training_loss` adds the auxiliary heads.
+            or in a regression (n, C) and (n, C), which returns the mean over a batch, a scalar. `training_loss` adds
+            the auxiliary heads.
         seed: seed of the order of the examples and of their augmentation.
         fabric: the launched processes; default: one process on the CPU.
         observer: object whose methods are called as the training proceeds, and which saves checkpoints.
@@ -66,8 +68,8 @@ class Trainer(TrainingState):
         return self.history
 
     def _early_stop(self) -> bool:
-        errors = [record["validation"]["error"] for record in self.history[1:]]
-        return self.config.early_stop is not None and self.config.early_stop.reached(errors)
+        values = [judged(record["validation"]) for record in self.history[1:]]
+        return self.config.early_stop is not None and self.config.early_stop.reached(values)
 
     def _train(self) -> None:
         """Do the remaining updates of the epoch; epoch 0 has none."""
@@ -117,15 +119,17 @@ class Trainer(TrainingState):
             self.evaluation_batch_size,
             self.fabric,
             on_batch=self._stop_if_asked,
+            scale=self.data.target_std,
         )
         if not math.isfinite(record["validation"]["loss"]):
             raise diverged_after(self.model, record["validation"]["loss"], self.epoch, self.step)
         record |= self._alignment()
         if self.epoch > 0:
-            if record["validation"]["error"] < self.best["error"]:
-                best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-                self.best = {"epoch": self.epoch, "error": record["validation"]["error"], "model": best}
-            self.schedule.after_epoch(record["validation"]["error"])
+            value, best = judged(record["validation"]), self.best["epoch"]
+            if best is None or value < judged(self.history[best]["validation"]):
+                weights = {name: each.detach().clone() for name, each in self.model.state_dict().items()}
+                self.best = {"epoch": self.epoch, "model": weights}
+            self.schedule.after_epoch(value)
         self.history.append(record)
         self.epoch, self.step = self.epoch + 1, 0
         self.tally, self.seconds = self.new_tally(), 0.0
@@ -193,7 +197,8 @@ def fit(
 ) -> list[Record]:
     """Train `model` in place on the CPU and return the records. The model gets the weights of its best epoch.
 
-    The best epoch has the lowest validation error. This is a short form of `Trainer`, and raises the same errors.
+    The best epoch has the lowest validation error, or in a regression the lowest validation loss. This is a short form
+    of `Trainer`, and raises the same errors.
     """
 
     class Told(Observer):

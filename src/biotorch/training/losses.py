@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +18,8 @@ from biotorch.kernel import teaching
 from biotorch.layers import FeedbackLayer
 from biotorch.models.outputs import entries, main_output
 from biotorch.rules import DirectRule
-from biotorch.training.arguments import attempt, checked, class_named
+from biotorch.training.arguments import attempt, checked, class_named, completed
+from biotorch.training.figures import Task
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -26,11 +27,10 @@ if TYPE_CHECKING:
 
 #: Losses by the kind of target that they take. Targets are made from labels (n,) for outputs (n, C).
 _INDEX = ("CrossEntropyLoss", "NLLLoss", "MultiMarginLoss")
+#: Distances between outputs and targets, which also take the numbers of a regression.
+_DISTANCES = ("MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss")
 _ONE_HOT = (
-    "MSELoss",
-    "L1Loss",
-    "SmoothL1Loss",
-    "HuberLoss",
+    *_DISTANCES,
     "BCEWithLogitsLoss",
     "BCELoss",
     "KLDivLoss",
@@ -42,17 +42,23 @@ _WEIGHTED_MEAN = ("CrossEntropyLoss", "NLLLoss")
 _SIGNS = ("SoftMarginLoss",)  # one-hot, with -1 instead of 0
 
 
+#: Arguments of early versions of torch, which `reduction` has replaced.
+_OLD_NAMES = ("size_average", "reduce")
+
+
 class LossConfig(Section):
     """`model.loss_function`: a loss of `torch.nn` and its arguments, checked against its signature.
 
-    Labels are converted to the targets of the loss: class indices, one-hot rows (MSE, L1, BCE ...) or rows of signs.
-    The only reduction is the mean over the batch, and over the tokens of a text.
+    Classes are converted to the targets of the loss: class indices, one-hot rows (MSE, L1, BCE ...) or rows of signs.
+    The numbers of a regression are targets as they are. The only reduction is the mean over the batch, and over the
+    tokens of a text or the targets of a regression.
     """
 
     model_config = ConfigDict(extra="allow")
 
     name: str = "cross_entropy"
-    """A loss of torch.nn, such as cross_entropy or mse. NLLLoss and KLDivLoss need log-probabilities as outputs."""
+    """A loss of torch.nn, such as cross_entropy or mse. NLLLoss and KLDivLoss need log-probabilities as outputs. A
+    regression takes mse, l1, smooth_l1 or huber."""
 
     @model_validator(mode="after")
     def _arguments_work(self) -> LossConfig:
@@ -62,13 +68,30 @@ class LossConfig(Section):
         attempt(self._try)
         return self
 
-    def build(self) -> Loss:
-        """Create the loss."""
+    @classmethod
+    def default(cls, task: Task) -> LossConfig:
+        """Loss for a configuration that gives none: cross_entropy for classes, mse for numbers."""
+        return cls(name="cross_entropy" if task == "classification" else "mse")
+
+    @classmethod
+    def completed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        found = super().completed(values)
+        try:
+            kind = _loss_class(str(found.pop("name")))
+        except SectionError:
+            return dict(values)
+        return {"name": kind.__name__, **completed(kind, found, given=_OLD_NAMES)}
+
+    def build(self, task: Task = "classification") -> Loss:
+        """Create the loss. Raises SectionError if it does not take the targets of the task."""
         kind = _loss_class(self.name)
+        if task == "regression" and kind.__name__ not in _DISTANCES:
+            text = f"{kind.__name__} compares outputs with classes, but the targets of the data are numbers: "
+            raise SectionError({"name": f"{text}take mse, l1, smooth_l1 or huber"})
         return Loss(kind(**self._arguments()), _TARGETS[kind.__name__])
 
     def _arguments(self) -> dict[str, Any]:
-        return checked(_loss_class(self.name), self.model_extra or {}, given=("size_average", "reduce"))
+        return checked(_loss_class(self.name), self.model_extra or {}, given=_OLD_NAMES)
 
     def _try(self) -> None:
         weights = [len(value) for value in self._arguments().values() if isinstance(value, Tensor)]
@@ -78,7 +101,7 @@ class LossConfig(Section):
 class Loss(nn.Module):
     """Loss of outputs (n, C) with labels (n,), or of (n, T, C) with (n, T), called as `loss(outputs, labels)`.
 
-    It is the mean over all labels of the batch, a scalar.
+    It is the mean over all labels of the batch, a scalar. In a regression, labels are float targets (n, C).
     """
 
     def __init__(self, function: nn.Module, target: Callable[[Tensor, int], Tensor]) -> None:
@@ -86,25 +109,35 @@ class Loss(nn.Module):
         self.function, self.target = function, target
 
     def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        if labels.is_floating_point():
+            if outputs.shape != labels.shape:  # torch would broadcast them
+                shapes = f"{tuple(outputs.shape)} do not match targets of shape {tuple(labels.shape)}"
+                raise ValueError(f"outputs of shape {shapes}")
+            return self.function(outputs, labels)  # type: ignore[no-any-return]
         outputs, labels = outputs.flatten(0, -2), labels.flatten()
         return self.function(outputs, self.target(labels, outputs.shape[1]))  # type: ignore[no-any-return]
 
     def size(self, labels: Tensor) -> float:
-        """Divisor of the mean over a batch with these labels: their number, or the sum of their weights.
+        """Divisor of the mean over a batch with these labels: `label_count`, or the sum of their weights.
 
         The mean over several batches is the mean of their means, weighted by their sizes.
 
         Args:
-            labels: (n,) or (n, T), from 0 on.
+            labels: (n,) or (n, T), from 0 on; or (n, C) float.
         """
         if type(self.function).__name__ not in _WEIGHTED_MEAN:
-            return labels.numel()
+            return label_count(labels)
         function: Any = self.function
         if function.weight is None and function.ignore_index < 0:
             return labels.numel()
         counted = labels != function.ignore_index
         weights = 1 if function.weight is None else function.weight[labels]
         return float((counted * weights).sum())
+
+
+def label_count(labels: Tensor) -> int:
+    """Number of labels in (n,) or (n, T) int64; the float targets of one example, a row of (n, C), count as one."""
+    return len(labels) if labels.is_floating_point() else labels.numel()
 
 
 def _index(labels: Tensor, classes: int) -> Tensor:

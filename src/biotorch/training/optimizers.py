@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from pydantic import ConfigDict, Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from biotorch._sections import Section
 from biotorch.errors import SectionError
 from biotorch.manhattan import batch_manhattan
-from biotorch.training.arguments import attempt, checked, class_named, classes, parameters, require
+from biotorch.training.arguments import attempt, checked, class_named, classes, completed, parameters, require
 
 
 class FeedbackGroup(NamedTuple):
@@ -54,6 +54,18 @@ class OptimizerConfig(Section):
         if kind.__name__ not in _TAKES_MATRICES_ALONE:
             attempt(self._try)
         return self
+
+    @classmethod
+    def completed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        found = super().completed(values)
+        try:
+            kind = _optimizer_class(str(found.get("type")))
+        except SectionError:
+            return found
+        own = {key: found.pop(key) for key in ("type", "lr", "batch_manhattan") if key in found}
+        if "momentum" not in parameters(kind, ()):
+            found.pop("momentum", None)
+        return own | {"type": kind.__name__} | completed(kind, found, given=("params", "lr"))
 
     @property
     def decays(self) -> bool:
@@ -100,10 +112,19 @@ class OptimizerConfig(Section):
                 groups.append({"params": own, **{key: value for key, value in settings.items() if value is not None}})
         return groups
 
-    def _try(self) -> None:
+    @property
+    def state_per_weight(self) -> float:
+        """Numbers that the optimizer keeps for each weight: 0 for plain SGD, 1 with momentum, 2 for Adam."""
+        values = [value for each in self._try().state.values() for value in each.values()]
+        return sum(value.numel() for value in values if isinstance(value, Tensor) and value.ndim) / 4
+
+    def _try(self) -> torch.optim.Optimizer:
+        """Make a step with a matrix of 2 x 2, and return the optimizer."""
         weight = nn.Parameter(torch.zeros(2, 2))
         weight.grad = torch.zeros(2, 2)
-        self.build([weight]).step()
+        optimizer = self.build([weight])
+        optimizer.step()
+        return optimizer
 
 
 #: Optimizers of matrices only. A network with biases is refused later, when the optimizer is built for it.

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from biotorch import _seeding
+from biotorch.data import Dataset
 from biotorch.errors import Stopped
 from biotorch.training.distributed import any_process
-from biotorch.training.losses import training_loss
+from biotorch.training.losses import label_count, training_loss
 from biotorch.training.settings import NoiseConfig
 from biotorch.training.state import TrainingState
 
@@ -21,22 +22,28 @@ class Batch(NamedTuple):
 
     inputs: Tensor
     labels: Tensor
-    #: Number of examples of the update in all processes.
+    #: Number of labels of the update in all processes.
     whole: int
 
 
 def batches(
-    config: NoiseConfig, shape: tuple[int, ...], classes: int, seed: int, device: torch.device, rank: int, world: int
+    config: NoiseConfig, data: Dataset, seed: int, device: torch.device, rank: int, world: int
 ) -> Iterator[Batch]:
-    """Draw this process's share of each update: inputs of `shape` from N(0, 1), labels uniform over the classes.
+    """Draw this process's share of each update: inputs from N(0, 1), labels uniform over the classes.
 
-    The whole batch is a function of (seed, update). It does not depend on the number of processes that share it.
+    The targets of a regression are from N(0, 1), too, because they are standardised. The whole batch is a function of
+    (seed, update). It does not depend on the number of processes that share it.
     """
     for update in range(config.updates):
         generator = _seeding.generator(_seeding.derive(seed, "noise", update))
-        inputs = torch.randn(config.batch_size, *shape, generator=generator)
-        labels = torch.randint(classes, (config.batch_size,), generator=generator)
-        yield Batch(inputs[rank::world].to(device), labels[rank::world].to(device), config.batch_size)
+        inputs = torch.randn(config.batch_size, *data.input_shape, generator=generator)
+        shape = (config.batch_size, *data.train.labels.shape[1:])
+        labels = (
+            torch.randn(shape, generator=generator)
+            if data.task == "regression"
+            else torch.randint(data.num_outputs, shape, generator=generator)
+        )
+        yield Batch(inputs[rank::world].to(device), labels[rank::world].to(device), label_count(labels))
 
 
 def pretrain(trainer: TrainingState) -> None:
@@ -51,11 +58,10 @@ def pretrain(trainer: TrainingState) -> None:
     config, fabric = trainer.config.noise_pretraining, trainer.fabric
     assert config is not None
     optimizer: Any = fabric.setup_optimizers(trainer.new_optimizer(config.lr))
-    shape, classes = tuple(trainer.data.input_shape), trainer.data.num_classes
     norms = [module for module in trainer.model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
     statistics = [{name: value.clone() for name, value in norm.named_buffers(recurse=False)} for norm in norms]
     trainer.model.train()
-    shares = batches(config, shape, classes, trainer.seed, trainer.device, fabric.global_rank, fabric.world_size)
+    shares = batches(config, trainer.data, trainer.seed, trainer.device, fabric.global_rank, fabric.world_size)
     for done, batch in enumerate(shares):
         trainer.observer.on_noise(done, config.updates)
         with trainer.teacher.tells(batch.labels, 1 / batch.whole):
@@ -63,7 +69,7 @@ def pretrain(trainer: TrainingState) -> None:
         value = training_loss(trainer.loss, outputs, batch.labels)
         trainer.require_finite(value)
         optimizer.zero_grad()
-        fabric.backward(value * (len(batch.labels) / batch.whole))
+        fabric.backward(value * (label_count(batch.labels) / batch.whole))
         trainer.clip_gradients(optimizer)
         optimizer.step()
         if any(any_process(fabric, trainer.observer.stop_now())):

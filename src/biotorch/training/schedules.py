@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -14,7 +14,7 @@ from torch.optim import lr_scheduler
 
 from biotorch._sections import Section
 from biotorch.errors import SectionError
-from biotorch.training.arguments import attempt, checked, class_named, classes, require
+from biotorch.training.arguments import attempt, checked, class_named, classes, completed, require
 
 
 class SchedulerConfig(Section):
@@ -38,7 +38,7 @@ class SchedulerConfig(Section):
     def _values_work(self) -> SchedulerConfig:
         if self.per_update and _scheduler_class(self.type) is lr_scheduler.ReduceLROnPlateau:
             raise SectionError(
-                {"interval": "ReduceLROnPlateau follows the validation error, which is known once per epoch"}
+                {"interval": "ReduceLROnPlateau follows a figure of the validation set, which is known once per epoch"}
             )
         negative = {
             name: f"must be at least 0, got {value}"
@@ -50,12 +50,23 @@ class SchedulerConfig(Section):
         attempt(self._try)
         return self
 
+    @classmethod
+    def completed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        found = super().completed(values)
+        try:
+            kind = _scheduler_class(str(found.get("type")))
+        except SectionError:
+            return found
+        interval = found.pop("interval") or ("update" if kind in _PER_UPDATE else "epoch")
+        own = {"type": kind.__name__, "interval": interval}
+        return own | completed(kind, {key: each for key, each in found.items() if key != "type"}, given=("optimizer",))
+
     @property
     def per_update(self) -> bool:
         """Whether the scheduler steps after each update, not after each epoch."""
         if self.interval is not None:
             return self.interval == "update"
-        return _scheduler_class(self.type) in (lr_scheduler.OneCycleLR, lr_scheduler.CyclicLR)
+        return _scheduler_class(self.type) in _PER_UPDATE
 
     def build(self, optimizer: torch.optim.Optimizer, updates: int) -> lr_scheduler.LRScheduler:
         """Create the scheduler of `optimizer`; `updates` is the length of the training, which OneCycleLR needs."""
@@ -75,7 +86,7 @@ class SchedulerConfig(Section):
             if isinstance(schedule.main, lr_scheduler.OneCycleLR):
                 break  # a further step would exceed its length
             schedule.after_update()
-            schedule.after_epoch(error=50.0)
+            schedule.after_epoch(50.0)
             if optimizer.param_groups[0]["lr"] < 0:
                 raise ValueError("the learning rate becomes negative")
 
@@ -132,19 +143,22 @@ class Schedule:
             self._step()
         self._warm_up()
 
-    def after_epoch(self, error: float) -> None:
-        """Set the next rate; to be called once after each epoch. ReduceLROnPlateau follows the validation `error`."""
+    def after_epoch(self, value: float) -> None:
+        """Set the next rate; to be called once after each epoch.
+
+        ReduceLROnPlateau follows `value`, the figure of the validation set that the run is judged by.
+        """
         if self.main is not None and not self.per_update:
-            self._step(error)
+            self._step(value)
             self._warm_up()
 
-    def _step(self, error: float = math.nan) -> None:
+    def _step(self, value: float = math.nan) -> None:
         """Step the scheduler, from the rate without warm-up that it has set itself."""
         assert self.main is not None
         self._rate = self.full
         with self._first_group_alone():
             if isinstance(self.main, lr_scheduler.ReduceLROnPlateau):
-                self.main.step(error)
+                self.main.step(value)
             else:
                 self.main.step()
         self.full = self._rate
@@ -195,6 +209,9 @@ class Schedule:
             self.main.load_state_dict(state["main"])
         self.updates, (self.full,) = state["updates"], state["full"]
 
+
+#: Schedulers that step after each update, unless the configuration says otherwise.
+_PER_UPDATE = (lr_scheduler.OneCycleLR, lr_scheduler.CyclicLR)
 
 _SCHEDULERS = classes(lr_scheduler, lr_scheduler.LRScheduler)
 

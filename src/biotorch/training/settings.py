@@ -51,23 +51,23 @@ class MetricsConfig(Section):
 
 
 class EarlyStop(Section):
-    """`training.early_stop`: stop when the validation error no longer falls."""
+    """`training.early_stop`: stop when the validation error no longer falls; in a regression, the validation loss."""
 
     patience: int = Field(ge=1)
-    """Epochs in a row without a new lowest error after which the training stops."""
+    """Epochs in a row without a new lowest value after which the training stops."""
     min_delta: float = Field(default=0.0, ge=0)
-    """Smallest fall of the error, in percentage points, that counts as an improvement."""
+    """Smallest fall that counts as an improvement, in percentage points of the error, or in the loss's unit."""
 
-    def reached(self, errors: Sequence[float]) -> bool:
-        """Whether to stop after epochs with these validation errors (%)."""
+    def reached(self, values: Sequence[float]) -> bool:
+        """Whether to stop after epochs with these values on the validation set."""
         lowest, waited = float("inf"), 0
-        for error in errors:
-            lowest, waited = (error, 0) if error < lowest - self.min_delta else (lowest, waited + 1)
+        for value in values:
+            lowest, waited = (value, 0) if value < lowest - self.min_delta else (lowest, waited + 1)
         return waited >= self.patience
 
 
 class NoiseConfig(Section):
-    """`training.noise_pretraining`: updates on random images with random labels (Cheon, Lee & Paik 2024)."""
+    """`training.noise_pretraining`: updates on random inputs with random labels (Cheon, Lee & Paik 2024)."""
 
     updates: int = Field(ge=1)
     """Updates of the weights, with the rule and the optimizer of the training, before epoch one."""

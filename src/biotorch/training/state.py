@@ -98,7 +98,7 @@ class TrainingState:
             config.noise_pretraining.require_shares(self.fabric.world_size, self.smallest_share)
         self.tally, self.seconds = self.new_tally(), 0.0
         self.history: list[Record] = []
-        self.best: dict[str, Any] = {"epoch": None, "error": math.inf, "model": None}
+        self.best: dict[str, Any] = {"epoch": None, "model": None}
         self._skipped_before: list[str] = []
 
     def new_optimizer(self, lr: float | None = None) -> torch.optim.Optimizer:
@@ -107,8 +107,8 @@ class TrainingState:
         return self.config.optimizer.build(trained, self.feedback, lr)
 
     def new_tally(self) -> Tally:
-        """Create the empty sums of loss and errors over an epoch."""
-        return Tally(self.config.metrics.top_k, self.data.train.per_token, self.device)
+        """Create the empty sums of an epoch's figures."""
+        return Tally.of(self.data.train, self.config.metrics.top_k, self.data.target_std, self.device)
 
     @property
     def skipped(self) -> list[str]:

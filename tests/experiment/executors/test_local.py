@@ -74,18 +74,20 @@ def test_a_damaged_result_breaks_its_point_alone(tmp_path):
     assert hashes(run(study)) == hashes(results)
 
 
-def test_a_worker_that_is_killed_breaks_its_task_alone(tmp_path):
+@pytest.mark.parametrize("moment", ["starting", "running"])
+def test_a_worker_that_is_killed_breaks_its_task_alone(moment, tmp_path):
     study = quick(tmp_path, RULES, "training.hyperparameters.epochs=3")
     tasks = [Task(name, config, study.folder / name) for name, config in study.points.items()]
     ended = []
     with Local(1) as executor:
         executor.submit(tasks)
-        _wait_for(tasks[0].path / "metrics.jsonl")
+        if moment == "running":
+            _wait_for(tasks[0].path / "metrics.jsonl")
         os.kill(executor._workers[0]._process.pid, signal.SIGKILL)
         while len(ended) < 3:
             ended += executor.wait(1.0)
     assert [each.task.name for each in ended] == ["rule=fa", "rule=dfa", "rule=usf"]
-    assert [each.failure and each.failure.kind for each in ended] == ["defect", None, None]
+    assert [each.failure and each.failure.kind for each in ended] == ["died", None, None]
     assert "SIGKILL" in ended[0].failure.message
     assert len(run(study)) == 3  # the killed one goes on
 

@@ -146,3 +146,26 @@ def test_places_that_cannot_be_written_are_mistakes(store, tmp_path):
     assert "ends in .html" in mistake(invoke("report", store, "-o", tmp_path / "page.pdf"))
     (tmp_path / "file").write_text("")
     assert "file" in mistake(invoke("report", store, "-o", tmp_path / "file" / "page.html"))
+
+
+def test_regressions_stand_beside_classifications(store, tmp_path):
+    """Each has its own figures, panels, axes and differences."""
+    found = collect(store).runs
+    for path, result in [(each.path, copy.deepcopy(each.result)) for each in found]:
+        result["config"]["data"]["dataset"] = "diabetes"
+        result["state_hash"] += " of a regression"
+        r2 = 0.25 if result["config"]["model"]["mode"]["type"] == "fa" else 0.5
+        figures = {"loss": 0.5, "rmse": 53.2, "r2": r2 - 0.125 * result["config"]["experiment"]["seed"]}
+        result |= {"test": figures, "validation": figures}
+        for record in result["history"]:
+            record.update({split: figures for split in ("validation", "train") if split in record})
+        found.append(Run(path, result))
+    page = write_page(Collection(found, [], []), tmp_path / "page.html").read_text()
+    heads = {"error": "error (%)", "r2": "R²", "rmse": "RMSE", "loss": "loss", "top_3_error": "top 3 error (%)"}
+    assert data(page)["quantities"] == heads
+    assert [panel["title"] for panel in data(page)["panels"]] == [
+        "le_net_mnist, SGD, digits", "le_net_mnist, SGD, diabetes",
+    ]  # fmt: skip
+    assert "test R² 0.375, RMSE 53.20" in page
+    assert "-0.250 R²" in page
+    assert "minus backpropagation&#39;s test error or R²" in page

@@ -17,12 +17,12 @@ from biotorch.experiment.signals import stop_requests
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Point to run: name, configuration, folder, and whether to delete an earlier run in the folder."""
+    """Point to run: name, configuration, folder, and the mark of the earlier runs that the command discards, or ""."""
 
     name: str
     config: Config
     path: Path
-    overwrite: bool = False
+    discards: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Executor(ABC):
 
     #: Whether tasks continue when this process ends.
     detached: bool = False
+    #: Whether tasks read the data of this machine.
+    here: bool = False
 
     def __init__(self) -> None:
         self._messages: list[str] = []
@@ -84,7 +86,7 @@ def execute(task: Task) -> Failure | None:
     """
     with stop_requests() as request:
         try:
-            run_point(task.config, task.path, task.overwrite, Display(), request)
+            run_point(task.config, task.path, Display(), request, task.discards)
         except Exception as error:  # noqa: BLE001 - the other points go on, and the command reports it at the end
             return Failure.of(error)
     return None

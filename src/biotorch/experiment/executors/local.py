@@ -35,8 +35,15 @@ class Local(Executor):
         threads: threads of each worker. Default: the cores of this machine divided by `jobs`.
     """
 
+    here = True
+
     def __init__(self, jobs: int, threads: int | None = None) -> None:
         super().__init__()
+        if one_of_several():
+            raise ConfigError(
+                "--jobs: torchrun or Slurm has started the processes of one run; start this command without them to "
+                "run several points at once"
+            )
         self.jobs, self.threads = jobs, threads or max(1, cores() // jobs)
         self._left: deque[Task] = deque()
         self._workers: list[_Worker] = []
@@ -46,14 +53,8 @@ class Local(Executor):
         """Start the workers.
 
         Raises:
-            ConfigError: a point asks for several devices or for one that its worker does not see, or torchrun or Slurm
-                has started this process as one of several.
+            ConfigError: a point asks for several devices or for one that its worker does not see.
         """
-        if one_of_several():
-            raise ConfigError(
-                "--jobs: torchrun or Slurm has started the processes of one run; start this command without them to "
-                "run several points at once"
-            )
         for task in tasks:
             gpus = task.config.infrastructure.gpus
             if gpus not in (-1, 0, [0]) or task.config.infrastructure.num_nodes > 1:
@@ -78,12 +79,12 @@ class Local(Executor):
             assert task is not None
             try:
                 kind, content = worker.connection.recv()
-            except EOFError:
+            except (EOFError, OSError):  # OSError: it died before it had read its task
                 worker.end()
                 self._workers.remove(worker)
                 if self._stopping:
                     continue
-                ended.append(Ended(task, Failure("defect", f"its process died ({worker.fate})")))
+                ended.append(Ended(task, Failure("died", f"its process died ({worker.fate})")))
                 worker = _Worker(worker.number, self.threads)
                 self._workers.append(worker)
             else:
@@ -126,7 +127,7 @@ class _Worker:
 
     def give(self, task: Task) -> None:
         self.task = task
-        with contextlib.suppress(BrokenPipeError):  # the worker has died, which `wait` will notice
+        with contextlib.suppress(ConnectionError):  # the worker has died, which `wait` will notice
             self.connection.send(task)
 
     def stop(self) -> None:
@@ -137,7 +138,7 @@ class _Worker:
 
     def end(self) -> None:
         """End the worker: at once if it has no task, or else after its checkpoint; kill it if it takes too long."""
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(ConnectionError):
             self.connection.send(None)
         self._process.join(_PATIENCE)
         if self._process.is_alive():

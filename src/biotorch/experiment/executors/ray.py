@@ -144,7 +144,7 @@ def _require_one_process(task: Task) -> None:
 
 def _death(error: Exception) -> Failure:
     """Failure of a task whose worker died without a result."""
-    return Failure("defect", f"its worker died ({type(error).__name__}): {str(error).strip().splitlines()[0]}")
+    return Failure("died", f"its worker died ({type(error).__name__}): {str(error).strip().splitlines()[0]}")
 
 
 # In the worker ---------------------------------------------------------------------------------------

@@ -93,8 +93,12 @@ class Slurm(Executor):
                 self._messages.append(f"{task.name}: submitted again, as job {job.number} broke: {failure.message}")
             if ended or slurm_job.dead(job.state):
                 continue
-            if task.overwrite or job.config != digest(task.config):
-                wanted = "--overwrite" if task.overwrite else "another configuration"
+            anew = RunFolder(task.path, task.discards).discarded not in (
+                "",
+                job.discards,
+            )  # marked after the job was submitted
+            if anew or job.config != digest(task.config):
+                wanted = "--overwrite" if anew else "another configuration"
                 raise ConfigError(
                     f"{task.path} is being written by Slurm job {job.number}, but {wanted} is asked for; wait for the "
                     f"job, or end it with `scancel {job.number}`"
@@ -125,9 +129,7 @@ class Slurm(Executor):
             # wait for the gradients of a process that has died.
             srun_args=[f"--cpus-per-task={cpus}", "--kill-on-bad-exit=1"],
         )
-        for task in tasks:
-            if task.overwrite:
-                _forget(task.path)
+        discards = {task.name: _claimed(task) for task in tasks}
         work = Work(cpus, cluster.minutes, cluster.requeues)
         try:
             jobs = executor.map_array(work, [_absolute(task) for task in tasks])
@@ -135,7 +137,8 @@ class Slurm(Executor):
             raise ConfigError(f"--executor slurm: sbatch refuses: {str(error).strip()}") from error
         processes = shape["nodes"] * shape["ntasks_per_node"]
         new = {
-            task.name: Job(job.job_id, processes, digest(task.config)) for task, job in zip(tasks, jobs, strict=True)
+            task.name: Job(job.job_id, processes, digest(task.config), discards[task.name])
+            for task, job in zip(tasks, jobs, strict=True)
         }
         self._jobs.update(new)
         self._list.add(new)
@@ -212,7 +215,7 @@ class Slurm(Executor):
             "OUT_OF_MEMORY": "ran out of memory (OUT_OF_MEMORY); raise cluster.memory_gb",
             "TIMEOUT": "was killed at its time limit (TIMEOUT) before it could save; raise cluster.grace_seconds",
         }.get(job.state, f"ended as {job.state}")
-        return Failure("defect", f"Slurm job {job.number} {told}{where}")
+        return Failure("died", f"Slurm job {job.number} {told}{where}")
 
     def running(self) -> list[Task]:
         return [self._tasks[name] for name, job in self._jobs.items() if job.state in ("RUNNING", "COMPLETING")]
@@ -239,14 +242,15 @@ class Slurm(Executor):
 
 
 def _absolute(task: Task) -> Task:
-    return dataclasses.replace(task, path=task.path.resolve(), overwrite=False)
+    return dataclasses.replace(task, path=task.path.resolve())
 
 
-def _forget(path: Path) -> None:
-    """Clear a run's folder before its job is submitted, because the job itself may start more than once."""
-    folder = RunFolder(path)
-    folder.lock()
-    try:
-        folder.clear()
-    finally:
-        folder.release()
+def _claimed(task: Task) -> str:
+    """Make a run's folder ours before its job is submitted; return the mark of the run in it that is to be discarded.
+
+    Raises:
+        OtherRunError, LockedError: the folder cannot be written to, see `RunFolder.lock`.
+    """
+    folder = RunFolder(task.path, task.discards)
+    with folder.locked():
+        return folder.discarded

@@ -22,6 +22,7 @@ from biotorch import _files
 from biotorch.errors import ConfigError, Failure, Interrupted
 from biotorch.experiment.config import Config
 from biotorch.experiment.executors.base import Task, execute
+from biotorch.experiment.identity import text_of, what_counts
 
 #: States of jobs that have ended. A job stays PREEMPTED only where Slurm does not put preempted jobs back.
 _DEAD = {
@@ -89,11 +90,21 @@ def _lines(*command: str) -> list[list[str]] | None:
 
 @dataclasses.dataclass
 class Job:
-    """Job as recorded in jobs.json (number, processes, digest of its configuration), with its last known state."""
+    """Job as recorded in jobs.json, with its last known state.
+
+    Attributes:
+        number: number of the job.
+        processes: number of its processes.
+        config: digest of its configuration.
+        discards: mark of the earlier run that it discards when it begins, or "".
+        state: last known state.
+        dead_since: time at which the job was first seen to have ended.
+    """
 
     number: str
     processes: int
     config: str
+    discards: str = ""
     state: str = "PENDING"
     dead_since: float | None = None
 
@@ -134,7 +145,7 @@ class JobList:
 
     def add(self, jobs: dict[str, Job]) -> None:
         """Add jobs to the file; a job replaces an earlier one of the same point."""
-        kept = ("number", "processes", "config")
+        kept = ("number", "processes", "config", "discards")
         tree = {name: {key: getattr(job, key) for key in kept} for name, job in (self.read() | jobs).items()}
         _files.write_text(self.path, json.dumps(tree, indent=1) + "\n")
 
@@ -148,8 +159,7 @@ def named(jobs: Iterable[Job]) -> str:
 
 def digest(config: Config) -> str:
     """Digest of every setting that changes a run's numbers."""
-    tree = config.model_dump(mode="json", exclude={"cluster", "logging", "sweep", "attacks"})
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(text_of(what_counts(config.model_dump(mode="json"))).encode()).hexdigest()
 
 
 #: Seconds that a stopped job waits for Slurm to kill it, and that a failed process waits for the first one to fail.

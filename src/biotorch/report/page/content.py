@@ -16,6 +16,7 @@ from biotorch.report.table import robustness_table, table
 from biotorch.results import frames
 from biotorch.results.collecting import Collection, Run
 from biotorch.results.groups import at, by_configuration, label, method, without_copies
+from biotorch.training.figures import told
 
 #: Facets by which a reader can choose runs, with their keys in the configuration.
 FACETS = {
@@ -91,25 +92,41 @@ def _as_number(seed: str) -> tuple[int, str]:
     return (int(seed), "") if seed.lstrip("-").isdigit() else (0, seed)
 
 
+#: Columns in which rules are compared, with words for the difference and for the note.
+_COMPARED = {"test_error": ("points", "error"), "test_r2": ("R²", "R²")}
+
+
 def _differences(collection: Collection) -> tuple[_Rows | None, str]:
     """Table of each rule's differences to backpropagation, seed by seed; or None and the reason."""
-    frame = frames.of_collection(collection)
-    if "backpropagation" not in set(frame["rule"]) or frame["rule"].nunique() < 2 or frame["test_error"].isna().all():
-        return None, ""
-    try:
-        found = frames.paired(frame)
-    except ValueError as error:
-        return None, str(error)
+    whole = frames.of_collection(collection)
+    compared = [value for value in _COMPARED if whole[value].notna().any()]
     rows, facets = [], []
-    for each in found.to_dict("records"):
-        names = {"network": "architecture", "dataset": "dataset", "optimizer": "optimizer", "rule": "rule"}
-        facets.append({"seed": "", **{name: str(each[column]) for name, column in names.items()}})
-        interval = f"[{each['low']:+.2f}, {each['high']:+.2f}]" if each["n"] > 1 else "-"
-        setting = [str(each[name]) for name in ("dataset", "architecture", "optimizer", "epochs")]
-        rows.append([*setting, each["rule"], f"{each['difference']:+.2f}", interval, str(each["n"])])
-    header = ["data set", "network", "optimizer", "epochs", "rule", "difference (points)", "95 % interval", "n"]
-    notes = ["Test error minus backpropagation's test error at the same seed. Interval: Student's t over n pairs."]
-    return (_Rows(Table("Difference to backpropagation", header, rows, notes), facets) if rows else None), ""
+    for value in compared:
+        frame = whole[whole[value].notna()]
+        if "backpropagation" not in set(frame["rule"]) or frame["rule"].nunique() < 2:
+            continue
+        try:
+            found = frames.paired(frame, value=value)
+        except ValueError as error:
+            return None, str(error)
+        unit, decimals = (f" {_COMPARED[value][0]}" if len(compared) > 1 else ""), 3 if value == "test_r2" else 2
+        for each in found.to_dict("records"):
+            names = {"network": "architecture", "dataset": "dataset", "optimizer": "optimizer", "rule": "rule"}
+            facets.append({"seed": "", **{name: str(each[column]) for name, column in names.items()}})
+            low, high = (f"{each[end]:+.{decimals}f}" for end in ("low", "high"))
+            interval = f"[{low}, {high}]" if each["n"] > 1 else "-"
+            setting = [str(each[name]) for name in ("dataset", "architecture", "optimizer", "epochs")]
+            difference = f"{each['difference']:+.{decimals}f}{unit}"
+            rows.append([*setting, each["rule"], difference, interval, str(each["n"])])
+    if not rows:
+        return None, ""
+    unit = f" ({_COMPARED[compared[0]][0]})" if len(compared) == 1 else ""
+    header = ["data set", "network", "optimizer", "epochs", "rule", f"difference{unit}", "95 % interval", "n"]
+    figure = " or ".join(_COMPARED[value][1] for value in compared)
+    notes = [
+        f"Test {figure} minus backpropagation's test {figure} at the same seed. Interval: Student's t over n pairs."
+    ]
+    return _Rows(Table("Difference to backpropagation", header, rows, notes), facets), ""
 
 
 def _studies(studies: Sequence[Result]) -> list[dict[str, Any]]:
@@ -146,6 +163,7 @@ def _run(run: Run, name: str) -> dict[str, Any]:
     split = next((each for each in ("test", "validation") if result[each]), None)
     return {
         "name": name,
+        "headline": f", {split} {told(result[split])}" if split else "",
         "facets": facets_of(result),
         "path": str(run.path),
         "figures": {

@@ -89,14 +89,13 @@ const pick = (run, values, x) =>
 
 const chosenCurves = (panel) => panel.curves.filter((curve) => isChosen(curve) && curve.runs.some(isChosen));
 
-const unit = (quantity) => quantity.replaceAll("_", " ") + (quantity.includes("error") ? " (%)" : "");
-
 function progress(figure, bySeconds) {
   const quantity = option(figure, "quantity");
-  return DATA.panels.map((panel) => ({
+  const measured = DATA.panels.filter((panel) => panel.curves.some((curve) => curve.runs.some((run) => quantity in run.validation)));
+  return measured.map((panel) => ({
     title: panel.title,
     x: bySeconds ? "seconds of training" : "epoch",
-    y: unit(quantity),
+    y: DATA.quantities[quantity],
     log: option(figure, "scale") === "log",
     traces: chosenCurves(panel).flatMap((curve) => [
       ...(bySeconds ? [] : overSeeds(curve, curve.name, { ...curve, thin: true, quiet: true }, (run) => pick(run, run.train[quantity]))),

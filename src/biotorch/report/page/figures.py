@@ -22,6 +22,7 @@ from biotorch.report.robustness import (
 )
 from biotorch.report.series import Curve, panels
 from biotorch.results.collecting import Collection
+from biotorch.training.figures import SHOWN
 
 #: Bytes of figure data: the page's limit of 8 MB less plotly.js and the tables of a hundred runs.
 BUDGET = 2_000_000
@@ -52,8 +53,8 @@ def figures(collection: Collection) -> dict[str, Any]:
 
     Returns:
         `every`: one epoch of so many is kept, and the last one; `panels`: training curves; `studies`: curves of
-        accuracy under attack; `layerwise`, `by_depth` and `quantities`: options of the page's menus; `trained`:
-        whether any run has a record after training.
+        accuracy under attack; `layerwise`, `by_depth` and `quantities`: options of the page's menus, with the labels of
+        their axes; `trained`: whether any run has a record after training.
     """
     shown = panels([run.result for run in collection.runs])
     longest = max(len(run.result["history"]) for run in collection.runs)
@@ -69,7 +70,9 @@ def figures(collection: Collection) -> dict[str, Any]:
         "studies": _studies(collection.studies),
         "layerwise": {key: name for key, name in LAYERWISE.items() if any(key in run["layers"] for run in runs)},
         "by_depth": {key: LAYERWISE[key] for key in _BY_DEPTH if any(key in run["layers"] for run in runs)},
-        "quantities": sorted({key for run in runs for key in run["validation"]}, key=_importance),
+        "quantities": {
+            key: _head(key) for key in sorted({key for run in runs for key in run["validation"]}, key=_importance)
+        },
         "trained": any(len(run["epochs"]) > 1 for run in runs),
     }
 
@@ -117,9 +120,15 @@ def _split(records: Sequence[Mapping[str, float] | None]) -> dict[str, list[floa
 
 
 def _importance(quantity: str) -> tuple[int, str]:
-    """Sort key that puts the error first, then the perplexity of text, then the others by name."""
-    first = ("error", "perplexity")
+    """Sort key that puts the figures that tables show first, then the others by name."""
+    first = list(SHOWN)
     return (first.index(quantity) if quantity in first else len(first), quantity)
+
+
+def _head(quantity: str) -> str:
+    if quantity in SHOWN:
+        return SHOWN[quantity].head
+    return quantity.replace("_", " ") + (" (%)" if quantity.endswith("error") else "")
 
 
 def _short(value: float | None) -> float | None:

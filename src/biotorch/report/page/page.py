@@ -49,6 +49,7 @@ def write_page(collection: Collection, path: Path, title: str | None = None) -> 
         data=Markup(_json(drawn)),
         **content(collection),
     )
+    path.parent.mkdir(parents=True, exist_ok=True)
     _files.write_text(path, page)
     return path
 
@@ -62,7 +63,6 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters["numbered"] = lambda names: list(enumerate(names))
-    environment.filters["named"] = lambda names: [(name, name.replace("_", " ")) for name in names]
     return environment.get_template("page.html.j2")
 
 

@@ -204,14 +204,16 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def arguments(kind: type[Attack]) -> list[str]:
-    """Names of all arguments of an attack except the network; those of its base classes are included."""
-    names: list[str] = []
+def arguments(kind: type[Attack]) -> dict[str, Any]:
+    """Defaults of all arguments of an attack except the network, by name; those of its base classes are included."""
+    defaults: dict[str, Any] = {}
     for base in kind.__mro__:
         if "__init__" in vars(base) and base is not object:
             parameters = list(inspect.signature(base.__init__).parameters.values())[2:]  # type: ignore[misc]
-            names += [each.name for each in parameters if each.kind is not each.VAR_KEYWORD]
-    return [name for name in dict.fromkeys(names) if name not in kind.fixed]
+            for each in parameters:
+                if each.kind is not each.VAR_KEYWORD:
+                    defaults.setdefault(each.name, each.default)
+    return {name: default for name, default in defaults.items() if name not in kind.fixed}
 
 
 def require_images(images: Tensor, labels: Tensor) -> None:
