@@ -116,7 +116,7 @@ class _System:
         config = validate(tree, "the benchmark").config
         dataset = data.load(config.data, config.experiment.seed)
         models = [
-            build_model(config, dataset.num_classes, dataset.input_shape).to(memory_format=torch.channels_last)
+            build_model(config, dataset.num_outputs, dataset.input_shape).to(memory_format=torch.channels_last)
             for _ in range(2)
         ]
         return cls(config, dataset, *models)
@@ -149,7 +149,7 @@ class _System:
                 self.model,
                 self.dataset,
                 config.training,
-                config.model.loss_function.build(),
+                config.model.loss(self.dataset.task),
                 experiment.seed,
                 launched(config),
                 observer=stopwatch,

@@ -14,7 +14,7 @@ replace the one term of the backward pass that needs `W`: the gradient handed to
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import torch
@@ -45,7 +45,7 @@ def _cast(dtype: torch.dtype | None, x: Tensor, w: Tensor, b: Tensor | None) -> 
 
 
 #: Copies of feedback weights in the type of autocast, with the version of the weights that they are copies of.
-_copies: WeakIdKeyDictionary[Tensor, tuple[int, Tensor]] = WeakIdKeyDictionary()
+_copies: MutableMapping[Tensor, tuple[int, Tensor]] = WeakIdKeyDictionary()
 
 
 def _in_type(state: Tensor | None, dtype: torch.dtype) -> Tensor | None:
