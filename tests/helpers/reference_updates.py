@@ -5,6 +5,7 @@ W and B are (out, in) here; x is a pattern at the layer's input, y = W x, e the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -87,6 +88,9 @@ def copying(weight: Tensor) -> Tensor:
 
 
 def redrawing(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """Section 2.1 of the paper: |R|, R Xavier uniform, drawn anew."""
-    bound = (6 / (shape[0] + shape[1])) ** 0.5
-    return ((2 * torch.rand(shape, generator=generator) - 1) * bound).abs().double()
+    """brSF: magnitudes of a uniform distribution up to Xavier's bound, in 65,536 steps, four from each draw."""
+    count, bound = math.prod(shape), math.sqrt(6 / (shape[0] + shape[1]))
+    draws = torch.empty(math.ceil(count / 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    parts = [(draw >> shift) % 65536 for draw in draws.tolist() for shift in (0, 16, 32, 48)]  # the lowest bits first
+    steps = torch.tensor([(part + 32768) % 65536 for part in parts[:count]], dtype=torch.float64)
+    return (steps + 0.5).view(shape) / 65536 * bound

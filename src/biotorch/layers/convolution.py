@@ -120,18 +120,16 @@ class Convolution(NamedTuple):
 
         `projected` is B e, (N, C_in * taps). The gradient at a position is the sum of B e over the kernel taps that
         connect it with an output. Only few sets of taps occur (interior, borders, stride phases). The sum is computed
-        once for each set. One gather per dimension lays the sums out in the memory format of `x`: it moves whole rows,
-        and its derivative, the gradient of a B that learns, adds whole rows.
+        once for each set. A gather per dimension lays the sums out in the memory format of `x`, by whole rows.
         """
         size = tuple(x.shape[2:]) if self.outside is None else self.outside.padded(x.shape[2:])
-        taps, kinds = _taps(self, size, self.kernel_size, x.device)  # (sets, taps), for each dimension (length,)
-        taps, n, channels = taps.to(projected.dtype), x.shape[0], x.shape[1]
+        taps, sets, kinds = _taps(self, size, self.kernel_size, x.device)
+        taps, (n, channels) = taps.to(projected.dtype), x.shape[:2]
         by_tap = projected.view(n, channels, -1)  # (N, C_in, taps)
         last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
         full = taps @ by_tap.transpose(1, 2) if last else by_tap @ taps.T  # (N, sets, C_in) or (N, C_in, sets)
-        sets = tuple(count for count, _ in kinds)
         full = full.view(n, *sets, channels) if last else full.view(n, channels, *sets)
-        for axis, (_, kind) in reversed(list(enumerate(kinds, start=1 if last else 2))):
+        for axis, kind in reversed(list(enumerate(kinds, start=1 if last else 2))):
             full = full.index_select(axis, kind)
         full = full.movedim(-1, 1) if last else full  # (N, C_in, *size)
         return full if self.outside is None else self.outside.adjoint(full, x.shape[2:])
@@ -169,20 +167,20 @@ def _sources(mode: str, length: int, before: int, after: int, device: torch.devi
 @functools.lru_cache(maxsize=1024)
 def _taps(
     convolution: Convolution, size: tuple[int, ...], kernel_size: tuple[int, ...], device: torch.device
-) -> tuple[Tensor, list[tuple[int, Tensor]]]:
+) -> tuple[Tensor, list[int], list[Tensor]]:
     """Find the kernel taps that connect each input position with an existing output position.
 
     Returns:
-        The distinct sets of taps, (sets, taps) of 0 and 1, flattened over the spatial dimensions; and for each
-        dimension the number of its distinct sets, and which of them each position has, (length,).
+        The distinct sets of taps, (sets, taps) of 0 and 1, flattened over the spatial dimensions; for each dimension
+        their number; and which of them each position has, (length,).
     """
     sets, kinds = torch.ones(1, 1), []
     for axis, (length, taps) in enumerate(zip(size, kernel_size, strict=True)):
         rows = _reach(convolution, axis, length, taps)
         distinct = {row: number for number, row in enumerate(dict.fromkeys(rows))}
         sets = torch.kron(sets, torch.tensor(list(distinct), dtype=torch.float32))
-        kinds.append((len(distinct), torch.tensor([distinct[row] for row in rows], device=device)))
-    return sets.to(device), kinds
+        kinds.append(torch.tensor([distinct[row] for row in rows], device=device))
+    return sets.to(device), [int(kind.max()) + 1 for kind in kinds], kinds
 
 
 def _reach(convolution: Convolution, axis: int, length: int, taps: int) -> list[tuple[bool, ...]]:
