@@ -159,15 +159,13 @@ class FreeProjection(contextlib.AbstractContextManager[None]):
     def __exit__(self, *error: object) -> None:
         self._patch.stop()
 
-    def _projected(
-        self, operation: object, receiver: object, errors: object, x: Tensor, feedback: Tensor
-    ) -> tuple[Tensor, None]:
+    def _projected(self, operation: object, receiver: object, errors: object, x: Tensor, feedback: Tensor) -> Tensor:
         key = x.shape, x.stride(), x.dtype  # not the receiver, which is made anew in every forward pass
         if key not in self._kept:
             self._kept[key] = torch.randn_like(x).mul_(1e-3)
-        return self._kept[key], None
+        return self._kept[key]
 
     def _learned(
         self, operation: object, receiver: object, errors: object, x: Tensor, feedback: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return self._projected(operation, receiver, errors, x, feedback)[0], torch.zeros_like(feedback)
+        return self._projected(operation, receiver, errors, x, feedback), torch.zeros_like(feedback)

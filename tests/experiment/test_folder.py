@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -16,32 +15,19 @@ import torch
 import yaml
 from commands import invoke
 
-from biotorch.errors import Interrupted, LostFolderError, kind_of
+from biotorch.errors import LostFolderError, kind_of
 from biotorch.experiment import (
     ConfigError,
     DamagedResultError,
     Display,
     LockedError,
     OtherRunError,
-    RunFolder,
     load_results,
     run,
 )
-from biotorch.experiment.command import states
 from biotorch.experiment.measure import attack_run
 
 SHORT = "data.validation_size=1200"
-
-
-class Calls(Display):
-    def __init__(self):
-        self.names, self.epochs = [], []
-
-    def start(self, name, config):
-        self.names.append(name)
-
-    def epoch(self, record):
-        self.epochs.append(record["epoch"])
 
 
 class StopAt(Display):
@@ -64,10 +50,10 @@ def stopped(folder, *overrides):
 
 def test_finished_points_are_not_run_again_and_others_are_not_overwritten(tmp_path):
     sweep = (SHORT, "sweep={experiment.seed: [0, 1]}")
-    calls = Calls()
+    calls = runs.Calls()
     first = run(runs.quick(tmp_path, *sweep), display=calls)
     assert calls.names == ["seed=0", "seed=1"]
-    assert run(runs.quick(tmp_path, *sweep), display=(again := Calls())) == first
+    assert run(runs.quick(tmp_path, *sweep), display=(again := runs.Calls())) == first
     assert again.names == []
     changed = runs.quick(tmp_path, *sweep, "training.optimizer.lr=0.02")
     with pytest.raises(OtherRunError, match="another configuration") as caught:
@@ -102,17 +88,17 @@ def test_what_changes_no_figure_may_change(tmp_path):
         "experiment.name=renamed", "logging.tensorboard=false", "infrastructure.checkpoint_seconds=7",
         "data.num_workers=2", "training.metrics.display_iterations=5", "training.hyperparameters.epochs=3",
     )  # fmt: skip
-    result = run(runs.quick(folder, *changed), display=(calls := Calls()))[""]
+    result = run(runs.quick(folder, *changed), display=(calls := runs.Calls()))[""]
     assert calls.epochs == [2, 3]
     whole = runs.finish(tmp_path / "whole", "training.hyperparameters.epochs=3")
     assert result["state_hash"] == whole["state_hash"]
-    assert run(runs.quick(folder, *changed, "data.num_workers=0"), display=(calls := Calls()))[""] == result
+    assert run(runs.quick(folder, *changed, "data.num_workers=0"), display=(calls := runs.Calls()))[""] == result
     assert calls.names == []
 
 
 def test_overwrite_begins_anew(tmp_path):
     stopped(tmp_path)
-    calls = Calls()
+    calls = runs.Calls()
     result = run(runs.quick(tmp_path, SHORT, "model.mode.type=dfa"), overwrite=True, display=calls)[""]
     assert calls.epochs == [0, 1]
     assert len(runs.records(tmp_path / "quick")) == 2
@@ -169,10 +155,6 @@ def test_a_damaged_result_is_named(tmp_path):
 SEEDS = "sweep={experiment.seed: [0, 1]}"
 
 
-def files(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 @pytest.mark.parametrize("overrides", [(), (SEEDS,)])
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("name", ["metrics.jsonl", "logs/mine.txt", "config.yaml", "table.md"])
@@ -181,20 +163,20 @@ def test_a_folder_of_others_is_refused_before_anything_is_written(name, overwrit
     path.parent.mkdir(parents=True)
     path.write_text("mine")
     study = runs.quick(tmp_path, SHORT, *overrides)
-    before = files(tmp_path)
+    before = runs.files(tmp_path)
     with pytest.raises(OtherRunError, match=r"quick is not empty.*choose another"):
         run(study, overwrite)
-    assert files(tmp_path) == before
+    assert runs.files(tmp_path) == before
 
 
 def test_attacks_do_not_write_among_files_of_others(tmp_path):
     runs.finish(tmp_path, SHORT)
     (tmp_path / "quick" / "attacks").mkdir()
     (tmp_path / "quick" / "attacks" / "study.json").write_text("{}")
-    before = files(tmp_path)
+    before = runs.files(tmp_path)
     with pytest.raises(OtherRunError, match="attacks is not empty"):
         attack_run(tmp_path / "quick", [("attacks.images", 5)])
-    assert files(tmp_path) == before
+    assert runs.files(tmp_path) == before
 
 
 def test_a_point_among_files_of_others_breaks_alone(tmp_path):
@@ -262,7 +244,7 @@ class Lose(Display):
             shutil.rmtree(self.folder)
             if self.again is not None:
                 run(self.again)
-            self.after = files(self.folder)
+            self.after = runs.files(self.folder)
 
 
 @pytest.mark.parametrize("again", [False, True])
@@ -273,7 +255,7 @@ def test_a_run_whose_folder_is_deleted_or_replaced_writes_nothing_more(again, ov
     with pytest.raises(LostFolderError, match=r"quick.* was deleted or replaced") as caught:
         run(study, display=lose)
     assert kind_of(caught.value) == "lost"
-    assert files(study.folder) == lose.after
+    assert runs.files(study.folder) == lose.after
     assert study.folder.exists() == again
 
 
@@ -286,138 +268,6 @@ def test_a_folder_that_is_being_deleted_is_told_although_the_lock_is_still_there
 
     with pytest.raises(LostFolderError, match="nothing more is written"):
         run(runs.quick(tmp_path, SHORT), display=Halfway())
-
-
-# Overwriting -------------------------------------------------------------------------------------
-
-
-class StopIn(Display):
-    """Ctrl-C in the first epoch of a point."""
-
-    def __init__(self, name):
-        self.names, self.at = [], name
-
-    def start(self, name, config):
-        self.names.append(name)
-
-    def epoch(self, record):
-        if record["epoch"] == 1 and self.names[-1] == self.at:
-            os.kill(os.getpid(), signal.SIGINT)
-
-
-@pytest.mark.parametrize("same", [True, False])
-@pytest.mark.parametrize("overrides", [(), (SEEDS,)])
-def test_an_interrupted_overwriting_command_is_continued_by_the_next_one(same, overrides, tmp_path):
-    run(runs.quick(tmp_path, SHORT, *overrides))
-    study = runs.quick(tmp_path, SHORT, *overrides, "model.mode.type=dfa", "training.hyperparameters.epochs=2")
-    names = list(study.points)
-    with pytest.raises(Interrupted):
-        run(study, overwrite=True, display=StopIn(names[len(names) // 2]))
-    begun = StopIn(None)
-    results = run(study, overwrite=same, display=begun)
-    assert begun.names == names[len(names) // 2 :]  # the one that was stopped, and those that had not begun
-    whole = run(
-        runs.quick(tmp_path / "whole", SHORT, *overrides, "model.mode.type=dfa", "training.hyperparameters.epochs=2")
-    )
-    assert {name: each["state_hash"] for name, each in results.items()} == {
-        name: each["state_hash"] for name, each in whole.items()
-    }
-    assert not marks(tmp_path)
-    again = StopIn(None)
-    run(study, overwrite=True, display=again)
-    assert again.names == names
-
-
-def marks(folder):
-    return [*folder.rglob(".overwrite"), *folder.rglob(".discard")]
-
-
-class StopAtOnce(Display):
-    """Ctrl-C before the first point has begun."""
-
-    def start(self, name, config):
-        raise Interrupted(signal.SIGINT)
-
-
-@pytest.mark.parametrize("overrides", [(), (SEEDS,)])
-def test_marks_of_an_interrupted_command_count_for_that_command_alone(overrides, tmp_path):
-    earlier, other, third = (
-        runs.quick(tmp_path, SHORT, *overrides, f"model.mode.type={rule}") for rule in ("fa", "dfa", "usf")
-    )
-    first = run(earlier)
-    with pytest.raises(Interrupted):
-        run(other, overwrite=True, display=StopAtOnce())
-    before = files(tmp_path)
-    with pytest.raises(OtherRunError):
-        run(third)
-    with RunFolder(earlier.folder / list(earlier.points)[-1]).locked(), pytest.raises(LockedError):
-        run(third, overwrite=True)
-    assert run(earlier) == first
-    assert files(tmp_path) == before
-    assert set(states(earlier, False).values()) == {"finished"}
-    assert set(states(other, False).values()) == {"to run anew, deletes the finished run"}
-    assert {each["config"]["model"]["mode"]["type"] for each in run(other).values()} == {"dfa"}
-    assert not marks(tmp_path)
-
-
-def test_a_command_that_overwrites_a_part_of_the_points_ends_the_interrupted_one(tmp_path):
-    study = runs.quick(tmp_path, SHORT, SEEDS)
-    first = run(study)
-    with pytest.raises(Interrupted):
-        run(study, overwrite=True, display=StopAtOnce())
-    run(runs.quick(tmp_path, SHORT, SEEDS, "sweep.experiment.seed=[0]"), overwrite=True)
-    assert not marks(tmp_path)
-    again = run(study, display=(calls := Calls()))
-    assert calls.names == []
-    assert again["seed=1"] == first["seed=1"]
-
-
-@pytest.mark.parametrize("overrides", [(), (SEEDS,)])
-def test_a_second_command_takes_nothing_from_one_that_overwrites(overrides, tmp_path):
-    old = run(runs.quick(tmp_path, SHORT, *overrides))
-    study = runs.quick(tmp_path, SHORT, *overrides, "training.hyperparameters.epochs=2")
-    part = runs.quick(tmp_path, SHORT, *overrides, "sweep.experiment.seed=[1]") if overrides else None
-
-    class Meanwhile(StopIn):
-        def epoch(self, record):
-            if record["epoch"] == 1:
-                for overwrite in (True, False):
-                    with pytest.raises(LockedError, match=r"another process is working on .*quick"):
-                        run(study, overwrite)
-                if part is not None:
-                    assert run(part)["seed=1"] == old["seed=1"]
-            super().epoch(record)
-
-    with pytest.raises(Interrupted):
-        run(study, overwrite=True, display=Meanwhile(next(iter(study.points))))
-    run(study, overwrite=True, display=(calls := Calls()))
-    assert calls.epochs == [2, *([0, 1, 2] if overrides else [])]
-
-
-SHOWN = ("table.md", "angles.png", "page.html", "robustness.md")
-
-
-@pytest.mark.parametrize("overrides", [(), (SEEDS,)])
-def test_tables_and_figures_go_with_the_runs_that_they_show(overrides, tmp_path):
-    study = runs.quick(tmp_path, SHORT, *overrides)
-    run(study)
-    for name in (*SHOWN, "notes.txt"):
-        (study.folder / name).write_text("")
-    run(study)
-    assert all((study.folder / name).is_file() for name in SHOWN)
-    with pytest.raises(Interrupted):
-        run(study, overwrite=True, display=StopIn(next(iter(study.points))))
-    assert not [name for name in SHOWN if (study.folder / name).exists()]
-    assert (study.folder / "notes.txt").is_file()
-
-
-def test_the_folder_of_a_sweep_is_ours_without_its_points(tmp_path):
-    study = runs.quick(tmp_path, SHORT, SEEDS)
-    first = run(study)
-    (study.folder / "table.md").write_text("")
-    for name in study.points:
-        shutil.rmtree(study.folder / name)
-    assert {each["state_hash"] for each in run(study).values()} == {each["state_hash"] for each in first.values()}
 
 
 def test_a_finished_run_without_its_network_is_told_as_such(tmp_path):
@@ -487,11 +337,3 @@ def test_a_resumed_run_keeps_the_threads_it_started_with(tmp_path):
     assert result["config"]["infrastructure"]["threads"] == 1
     written = yaml.safe_load((tmp_path / "quick" / "config.yaml").read_text())
     assert written["infrastructure"]["threads"] == 1
-
-
-def test_overwrite_forgets_nothing_before_the_new_run_is_known_to_fit(tmp_path):
-    runs.finish(tmp_path, SHORT)
-    before = runs.left_behind(tmp_path / "quick")
-    with pytest.raises(ConfigError, match="does not take the examples"):
-        runs.finish(tmp_path, SHORT, "model.architecture=resnet20", overwrite=True)
-    assert runs.left_behind(tmp_path / "quick") == before

@@ -13,8 +13,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from biotorch import models
-from biotorch.experiment import Study, read, run
+from biotorch.experiment import Config, Display, Study, read, run
 from biotorch.experiment.results import Result
+from biotorch.training import Record
 
 QUICK: dict[str, Any] = {
     "experiment": {"name": "quick", "seed": 3},
@@ -133,3 +134,22 @@ def left_behind(folder: Path) -> dict[str, Any]:
         "history": repr([timeless(record) for record in result["history"]]),
         "curves": repr(curves(folder)) if (folder / "logs").is_dir() else None,
     }
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    """Content of every file in or below a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class Calls(Display):
+    """Display that keeps the names of the points that start, and the epochs."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.epochs: list[int] = []
+
+    def start(self, name: str, config: Config) -> None:
+        self.names.append(name)
+
+    def epoch(self, record: Record, name: str | None = None) -> None:
+        self.epochs.append(record["epoch"])

@@ -5,7 +5,7 @@ from biotorch.data.digests import difference, without_test
 from biotorch.data.images import Augmentation
 from biotorch.data.loading import Dataset, describe, load, misread, require_present
 from biotorch.data.sources import available
-from biotorch.data.splits import Kind, Split
+from biotorch.data.splits import Kind, Split, Task
 from biotorch.errors import DataError
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Dataset",
     "Kind",
     "Split",
+    "Task",
     "available",
     "describe",
     "difference",

@@ -15,7 +15,7 @@ from torch import Tensor
 from biotorch import _memory
 from biotorch._names import unknown
 from biotorch.data.features import Features, Rows, codes, names_of
-from biotorch.data.splits import fifth
+from biotorch.data.splits import Task, fifth
 from biotorch.data.tables import Table
 from biotorch.errors import DataError
 
@@ -43,14 +43,14 @@ _LISTED = 5
 
 @dataclasses.dataclass(frozen=True)
 class Roles:
-    """What the columns of a table are for; the keys of the section `data`, which documents them."""
+    """Purposes of the columns of a table, by the keys of the section `data`, which documents them."""
 
     target: Sequence[str]
     columns: Sequence[str] | None = None
     ignore: Sequence[str] = ()
     categorical: Sequence[str] = ()
     missing: Literal["refuse", "impute"] = "refuse"
-    task: Literal["classification", "regression"] | None = None
+    task: Task | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from biotorch._sections import Place, Section, place
 from biotorch.data import sources
 from biotorch.data.columns import Roles
 from biotorch.data.images import Augmentation
-from biotorch.data.splits import Kind
+from biotorch.data.splits import Kind, Task
 from biotorch.errors import DataError, SectionError
 
 #: Default side length in pixels of the crop of image files, and default number of characters per example of a text.
@@ -54,8 +54,8 @@ class DataConfig(Section):
     """Characters per example of a text, by default 128."""
     target: str | list[str] | None = None
     """Column of a table to predict, or a list of several columns of numbers."""
-    task: Literal["classification", "regression"] | None = None
-    """What is predicted of a table or of float features. By default floats, and several columns, are a regression;
+    task: Task | None = None
+    """Kind of prediction from a table or float features. By default floats, and several columns, are a regression;
     texts, booleans and integers are classes."""
     columns: list[str] | None = Field(default=None, min_length=1)
     """Columns of a table that are inputs, by default all but the target."""
@@ -206,7 +206,7 @@ class DataConfig(Section):
 
     @property
     def kinds(self) -> frozenset[Kind]:
-        """What the examples may be; of an .npz file only its content shows whether they are images or features."""
+        """Possible kinds of the examples; only its content shows whether an .npz file holds images or features."""
         return sources.find(self.dataset)[0].kinds
 
     @property

@@ -59,7 +59,7 @@ def changed(path: Path | str) -> DataError:
 
 
 def identity(path: Path | str) -> Identity:
-    """What tells whether a path still leads to the same file, unchanged."""
+    """Size, time and inode of a file, by which a path still leads to the same file, unchanged, or not."""
     try:
         return _numbers(os.stat(path))
     except OSError:
@@ -191,7 +191,7 @@ def whole(files: Files) -> str:
 
 
 def difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """What is known to differ between the data of two records (`Dataset.record`), in words, or None.
+    """Known differences between the data of two records (`Dataset.record`), in words, or None.
 
     Records of older versions have no `files`: then the numbers of examples and outputs and their shape are compared.
     """
@@ -250,7 +250,7 @@ def _examples(record: Mapping[str, Any]) -> str | None:
 
 
 def outputs(record: Mapping[str, Any]) -> str | None:
-    """What a network for the data of a record predicts, such as `3 classes`; None if the record does not say it."""
+    """Prediction of a network for the data of a record, such as `3 classes`; None if the record does not say it."""
     if targets := len(record.get("target_mean") or ()):
         return f"{targets} target{'s' if targets > 1 else ''} of a regression"
     return f"{record['classes']} classes" if "classes" in record else None

@@ -6,14 +6,14 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from biotorch.data.splits import Kind, Split
+from biotorch.data.splits import Kind, Split, Task
 from biotorch.errors import DataError
 
 #: Codes of a category that is missing. A code of at least the number of categories is a category that is not listed.
@@ -92,7 +92,7 @@ class Features:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Preparation:
-    """What is done to the examples of every split; all of it is measured on the training split.
+    """Preparation of the examples of every split; all of it is measured on the training split.
 
     Numbers get a mean of 0 and a standard deviation of 1, unless `standardise` is off; missing ones become the mean. A
     number that is the same in all training examples becomes 0 in every split, as nothing can be learned of another
@@ -197,7 +197,7 @@ class Scale:
     std: tuple[float, ...] = ()
 
     @property
-    def task(self) -> Literal["classification", "regression"]:
+    def task(self) -> Task:
         """Whether the labels are classes, or numbers."""
         return "regression" if self.mean else "classification"
 
@@ -247,6 +247,6 @@ def codes(column: Any, names: tuple[str, ...]) -> NDArray[np.int64]:
 
     found, values = pandas.factorize(column)
     index = {name: code for code, name in enumerate(names)}
-    # Where a value is missing, pandas says -1, which takes the last.
+    # For a missing value pandas gives -1, which takes the last.
     taken: NDArray[np.int64] = np.array([*(index.get(_text(value), len(names)) for value in values), MISSING])[found]
     return taken

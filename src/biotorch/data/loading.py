@@ -7,7 +7,7 @@ import hashlib
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from biotorch.data.files import FileSplit
 from biotorch.data.folders import locate
 from biotorch.data.images import Normalisation
 from biotorch.data.npz import Arrays
-from biotorch.data.splits import Images, Kind, MemorySplit, Paths, Pool, Split, repeated_rows
+from biotorch.data.splits import Images, Kind, MemorySplit, Paths, Pool, Split, Task, repeated_rows
 from biotorch.data.tables import read_file
 from biotorch.data.text import Text, regions
 from biotorch.errors import DataError
@@ -45,7 +45,7 @@ class Dataset:
     #: examples, and one pair.
     record: dict[str, Any]
     #: Whether labels are classes, or numbers.
-    task: Literal["classification", "regression"] = "classification"
+    task: Task = "classification"
     #: Mean and standard deviation of each target on the training split, by which a regression's targets are
     #: standardised; empty for classes.
     target_mean: tuple[float, ...] = ()
@@ -102,7 +102,7 @@ def load(config: DataConfig, seed: int, trained: DataConfig | None = None) -> Da
 
 
 def misread(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Why a network that was trained on the data of one record would misread those of another, or None.
+    """Reason why a network that was trained on the data of one record would misread those of another, or None.
 
     The clause, whose subject is the network, compares what outputs and inputs stand for, which follows from the
     training split, but not the examples themselves.

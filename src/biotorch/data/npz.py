@@ -9,7 +9,7 @@ import tokenize
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from biotorch import _memory
 from biotorch.data.features import Features, Rows
 from biotorch.data.folders import locate
-from biotorch.data.splits import Images, Kind, Pool, in_memory, labels, outputs
+from biotorch.data.splits import Images, Kind, Pool, Task, in_memory, labels, outputs
 from biotorch.errors import DataError
 
 _NAMES = ("x_train", "y_train", "x_test", "y_test")
@@ -46,7 +46,6 @@ _DAMAGED = (
 _COPIES = 2
 
 Array = NDArray[np.generic]
-Task = Literal["classification", "regression"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from biotorch.data.splits import Images, Kind, Paths, Pool, Repeated, fifth, in_
 from biotorch.data.tables import Table
 from biotorch.data.text import Text
 
-#: What a reader returns: all examples of a data set, as its files have them.
+#: Result of a reader: all examples of a data set, as its files have them.
 Whole = Pool | Text | Table | Arrays
 
 
@@ -36,7 +36,7 @@ class Source:
     files: Callable[[str, Path, bool], dict[str, Path]]
     #: Whether images are read from files when they are needed, instead of all into memory.
     in_files: bool = False
-    #: What the examples may be; which of several it is, only the file shows.
+    #: Possible kinds of the examples; which of several it is, only the file shows.
     kinds: frozenset[Kind] = frozenset({"images"})
     #: Default column to predict.
     target: str | None = None

@@ -22,6 +22,8 @@ from biotorch.errors import DataError
 
 #: What the examples of a data set are. `features` are float arrays that are no images.
 Kind = Literal["images", "text", "table", "features"]
+#: Meaning of labels: classes, or numbers.
+Task = Literal["classification", "regression"]
 
 
 class Split(ABC):

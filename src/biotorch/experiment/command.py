@@ -50,7 +50,7 @@ def command(study: Study, overwrite: bool) -> Iterator[str]:
 
 
 def states(study: Study, overwrite: bool) -> dict[str, str]:
-    """What a command would do with each point of the study: nothing if it is "finished"."""
+    """Action of a command on each point of the study: none if it is "finished"."""
     found, discards = {}, _discards(study)
     for name in study.points:
         folder = RunFolder(study.folder / name, discards)

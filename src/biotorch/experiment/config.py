@@ -9,13 +9,12 @@ from typing import Any
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from biotorch._sections import Place, Section, place
-from biotorch.data import DataConfig, Kind
+from biotorch.data import DataConfig, Kind, Task
 from biotorch.errors import SectionError
 from biotorch.experiment.cluster import ClusterConfig
 from biotorch.experiment.importing import check_name
 from biotorch.experiment.model import ModelConfig
 from biotorch.robustness.config import AttacksConfig
-from biotorch.training.figures import Task
 from biotorch.training.losses import LossConfig
 from biotorch.training.settings import InfrastructureConfig, TrainingConfig
 

@@ -161,23 +161,23 @@ def require_same_data(then: dict[str, Any], now: dict[str, Any], path: Path, cur
         raise OtherRunError(f"{path} holds a run on other data than those of data.dataset today ({found}). {cure}")
 
 
-def claim(config: Config, folder: RunFolder) -> Config:
-    """Resolve the configuration, and check that it may run in the folder.
+def claim(config: Config, earlier: dict[str, Any] | None, folder: RunFolder) -> None:
+    """Check that a resolved configuration may run in the folder.
 
-    An earlier run of the same configuration in the folder will be continued, unless it is to be discarded.
+    Args:
+        config: the configuration.
+        earlier: configuration of the run that is in the folder and will be continued; None if there is none.
+        folder: the folder.
 
     Raises:
-        OtherRunError: the folder holds a run of another configuration that is not to be discarded.
+        OtherRunError: the folder holds a run of another configuration.
         ConfigError: the run would start from a checkpoint in its own folder, and overwrite it.
     """
     start = config.model.checkpoint
     if start is not None and folder.path.resolve() in (start.resolve(), *start.resolve().parents):
         raise ConfigError(f"model.checkpoint: {start} lies in the folder of this run; choose another experiment.name")
-    earlier = None if folder.discarded else folder.read_config()
-    mine = resolved(config, earlier)
     if earlier is not None:
-        _require_same(mine, earlier, folder)
-    return mine
+        _require_same(config, earlier, folder)
 
 
 def resolved(config: Config, earlier: dict[str, Any] | None) -> Config:

@@ -12,10 +12,10 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from biotorch import models, rules
 from biotorch._names import unknown
 from biotorch._sections import Place, Section
+from biotorch.data import Task
 from biotorch.errors import SectionError
 from biotorch.models.registry import completed_arguments
 from biotorch.rules.registry import completed_options, group_options
-from biotorch.training.figures import Task
 from biotorch.training.losses import Loss, LossConfig
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from biotorch import data, models, rules
 from biotorch._names import unknown
 from biotorch.conversion.convert import convert, first_match
+from biotorch.data import Task
 from biotorch.errors import CheckpointError, ConfigError, ConversionError, disk_is_full, without_frames
 from biotorch.experiment.config import Config
 from biotorch.experiment.identity import Which, is_own, own_config, read_checkpoint
@@ -24,7 +25,6 @@ from biotorch.models.outputs import main_output
 from biotorch.models.registry import OF_STEPS, completed_arguments
 from biotorch.training import training_loss
 from biotorch.training.evaluation import require_outputs
-from biotorch.training.figures import Task
 from biotorch.training.losses import Loss
 from biotorch.training.optimizers import FeedbackGroup
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from biotorch import _memory, data, models
 from biotorch.conversion.convert import convert
+from biotorch.data import Task
 from biotorch.errors import ConfigError, ConversionError, SectionError
 from biotorch.experiment.config import Config
 from biotorch.experiment.model import ModeConfig
@@ -22,7 +23,6 @@ from biotorch.layers import is_feedback
 from biotorch.models.registry import check_arguments
 from biotorch.rules import DirectRule
 from biotorch.training.evaluation import require_outputs
-from biotorch.training.figures import Task
 from biotorch.training.losses import Loss
 
 
@@ -51,7 +51,7 @@ def require_arguments(config: Config) -> None:
 
 @functools.lru_cache(maxsize=1000)
 def _refusal(architecture: str, arguments: str, shape: tuple[int, ...] | None) -> str | None:
-    """Why the architecture does not take these arguments, given as JSON; None if it does."""
+    """Reason why the architecture does not take these arguments, given as JSON; None if it does."""
     try:
         models.sketch(architecture, input_shape=shape, **json.loads(arguments))
     except (ValueError, ModuleNotFoundError) as error:

@@ -190,14 +190,15 @@ def run_point(
     import_all(config.imports)  # a new process has not imported them yet
     fabric, folder = launched(config), RunFolder(path, discards)
     with _locked(folder, fabric):
-        config = on_first(fabric, lambda: resolved(config, None if folder.discarded else folder.read_config()))
+        earlier = on_first(fabric, lambda: None if folder.discarded else folder.read_config())
+        config = on_first(fabric, lambda: resolved(config, earlier))
         experiment = config.experiment
         with repeatable(experiment.seed, experiment.deterministic, config.infrastructure.threads):
             dataset = _dataset(config).to(fabric.device)
             if problems := config.misplaced({dataset.kind}):  # known before for all but .npz files
                 raise ConfigError("; ".join(f"{key}: {text}" for key, text in problems.items()))
             config = config.for_task(dataset.task)
-            on_first(fabric, lambda: claim(config, folder))
+            on_first(fabric, lambda: claim(config, earlier, folder))
             state = None if folder.discarded else _saved(config, folder, dataset, fabric)
             model = build_model(config, dataset.num_outputs, dataset.input_shape).to(fabric.device)
             if config.infrastructure.channels_last and dataset.kind == "images":

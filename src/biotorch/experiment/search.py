@@ -40,7 +40,7 @@ class Setting:
 
     @property
     def values(self) -> dict[float, float]:
-        """What the rates are judged by, the lower the better; infinite if the training diverged."""
+        """Values by which the rates are judged, the lower the better; infinite if the training diverged."""
         return {rate: judged(figures) if figures else math.inf for rate, figures in self.figures.items()}
 
     @property

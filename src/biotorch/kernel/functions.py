@@ -14,12 +14,11 @@ replace the one term of the backward pass that needs `W`: the gradient handed to
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from biotorch.kernel import projection, teaching
 from biotorch.kernel.broadcast import Inbox, Output, Receiver, broadcast
@@ -42,22 +41,6 @@ def _cast(dtype: torch.dtype | None, x: Tensor, w: Tensor, b: Tensor | None) -> 
     if dtype is None:
         return x, w, b
     return x.to(dtype), w.to(dtype), None if b is None else b.to(dtype)
-
-
-#: Copies of feedback weights in the type of autocast, with the version of the weights that they are copies of.
-_copies: MutableMapping[Tensor, tuple[int, Tensor]] = WeakIdKeyDictionary()
-
-
-def _in_type(state: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """B in autocast's type; the copy is kept as long as B does not change."""
-    if state is None or state.dtype == dtype or torch.compiler.is_compiling():
-        return state
-    version, copy = _copies.get(state, (-1, state))
-    if version != state._version or copy.dtype != dtype or copy.device != state.device:
-        copy = state.detach().to(dtype)
-        if not state.requires_grad:  # a B that learns changes with every step
-            _copies[state] = state._version, copy
-    return copy
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -129,7 +112,8 @@ class Feedback(torch.autograd.Function):
         if ctx.output is not None:
             broadcast(ctx, ctx.output, ctx.operation.output_error(dy))
         mask = ctx.needs_input_grad[:3]
-        carrier = ctx.feedback(w, _in_type(state, w.dtype)) if mask[0] else w
+        feedback = None if state is None else state.to(w.dtype)
+        carrier = ctx.feedback(w, feedback) if mask[0] else w
         dx, dw, db = ctx.operation.backward(dy, x, carrier.to(dy.dtype), mask)
         if dx is not None and ctx.clip:
             dx = dx.clamp(-1, 1)
@@ -181,11 +165,12 @@ class Direct(torch.autograd.Function):
             raise _stray_gradient(receiver.label)
         needs_dx, *local, learns = ctx.needs_input_grad[:4]
         _, dw, db = ctx.operation.backward(dy, x, w.to(dy.dtype), (False, *local))
-        dx, d_state = None, None
-        if needs_dx or learns:
-            heard = [error.heard_by(receiver) for error in errors]
-            project = projection.learned if learns else projection.projected
-            dx, d_state = project(ctx.operation, receiver, heard, x, state)
+        errors = [error.heard_by(receiver) for error in errors] if needs_dx or learns else []
+        heard, dx, d_state = (ctx.operation, receiver, errors, x, state), None, None
+        if learns:
+            dx, d_state = projection.learned(*heard)
+        elif needs_dx:
+            dx = projection.projected(*heard)
         return dx if needs_dx else None, dw, db, d_state, None, None, None
 
 
@@ -209,4 +194,4 @@ class Cut(torch.autograd.Function):
         if not errors:
             raise _stray_gradient(receiver.label)
         errors = [error.heard_by(receiver) for error in errors]
-        return projection.projected(ctx.operation, receiver, errors, ctx.like, state)[0], None, None, None
+        return projection.projected(ctx.operation, receiver, errors, ctx.like, state), None, None, None

@@ -106,9 +106,9 @@ def _projected(
 
 def projected(
     operation: Operation, receiver: Receiver, errors: Sequence[SentError], x: Tensor, feedback: Tensor
-) -> tuple[Tensor, None]:
+) -> Tensor:
     """The projected error, clamped if asked, which stands in the place of the gradient of `x`."""
-    return _clipped(_projected(operation, receiver, errors, x, feedback), receiver), None
+    return _clipped(_projected(operation, receiver, errors, x, feedback), receiver)
 
 
 def learned(

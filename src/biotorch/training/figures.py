@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-Task = Literal["classification", "regression"]
+from biotorch.data import Task
 
 #: Figures of a split by name, as `evaluate` returns them. A figure that is not defined is NaN, or None once written.
 Figures = Mapping[str, float | None]

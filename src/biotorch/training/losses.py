@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from biotorch._sections import Section
+from biotorch.data import Task
 from biotorch.errors import SectionError
 from biotorch.kernel import teaching
 from biotorch.layers import FeedbackLayer
 from biotorch.models.outputs import entries, main_output
 from biotorch.rules import DirectRule
 from biotorch.training.arguments import attempt, checked, class_named, completed
-from biotorch.training.figures import Task
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
