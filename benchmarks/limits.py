@@ -165,7 +165,5 @@ class FreeProjection(contextlib.AbstractContextManager[None]):
             self._kept[key] = torch.randn_like(x).mul_(1e-3)
         return self._kept[key]
 
-    def _learned(
-        self, operation: object, receiver: object, errors: object, x: Tensor, feedback: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        return self._projected(operation, receiver, errors, x, feedback), torch.zeros_like(feedback)
+    def _learned(self, operation: object, receiver: object, errors: object, x: Tensor, feedback: Tensor) -> Tensor:
+        return torch.zeros_like(feedback)

@@ -108,13 +108,13 @@ class Feedback(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         _refuse_double_backward()
-        x, _, state, w = _saved(ctx)
+        x, weight, state, w = _saved(ctx)
         if ctx.output is not None:
             broadcast(ctx, ctx.output, ctx.operation.output_error(dy))
         mask = ctx.needs_input_grad[:3]
-        feedback = None if state is None else state.to(w.dtype)
-        carrier = ctx.feedback(w, feedback) if mask[0] else w
-        dx, dw, db = ctx.operation.backward(dy, x, carrier.to(dy.dtype), mask)
+        carrier = ctx.feedback(weight, state) if mask[0] else weight
+        carrier = (w if carrier is weight else carrier).to(dy.dtype)  # bf16 is slower than float32 in most operations
+        dx, dw, db = ctx.operation.backward(dy, x, carrier, mask)
         if dx is not None and ctx.clip:
             dx = dx.clamp(-1, 1)
         d_state = None
@@ -166,12 +166,10 @@ class Direct(torch.autograd.Function):
         needs_dx, *local, learns = ctx.needs_input_grad[:4]
         _, dw, db = ctx.operation.backward(dy, x, w.to(dy.dtype), (False, *local))
         errors = [error.heard_by(receiver) for error in errors] if needs_dx or learns else []
-        heard, dx, d_state = (ctx.operation, receiver, errors, x, state), None, None
-        if learns:
-            dx, d_state = projection.learned(*heard)
-        elif needs_dx:
-            dx = projection.projected(*heard)
-        return dx if needs_dx else None, dw, db, d_state, None, None, None
+        heard = ctx.operation, receiver, errors, x, state
+        dx = projection.projected(*heard) if needs_dx else None
+        d_state = projection.learned(*heard) if learns else None
+        return dx, dw, db, d_state, None, None, None
 
 
 class Cut(torch.autograd.Function):

@@ -62,6 +62,14 @@ class Operation(Protocol):
         """Product of a kernel B, (n_out, elements of one row), and an error on the grid, (N, *grid, n_out)."""
         ...
 
+    def spread_adjoint(self, x: Tensor, shape: torch.Size) -> Tensor:
+        """Adjoint of `spread` at `x`, in the shape of B e: at each element the sum of what would receive it."""
+        ...
+
+    def carried_adjoint(self, error: Tensor, x: Tensor) -> Tensor:
+        """Derivative of <`carried(error, B, x)`, x> by the kernel B, (n_out, ...)."""
+        ...
+
 
 def _shared_space(operation: Operation, error: SentError, x: Tensor) -> tuple[int, ...]:
     """The grid of a layer with a kernel B if the error has places in the same dimensions, else empty."""
@@ -70,24 +78,28 @@ def _shared_space(operation: Operation, error: SentError, x: Tensor) -> tuple[in
     return grid if len(grid) == len(size) else ()
 
 
+def _field(error: SentError, x: Tensor, receiver: Receiver, grid: tuple[int, ...]) -> Tensor:
+    """The error on a layer's grid, (N, *grid, n_out)."""
+    return on_grid(of_rows(error.to(x.dtype), len(x), receiver), grid)
+
+
+def _aligner(operation: Operation, receiver: Receiver, x: Tensor) -> Callable[[Tensor], Tensor]:
+    """Function that arranges an error for the positions of `x`."""
+    place = operation.positions(x), receiver, operation.batch_dim, operation.time_major
+    return lambda error: aligned(error, *place)
+
+
 def _projected(
     operation: Operation, receiver: Receiver, errors: Sequence[SentError], x: Tensor, feedback: Tensor
 ) -> Tensor:
     """Sum of B e over the output layers, in the shape and type of `x`."""
-    columns = receiver.columns
-    place = operation.positions(x), receiver, operation.batch_dim, operation.time_major
-
-    def align(error: Tensor) -> Tensor:
-        return aligned(error, *place)
-
-    terms = []
+    columns, align, terms = receiver.columns, _aligner(operation, receiver, x), []
     for error in errors:
         first, last = error.output.start, error.output.stop
-        if error.tensor.dim() > 2 and (grid := _shared_space(operation, error, x)):
+        if grid := _shared_space(operation, error, x):
             rows = feedback[first:last].to(x.dtype).flatten(1)  # (n_out, row size)
             rows = rows if columns is None else rows[:, : columns.size] * columns.scale
-            field = on_grid(of_rows(error.to(x.dtype), len(x), receiver), grid)  # (N, *grid, n_out)
-            terms.append(operation.carried(field, rows, x))
+            terms.append(operation.carried(_field(error, x, receiver, grid), rows, x))
             continue
         if columns is None:
             rows = feedback[first:last].to(x.dtype).flatten(1)  # (n_out, row size)
@@ -113,20 +125,32 @@ def projected(
 
 def learned(
     operation: Operation, receiver: Receiver, errors: Sequence[SentError], x: Tensor, feedback: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The projected error, and the gradient for a B that learns: the derivative of <B e, x> by B.
+) -> Tensor:
+    """Gradient for a B that learns: the derivative of <B e, x> by B, in the shape of `feedback`.
 
     If many positions (of an image, a text) receive the same error, the gradient is the mean over them: the average of
     the products that the rows of a dense B would get.
     """
-    with torch.enable_grad():
-        variable = feedback.detach().requires_grad_()
-        sent = _projected(operation, receiver, errors, x, variable)
-    (product,) = torch.autograd.grad(sent, variable, x.to_dense())
-    most = max(errors, key=lambda error: error.tensor[..., 0].numel())
+    size, x, align = feedback[0].numel(), x.to_dense(), _aligner(operation, receiver, x)
+    terms = []
+    for error in errors:
+        if grid := _shared_space(operation, error, x):
+            terms.append(operation.carried_adjoint(_field(error, x, receiver, grid), x).flatten(1))
+        else:
+            arranged = operation.arranged(error.to(x.dtype), align)  # (*positions, n_out), or broadcastable
+            gathered = operation.spread_adjoint(x, torch.Size((*arranged.shape[:-1], size)))
+            terms.append(arranged.reshape(-1, arranged.shape[-1]).T @ gathered.reshape(-1, size))
+    if len(errors) == 1 and len(terms[0]) == len(feedback):
+        gradient = terms[0].to(feedback.dtype).view(feedback.shape)
+    else:
+        gradient = torch.zeros_like(feedback)
+        for error, term in zip(errors, terms, strict=True):
+            gradient[error.output.start : error.output.stop] += term.view(-1, *feedback.shape[1:])
+    most = max(errors, key=lambda error: error.tensor.numel() // error.tensor.shape[-1])
     grid = _shared_space(operation, most, x)
     positions = len(x) * math.prod(grid) if grid else x.numel() // feedback.shape[1]
-    return _clipped(sent.detach(), receiver), product / max(1.0, positions / max(1, most.tensor[..., 0].numel()))
+    shared = positions * most.tensor.shape[-1] / max(1, most.tensor.numel())  # positions that receive the same error
+    return gradient / shared if shared > 1 else gradient
 
 
 def _clipped(error: Tensor, receiver: Receiver) -> Tensor:

@@ -188,7 +188,7 @@ class FeedbackLayer(SavedState):
             return self.carry_nested(parameter, x, bias, operation)
         if self.undrawn:
             self.require_drawn()
-        connection.begin(self.training)
+        connection.begin(self.training, needed=x.requires_grad)
         walks_the_graph = self.rule.direct or self.output is not None
         carry = self._carry_uncompiled if walks_the_graph else self._carry
         return carry(self.oriented(parameter), connection, x, bias, operation)
@@ -215,8 +215,8 @@ class FeedbackLayer(SavedState):
             state, feedback = connection.state_in(self), rule.feedback
             if isinstance(state, dict):  # made into one B here, so that autograd gives each tensor its gradient
                 state, feedback = rule.feedback(weight.detach(), state), _state_itself
-            if not weight.requires_grad and state is not None:
-                state = state.detach()  # a frozen W freezes its B
+            if state is not None and not (weight.requires_grad and state.requires_grad):  # a frozen W freezes its B
+                state = state.detach() if x.requires_grad else None  # or the backward pass uses none
             y = Feedback.apply(x, weight, bias, state, operation, feedback, rule.gradient_clip, self.output)
         else:
             state = self.projector(connection, x)

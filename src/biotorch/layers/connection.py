@@ -22,7 +22,7 @@ class _Follower(Protocol):
     told: bool
     overlook: bool
 
-    def settle(self, training: bool = False, *, at_once: bool = False) -> object: ...
+    def settle(self, training: bool = False, *, at_once: bool = False, needed: bool = True) -> object: ...
 
     def settle_compiled(self, connection: Connection, training: bool) -> None: ...
 
@@ -63,7 +63,7 @@ class Connected(nn.Module):
     def own_parameter(self, name: str) -> nn.Parameter | None:
         """The parameter `name`; None if it is computed from other tensors (pruning, weight_norm, a parametrization)."""
         owner, _, last = name.rpartition(".")
-        return self.get_submodule(owner)._parameters.get(last)
+        return (self.get_submodule(owner) if owner else self)._parameters.get(last)
 
     def projection_shape(self, parameter: str = "weight") -> tuple[int, ...]:
         """Shape of one row of a direct rule's B: the input features, (C_in, *kernel_size) for a convolution."""
@@ -93,6 +93,7 @@ class Connection:
         parameter: name of W within the layer: `weight`, `in_proj_weight`, `out_proj.weight` ...
         seed: seed of the randomness of B, used together with `updates`.
         updates: number of updates of W that have been settled since the conversion.
+        answered: number of the last of them that B has answered, if the rule changes B after updates.
         parts: names of B's tensors: `("",)` if B is one tensor, the rule's names if there are several.
         columns: columns that make up B in the matrix that `holder` keeps for the whole network; None without one.
         holder: the layer that keeps this matrix.
@@ -103,7 +104,7 @@ class Connection:
         self._layer: weakref.ref[Connected] | None = weakref.ref(layer)
         self.parameter = parameter
         self.seed = seed if parameter == "weight" else _seeding.derive(seed, parameter)
-        self.updates = 0
+        self.updates = self.answered = 0
         self.parts: tuple[str, ...] = ()
         self.columns: Slice | None = None
         self.holder: Connected | None = None
@@ -240,6 +241,11 @@ class Connection:
             if own is not shared and (own.device, own.dtype) == (shared.device, shared.dtype):
                 self.layer._buffers[feedback_name(self.parameter, part)] = shared
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether the rule has to change B for an update of W that was settled without need of B."""
+        return self.answered < self.updates and self.layer.rule.has_update()
+
     def settle(self, at_once: bool = False) -> None:
         """Bring B, and the norm of W, up to date with the updates of W; see `_Follower.settle`."""
         follower = self.owner.follower
@@ -247,8 +253,10 @@ class Connection:
             follower.settle(at_once=at_once)
             self.rejoin()
 
-    def begin(self, training: bool) -> None:
+    def begin(self, training: bool, needed: bool = True) -> None:
         """Settle updates at the beginning of a forward pass, and check that updates are seen and that B learns.
+
+        `needed` says whether the backward pass will use B.
 
         Raises:
             RuntimeError: W is no longer a parameter, its updates cannot be seen, or B does not learn.
@@ -267,7 +275,7 @@ class Connection:
             if not torch.compiler.is_exporting():  # an exported network is not trained
                 owner.follower.settle_compiled(owner, training)
         elif owner.follower is not None:
-            owner.follower.settle(training)
+            owner.follower.settle(training, needed=needed)
             self.rejoin()
 
     def freeze_with_weight(self) -> None:
@@ -288,5 +296,5 @@ class Connection:
 
     def __getstate__(self) -> dict[str, Any]:
         # The copied layer binds the copy. The twin's layer may be missing there, so its seed and count are kept here.
-        own = {"seed": self.owner.seed, "updates": self.owner.updates}
+        own = {key: getattr(self.owner, key) for key in ("seed", "updates", "answered")}
         return {**self.__dict__, **own, "_layer": None, "follower": None, "learner": None}

@@ -106,11 +106,21 @@ class Convolution(NamedTuple):
 
         At an error that is the same in all places it equals `spread`.
         """
-        kernel = rows.view(len(rows), x.shape[1], *self.kernel_size)  # (n_out, C_in, *kernel_size)
-        kernel = kernel.transpose(0, 1) if self.transposed else kernel
-        dx, _, _ = self._replace(groups=1).backward(error.movedim(-1, 1), x, kernel, (True, False, False))
+        dx = self._by_kernel(error, rows, x, (True, False, False))[0]
         assert dx is not None
         return dx
+
+    def carried_adjoint(self, error: Tensor, x: Tensor) -> Tensor:
+        n_out, row = error.shape[-1], x.shape[1] * math.prod(self.kernel_size)
+        kernel = self._by_kernel(error, x.new_zeros(()).expand(n_out, row), x, (False, True, False))[1]
+        assert kernel is not None
+        return kernel.transpose(0, 1) if self.transposed else kernel
+
+    def _by_kernel(self, error: Tensor, rows: Tensor, x: Tensor, mask: Sequence[bool]) -> Gradients:
+        """Gradients of an ungrouped convolution with the kernel `rows`, at the error (N, *grid, n_out)."""
+        kernel = rows.view(len(rows), x.shape[1], *self.kernel_size)  # (n_out, C_in, *kernel_size)
+        kernel = kernel.transpose(0, 1) if self.transposed else kernel
+        return self._replace(groups=1).backward(error.movedim(-1, 1), x, kernel, mask)
 
     def arranged(self, error: Tensor, align: Callable[[Tensor], Tensor]) -> Tensor:
         return align(error)
@@ -134,6 +144,13 @@ class Convolution(NamedTuple):
         full = full.movedim(-1, 1) if last else full  # (N, C_in, *size)
         return full if self.outside is None else self.outside.adjoint(full, x.shape[2:])
 
+    def spread_adjoint(self, x: Tensor, shape: torch.Size) -> Tensor:
+        taps = math.prod(self.kernel_size)
+        places = self.spread(torch.eye(taps, dtype=x.dtype, device=x.device), x.new_empty(taps, 1, *x.shape[2:]))
+        # One product for each example, because a larger one would copy an `x` in channels_last.
+        by_tap = torch.bmm(places.flatten(1).expand(len(x), -1, -1), x.flatten(2).transpose(1, 2))  # (N, taps, C_in)
+        return by_tap.transpose(1, 2).reshape(shape)
+
     def _padded(self, x: Tensor) -> Tensor:
         return x if self.outside is None else self.outside.apply(x)
 
@@ -151,6 +168,9 @@ class Dense(Convolution):
                 f"{x[0].numel()} ({'x'.join(map(str, x.shape[1:]))}): convert with inputs=... of this size"
             )
         return projected.view(x.shape)
+
+    def spread_adjoint(self, x: Tensor, shape: torch.Size) -> Tensor:
+        return x.reshape(shape)
 
 
 def _sources(mode: str, length: int, before: int, after: int, device: torch.device) -> Tensor:

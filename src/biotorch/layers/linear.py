@@ -58,6 +58,12 @@ class Product(NamedTuple):
     def carried(self, error: Tensor, rows: Tensor, x: Tensor) -> Tensor:
         raise NotImplementedError("a product has no kernel")
 
+    def spread_adjoint(self, x: Tensor, shape: torch.Size) -> Tensor:
+        return x.sum_to_size(shape)
+
+    def carried_adjoint(self, error: Tensor, x: Tensor) -> Tensor:
+        raise NotImplementedError("a product has no kernel")
+
 
 class MatrixLayer(FeedbackLayer):
     """A layer whose linear map is one product with W."""

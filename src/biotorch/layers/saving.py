@@ -140,5 +140,5 @@ class SavedState(RuleState):
         count = len(self.connections)
         numbers = draws[count:] * (count if len(draws) == count + 1 else 1)
         for connection, seed, number in zip(self.connections, draws, numbers, strict=False):
-            connection.seed, connection.updates = seed, number
+            connection.seed, connection.updates, connection.answered = seed, number, number
             tell_others(connection)

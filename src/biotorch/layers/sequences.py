@@ -100,6 +100,12 @@ class _Step(NamedTuple):
     def carried(self, error: Tensor, rows: Tensor, x: Tensor) -> Tensor:
         raise NotImplementedError("a product has no kernel")
 
+    def spread_adjoint(self, x: Tensor, shape: torch.Size) -> Tensor:
+        return x.sum_to_size(shape)
+
+    def carried_adjoint(self, error: Tensor, x: Tensor) -> Tensor:
+        raise NotImplementedError("a product has no kernel")
+
 
 class _Layer(Recurrent):
     """Base of the layers, which compute all time steps, several layers deep and in one or both directions.

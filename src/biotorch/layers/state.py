@@ -144,6 +144,11 @@ class RuleState(Connected):
         """B as the backward pass uses it, in the shape of W; None under a direct rule."""
         return self.connections[0].effective_feedback
 
+    @property
+    def constrains(self) -> bool:
+        """Whether the rule restores the norm of W after updates."""
+        return "rule" in self.__dict__ and self.rule.constrain_weights
+
     def settle(self, at_once: bool = False) -> None:
         """Bring W and B of every connection up to date with the updates of W; see `Follower.settle`."""
         for connection in self.connections:
@@ -159,8 +164,9 @@ class RuleState(Connected):
         return super().named_parameters(prefix, recurse, remove_duplicate)
 
     def __getattr__(self, name: str) -> Tensor | nn.Module:
-        # Python calls this for parameters and buffers, so that reading W or B gives them after the last update.
-        if "feedback" in name or "weight" in name:
+        # Python calls this for parameters and buffers, so that reading B, or a W whose norm is kept, gives them after
+        # the last update.
+        if "feedback" in name or ("weight" in name and self.constrains):
             self.settle()
         if self.use_checks is None and name in self._parameters and torch.is_grad_enabled():
             self.use_checks = checks_of(self)

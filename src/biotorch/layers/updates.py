@@ -52,7 +52,11 @@ class Follower:
 
     @uncompiled
     def settle(
-        self, training: bool = False, followed: Sequence[Tensor] | None = None, at_once: bool = False
+        self,
+        training: bool = False,
+        followed: Sequence[Tensor] | None = None,
+        at_once: bool = False,
+        needed: bool = True,
     ) -> Tensor | None:
         """Restore the norm of W and let the rule change B, if W was updated since the last call.
 
@@ -61,6 +65,7 @@ class Follower:
             followed: see `follow`.
             at_once: whether to answer even if W was written after the step, as by an average that is swapped in for
                 evaluation. Otherwise the answer waits for a training forward pass.
+            needed: whether B itself is to be used. If not, a rule that redraws it draws no B for this update.
 
         Returns:
             The result of `follow` if there was an update, else None.
@@ -77,14 +82,17 @@ class Follower:
             found, parameter = self._attend(connection.trained), connection.trained
             missed = self._missed(found, parameter)
             swapped = found.steps != self._settled[found][1] and parameter._version != found.stepped_version
-            if missed and (training or at_once or self.told or not swapped):
+            due = missed and (training or at_once or self.told or not swapped)
+            if due or (needed and connection.is_behind):
                 self._busy = True
                 try:
-                    return follow(connection, missed, followed)
+                    return follow(connection, missed if due else 0, followed, needed)
                 finally:
-                    self._busy = self.told = False
-                    self._settled[found] = found.gradients, found.steps
-                    self._trials, self._silent = set(), 0
+                    self._busy = False
+                    if due:
+                        self.told = False
+                        self._settled[found] = found.gradients, found.steps
+                        self._trials, self._silent = set(), 0
             if training:
                 self._require_visible(connection, found)
             return None
@@ -169,13 +177,16 @@ def rescaled_tensors(connection: Connection) -> list[Tensor]:
 
 
 @torch.no_grad()
-def follow(connection: Connection, missed: int, followed: Sequence[Tensor] | None) -> Tensor:
+def follow(
+    connection: Connection, missed: int, followed: Sequence[Tensor] | None = None, needed: bool = True
+) -> Tensor:
     """Answer an update of W: restore its norm, then let the rule change B.
 
     Args:
         connection: the connection of W.
-        missed: number of updates of W since the last answer; more than 1 if some went unseen.
+        missed: number of updates of W since the last call; more than 1 if some went unseen, 0 if only B is behind.
         followed: B's tensors in a compiled graph, which then rescales W itself; None for the connection's own tensors.
+        needed: see `Follower.settle`.
 
     Returns:
         The factor by which W is rescaled, a scalar.
@@ -187,7 +198,7 @@ def follow(connection: Connection, missed: int, followed: Sequence[Tensor] | Non
         whole = getattr(connection.trained, "full_tensor", None)  # only a sharded W has it
         weight: Tensor = connection.trained if whole is None else whole()
         factor = weight.new_ones(())
-        if rule.constrain_weights:
+        if rule.constrain_weights and missed:
             norm, wanted = weight.norm(), getattr(layer, norm_name(connection.parameter))
             factor = torch.where(norm > 0, wanted / norm, factor)
             if followed is not None:
@@ -196,7 +207,8 @@ def follow(connection: Connection, missed: int, followed: Sequence[Tensor] | Non
                 with contextlib.nullcontext() if connection.learner is None else connection.learner.rescaling():
                     for tensor in rescaled_tensors(connection):
                         tensor.mul_(factor)
-        if rule.has_update() and _meet_others(connection) < connection.updates:
+        _meet_others(connection)
+        if connection.is_behind and (needed or not rule.redraws):
             tensors = followed_tensors(connection) if followed is None else followed
             known = dict(zip(connection.parts, tensors, strict=True))
             rule.after_update(update_of(connection, layer.orient(weight), known, connection.updates))
@@ -231,22 +243,23 @@ def update_of(
 # settled an update that this process has not. So the seed and update number of B are a buffer, too.
 
 
-def _meet_others(connection: Connection) -> int:
-    """Read the seed of B, which may come from another process, and return the number of updates that B has had."""
-    digits = connection.layer.feedback_numbers
-    if digits._version == connection.known_version or digits.is_meta:  # unchanged: reading would wait for the device
-        return connection.updates - 1
-    own = [int(digit) for digit in digits[connection.index].tolist()]
-    connection.seed, number = (sum(digit << (7 * i) for i, digit in enumerate(part)) for part in (own[:10], own[10:]))
-    return number
+def _meet_others(connection: Connection) -> None:
+    """Read the seed of B and the number of updates that it has had, which may come from another process."""
+    digits = connection.layer._buffers.get("feedback_numbers")  # directly, because attribute access settles updates
+    if digits is None:
+        return
+    if digits._version != connection.known_version and not digits.is_meta:  # else reading would wait for the device
+        own = [int(digit) for digit in digits[connection.index].tolist()]
+        parts = own[:10], own[10:]
+        connection.seed, connection.answered = (sum(d << (7 * i) for i, d in enumerate(part)) for part in parts)
 
 
 def tell_others(connection: Connection) -> None:
     """Store the seed and update number of B in digits of seven bits, which every floating type holds exactly."""
-    parts = (connection.seed, 10), (connection.updates, 5)
-    digits = connection.layer.feedback_numbers
+    parts, digits = ((connection.seed, 10), (connection.updates, 5)), connection.layer._buffers["feedback_numbers"]
+    assert digits is not None
     digits[connection.index].copy_(torch.tensor([(part >> (7 * i)) & 127 for part, size in parts for i in range(size)]))
-    connection.known_version = digits._version
+    connection.known_version, connection.answered = digits._version, connection.updates
 
 
 @torch.library.custom_op("biotorch::settle", mutates_args=("followed", "factor"))

@@ -99,6 +99,9 @@ class Rule:
     #: rules) or the product of error and input (direct rules).
     learns: ClassVar[bool] = False
 
+    #: Whether `after_update` draws a new B from `update.generator` alone, so that a B that nobody uses need not be drawn.
+    redraws: ClassVar[bool] = False
+
     @property
     def needs_network(self) -> str:
         """The option that needs a whole network, so that no single layer can be built with it; empty if none."""

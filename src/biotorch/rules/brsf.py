@@ -24,6 +24,8 @@ class BatchwiseRandomSign(FixedRandomSign):
         ValueError: `feedback_init` is `weight`, which is no distribution to draw from again.
     """
 
+    redraws = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.feedback_distribution == "weight":
