@@ -1,9 +1,11 @@
-"""Estimates of memory, compared with what the machine has before the memory is taken."""
+"""Estimates of memory, compared with what the machine has before the memory is taken; and reuse of freed memory."""
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import os
+import platform
 from pathlib import Path
 
 from biotorch.errors import NotEnoughMemoryError
@@ -43,3 +45,21 @@ def available() -> int | None:
     except OSError:
         return free
     return min(free, int(limit)) if limit.isdecimal() else free
+
+
+def keep_freed() -> None:
+    """Let this process keep the memory that it frees, for its next tensors; does nothing without the GNU C library.
+
+    By default every step gives large tensors back to the system and takes them again, page by page. That costs up to
+    half of the time of a training step on a CPU (docs/performance.md).
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(_TRIM_THRESHOLD, _GIB)
+    if not mallopt(_MMAP_THRESHOLD, _GIB):
+        mallopt(_MMAP_THRESHOLD, _GIB // 32)  # the most that versions before 2.35 take
+
+
+#: Parameters of `mallopt`, from malloc.h.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3

@@ -6,8 +6,10 @@ import sys
 def main() -> None:
     """Run a command. Ctrl-C ends it with one line instead of a traceback, even during imports."""
     try:
+        from biotorch import _memory
         from biotorch.cli.app import app
 
+        _memory.keep_freed()
         app()
     except KeyboardInterrupt:
         print("\nstopped by SIGINT", file=sys.stderr)

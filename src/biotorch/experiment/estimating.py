@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from biotorch import models
 from biotorch.errors import Interrupted
@@ -20,13 +21,14 @@ from biotorch.experiment.display import Display
 from biotorch.experiment.executors.local import cores
 from biotorch.experiment.point import run_point
 from biotorch.experiment.signals import StopRequest
+from biotorch.models.outputs import main_output
 from biotorch.training import Record, TrainingState
 from biotorch.training.distributed import one_of_several
 
-#: Pairs of a number of parameters and the CPU threads that are fastest for networks below that size. The first pair was
-#: measured by `python -m benchmarks jobs` on two cores, the second was not measured.
-_THREADS = ((2_000_000, 1), (20_000_000, 4))
-_MOST_THREADS = 8
+#: Least gain, as a ratio, for which a process gets more threads. It keeps the choice the same on a noisy machine.
+_GAIN = 1.2
+#: Updates that are timed for the choice of threads, and seconds after which one is enough.
+_STEPS, _STEP_SECONDS = 3, 0.3
 
 #: Number of updates that are timed, and seconds after which fewer are enough.
 _UPDATES, _SECONDS = 30, 5.0
@@ -47,27 +49,48 @@ def best_jobs(points: Mapping[str, Config]) -> int:
     if on_gpus and torch.cuda.is_available():
         alone = all(isinstance(config.infrastructure.gpus, int) for config in on_gpus)
         return min(len(points), torch.cuda.device_count()) if alone else 1
-    threads = max(_threads(config) for config in points.values())
+    kinds = {_kind(config): config for config in points.values()}
+    threads = max(config.infrastructure.threads or _best_threads(config) for config in kinds.values())
     return max(1, min(len(points), cores() // threads))
 
 
-def _threads(config: Config) -> int:
-    if config.infrastructure.threads is not None:
-        return config.infrastructure.threads
-    size = _parameters(config)
-    return next((threads for limit, threads in _THREADS if size < limit), _MOST_THREADS)
+def _best_threads(config: Config) -> int:
+    """Number of CPU threads per process with which processes side by side do most updates, measured on this machine.
 
-
-def _parameters(config: Config) -> int:
-    """Number of parameters of the network; 0 if only a checkpoint knows the architecture."""
-    if config.model.architecture is None:
-        return 0
-    shape = (3, config.data.target_size or 32, config.data.target_size or 32)
+    It is 1 for a network that is not one of images, or cannot be built, which the run itself reports.
+    """
+    if config.model.architecture is None or config.training is None or cores() == 1:
+        return 1
+    size = config.data.target_size or 32
+    images = torch.randn(config.training.hyperparameters.batch_size, 3, size, size)
+    before, best, rate = torch.get_num_threads(), 1, 0.0
     try:
-        model = models.sketch(config.model.architecture, 10, shape, **config.model.arguments)
-    except (ValueError, TypeError, RuntimeError, ModuleNotFoundError):  # the run itself reports the error
-        return 0
-    return 0 if model is None else sum(each.numel() for each in model.parameters())
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            shape, arguments = images.shape[1:], config.model.arguments
+            network = models.build(config.model.architecture, 10, input_shape=shape, **arguments)
+            for threads in (2**power for power in range(cores().bit_length())):
+                torch.set_num_threads(threads)
+                found = cores() // threads / _step_seconds(network, images, config.infrastructure.precision)
+                if found > _GAIN * rate:
+                    best, rate = threads, found
+    except (ValueError, TypeError, RuntimeError, ModuleNotFoundError):
+        return 1
+    finally:
+        torch.set_num_threads(before)
+    return best
+
+
+def _step_seconds(network: nn.Module, images: Tensor, precision: str) -> float:
+    """Seconds of an update without the optimizer's step: the best of a few, after one that does not count."""
+    times: list[float] = []
+    while (len(times) <= _STEPS and sum(times) < _STEP_SECONDS) or len(times) < 2:
+        start = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision.startswith("bf16")):
+            outputs = main_output(network(images))
+        outputs.float().square().mean().backward()  # type: ignore[no-untyped-call]
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,18 +113,23 @@ def estimates(points: Mapping[str, Config]) -> Iterator[tuple[str, Estimate]]:
     """
     measured: dict[tuple[object, ...], _Stopwatch] = {}
     for name, config in points.items():
-        kind = (
-            config.model.architecture,
-            str(config.model.arguments),
-            config.data.dataset,
-            config.data.target_size,
-            None if config.training is None else config.training.hyperparameters.batch_size,
-            config.infrastructure.precision,
-            config.infrastructure.threads,
-        )
+        kind = _kind(config)
         if kind not in measured:
             measured[kind] = _measure(config)
         yield name, measured[kind].estimate(config)
+
+
+def _kind(config: Config) -> tuple[object, ...]:
+    """What the time of an update depends on; equal for points that take the same time."""
+    return (
+        config.model.architecture,
+        str(config.model.arguments),
+        config.data.dataset,
+        config.data.target_size,
+        None if config.training is None else config.training.hyperparameters.batch_size,
+        config.infrastructure.precision,
+        config.infrastructure.threads,
+    )
 
 
 def _measure(config: Config) -> _Stopwatch:

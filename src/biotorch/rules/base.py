@@ -99,7 +99,7 @@ class Rule:
     #: rules) or the product of error and input (direct rules).
     learns: ClassVar[bool] = False
 
-    #: Whether `after_update` draws a new B from `update.generator` alone, so that a B that nobody uses need not be drawn.
+    #: Whether `after_update` draws B anew from `update.generator` alone, so that a B which nobody uses is not drawn.
     redraws: ClassVar[bool] = False
 
     @property

@@ -85,16 +85,7 @@ class Trainer(TrainingState):
                 if self.adversary is not None:
                     inputs = self.adversary(inputs, labels, self.epoch, self.step, index)
                 with self.fabric.no_backward_sync(self.forward, enabled=index < len(sizes) - 1):
-                    with self.teacher.tells(labels, 1 / whole if counts else 0.0):
-                        outputs = self.forward(inputs)
-                    value = training_loss(self.loss, outputs, labels)
-                    self.require_finite(value)
-                    if index == 0:
-                        self.optimizer.zero_grad()
-                    size = self.size(labels) if counts else 0
-                    self.fabric.backward(value * (size / whole))
-                if counts:
-                    self.tally.add(value, size, main_output(outputs), labels)
+                    self._add_gradients(inputs, labels, whole, counts, first=index == 0)
             self.clip_gradients(self.optimizer)
             self.optimizer.step()
             self.schedule.after_update()
@@ -102,6 +93,29 @@ class Trainer(TrainingState):
             self.seconds = before + time.perf_counter() - start
             self.observer.on_update(self)
             self._save_or_stop()
+
+    def _add_gradients(self, inputs: Tensor, labels: Tensor, whole: float, counts: bool, first: bool) -> None:
+        """Run one batch forward and backward.
+
+        Nothing of the batch outlives this call, so that the next one finds the memory in the cache.
+
+        Args:
+            inputs: inputs of the batch.
+            labels: its labels.
+            whole: divisor of the mean loss of the whole update.
+            counts: whether the batch counts, see `_batches`.
+            first: whether it is the first batch of the update.
+        """
+        with self.teacher.tells(labels, 1 / whole if counts else 0.0):
+            outputs = self.forward(inputs)
+        value = training_loss(self.loss, outputs, labels)
+        self.require_finite(value)
+        if first:  # not before, because a loss that is not finite is explained by the earlier gradients
+            self.optimizer.zero_grad()
+        size = self.size(labels) if counts else 0
+        self.fabric.backward(value if size == whole else value * (size / whole))
+        if counts:
+            self.tally.add(value, size, main_output(outputs), labels)
 
     def _measure(self) -> None:
         """Close the epoch: validate, measure metrics, keep the best model, set the next epoch's learning rate."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from biotorch import _memory
 from biotorch.errors import Failure
 from biotorch.experiment.config import Config
 from biotorch.experiment.display import Display
@@ -84,6 +85,7 @@ def execute(task: Task) -> Failure | None:
     Raises:
         Interrupted: SIGINT or SIGTERM has stopped the run; the last checkpoint is on disk.
     """
+    _memory.keep_freed()
     with stop_requests() as request:
         try:
             run_point(task.config, task.path, Display(), request, task.discards)
