@@ -109,16 +109,20 @@ def test_processes_get_the_threads_with_which_all_together_are_fastest(gain, job
         return gain ** -math.log2(torch.get_num_threads())  # twice the threads, `gain` times the speed
 
     monkeypatch.setattr(estimating, "_step_seconds", seconds)
-    sweep = "model.architecture=le_net_cifar", f"training.hyperparameters.batch_size={batch}"
-    sweep += ("sweep={experiment.seed: [0, 1, 2, 3, 4, 5, 6, 7, 8]}",)
+    sweep = (
+        "infrastructure.threads=null",
+        "model.architecture=le_net_cifar",
+        f"training.hyperparameters.batch_size={batch}",
+        "sweep={experiment.seed: [0, 1, 2, 3, 4, 5, 6, 7, 8]}",
+    )
     assert best_jobs(quick(tmp_path, *sweep).points) == jobs
     assert torch.get_num_threads() == before
     assert best_jobs(quick(tmp_path, *sweep, "infrastructure.threads=2").points) == 4
 
 
-def test_a_network_that_cannot_be_timed_gets_one_thread(tmp_path, monkeypatch):
+def test_a_network_that_takes_no_images_gets_one_thread(tmp_path, monkeypatch):
     monkeypatch.setattr(estimating, "cores", lambda: 8)
-    study = quick(tmp_path, "model.architecture=le_net_cifar", "model.arguments={depth: 3}")
+    study = quick(tmp_path, "infrastructure.threads=null", "model.architecture=char_transformer")
     assert estimating._best_threads(study.points[""]) == 1
 
 

@@ -78,8 +78,6 @@ def run_command(
     from biotorch.experiment.display import Progress
     from biotorch.experiment.estimating import best_jobs
     from biotorch.experiment.study import run_points
-    from biotorch.report.page import write_page
-    from biotorch.results.collecting import collect
 
     console = plain_console(quiet=not is_first_process())
     planned = states(study, overwrite)
@@ -100,6 +98,9 @@ def run_command(
         if is_first_process():
             _show(study, list(finished.values()), console)
             if study.config.attacks is not None:
+                from biotorch.report.page import write_page
+                from biotorch.results.collecting import collect
+
                 attack(study.folder, [], console)
                 write_page(collect(study.folder), study.folder / _PAGE)
 
