@@ -7,6 +7,7 @@ from timm.layers.linear import Linear as CastingLinear
 from timm.layers.padding import get_same_padding
 from torch import Tensor
 
+from biotorch.kernel.convolution import Padding
 from biotorch.kernel.projection import Operation
 from biotorch.layers import convolution, linear
 from biotorch.layers.registry import register_layer
@@ -25,4 +26,4 @@ class Conv2dSame(convolution.Conv2d, SamePadded):  # type: ignore[misc]
         axes = zip(x.shape[-2:], self.kernel_size, self.stride, self.dilation, strict=True)
         totals = [get_same_padding(*axis) for axis in axes]
         amounts = tuple(part for total in reversed(totals) for part in (total // 2, total - total // 2))
-        return self._padded_operation(x, convolution.Padding("zeros", amounts))
+        return self._padded_operation(x, Padding("zeros", amounts))
