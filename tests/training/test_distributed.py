@@ -1,13 +1,11 @@
 """Processes that were started, and processes that were asked for."""
 
-import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 from commands import invoke, mistake
 from runs import quick, quick_file
 
@@ -97,33 +95,6 @@ def test_points_run_at_once_only_in_a_process_that_was_started_alone(request, st
     with pytest.raises(ConfigError, match="--jobs: torchrun or Slurm has started the processes"):
         run(study, executor=Local(2))
     assert not (study.folder / "rule=fa" / "metrics.jsonl").exists()
-
-
-@pytest.mark.parametrize(("gain", "jobs"), [(1.1, 8), (1.9, 8), (2.5, 1)])
-def test_processes_get_the_threads_with_which_all_together_are_fastest(gain, jobs, tmp_path, monkeypatch):
-    monkeypatch.setattr(estimating, "cores", lambda: 8)
-    before, batch = torch.get_num_threads(), 40
-
-    def seconds(network, images, precision):
-        assert images.shape == (batch, 3, 32, 32)
-        return gain ** -math.log2(torch.get_num_threads())  # twice the threads, `gain` times the speed
-
-    monkeypatch.setattr(estimating, "_step_seconds", seconds)
-    sweep = (
-        "infrastructure.threads=null",
-        "model.architecture=le_net_cifar",
-        f"training.hyperparameters.batch_size={batch}",
-        "sweep={experiment.seed: [0, 1, 2, 3, 4, 5, 6, 7, 8]}",
-    )
-    assert best_jobs(quick(tmp_path, *sweep).points) == jobs
-    assert torch.get_num_threads() == before
-    assert best_jobs(quick(tmp_path, *sweep, "infrastructure.threads=2").points) == 4
-
-
-def test_a_network_that_takes_no_images_gets_one_thread(tmp_path, monkeypatch):
-    monkeypatch.setattr(estimating, "cores", lambda: 8)
-    study = quick(tmp_path, "infrastructure.threads=null", "model.architecture=char_transformer")
-    assert estimating._best_threads(study.points[""]) == 1
 
 
 def test_an_interactive_job_of_slurm_starts_nothing(slurm, monkeypatch):

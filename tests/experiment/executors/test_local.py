@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from commands import invoke
 from runs import quick, quick_file
 
@@ -143,14 +145,37 @@ def test_the_command_tells_what_broke_after_the_table_of_the_rest(tmp_path):
 # Estimates -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("cores", "architecture", "jobs"),
-    [(2, "le_net_mnist", 2), (8, "le_net_mnist", 3), (2, "resnet18", 1), (16, "resnet18", 3), (1, "le_net_mnist", 1)],
-)
-def test_small_networks_run_at_once_and_large_ones_get_the_cores(tmp_path, monkeypatch, cores, architecture, jobs):
+@pytest.mark.parametrize(("cores", "jobs"), [(1, 1), (2, 2), (8, 3)])
+def test_there_are_no_more_processes_than_cores_or_points(tmp_path, monkeypatch, cores, jobs):
     monkeypatch.setattr(estimation, "cores", lambda: cores)
-    points = quick(tmp_path, RULES, f"model.architecture={architecture}", "infrastructure.threads=null").points
-    assert best_jobs(points) == jobs
+    assert best_jobs(quick(tmp_path, RULES, "infrastructure.threads=1").points) == jobs
+
+
+@pytest.mark.parametrize(("gain", "jobs"), [(1.1, 8), (1.9, 8), (2.5, 1)])
+def test_processes_get_the_threads_with_which_all_together_are_fastest(gain, jobs, tmp_path, monkeypatch):
+    monkeypatch.setattr(estimation, "cores", lambda: 8)
+    before, batch = torch.get_num_threads(), 40
+
+    def seconds(network, images, precision):
+        assert images.shape == (batch, 3, 32, 32)
+        return gain ** -math.log2(torch.get_num_threads())  # twice the threads, `gain` times the speed
+
+    monkeypatch.setattr(estimation, "_step_seconds", seconds)
+    sweep = (
+        "infrastructure.threads=null",
+        "model.architecture=le_net_cifar",
+        f"training.hyperparameters.batch_size={batch}",
+        "sweep={experiment.seed: [0, 1, 2, 3, 4, 5, 6, 7, 8]}",
+    )
+    assert best_jobs(quick(tmp_path, *sweep).points) == jobs
+    assert torch.get_num_threads() == before
+    assert best_jobs(quick(tmp_path, *sweep, "infrastructure.threads=2").points) == 4
+
+
+def test_a_network_that_takes_no_images_gets_one_thread(tmp_path, monkeypatch):
+    monkeypatch.setattr(estimation, "cores", lambda: 8)
+    study = quick(tmp_path, "infrastructure.threads=null", "model.architecture=char_transformer")
+    assert estimation._best_threads(study.points[""]) == 1
 
 
 def test_an_estimate_is_of_the_whole_run_and_leaves_nothing_on_disk(tmp_path):
