@@ -13,6 +13,8 @@ from biotorch.errors import NotEnoughMemoryError
 _GIB = 2**30
 #: Limit of a container or a Slurm job (cgroup v2), in bytes or the word `max`.
 _LIMIT = Path("/sys/fs/cgroup/memory.max")
+#: Parameters of `mallopt`, from malloc.h.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
 def require(bytes_needed: int, what: str) -> None:
@@ -59,7 +61,3 @@ def keep_freed() -> None:
     mallopt(_TRIM_THRESHOLD, _GIB)
     if not mallopt(_MMAP_THRESHOLD, _GIB):
         mallopt(_MMAP_THRESHOLD, _GIB // 32)  # the most that versions before 2.35 take
-
-
-#: Parameters of `mallopt`, from malloc.h.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3

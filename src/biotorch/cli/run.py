@@ -15,6 +15,8 @@ from biotorch.cli.inspect import attack
 from biotorch.errors import BrokenPointsError, ConfigError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
     from biotorch.experiment.config import Config
@@ -98,11 +100,8 @@ def run_command(
         if is_first_process():
             _show(study, list(finished.values()), console)
             if study.config.attacks is not None:
-                from biotorch.report.page import write_page
-                from biotorch.results.collecting import collect
-
                 attack(study.folder, [], console)
-                write_page(collect(study.folder), study.folder / _PAGE)
+                _write_page(study)
 
 
 def _executor(kind: _Executor, jobs: int, left: Mapping[str, Config], study: Study) -> Executor | None:
@@ -142,8 +141,6 @@ def _list(study: Study, planned: Mapping[str, str], left: Mapping[str, Config], 
 def _show(study: Study, finished: Sequence[Result], console: Console) -> None:
     """Print and write the table of the finished points, and write their figure and page."""
     from biotorch.report import angle_figure, table
-    from biotorch.report.page import write_page
-    from biotorch.results.collecting import collect
 
     rows = table(finished)
     print_table(rows, console)
@@ -152,8 +149,16 @@ def _show(study: Study, finished: Sequence[Result], console: Console) -> None:
     (study.folder / "angles.png").unlink(missing_ok=True)
     if any({"angles", "gradient_angles"} & record.keys() for result in finished for record in result["history"]):
         console.print(f"figure  {angle_figure(finished, study.folder / 'angles.png')}", soft_wrap=True)
-    console.print(f"page    {write_page(collect(study.folder), study.folder / _PAGE)}", soft_wrap=True)
+    console.print(f"page    {_write_page(study)}", soft_wrap=True)
     console.print(f"results {study.folder}", soft_wrap=True)
+
+
+def _write_page(study: Study) -> Path:
+    """Write the page of the results that the study has by now, and return its path."""
+    from biotorch.report.page import write_page
+    from biotorch.results.collecting import collect
+
+    return write_page(collect(study.folder), study.folder / _PAGE)
 
 
 @resumable

@@ -20,7 +20,7 @@ from biotorch import _seeding
 from biotorch.data.images import Augmentation, Normalisation, resize
 from biotorch.errors import DataError
 
-#: What the examples of a data set are. `features` are float arrays that are no images.
+#: Kind of the examples of a data set. `features` are float arrays that are no images.
 Kind = Literal["images", "text", "table", "features"]
 #: Meaning of labels: classes, or numbers.
 Task = Literal["classification", "regression"]

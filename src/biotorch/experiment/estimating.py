@@ -57,18 +57,17 @@ def best_jobs(points: Mapping[str, Config]) -> int:
 def _best_threads(config: Config) -> int:
     """Number of CPU threads per process with which processes side by side do most updates, measured on this machine.
 
-    It is 1 for a network that is not one of images, or cannot be built, which the run itself reports.
+    It is 1 for a network that does not take colour images, or cannot be built, which the run itself reports.
     """
     if config.model.architecture is None or config.training is None or cores() == 1:
         return 1
-    size = config.data.target_size or 32
-    images = torch.randn(config.training.hyperparameters.batch_size, 3, size, size)
+    size, arguments = config.data.target_size or 32, config.model.arguments
     before, best, rate = torch.get_num_threads(), 1, 0.0
     try:
         with torch.random.fork_rng(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            shape, arguments = images.shape[1:], config.model.arguments
-            network = models.build(config.model.architecture, 10, input_shape=shape, **arguments)
+            network = models.build(config.model.architecture, 10, input_shape=(3, size, size), **arguments)
+            images = torch.randn(config.training.hyperparameters.batch_size, 3, size, size)
             for threads in (2**power for power in range(cores().bit_length())):
                 torch.set_num_threads(threads)
                 found = cores() // threads / _step_seconds(network, images, config.infrastructure.precision)
@@ -120,7 +119,7 @@ def estimates(points: Mapping[str, Config]) -> Iterator[tuple[str, Estimate]]:
 
 
 def _kind(config: Config) -> tuple[object, ...]:
-    """What the time of an update depends on; equal for points that take the same time."""
+    """Key of a point, equal for points whose updates take the same time."""
     return (
         config.model.architecture,
         str(config.model.arguments),

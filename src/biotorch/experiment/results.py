@@ -118,8 +118,8 @@ _PARTS = {
     "state_hash": str,
 }
 
-#: What every reader of a result relies on: types by key. A tuple holds alternatives, a list the form of all entries,
-#: `str` as a key stands for all keys, and `...` for a key that is missing, as in older results.
+#: Entries that every reader of a result relies on: types by key. A tuple holds alternatives, a list the form of all
+#: entries, `str` as a key stands for all keys, and `...` for a key that is missing, as in older results.
 _RESULT = (
     {**_PARTS, "test": _FIGURES, "validation": (None, *_FIGURES)},
     {**_PARTS, "test": (None, *_FIGURES), "validation": _FIGURES},
@@ -128,7 +128,7 @@ _RESULT = (
 _ACCURACY = {"epsilon": _NUMBER, "robust_accuracy": _NUMBER, "interval": [_NUMBER]}
 _ATTACK = {"attack": str, "label": str, "gradient": (str, None), "purpose": str, "settings": dict, "n": int}
 
-#: What every reader of a robustness study relies on.
+#: Entries that every reader of a robustness study relies on.
 _STUDY = {
     "config": _CONFIG,
     "environment": _ENVIRONMENT,

@@ -98,26 +98,17 @@ class Convolution(NamedTuple):
             return (length - 1) * stride - 2 * padding + reach + self.output_padding[axis] + 1
         return (length + 2 * padding - reach - 1) // stride + 1
 
-    def carried(self, error: Tensor, rows: Tensor, x: Tensor) -> Tensor:
-        """Vector-Jacobian product of an ungrouped convolution with kernel B at an error of each place.
+    def carried(self, error: Tensor, rows: Tensor, x: Tensor, mask: tuple[bool, bool]) -> list[Tensor]:
+        """Gradients of an ungrouped convolution with the kernel B, at an error of each place.
 
-        At an error that is the same in all places it equals `spread`.
+        At an error that is the same in all places, the gradient by `x` equals `spread`.
         """
-        dx = self._by_kernel(error, rows, x, (True, False, False))[0]
-        assert dx is not None
-        return dx
-
-    def carried_adjoint(self, error: Tensor, x: Tensor) -> Tensor:
-        n_out, row = error.shape[-1], x.shape[1] * math.prod(self.kernel_size)
-        kernel = self._by_kernel(error, x.new_zeros(()).expand(n_out, row), x, (False, True, False))[1]
-        assert kernel is not None
-        return kernel.transpose(0, 1) if self.transposed else kernel
-
-    def _by_kernel(self, error: Tensor, rows: Tensor, x: Tensor, mask: Sequence[bool]) -> Gradients:
-        """Gradients of an ungrouped convolution with the kernel `rows`, at the error (N, *grid, n_out)."""
         kernel = rows.view(len(rows), x.shape[1], *self.kernel_size)  # (n_out, C_in, *kernel_size)
         kernel = kernel.transpose(0, 1) if self.transposed else kernel
-        return self._replace(groups=1).backward(error.movedim(-1, 1), x, kernel, mask)
+        dx, gradient, _ = self._replace(groups=1).backward(error.movedim(-1, 1), x, kernel, (*mask, False))
+        if gradient is not None:
+            gradient = (gradient.transpose(0, 1) if self.transposed else gradient).flatten(1)
+        return [each for each in (dx, gradient) if each is not None]
 
     def arranged(self, error: Tensor, align: Callable[[Tensor], Tensor]) -> Tensor:
         return align(error)

@@ -58,16 +58,19 @@ class Operation(Protocol):
         """
         ...
 
-    def carried(self, error: Tensor, rows: Tensor, x: Tensor) -> Tensor:
-        """Product of a kernel B, (n_out, elements of one row), and an error on the grid, (N, *grid, n_out)."""
+    def carried(self, error: Tensor, rows: Tensor, x: Tensor, mask: tuple[bool, bool]) -> list[Tensor]:
+        """Gradients of <map(x, B), error> by x, and by a kernel B, where `mask` is true.
+
+        Args:
+            error: the error on the grid, (N, *grid, n_out).
+            rows: B, (n_out, elements of one row), the shape of its gradient, too.
+            x: input of the layer.
+            mask: the gradients to compute.
+        """
         ...
 
     def spread_adjoint(self, x: Tensor, shape: torch.Size) -> Tensor:
         """Adjoint of `spread` at `x`, in the shape of B e: at each element the sum of what would receive it."""
-        ...
-
-    def carried_adjoint(self, error: Tensor, x: Tensor) -> Tensor:
-        """Derivative of <`carried(error, B, x)`, x> by the kernel B, (n_out, ...)."""
         ...
 
 
@@ -99,7 +102,7 @@ def _projected(
         if grid := _shared_space(operation, error, x):
             rows = feedback[first:last].to(x.dtype).flatten(1)  # (n_out, row size)
             rows = rows if columns is None else rows[:, : columns.size] * columns.scale
-            terms.append(operation.carried(_field(error, x, receiver, grid), rows, x))
+            terms += operation.carried(_field(error, x, receiver, grid), rows, x, (True, False))
             continue
         if columns is None:
             rows = feedback[first:last].to(x.dtype).flatten(1)  # (n_out, row size)
@@ -135,7 +138,8 @@ def learned(
     terms = []
     for error in errors:
         if grid := _shared_space(operation, error, x):
-            terms.append(operation.carried_adjoint(_field(error, x, receiver, grid), x).flatten(1))
+            rows = feedback[error.output.start : error.output.stop].to(x.dtype).flatten(1)
+            terms += operation.carried(_field(error, x, receiver, grid), rows, x, (False, True))
         else:
             arranged = operation.arranged(error.to(x.dtype), align)  # (*positions, n_out), or broadcastable
             gathered = operation.spread_adjoint(x, torch.Size((*arranged.shape[:-1], size)))

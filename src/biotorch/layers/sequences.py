@@ -97,14 +97,11 @@ class _Step(NamedTuple):
     def spread(self, projected: Tensor, x: Tensor) -> Tensor:
         return projected.expand(x.shape)
 
-    def carried(self, error: Tensor, rows: Tensor, x: Tensor) -> Tensor:
+    def carried(self, error: Tensor, rows: Tensor, x: Tensor, mask: tuple[bool, bool]) -> list[Tensor]:
         raise NotImplementedError("a product has no kernel")
 
     def spread_adjoint(self, x: Tensor, shape: torch.Size) -> Tensor:
         return x.sum_to_size(shape)
-
-    def carried_adjoint(self, error: Tensor, x: Tensor) -> Tensor:
-        raise NotImplementedError("a product has no kernel")
 
 
 class _Layer(Recurrent):

@@ -144,11 +144,6 @@ class RuleState(Connected):
         """B as the backward pass uses it, in the shape of W; None under a direct rule."""
         return self.connections[0].effective_feedback
 
-    @property
-    def constrains(self) -> bool:
-        """Whether the rule restores the norm of W after updates."""
-        return "rule" in self.__dict__ and self.rule.constrain_weights
-
     def settle(self, at_once: bool = False) -> None:
         """Bring W and B of every connection up to date with the updates of W; see `Follower.settle`."""
         for connection in self.connections:
@@ -166,7 +161,7 @@ class RuleState(Connected):
     def __getattr__(self, name: str) -> Tensor | nn.Module:
         # Python calls this for parameters and buffers, so that reading B, or a W whose norm is kept, gives them after
         # the last update.
-        if "feedback" in name or ("weight" in name and self.constrains):
+        if "feedback" in name or ("weight" in name and self.connections and self.rule.constrain_weights):
             self.settle()
         if self.use_checks is None and name in self._parameters and torch.is_grad_enabled():
             self.use_checks = checks_of(self)

@@ -82,14 +82,15 @@ class Follower:
             found, parameter = self._attend(connection.trained), connection.trained
             missed = self._missed(found, parameter)
             swapped = found.steps != self._settled[found][1] and parameter._version != found.stepped_version
-            due = missed and (training or at_once or self.told or not swapped)
-            if due or (needed and connection.is_behind):
+            if swapped and not (training or at_once or self.told):
+                missed = 0  # they wait
+            if missed or (needed and connection.is_behind):
                 self._busy = True
                 try:
-                    return follow(connection, missed if due else 0, followed, needed)
+                    return follow(connection, missed, followed, needed)
                 finally:
                     self._busy = False
-                    if due:
+                    if missed:
                         self.told = False
                         self._settled[found] = found.gradients, found.steps
                         self._trials, self._silent = set(), 0
@@ -177,9 +178,7 @@ def rescaled_tensors(connection: Connection) -> list[Tensor]:
 
 
 @torch.no_grad()
-def follow(
-    connection: Connection, missed: int, followed: Sequence[Tensor] | None = None, needed: bool = True
-) -> Tensor:
+def follow(connection: Connection, missed: int, followed: Sequence[Tensor] | None, needed: bool) -> Tensor:
     """Answer an update of W: restore its norm, then let the rule change B.
 
     Args:
@@ -256,7 +255,8 @@ def _meet_others(connection: Connection) -> None:
 
 def tell_others(connection: Connection) -> None:
     """Store the seed and update number of B in digits of seven bits, which every floating type holds exactly."""
-    parts, digits = ((connection.seed, 10), (connection.updates, 5)), connection.layer._buffers["feedback_numbers"]
+    parts = (connection.seed, 10), (connection.updates, 5)
+    digits = connection.layer._buffers["feedback_numbers"]
     assert digits is not None
     digits[connection.index].copy_(torch.tensor([(part >> (7 * i)) & 127 for part, size in parts for i in range(size)]))
     connection.known_version, connection.answered = digits._version, connection.updates

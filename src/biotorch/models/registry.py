@@ -41,7 +41,7 @@ _FITTED: dict[str, Callable[[Sequence[int], Mapping[str, Any]], dict[str, Any]]]
     "mlp": mlp_for,
 }
 
-#: What architectures take that read one step after another.
+#: Inputs of the architectures that read one step after another.
 OF_STEPS = {"char_transformer": "tokens (T,)", **dict.fromkeys(("gru", "lstm"), "sequences (T, features)")}
 
 #: Arguments that `_FITTED` sets.
