@@ -61,5 +61,5 @@ def measure(arguments: argparse.Namespace) -> Iterator[Record]:
             threads=1,
             limit=1 / min(arguments.jobs, arguments.points),
             seconds=statistics.median(alone),
-            settings={"points": arguments.points, "side by side": name},
+            settings={"points": arguments.points, "epochs": arguments.epochs, "side by side": name},
         )

@@ -117,11 +117,31 @@ class _Call(NamedTuple):
     """A use of a layer in the experiment: at the input of a direct layer, or at the output of an output layer."""
 
     label: str
+    #: Where its gradient is found: at a `_Probe` of the input, or at the output.
     edge: GradientEdge
     rows: int
-    #: For outputs, an empty tensor in the shape of the output.
+    #: The output, detached.
     y: Tensor
     operation: Operation
+
+
+class _Probe(torch.autograd.Function):
+    """Identity of x (R, ...), whose second argument (R, 4) gets the gradient of x, projected to 4 values per row.
+
+    All gradients of a network together would take as much memory as a training step. The projection is linear and the
+    same in every pass, so that factors of rows can be found in it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, probe: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        values = gradient.flatten(1)
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
+        directions = torch.randn(values.shape[1], 4, generator=torch.Generator().manual_seed(0))
+        return gradient, values @ directions.to(values)
 
 
 def _search(model: nn.Module, network: Network, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -142,12 +162,17 @@ def _search(model: nn.Module, network: Network, args: tuple[Any, ...], kwargs: d
 
     def carry(layer: FeedbackLayer, parameter: str, x: Tensor, bias: Tensor | None, operation: Operation) -> Tensor:
         x = x if x.requires_grad else x.detach().requires_grad_()
+        packed = getattr(operation, "packed", False)  # its rows are put in order by the layer itself
+        probe = None
+        if layer.rule.direct and x.dim() > 1 and not packed:
+            probe = x.new_zeros(len(x), 4, dtype=torch.promote_types(x.dtype, torch.float32), requires_grad=True)
+            x = _Probe.apply(x, probe)
         y = carry_truly(layer, parameter, x, bias, operation)
         if recording and layer.network is network:  # not when a checkpoint runs the layer again
             like, error = y.detach(), operation.output_error(y)
-            packed = getattr(operation, "packed", False)  # its rows are put in order by the layer itself
-            if layer.rule.direct and x.dim() > 1 and not packed:
-                inputs.append(_Call(layer.label or type(layer).__name__, get_gradient_edge(x), len(x), like, operation))
+            if probe is not None:
+                label = layer.label or type(layer).__name__
+                inputs.append(_Call(label, get_gradient_edge(probe), len(x), like, operation))
             if layer.output is not None and error.dim() > 1:
                 outputs.append(_Call(layer.label, get_gradient_edge(y), len(error), like, operation))
         return y
@@ -184,17 +209,13 @@ class _Trial:
         self.scaled: dict[tuple[int, str], tuple[Tensor, list[Tensor | None]]] = {}
 
     def _gradients(self, factors: Tensor) -> list[Tensor | None]:
-        """Gradients (rows, values per row) at all inputs; `factors` (n,) multiply the errors of the output's rows."""
+        """Projected gradients (rows, 4) at all inputs; `factors` (n,) multiply the errors of the output's rows."""
         errors = [noise.clone() for noise in self.noise]
         for error, end in zip(errors, self.ends, strict=True):
             by_row = end.operation.output_error(error)  # a view
             by_row.mul_(factors.to(error).view(-1, *[1] * (by_row.dim() - 1)))
-        edges = list(dict.fromkeys(each.edge for each in self.inputs))
-        found = torch.autograd.grad(
-            [end.edge for end in self.ends], edges, errors, allow_unused=True, retain_graph=True
-        )
-        by_edge = {edge: None if g is None else g.flatten(1) for edge, g in zip(edges, found, strict=True)}
-        return [by_edge[each.edge] for each in self.inputs]
+        ends, probes = [end.edge for end in self.ends], [each.edge for each in self.inputs]
+        return list(torch.autograd.grad(ends, probes, errors, allow_unused=True, retain_graph=True))
 
     def pattern(self, number: int, rows: int) -> Found | None:
         """The pattern of the rows of one input; `other` if there is none, None if the experiment cannot tell."""

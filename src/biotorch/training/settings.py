@@ -125,7 +125,7 @@ class InfrastructureConfig(Section):
     """`auto` is DDP if there are several processes; `ddp` is DDP always."""
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
     compile: bool = False
-    """Compile the network with torch.compile."""
+    """Compile the network with torch.compile. Under a direct rule every layer breaks the graph, which can cost time."""
     channels_last: bool = True
     """Keep images and convolutions in channels_last memory format, which is fast on CPUs and tensor cores."""
     threads: int | None = Field(default=None, ge=1, le=4096)
