@@ -213,7 +213,7 @@ def test_a_run_is_neither_around_nor_inside_another(first, second, tmp_path):
 def test_only_files_of_the_run_itself_are_removed(tmp_path):
     stopped(tmp_path, "logging.tensorboard=true")
     folder = tmp_path / "quick"
-    (folder / ".wandb").write_text("abc")
+    (folder / ".wandb-run").write_text("abc")
     own = ["wandb/run-1-abc/files.txt"]
     mine = [
         "notes.txt",

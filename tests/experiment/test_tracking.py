@@ -4,6 +4,7 @@ import json
 import math
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import runs
@@ -104,6 +105,10 @@ def test_the_training_error_is_over_all_examples_of_the_epoch(tmp_path):
 class FakeRun:
     def __init__(self, **options):
         self.options, self.logged, self.finished = options, [], 0
+        root = Path(options["dir"])  # W&B writes into `wandb`, or into `.wandb` if that is there
+        (root / (".wandb" if (root / ".wandb").exists() else "wandb") / f"run-1-{options['id']}").mkdir(
+            parents=True, exist_ok=True
+        )
 
     def log(self, values, step=None):
         self.logged.append((step, values))

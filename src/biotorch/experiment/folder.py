@@ -166,7 +166,7 @@ class RunFolder(LockedFolder):
         self.config, self.results, self.table = path / "config.yaml", path / "results.json", path / "results.csv"
         self.metrics, self.latest = path / "metrics.jsonl", path / "latest_model.pth"
         self.best, self.best_accuracy = path / "model_best_acc.pth", path / "best_acc.txt"
-        self.logs, self.wandb = path / "logs", path / ".wandb"
+        self.logs, self.wandb = path / "logs", path / ".wandb-run"  # not .wandb, which W&B would take for its folder
         self.error, self._discard = path / "error.txt", path / ".discard"
         self.study, self.study_text = path / STUDY, (path / STUDY).with_suffix(".md")
 

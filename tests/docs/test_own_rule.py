@@ -1,4 +1,4 @@
-"""docs/new-rule.md, executed: the rule, convert, a configuration from the command line, the suite."""
+"""docs/howto/own-rule.md, executed: the rule, convert, a configuration from the command line, the suite."""
 
 import contextlib
 import re
@@ -18,16 +18,17 @@ from biotorch.experiment import ConfigError, read
 from biotorch.experiment.importing import import_all
 from biotorch.rules import registry
 
-TEXT = (ROOT / "docs" / "new-rule.md").read_text()
-BLOCKS = re.findall(r"```(?:python|yaml)\n(.*?)```", TEXT, flags=re.DOTALL)
+TEXT = (ROOT / "docs" / "howto" / "own-rule.md").read_text()
+BLOCKS = re.findall(r"```(?:python|yaml)(?: title=\"(.*?)\")?\n(.*?)```", TEXT, flags=re.DOTALL)
+#: The page's files by name; the only block of Python that is no file is the script.
+FILES = {name or "script.py": text for name, text in BLOCKS}
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A user's folder, with the files of the page; what they register disappears with the test."""
-    for block in BLOCKS:
-        named = re.match(r"# (\S+)\n", block)
-        (tmp_path / (named[1] if named else "script.py")).write_text(block)
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     with unknown_rules():
@@ -54,9 +55,8 @@ def command(*arguments) -> Result:
 
 
 def test_the_rule_has_less_than_forty_lines():
-    rule = next(block for block in BLOCKS if block.startswith("# my_rules.py"))
-    assert len(rule.splitlines()) < 40
-    assert len(BLOCKS) == 4
+    assert len(FILES["my_rules.py"].splitlines()) < 40
+    assert list(FILES) == ["my_rules.py", "script.py", "study.yaml", "test_my_rules.py"]
 
 
 def test_convert_takes_it(folder):
@@ -207,7 +207,7 @@ def test_a_module_that_cannot_be_imported_is_one_message_with_its_line(folder, t
     (folder / "needy.py").write_text("\nimport numpyy\n")
     study = (folder / "study.yaml").read_text().replace("imports: [my_rules]", text)
     (folder / "study.yaml").write_text(study)
-    with pytest.raises(ConfigError, match=rf"study\.yaml:2: .*{told}"):
+    with pytest.raises(ConfigError, match=rf"study\.yaml:1: .*{told}"):
         read(folder / "study.yaml")
 
 
