@@ -181,8 +181,7 @@ class RunFolder(LockedFolder):
     def discard(self) -> None:
         """Mark the run in the folder as this command's; its files stay until the next run is known to fit and begins.
 
-        Raises:
-            OtherRunError, LockedError: as in `lock`.
+        Raises OtherRunError and LockedError as `lock` does.
         """
         with self.locked():
             _files.write_text(self._discard, self._discards)
@@ -244,10 +243,7 @@ class RunFolder(LockedFolder):
         _files.write_text(self.config, head + documents.dump(config))
 
     def read_config(self) -> dict[str, Any] | None:
-        """Read the resolved configuration of an earlier start, or None.
-
-        If the file is missing or damaged, the configuration in the checkpoint is returned.
-        """
+        """Configuration of an earlier start, from the checkpoint if the file is missing or damaged; else None."""
         stored = documents.stored(self.config)
         if stored is not None:
             return stored

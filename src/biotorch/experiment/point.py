@@ -179,8 +179,7 @@ def run_point(
 
     Raises:
         LockedError: another process works on the folder.
-        OtherRunError: the folder holds a run of another configuration or on other data, or files that no run has
-            written.
+        OtherRunError: the folder holds another run, a run on other data, or files that no run has written.
         ConfigError: network, loss, optimizer or processes do not fit each other or the data, or a network that is only
             evaluated was trained on data with another meaning.
         LostFolderError: the folder was deleted or replaced during the run.

@@ -214,10 +214,7 @@ class Connection:
 
     @property
     def effective_feedback(self) -> Tensor | None:
-        """B as the backward pass uses it, in the shape of W.
-
-        None under direct rules, and under rules that train the output layer only.
-        """
+        """B in W's shape, as the backward pass uses it; None if the rule is direct or trains the output layer only."""
         rule = self.layer.rule
         if isinstance(rule, FeedbackRule) and not rule.trains_output_only:
             with torch.no_grad():
@@ -254,9 +251,7 @@ class Connection:
             self.rejoin()
 
     def begin(self, training: bool, needed: bool = True) -> None:
-        """Settle updates at the beginning of a forward pass, and check that updates are seen and that B learns.
-
-        `needed` says whether the backward pass will use B.
+        """Settle updates at the beginning of a forward pass, whose backward pass uses B if `needed`, and check B and W.
 
         Raises:
             RuntimeError: W is no longer a parameter, its updates cannot be seen, or B does not learn.

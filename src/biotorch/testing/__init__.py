@@ -15,11 +15,6 @@ from collections.abc import Callable
 from typing import Any
 
 from biotorch.testing.checks import (
-    LAYER_NAMES,
-    Net,
-    assert_all_learn,
-    assert_close,
-    assert_identical,
     check_adding_up,
     check_compiling,
     check_copies,
@@ -32,6 +27,13 @@ from biotorch.testing.checks import (
     check_transport,
     check_true_gradients,
     check_zoo,
+)
+from biotorch.testing.network import (
+    LAYER_NAMES,
+    Net,
+    assert_all_learn,
+    assert_close,
+    assert_identical,
     collect,
     gradients,
     images,

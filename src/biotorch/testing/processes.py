@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from biotorch import rules
 from biotorch.kernel import teaching
-from biotorch.testing.checks import assert_close, assert_identical, images, loss_of, net, optimizer_of
+from biotorch.testing.checks import optimizer_of
+from biotorch.testing.network import assert_close, assert_identical, images, loss_of, net
 
 #: Job of the workers: names and options of the rules, and the modules that register them.
 Job = dict[str, Any]

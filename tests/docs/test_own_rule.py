@@ -1,14 +1,15 @@
-"""docs/new-rule.md, executed: the rule, convert, a configuration from the command line, the suite."""
+"""docs/howto/own-rule.md: its rule under convert, in configurations, and by itself; what is wrong is said with the cure."""
 
-import contextlib
-import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import ClassVar
 
+import pages
 import pytest
+import registries
 from commands import invoke
-from places import ROOT
+from pages import DOCS
 from torch import nn
 from typer.testing import Result
 
@@ -16,53 +17,37 @@ import biotorch
 from biotorch.errors import OwnModuleError
 from biotorch.experiment import ConfigError, read
 from biotorch.experiment.importing import import_all
-from biotorch.rules import registry
 
-TEXT = (ROOT / "docs" / "new-rule.md").read_text()
-BLOCKS = re.findall(r"```(?:python|yaml)\n(.*?)```", TEXT, flags=re.DOTALL)
+
+FILES = pages.files_of(DOCS / "howto" / "own-rule.md")
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A user's folder, with the files of the page; what they register disappears with the test."""
-    for block in BLOCKS:
-        named = re.match(r"# (\S+)\n", block)
-        (tmp_path / (named[1] if named else "script.py")).write_text(block)
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    with unknown_rules():
+    with registries.as_before(tmp_path):
         yield tmp_path
-
-
-@contextlib.contextmanager
-def unknown_rules():
-    """Forgets afterwards whatever is registered within."""
-    before = dict(registry._REGISTRY)
-    try:
-        yield
-    finally:
-        registry._REGISTRY.clear()
-        registry._REGISTRY.update(before)
-        sys.modules.pop("my_rules", None)
 
 
 def command(*arguments) -> Result:
     """`biotorch`, which knows of no rule but the package's and of those that it imports itself."""
     assert "flipped" not in biotorch.rules.available()
-    with unknown_rules():
+    with registries.as_before(Path.cwd()):
         return invoke(*arguments)
 
 
 def test_the_rule_has_less_than_forty_lines():
-    rule = next(block for block in BLOCKS if block.startswith("# my_rules.py"))
-    assert len(rule.splitlines()) < 40
-    assert len(BLOCKS) == 4
+    assert len(FILES["my_rules.py"].splitlines()) < 40
 
 
 def test_convert_takes_it(folder):
-    names: dict = {}
-    exec((folder / "script.py").read_text(), names)
-    assert names["model"][0].rule.p == 0.2
+    import_all(["my_rules.py"])
+    model = biotorch.convert(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), "flipped", p=0.2)
+    assert model[0].rule.p == 0.2
     assert "flipped" in biotorch.rules.available()
 
 
