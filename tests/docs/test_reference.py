@@ -62,11 +62,18 @@ for _face in FACES:
             THINGS[f"{_face}.{_name}"] = _thing
 
 DOCUMENTED = {path: resolved(path) for face in FACES for path in re.findall(r"^::: (\S+)$", page_of(face), re.MULTILINE)}
-EXPLAINED = {
-    path: thing
-    for path, thing in THINGS.items()
-    if (inspect.isclass(thing) or inspect.isfunction(thing)) and not is_exception(thing)
-}
+
+def is_described(thing):
+    """Whether a thing has a docstring of its own, as constants and names of types have not."""
+    return inspect.isclass(thing) or inspect.isfunction(thing)
+
+
+def example(path):
+    known = {"biotorch": biotorch, "torch": torch, "nn": nn, "Path": Path}
+    return doctest.DocTestFinder(recurse=False).find(THINGS[path], path, module=False, globs=known)[0]
+
+
+EXAMPLES = [path for path, thing in THINGS.items() if is_described(thing) and example(path).examples]
 
 
 def test_every_public_name_is_in_the_reference_once():
@@ -76,7 +83,7 @@ def test_every_public_name_is_in_the_reference_once():
         face, _, name = path.rpartition(".")
         if any(thing is known for known in DOCUMENTED.values()) or importlib.import_module(face) in whole:
             continue
-        described = not (inspect.isclass(thing) or inspect.isfunction(thing)) and f"`{name}`" in page_of(face)
+        described = not is_described(thing) and f"`{name}`" in page_of(face)
         if not described:
             missing.append(path)
     assert not missing
@@ -86,10 +93,18 @@ def test_every_public_name_is_in_the_reference_once():
     assert [path for path, thing in DOCUMENTED.items() if not any(thing is each for each in known)] == []
 
 
-def test_every_exception_is_provoked_on_its_page():
-    code = "".join(block.text for block in pages.blocks(REFERENCE / "errors.md"))
-    for name in public_names("biotorch.errors"):
-        assert re.search(rf"\b{name}\b", code), name
+def test_every_public_name_has_an_example():
+    """In its docstring, or in a block of a page of the reference: exceptions, and pictures of a whole study."""
+    code = "".join(block.text for page in sorted(REFERENCE.glob("*.md")) for block in pages.blocks(page))
+    bare = []
+    for path, thing in THINGS.items():
+        if is_exception(thing):
+            shown = re.search(rf"\b(provoke\(|except |is ){path.rpartition('.')[2]}\b", code)
+        else:
+            shown = path in EXAMPLES or not is_described(thing) or f"{path}(" in code
+        if not shown:
+            bare.append(path)
+    assert not bare
 
 
 @pytest.fixture(scope="module")
@@ -105,18 +120,15 @@ def folder(tmp_path_factory):
     "path",
     [
         pytest.param(path, marks=[pytest.mark.slow] if path.rpartition(".")[2] in SLOW else [])
-        for path in EXPLAINED
+        for path in EXAMPLES
     ],
 )
 def test_an_example_prints_what_it_says(path, folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setitem(mpl.rcParams, "backend", "agg")
-    known = {"biotorch": biotorch, "torch": torch, "nn": nn, "Path": Path}
-    (test,) = doctest.DocTestFinder(recurse=False).find(EXPLAINED[path], path, module=False, globs=known)
-    assert test.examples, f"{path} has no example"
     told = []
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     with registries.as_before(folder), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        runner.run(test, out=told.append)
+        runner.run(example(path), out=told.append)
     assert not runner.failures, "".join(told)
