@@ -15,7 +15,6 @@ from pages import DOCS
 from places import ROOT
 
 
-
 def page_of(path):
     marks = [pytest.mark.slow, pytest.mark.timeout(900)] if pages.is_slow(path) else []
     return pytest.param(path, id=str(path.relative_to(ROOT)), marks=marks)
@@ -57,7 +56,9 @@ def test_every_block_is_of_a_known_kind(page):
     for block in pages.blocks(page):
         where = f"{page.name}:{block.line}"
         assert block.title or block.language in (*pages.RUN, *pages.SHOWN), f"{where}: {block.language!r}"
-        assert not (block.not_run and block.language not in pages.RUN), f"{where}: a block that never runs needs no mark"
+        assert not (block.not_run and block.language not in pages.RUN), (
+            f"{where}: a block that never runs needs no mark"
+        )
         if block.language == "yaml":
             assert yaml.safe_load(block.text), where
 

@@ -61,7 +61,10 @@ for _face in FACES:
         if not isinstance(_thing, types.ModuleType) and not any(_thing is known for known in THINGS.values()):
             THINGS[f"{_face}.{_name}"] = _thing
 
-DOCUMENTED = {path: resolved(path) for face in FACES for path in re.findall(r"^::: (\S+)$", page_of(face), re.MULTILINE)}
+DOCUMENTED = {
+    path: resolved(path) for face in FACES for path in re.findall(r"^::: (\S+)$", page_of(face), re.MULTILINE)
+}
+
 
 def is_described(thing):
     """Whether a thing has a docstring of its own, as constants and names of types have not."""
@@ -118,10 +121,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "path",
-    [
-        pytest.param(path, marks=[pytest.mark.slow] if path.rpartition(".")[2] in SLOW else [])
-        for path in EXAMPLES
-    ],
+    [pytest.param(path, marks=[pytest.mark.slow] if path.rpartition(".")[2] in SLOW else []) for path in EXAMPLES],
 )
 def test_an_example_prints_what_it_says(path, folder, monkeypatch):
     monkeypatch.chdir(folder)

@@ -16,14 +16,14 @@ from biotorch.rules import registry
 def as_before(folder: Path | None = None) -> Iterator[None]:
     """Forget afterwards the rules, layers and networks that are registered within, and the modules from a folder."""
     dictionaries = (registry._REGISTRY, registry._ALIASES, LAYER_TYPES, OWN)
-    before = [dict(each) for each in dictionaries]
+    before, modules = [dict(each) for each in dictionaries], set(sys.modules)
     try:
         yield
     finally:
         for each, content in zip(dictionaries, before, strict=True):
             each.clear()
             each.update(content)
-        for name, module in list(sys.modules.items()):
-            file = getattr(module, "__file__", None) if folder is not None else None
-            if folder is not None and file is not None and folder.resolve() in Path(file).resolve().parents:
+        for name in set(sys.modules) - modules if folder is not None else ():
+            file = getattr(sys.modules[name], "__file__", None)
+            if file is not None and folder.resolve() in Path(file).resolve().parents:
                 del sys.modules[name]

@@ -158,6 +158,11 @@ class RunFolder(LockedFolder):
     Args:
         path: the folder.
         discards: mark of the command that works on the folder, if it discards earlier runs; other marks do not count.
+
+    Examples:
+        >>> results = biotorch.experiment.run(biotorch.experiment.read("study.yaml"))
+        >>> biotorch.experiment.RunFolder(Path("runs/example/rule=fa,seed=0")).best.is_file()
+        True
     """
 
     def __init__(self, path: Path, discards: str = "") -> None:

@@ -98,6 +98,11 @@ class Connection:
         columns: columns that make up B in the matrix that `holder` keeps for the whole network; None without one.
         holder: the layer that keeps this matrix.
         twin: an earlier connection with the same W and B, which keeps both up to date.
+
+    Examples:
+        >>> layer = biotorch.convert(nn.Linear(4, 3), "fa")
+        >>> [(each.parameter, each.feedback.shape, each.updates) for each in layer.connections]
+        [('weight', torch.Size([3, 4]), 0)]
     """
 
     def __init__(self, layer: Connected, parameter: str, seed: int) -> None:

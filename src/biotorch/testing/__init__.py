@@ -92,6 +92,10 @@ CHECKS: tuple[Check, ...] = (
 
 
 def check_rule(rule: str, **options: Any) -> None:
-    """Run all checks on a rule, one after another. Raises AssertionError at the first failure."""
+    """Run all checks on a rule, one after another. Raises AssertionError at the first failure.
+
+    Examples:
+        >>> biotorch.testing.check_rule("fa")
+    """
     for check in CHECKS:
         check(rule, **options)

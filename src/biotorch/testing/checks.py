@@ -55,7 +55,11 @@ def told_gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 
 def check_outputs(rule: str, **options: Any) -> None:
-    """Check that conversion changes no output, and does not advance the global random state."""
+    """Check that conversion changes no output, and does not advance the global random state.
+
+    Examples:
+        >>> biotorch.testing.check_outputs("fa")
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         plain = Net()
@@ -66,14 +70,22 @@ def check_outputs(rule: str, **options: Any) -> None:
 
 
 def check_learning(rule: str, **options: Any) -> None:
-    """Check that every trained parameter gets a finite, non-zero gradient, with in-place activations and without."""
+    """Check that every trained parameter gets a finite, non-zero gradient, with in-place activations and without.
+
+    Examples:
+        >>> biotorch.testing.check_learning("usf")
+    """
     for inplace in (False, True):
         model = net(rule, inplace, **options)
         assert_all_learn(told_gradients(model, images()), model)
 
 
 def check_repeating(rule: str, **options: Any) -> None:
-    """Check that two networks of one seed are bitwise equal after some updates, without global randomness."""
+    """Check that two networks of one seed are bitwise equal after some updates, without global randomness.
+
+    Examples:
+        >>> biotorch.testing.check_repeating("brsf")
+    """
     states = []
     for _ in range(2):
         model = net(rule, **options)
@@ -85,7 +97,11 @@ def check_repeating(rule: str, **options: Any) -> None:
 
 
 def check_adding_up(rule: str, **options: Any) -> None:
-    """Check that the gradients of two halves of a batch add up to the gradient of the whole batch."""
+    """Check that the gradients of two halves of a batch add up to the gradient of the whole batch.
+
+    Examples:
+        >>> biotorch.testing.check_adding_up("dfa")
+    """
     model = net(rule, **options)
     whole = told_gradients(model, images(6))
     with teaching.given(teaching.RandomTargets(scale=1.0)):
@@ -95,7 +111,11 @@ def check_adding_up(rule: str, **options: Any) -> None:
 
 
 def check_looking(rule: str, **options: Any) -> None:
-    """Check that forward passes, backward passes and evaluation change no state without an optimizer step."""
+    """Check that forward passes, backward passes and evaluation change no state without an optimizer step.
+
+    Examples:
+        >>> biotorch.testing.check_looking("wm")
+    """
     model = net(rule, **options)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.no_grad():
@@ -106,7 +126,11 @@ def check_looking(rule: str, **options: Any) -> None:
 
 
 def check_copies(rule: str, **options: Any) -> None:
-    """Check that deep and pickled copies train like the original, and do not change it."""
+    """Check that deep and pickled copies train like the original, and do not change it.
+
+    Examples:
+        >>> biotorch.testing.check_copies("fa")
+    """
     for pickled in (False, True):
         model = net(rule, **options)
         twin: Net = pickle.loads(pickle.dumps(model)) if pickled else copy.deepcopy(model)
@@ -118,7 +142,11 @@ def check_copies(rule: str, **options: Any) -> None:
 
 
 def check_resuming(rule: str, **options: Any) -> None:
-    """Check that a state_dict is complete: a network that loads it continues with the same bits."""
+    """Check that a state_dict is complete: a network that loads it continues with the same bits.
+
+    Examples:
+        >>> biotorch.testing.check_resuming("kp")
+    """
     model = net(rule, **options)
     optimizer = optimizer_of(model)
     train(model, optimizer, range(3))
@@ -136,7 +164,11 @@ def check_resuming(rule: str, **options: Any) -> None:
 
 
 def check_precision(rule: str, **options: Any) -> None:
-    """Check that gradients under bf16 autocast are close to fp32's, and that a float64 network works."""
+    """Check that gradients under bf16 autocast are close to fp32's, and that a float64 network works.
+
+    Examples:
+        >>> biotorch.testing.check_precision("fa")
+    """
     model = net(rule, **options)
     expected = told_gradients(model, images())
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -156,7 +188,11 @@ def check_precision(rule: str, **options: Any) -> None:
 
 
 def check_true_gradients(rule: str, **options: Any) -> None:
-    """Check that gradients inside `true_gradients` and after `revert` equal backpropagation's."""
+    """Check that gradients inside `true_gradients` and after `revert` equal backpropagation's.
+
+    Examples:
+        >>> biotorch.testing.check_true_gradients("dfa")
+    """
     model = net(rule, **options)
     plain = net("backpropagation")
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -167,7 +203,11 @@ def check_true_gradients(rule: str, **options: Any) -> None:
 
 
 def check_compiling(rule: str, **options: Any) -> None:
-    """Check that torch.compile changes neither gradients nor updates."""
+    """Check that torch.compile changes neither gradients nor updates.
+
+    Examples:
+        >>> biotorch.testing.check_compiling("fa")
+    """
     model, plain = net(rule, **options), net(rule, **options)
     compiled: Any = torch.compile(model, backend="aot_eager")
     with teaching.given(teaching.RandomTargets(scale=1.0)):
@@ -179,7 +219,11 @@ def check_compiling(rule: str, **options: Any) -> None:
 
 
 def check_transport(rule: str, **options: Any) -> None:
-    """Check that the audit confirms the weight transport that the rule declares in its registration."""
+    """Check that the audit confirms the weight transport that the rule declares in its registration.
+
+    Examples:
+        >>> biotorch.testing.check_transport("usf")
+    """
     found = audit(net(rule, **options), images())
     verdict = max(found.layers.values(), key=LEAK.__getitem__)
     declared = rules.get(rule).transports
@@ -187,7 +231,11 @@ def check_transport(rule: str, **options: Any) -> None:
 
 
 def check_zoo(rule: str, **options: Any) -> None:
-    """Check that every trained matrix of a ResNet-18 and a vision transformer learns, and that updates are finite."""
+    """Check that every trained matrix of a ResNet-18 and a vision transformer learns, and that updates are finite.
+
+    Examples:
+        >>> biotorch.testing.check_zoo("fa")
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         transformer = VisionTransformer(32, 8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=5)

@@ -25,7 +25,11 @@ Job = dict[str, Any]
 
 
 def check_processes(rule: str, **options: Any) -> None:
-    """Check that 50 updates in two DDP processes give equal weights and feedback, the same as in one process."""
+    """Check that 50 updates in two DDP processes give equal weights and feedback, the same as in one process.
+
+    Examples:
+        >>> biotorch.testing.check_processes("fa")
+    """
     check_processes_of({rule: options})
 
 
