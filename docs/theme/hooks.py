@@ -11,9 +11,9 @@ _FENCED = re.compile(r"(^ *```.*?^ *```)", re.DOTALL | re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
-    """Replace each link to a file outside of docs/ by its text, which mostly is the path, or by a link to the repository.
+    """Replace each link to a file outside of docs/ by its text and path.
 
-    `repo_url` in mkdocs.yml makes them links.
+    With a `repo_url` in mkdocs.yml they become links to the repository.
     """
     home = posixpath.dirname(page.file.src_uri)
 

@@ -1,4 +1,4 @@
-"""docs/howto/own-rule.md: its rule under convert, in configurations, and by itself; what is wrong is said with the cure."""
+"""docs/howto/own-rule.md: its rule under convert, in configurations and alone; mistakes are named with the cure."""
 
 import subprocess
 import sys
@@ -17,7 +17,6 @@ import biotorch
 from biotorch.errors import OwnModuleError
 from biotorch.experiment import ConfigError, read
 from biotorch.experiment.importing import import_all
-
 
 FILES = pages.files_of(DOCS / "howto" / "own-rule.md")
 

@@ -9,7 +9,6 @@ import types
 import warnings
 from pathlib import Path
 
-import biotorch
 import matplotlib as mpl
 import pages
 import pytest
@@ -17,6 +16,8 @@ import registries
 import torch
 from pages import DOCS
 from torch import nn
+
+import biotorch
 
 REFERENCE = DOCS / "api"
 #: Modules whose names are public, and whose pages the reference has under their last name.

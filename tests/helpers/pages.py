@@ -23,7 +23,7 @@ _NOT_RUN = re.compile(r"^\s*<!-- not run: (?P<reason>.+?) -->\s*$")
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, the file that it is (or ""), why it is not run (or ""), and its line in the page."""
+    """A fenced block: its language, its file (or ""), why it is not run (or ""), and its line in the page."""
 
     language: str
     text: str

@@ -92,7 +92,7 @@ class MatrixLayer(FeedbackLayer):
 
 @register_layer(nn.Linear)
 class Linear(MatrixLayer, nn.Linear):
-    """`torch.nn.Linear` under a learning rule. Input (*, in_features), output (*, out_features).
+    """`torch.nn.Linear` under a learning rule. Input `(*, in_features)`, output `(*, out_features)`.
 
     Examples:
         >>> layer = biotorch.layers.Linear(4, 3, rule="dfa", output_dim=10)
@@ -113,7 +113,7 @@ class Linear(MatrixLayer, nn.Linear):
 
 @register_layer(nn.Bilinear)
 class Bilinear(MatrixLayer, nn.Bilinear):
-    """`torch.nn.Bilinear` under a learning rule. Inputs (*, in1_features) and (*, in2_features).
+    """`torch.nn.Bilinear` under a learning rule. Inputs `(*, in1_features)` and `(*, in2_features)`.
 
     It is a linear layer on the outer product of its inputs, so W and B are (out_features, in1_features *
     in2_features). The gradient of one input is the gradient of the outer product, times the other input.
