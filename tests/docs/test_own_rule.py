@@ -191,7 +191,7 @@ def test_a_module_that_cannot_be_imported_is_one_message_with_its_line(folder, t
     (folder / "needy.py").write_text("\nimport numpyy\n")
     study = (folder / "study.yaml").read_text().replace("imports: [my_rules]", text)
     (folder / "study.yaml").write_text(study)
-    with pytest.raises(ConfigError, match=rf"study\.yaml:2: .*{told}"):
+    with pytest.raises(ConfigError, match=rf"study\.yaml:1: .*{told}"):
         read(folder / "study.yaml")
 
 
