@@ -7,7 +7,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 # Two processes: on two cores the tests take two thirds of the time that one takes.
 PYTEST_ARGS ?= -n 2
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/biotorch run configs/quickstart.yaml
@@ -23,8 +23,13 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# The site in site/; a warning, a broken link or a missing anchor is an error.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "open site/index.html"
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "biotorch needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -44,3 +49,11 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	else $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]' && \
 	  $(BIN)/python -m pip install --quiet --no-deps -c constraints.txt torchattacks; fi
 	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@{ if command -v uv >/dev/null; then \
+	  uv pip install --python $(BIN)/python -c constraints.txt -b constraints.txt -e '.[docs]'; \
+	else $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'; fi; } || { \
+	echo "make docs needs mkdocs-material and mkdocstrings, which pip could not install (is there a network?)." \
+	  "Once they are in $(VENV), it works offline."; exit 1; }
+	touch $@

@@ -172,6 +172,11 @@ class Failure:
             process was killed or crashed), or `defect` of biotorch or of the user's own code.
         message: one line or more for the user.
         traceback: the traceback; empty if the process died.
+
+    Examples:
+        >>> failure = biotorch.experiment.Failure.of(FileNotFoundError("no data"))
+        >>> failure.kind, failure.message
+        ('mistake', 'no data')
     """
 
     kind: Kind

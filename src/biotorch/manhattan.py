@@ -19,6 +19,15 @@ def batch_manhattan(optimizer: _Optimizer) -> _Optimizer:
 
     Raises:
         TypeError: `optimizer` is no torch optimizer.
+
+    Examples:
+        >>> layer = biotorch.convert(nn.Linear(2, 1, bias=False), "fa")
+        >>> optimizer = biotorch.batch_manhattan(torch.optim.SGD(layer.parameters(), lr=0.5))
+        >>> before = layer.weight.detach().clone()
+        >>> layer(torch.tensor([[3.0, -7.0]])).sum().backward()
+        >>> optimizer.step()
+        >>> layer.weight.detach() - before
+        tensor([[-0.5000,  0.5000]])
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"batch_manhattan takes a torch optimizer, got {type(optimizer).__name__}")

@@ -1,14 +1,15 @@
-"""docs/howto/own-rule.md, executed: the rule, convert, a configuration from the command line, the suite."""
+"""docs/howto/own-rule.md: its rule under convert, in configurations and alone; mistakes are named with the cure."""
 
-import contextlib
-import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import ClassVar
 
+import pages
 import pytest
+import registries
 from commands import invoke
-from places import ROOT
+from pages import DOCS
 from torch import nn
 from typer.testing import Result
 
@@ -16,12 +17,8 @@ import biotorch
 from biotorch.errors import OwnModuleError
 from biotorch.experiment import ConfigError, read
 from biotorch.experiment.importing import import_all
-from biotorch.rules import registry
 
-TEXT = (ROOT / "docs" / "howto" / "own-rule.md").read_text()
-BLOCKS = re.findall(r"```(?:python|yaml)(?: title=\"(.*?)\")?\n(.*?)```", TEXT, flags=re.DOTALL)
-#: The page's files by name; the only block of Python that is no file is the script.
-FILES = {name or "script.py": text for name, text in BLOCKS}
+FILES = pages.files_of(DOCS / "howto" / "own-rule.md")
 
 
 @pytest.fixture
@@ -31,38 +28,25 @@ def folder(tmp_path, monkeypatch):
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    with unknown_rules():
+    with registries.as_before(tmp_path):
         yield tmp_path
-
-
-@contextlib.contextmanager
-def unknown_rules():
-    """Forgets afterwards whatever is registered within."""
-    before = dict(registry._REGISTRY)
-    try:
-        yield
-    finally:
-        registry._REGISTRY.clear()
-        registry._REGISTRY.update(before)
-        sys.modules.pop("my_rules", None)
 
 
 def command(*arguments) -> Result:
     """`biotorch`, which knows of no rule but the package's and of those that it imports itself."""
     assert "flipped" not in biotorch.rules.available()
-    with unknown_rules():
+    with registries.as_before(Path.cwd()):
         return invoke(*arguments)
 
 
 def test_the_rule_has_less_than_forty_lines():
     assert len(FILES["my_rules.py"].splitlines()) < 40
-    assert list(FILES) == ["my_rules.py", "script.py", "study.yaml", "test_my_rules.py"]
 
 
 def test_convert_takes_it(folder):
-    names: dict = {}
-    exec((folder / "script.py").read_text(), names)
-    assert names["model"][0].rule.p == 0.2
+    import_all(["my_rules.py"])
+    model = biotorch.convert(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), "flipped", p=0.2)
+    assert model[0].rule.p == 0.2
     assert "flipped" in biotorch.rules.available()
 
 

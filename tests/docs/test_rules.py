@@ -68,10 +68,6 @@ def test_the_defaults_of_the_table_are_the_rules():
             assert getattr(rule, option) == float(value), (name, option)
 
 
-def test_the_examples_run():
-    exec("\n".join(re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)), {})
-
-
 def test_the_configuration_is_valid(tmp_path):
     text = yaml.safe_load((ROOT / "configs" / "quickstart.yaml").read_text())
     text.pop("sweep")

@@ -51,6 +51,16 @@ def audit(model: nn.Module, inputs: Any, *, shortcuts: bool = True, seed: int = 
         AuditError: a feedback layer never ran, no gradient flows, the passes do not repeat to the bit, or the
             parameters are sharded.
         RuntimeError: it is not known which rows of a direct layer belong to which example.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+        >>> print(biotorch.audit(biotorch.convert(model, "fa"), torch.randn(4, 8)))
+        layer  transports  past feedback
+        -----  ----------  -------------
+        0      nothing     -
+        2      nothing     -
+        leak 0.00: all 2 layers transport nothing
+        nothing is transported
     """
     return _Experiment(model, inputs, seed).run(shortcuts)
 

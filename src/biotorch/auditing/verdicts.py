@@ -52,7 +52,14 @@ class LayerAudit(str):
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
-    """Result of `audit`, which prints as a table."""
+    """Result of `audit`, which prints as a table.
+
+    Examples:
+        >>> model = biotorch.convert(nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)), "usf")
+        >>> found = biotorch.audit(model, torch.randn(4, 8))
+        >>> found.leak, found.layers["2"], found.verdict
+        (0.5, 'signs', 'signs of 0, 2: rule usf')
+    """
 
     #: Verdict of each layer, by dotted name.
     layers: dict[str, LayerAudit]

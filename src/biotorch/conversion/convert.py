@@ -171,6 +171,15 @@ def convert(
 
     Warns:
         ConversionWarning: layers stay on backpropagation, or `shortcuts="cut"` found no shortcut to cut.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+        >>> model = biotorch.convert(model, "dfa")
+        >>> model[0].feedback.shape  # (n_out, in_features)
+        torch.Size([3, 8])
+        >>> model = biotorch.convert(model, {"2": "backpropagation", "*": "fa"}, seed=1)
+        >>> [layer.rule.name for layer in (model[0], model[2])]
+        ['fa', 'backpropagation']
     """
     if rows not in (None, "interleaved", "tiled") and not callable(rows):
         raise TypeError(f"rows is 'interleaved', 'tiled' or a function of the model's inputs, not {rows!r}")

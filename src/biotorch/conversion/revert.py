@@ -24,6 +24,11 @@ def revert(model: _Module) -> _Module:
 
     Raises:
         TypeError: `model` is not a module.
+
+    Examples:
+        >>> model = biotorch.convert(nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)), "fa")
+        >>> type(biotorch.revert(model)[0])
+        <class 'torch.nn.modules.linear.Linear'>
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"revert takes a torch.nn.Module, got {type(model).__name__}")

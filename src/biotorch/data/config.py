@@ -36,7 +36,13 @@ _KINDS: dict[Kind, tuple[str, str]] = {
 
 
 class DataConfig(Section):
-    """`data`: the data set, its split, the roles of its columns and its augmentation."""
+    """`data`: the data set, its split, the roles of its columns and its augmentation.
+
+    Examples:
+        >>> config = biotorch.data.DataConfig(dataset="digits", target_size=16)
+        >>> config.validation, config.num_workers
+        ('split', 0)
+    """
 
     dataset: str
     """A name: `mnist`, `fashion_mnist`, `cifar10`, `cifar10_benchmark` (augmented as in the paper), `cifar100`,

@@ -194,6 +194,11 @@ def difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """Known differences between the data of two records (`Dataset.record`), in words, or None.
 
     Records of older versions have no `files`: then the numbers of examples and outputs and their shape are compared.
+
+    Examples:
+        >>> both = [biotorch.data.DataConfig(dataset=name) for name in ("digits", "wine")]
+        >>> biotorch.data.difference(*(biotorch.data.load(each, seed=0).record for each in both)).split("; ")[1]
+        '10 classes then, 3 classes now'
     """
     then, now = (each if isinstance(each, Mapping) else {} for each in (then, now))  # anything may be in a foreign file
     earlier, present = then.get("files"), now.get("files")
@@ -214,6 +219,11 @@ def without_test(record: Mapping[str, Any]) -> dict[str, Any]:
     """Part of a record that a network is trained on: without the files and the number of the test examples.
 
     Test examples have files of their own in `folder:` data with test/ and for a table with `data.test`.
+
+    Examples:
+        >>> record = biotorch.data.load(biotorch.data.DataConfig(dataset="digits"), seed=0).record
+        >>> sorted(record.keys() - biotorch.data.without_test(record).keys())
+        ['test']
     """
     files = {name: entry for name, entry in (record.get("files") or {}).items() if not name.startswith("test/")}
     return {key: value for key, value in record.items() if key not in ("files", "test")} | {"files": files}

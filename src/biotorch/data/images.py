@@ -124,7 +124,12 @@ def _rows(normalisation: Normalisation, pixels: int, device: torch.device) -> tu
 
 
 class Augmentation(Section):
-    """`data.augment`: random crops and reflections of the training images of a set in memory."""
+    """`data.augment`: random crops and reflections of the training images of a set in memory.
+
+    Examples:
+        >>> biotorch.data.Augmentation(crop=2).padded(torch.ones(1, 8, 8, 3)).shape
+        torch.Size([1, 12, 12, 3])
+    """
 
     crop: int = Field(default=4, ge=0)
     """Width in pixels of the black border added to each side before a random crop to the image's size."""

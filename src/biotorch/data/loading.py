@@ -28,7 +28,13 @@ from biotorch.errors import DataError
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A data set in three parts. No example of `validation` or `test` is in `train`."""
+    """A data set in three parts. No example of `validation` or `test` is in `train`.
+
+    Examples:
+        >>> digits = biotorch.data.load(biotorch.data.DataConfig(dataset="digits"), seed=0)
+        >>> len(digits.train), len(digits.validation), len(digits.test), digits.input_shape, digits.num_outputs
+        (1257, 180, 360, (1, 8, 8), 10)
+    """
 
     train: Split
     validation: Split
@@ -76,6 +82,10 @@ def load(config: DataConfig, seed: int, trained: DataConfig | None = None) -> Da
     Raises FileNotFoundError, which says which file belongs where, if a file is missing and cannot be downloaded.
     Raises DataError if files are damaged or have a wrong form or another kind of data than a setting is for, or if
     data.validation_size or data.sequence_length leaves no example to train on.
+
+    Examples:
+        >>> biotorch.data.load(biotorch.data.DataConfig(dataset="wine"), seed=0).task
+        'classification'
     """
     found = sources.read(config.dataset, config.folder, config.target_size, config.check_contents)
     if problems := config.misplaced({found.pool.kind}):
@@ -106,6 +116,11 @@ def misread(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
 
     The clause, whose subject is the network, compares what outputs and inputs stand for, which follows from the
     training split, but not the examples themselves.
+
+    Examples:
+        >>> both = [biotorch.data.DataConfig(dataset=name) for name in ("digits", "wine")]
+        >>> biotorch.data.misread(*(biotorch.data.load(each, seed=0).record for each in both))
+        "was trained for 10 classes, but data.dataset 'wine' has 3 classes"
     """
     name = f"data.dataset {now.get('dataset')!r}"
     told = digests.outputs(then), digests.outputs(now)
@@ -135,13 +150,21 @@ def describe(config: DataConfig) -> dict[str, Any]:
     """Part of the record that follows from the files alone, which are not decoded.
 
     Raises FileNotFoundError if the data set is not on this machine; nothing is downloaded.
+
+    Examples:
+        >>> list(biotorch.data.describe(biotorch.data.DataConfig(dataset="digits"))["files"])
+        ['digits.npz']
     """
     files = sources.describe(config.dataset, config.folder, config.check_contents)
     return {"files": files | _described(_other_test(config))}
 
 
 def require_present(config: DataConfig) -> None:
-    """Download the data set if needed. Raises FileNotFoundError if it is not on this machine afterwards."""
+    """Download the data set if needed. Raises FileNotFoundError if it is not on this machine afterwards.
+
+    Examples:
+        >>> biotorch.data.require_present(biotorch.data.DataConfig(dataset="digits"))  # else FileNotFoundError
+    """
     sources.require_present(config.dataset, config.folder)
     _other_test(config)
 

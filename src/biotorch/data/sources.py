@@ -60,7 +60,12 @@ def find(dataset: str) -> tuple[Source, str]:
 
 
 def available() -> list[str]:
-    """Names of all data sets. A configuration can also give a path, see `DataConfig.dataset`."""
+    """Names of all data sets. A configuration can also give a path, see `DataConfig.dataset`.
+
+    Examples:
+        >>> biotorch.data.available()[:4]
+        ['mnist', 'fashion_mnist', 'cifar10', 'cifar10_benchmark']
+    """
     return list(_NAMED)
 
 

@@ -27,7 +27,14 @@ Task = Literal["classification", "regression"]
 
 
 class Split(ABC):
-    """Labelled examples: with one label each, or with one for each position of a text or a sequence."""
+    """Labelled examples: with one label each, or with one for each position of a text or a sequence.
+
+    Examples:
+        >>> digits = biotorch.data.load(biotorch.data.DataConfig(dataset="digits"), seed=0)
+        >>> images, labels = next(digits.test.in_order(32))
+        >>> images.shape, labels.dtype
+        (torch.Size([32, 1, 8, 8]), torch.int64)
+    """
 
     #: Labels (N,) int64 from 0 on, or (N, T) with a label at each of T positions; in a regression, targets (N, k)
     #: float32, standardised on the training split.

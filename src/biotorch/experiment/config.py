@@ -47,7 +47,13 @@ class LoggingConfig(Section):
 
 
 class Config(Section):
-    """One experiment, or several with `sweep`."""
+    """One experiment, or several with `sweep`.
+
+    Examples:
+        >>> config = biotorch.experiment.read("study.yaml").config
+        >>> config.data.dataset, config.training.hyperparameters.epochs, config.model.mode.type
+        ('digits', 2, 'backpropagation')
+    """
 
     model_config = ConfigDict(title="biotorch experiment")
 

@@ -24,7 +24,16 @@ _LIVE = 0.2
 
 
 class Display(robustness.Display):
-    """Receiver of a study's progress, of runs and of robustness; this base class shows nothing."""
+    """Receiver of a study's progress, of runs and of robustness; this base class shows nothing.
+
+    Examples:
+        >>> class Lines(biotorch.experiment.Display):
+        ...     def finished(self, name, result):
+        ...         print(result["config"]["experiment"]["name"], "is finished")
+        >>> study = biotorch.experiment.read("study.yaml", ["sweep={}", "experiment.name=one"])
+        >>> results = biotorch.experiment.run(study, display=Lines())
+        one is finished
+    """
 
     def start(self, name: str, config: Config) -> None:
         """Show that the point `name` begins or continues."""

@@ -158,6 +158,11 @@ class RunFolder(LockedFolder):
     Args:
         path: the folder.
         discards: mark of the command that works on the folder, if it discards earlier runs; other marks do not count.
+
+    Examples:
+        >>> results = biotorch.experiment.run(biotorch.experiment.read("study.yaml"))
+        >>> biotorch.experiment.RunFolder(Path("runs/example/rule=fa,seed=0")).best.is_file()
+        True
     """
 
     def __init__(self, path: Path, discards: str = "") -> None:
@@ -181,8 +186,7 @@ class RunFolder(LockedFolder):
     def discard(self) -> None:
         """Mark the run in the folder as this command's; its files stay until the next run is known to fit and begins.
 
-        Raises:
-            OtherRunError, LockedError: as in `lock`.
+        Raises OtherRunError and LockedError as `lock` does.
         """
         with self.locked():
             _files.write_text(self._discard, self._discards)
@@ -244,10 +248,7 @@ class RunFolder(LockedFolder):
         _files.write_text(self.config, head + documents.dump(config))
 
     def read_config(self) -> dict[str, Any] | None:
-        """Read the resolved configuration of an earlier start, or None.
-
-        If the file is missing or damaged, the configuration in the checkpoint is returned.
-        """
+        """Configuration of an earlier start, from the checkpoint if the file is missing or damaged; else None."""
         stored = documents.stored(self.config)
         if stored is not None:
             return stored

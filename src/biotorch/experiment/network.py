@@ -184,6 +184,12 @@ def load(run: Path | str, which: Which = "best", device: torch.device | str = "c
     Raises:
         FileNotFoundError: the run does not exist, or has not finished an epoch.
         CheckpointError: the file is damaged, contains code, or was not written by a run.
+
+    Examples:
+        >>> results = biotorch.experiment.run(biotorch.experiment.read("study.yaml"))
+        >>> model = biotorch.load("runs/example/rule=fa,seed=0")
+        >>> model.training, biotorch.metrics.alignment_angles(model).keys()
+        (False, dict_keys(['hidden.1', 'head']))
     """
     content = read_checkpoint(Path(run), which)
     config = own_config(content, str(run))

@@ -179,13 +179,18 @@ def run_point(
 
     Raises:
         LockedError: another process works on the folder.
-        OtherRunError: the folder holds a run of another configuration or on other data, or files that no run has
-            written.
+        OtherRunError: the folder holds another run, a run on other data, or files that no run has written.
         ConfigError: network, loss, optimizer or processes do not fit each other or the data, or a network that is only
             evaluated was trained on data with another meaning.
         LostFolderError: the folder was deleted or replaced during the run.
         DivergenceError: loss or weights are no longer finite; the last good checkpoint stays.
         Interrupted: a signal has asked to stop; the checkpoint is on disk.
+
+    Examples:
+        >>> study = biotorch.experiment.read("study.yaml")
+        >>> result = biotorch.experiment.run_point(study.config, Path("runs/point"))
+        >>> sorted(result["test"])
+        ['error', 'loss']
     """
     import_all(config.imports)  # a new process has not imported them yet
     fabric, folder = launched(config), RunFolder(path, discards)
@@ -247,9 +252,7 @@ def require_understood(content: dict[str, Any], run: str, dataset: data.Dataset,
 def _saved(config: Config, folder: RunFolder, dataset: data.Dataset, fabric: Fabric) -> dict[str, Any] | None:
     """The newest checkpoint of an earlier start, if any.
 
-    Raises:
-        OtherRunError: it was trained on other data.
-        CheckpointError: it is of another run.
+    Raises OtherRunError if it was trained on other data, and CheckpointError if it is of another run.
     """
     newest = on_first(fabric, lambda: checkpoints.newest(folder.latest))
     if newest is None:

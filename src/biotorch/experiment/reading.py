@@ -35,6 +35,11 @@ class Study:
         folder: folder of the study, in which each point has a folder of its own.
         points: checked configuration of each point.
         cases: for each point, its value or the name of its case on every axis of the sweep.
+
+    Examples:
+        >>> study = biotorch.experiment.read("study.yaml")
+        >>> list(study.points)[0], str(study.folder)
+        ('rule=backpropagation,seed=0', 'runs/example')
     """
 
     folder: Path
@@ -56,6 +61,10 @@ def read(path: Path | str, overrides: Sequence[str] = ()) -> Study:
     Raises:
         ConfigError: there is no such file, or it is not valid YAML; or, all in one list: repeated keys, unknown keys,
             wrong values, impossible combinations, and overrides of what an override of the sweep varies.
+
+    Examples:
+        >>> list(biotorch.experiment.read("study.yaml", ["experiment.seed=3"]).points)
+        ['rule=backpropagation', 'rule=fa']
     """
     path = Path(path)
     try:

@@ -162,7 +162,14 @@ def _wrong(value: Any, form: Any, place: str = "") -> Iterator[str]:
 
 
 def load_results(folder: Path) -> Result | None:
-    """Read the result of a finished run, or None. Raises DamagedResultError, which names the file and the cure."""
+    """Read the result of a finished run, or None. Raises DamagedResultError, which names the file and the cure.
+
+    Examples:
+        >>> results = biotorch.experiment.run(biotorch.experiment.read("study.yaml"))
+        >>> result = biotorch.experiment.load_results(Path("runs/example/rule=fa,seed=0"))
+        >>> result == results["rule=fa,seed=0"]
+        True
+    """
     again = "run this point again with --overwrite"
     return _load(folder / "results.json", _RESULT, "delete it to run this point again", again)
 

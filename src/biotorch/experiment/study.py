@@ -54,6 +54,11 @@ def run(
     Raises:
         OtherRunError, LockedError: as in `command`.
         LostFolderError, Interrupted, BrokenPointsError: as in `run_points`.
+
+    Examples:
+        >>> results = biotorch.experiment.run(biotorch.experiment.read("study.yaml"))
+        >>> sorted(results)
+        ['rule=backpropagation,seed=0', 'rule=backpropagation,seed=1', 'rule=fa,seed=0', 'rule=fa,seed=1']
     """
     with command(study, overwrite) as discards:
         return run_points(study, discards, display, executor)

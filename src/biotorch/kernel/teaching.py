@@ -97,6 +97,15 @@ def targets(
 
     Raises:
         TypeError: `y` is not a tensor.
+
+    Examples:
+        >>> model = biotorch.convert(nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3)), "drtp")
+        >>> x, y = torch.randn(4, 8), torch.tensor([0, 1, 2, 0])
+        >>> with biotorch.targets(y):
+        ...     loss = nn.functional.cross_entropy(model(x), y)
+        >>> loss.backward()
+        >>> model[0].weight.grad.shape
+        torch.Size([6, 8])
     """
     if not isinstance(y, Tensor):
         raise TypeError(f"targets are a tensor, not {type(y).__name__}")

@@ -22,6 +22,12 @@ class MultiheadAttention(FeedbackLayer, nn.MultiheadAttention):
     The projections of query, key and value have one B together, `in_proj_feedback`, or if kdim or vdim differ one
     each (`q_proj_feedback` and so on). The output projection has `out_proj_feedback`. Softmax and the products of
     queries, keys and values have no weights, so their gradient is the true one.
+
+    Examples:
+        >>> layer = biotorch.layers.MultiheadAttention(8, 2, batch_first=True, rule="fa")
+        >>> x = torch.randn(4, 5, 8)
+        >>> layer(x, x, x)[0].shape, layer.in_proj_feedback.shape
+        (torch.Size([4, 5, 8]), torch.Size([24, 8]))
     """
 
     owned = ("out_proj",)

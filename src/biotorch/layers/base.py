@@ -37,6 +37,11 @@ class FeedbackLayer(SavedState):
 
     Raises:
         ValueError: the rule or an option is unknown, or a direct rule has no `output_dim`.
+
+    Examples:
+        >>> model = biotorch.convert(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), "fa")
+        >>> [isinstance(each, biotorch.layers.FeedbackLayer) for each in model]
+        [True, False]
     """
 
     #: The rule of an import path such as `biotorch.layers.usf`; None on the generic classes.

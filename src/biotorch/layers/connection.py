@@ -98,6 +98,11 @@ class Connection:
         columns: columns that make up B in the matrix that `holder` keeps for the whole network; None without one.
         holder: the layer that keeps this matrix.
         twin: an earlier connection with the same W and B, which keeps both up to date.
+
+    Examples:
+        >>> layer = biotorch.convert(nn.Linear(4, 3), "fa")
+        >>> [(each.parameter, each.feedback.shape, each.updates) for each in layer.connections]
+        [('weight', torch.Size([3, 4]), 0)]
     """
 
     def __init__(self, layer: Connected, parameter: str, seed: int) -> None:
@@ -214,10 +219,7 @@ class Connection:
 
     @property
     def effective_feedback(self) -> Tensor | None:
-        """B as the backward pass uses it, in the shape of W.
-
-        None under direct rules, and under rules that train the output layer only.
-        """
+        """B in W's shape, as the backward pass uses it; None if the rule is direct or trains the output layer only."""
         rule = self.layer.rule
         if isinstance(rule, FeedbackRule) and not rule.trains_output_only:
             with torch.no_grad():
@@ -254,9 +256,7 @@ class Connection:
             self.rejoin()
 
     def begin(self, training: bool, needed: bool = True) -> None:
-        """Settle updates at the beginning of a forward pass, and check that updates are seen and that B learns.
-
-        `needed` says whether the backward pass will use B.
+        """Settle updates at the beginning of a forward pass, whose backward pass uses B if `needed`, and check B and W.
 
         Raises:
             RuntimeError: W is no longer a parameter, its updates cannot be seen, or B does not learn.

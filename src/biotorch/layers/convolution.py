@@ -84,29 +84,65 @@ class _ConvTranspose(_ConvolutionLayer):
 
 @register_layer(nn.Conv1d)
 class Conv1d(_Conv, nn.Conv1d):
-    """`torch.nn.Conv1d` under a learning rule."""
+    """`torch.nn.Conv1d` under a learning rule.
+
+    Examples:
+        >>> layer = biotorch.layers.Conv1d(3, 8, kernel_size=5, rule="fa")
+        >>> layer(torch.randn(2, 3, 20)).shape, layer.feedback.shape
+        (torch.Size([2, 8, 16]), torch.Size([8, 3, 5]))
+    """
 
 
 @register_layer(nn.Conv2d)
 class Conv2d(_Conv, nn.Conv2d):
-    """`torch.nn.Conv2d` under a learning rule."""
+    """`torch.nn.Conv2d` under a learning rule.
+
+    Examples:
+        >>> layer = biotorch.layers.Conv2d(3, 8, kernel_size=3, padding="same", rule="usf")
+        >>> layer(torch.randn(2, 3, 16, 16)).shape
+        torch.Size([2, 8, 16, 16])
+    """
 
 
 @register_layer(nn.Conv3d)
 class Conv3d(_Conv, nn.Conv3d):
-    """`torch.nn.Conv3d` under a learning rule."""
+    """`torch.nn.Conv3d` under a learning rule.
+
+    Examples:
+        >>> layer = biotorch.layers.Conv3d(1, 4, kernel_size=3, rule="fa")
+        >>> layer(torch.randn(2, 1, 8, 8, 8)).shape
+        torch.Size([2, 4, 6, 6, 6])
+    """
 
 
 @register_layer(nn.ConvTranspose1d)
 class ConvTranspose1d(_ConvTranspose, nn.ConvTranspose1d):
-    """`torch.nn.ConvTranspose1d` under a learning rule."""
+    """`torch.nn.ConvTranspose1d` under a learning rule.
+
+    Examples:
+        >>> layer = biotorch.layers.ConvTranspose1d(8, 3, kernel_size=4, stride=2, rule="fa")
+        >>> layer(torch.randn(2, 8, 9)).shape
+        torch.Size([2, 3, 20])
+    """
 
 
 @register_layer(nn.ConvTranspose2d)
 class ConvTranspose2d(_ConvTranspose, nn.ConvTranspose2d):
-    """`torch.nn.ConvTranspose2d` under a learning rule."""
+    """`torch.nn.ConvTranspose2d` under a learning rule.
+
+    Examples:
+        >>> layer = biotorch.layers.ConvTranspose2d(8, 3, kernel_size=4, stride=2, padding=1, rule="fa")
+        >>> layer(torch.randn(2, 8, 7, 7)).shape
+        torch.Size([2, 3, 14, 14])
+    """
 
 
 @register_layer(nn.ConvTranspose3d)
 class ConvTranspose3d(_ConvTranspose, nn.ConvTranspose3d):
-    """`torch.nn.ConvTranspose3d` under a learning rule."""
+    """`torch.nn.ConvTranspose3d` under a learning rule.
+
+    Examples:
+        >>> layer = biotorch.layers.ConvTranspose3d(4, 1, kernel_size=2, stride=2, rule="fa")
+        >>> layer(torch.randn(2, 4, 3, 3, 3)).shape
+        torch.Size([2, 1, 6, 6, 6])
+    """

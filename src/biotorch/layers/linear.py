@@ -15,7 +15,13 @@ from biotorch.layers.registry import register_layer
 
 
 class Product(NamedTuple):
-    """y = x W^T + b over the last dimension, with any number of leading dimensions; the batch is `batch_dim`."""
+    """y = x W^T + b over the last dimension, with any number of leading dimensions; the batch is `batch_dim`.
+
+    Examples:
+        >>> x, weight = torch.randn(2, 4), torch.randn(3, 4)
+        >>> torch.equal(biotorch.layers.Product().forward(x, weight, None), nn.functional.linear(x, weight))
+        True
+    """
 
     batch_dim: int = 0
     time_major: bool = False
@@ -86,7 +92,13 @@ class MatrixLayer(FeedbackLayer):
 
 @register_layer(nn.Linear)
 class Linear(MatrixLayer, nn.Linear):
-    """`torch.nn.Linear` under a learning rule. Input (*, in_features), output (*, out_features)."""
+    """`torch.nn.Linear` under a learning rule. Input `(*, in_features)`, output `(*, out_features)`.
+
+    Examples:
+        >>> layer = biotorch.layers.Linear(4, 3, rule="dfa", output_dim=10)
+        >>> layer(torch.randn(2, 4)).shape, layer.feedback.shape  # B: (outputs of the network, in_features)
+        (torch.Size([2, 3]), torch.Size([10, 4]))
+    """
 
     def forward(self, input: Tensor, bias: Tensor | None = None) -> Any:
         """Compute the output; `bias` replaces the layer's own, for modules that compute a bias themselves."""
@@ -101,10 +113,15 @@ class Linear(MatrixLayer, nn.Linear):
 
 @register_layer(nn.Bilinear)
 class Bilinear(MatrixLayer, nn.Bilinear):
-    """`torch.nn.Bilinear` under a learning rule. Inputs (*, in1_features) and (*, in2_features).
+    """`torch.nn.Bilinear` under a learning rule. Inputs `(*, in1_features)` and `(*, in2_features)`.
 
     It is a linear layer on the outer product of its inputs, so W and B are (out_features, in1_features *
     in2_features). The gradient of one input is the gradient of the outer product, times the other input.
+
+    Examples:
+        >>> layer = biotorch.layers.Bilinear(4, 5, 3, rule="fa")
+        >>> layer(torch.randn(2, 4), torch.randn(2, 5)).shape, layer.feedback.shape
+        (torch.Size([2, 3]), torch.Size([3, 20]))
     """
 
     def forward(self, input1: Tensor, input2: Tensor) -> Any:

@@ -27,6 +27,11 @@ def connections(model: nn.Module) -> dict[str, Connection]:
     """Every connection of the feedback layers of `model`, by the layer's dotted name.
 
     If a layer has several connections, the name of the parameter is added.
+
+    Examples:
+        >>> model = biotorch.convert(nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.LSTM(6, 3)), "fa")
+        >>> list(biotorch.layers.connections(model))
+        ['0', '2.weight_ih_l0', '2.weight_hh_l0']
     """
     found = {}
     for name, layer in model.named_modules():
@@ -47,6 +52,14 @@ def updated(model: nn.Module) -> None:
 
     Raises:
         RuntimeError: `constrain_weights` is on and W is sharded, so that no process can rescale the whole W.
+
+    Examples:
+        >>> model = biotorch.convert(nn.Linear(8, 3), "brsf")  # draws a new B after every update
+        >>> before = model.feedback.clone()
+        >>> model.weight.data += 1  # written past autograd, so the layer cannot see it
+        >>> biotorch.updated(model)
+        >>> torch.equal(model.feedback, before)
+        False
     """
     for name, connection in connections(model).items():
         if connection.follower is not None:
@@ -65,6 +78,11 @@ def feedback_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
         ours = {id(parameter) for parameter in feedback}
         rest = [parameter for parameter in model.parameters() if id(parameter) not in ours]
         optimizer = torch.optim.SGD([{"params": rest}, {"params": feedback, "lr": 0.001}], lr=0.1)
+
+    Examples:
+        >>> model = biotorch.convert(nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3)), "kp")
+        >>> [tuple(each.shape) for each in biotorch.feedback_parameters(model)]
+        [(6, 8), (3, 6)]
     """
     found = {id(each): each for connection in connections(model).values() for each in connection.learned}
     yield from found.values()
@@ -90,6 +108,13 @@ def clip_grad_norm_(
 
     Raises:
         RuntimeError: the norm is not finite and `error_if_nonfinite` is true.
+
+    Examples:
+        >>> model = biotorch.convert(nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3)), "kp")
+        >>> model(torch.randn(4, 8)).square().sum().backward()
+        >>> before = biotorch.clip_grad_norm_(model, max_norm=1.0)
+        >>> round(biotorch.clip_grad_norm_(model, max_norm=1.0).item(), 3)
+        1.0
     """
     ours = {id(parameter) for parameter in feedback_parameters(model)}
     found = [parameter for parameter in model.parameters() if parameter.grad is not None]
@@ -171,6 +196,15 @@ def true_gradients(model: nn.Module) -> Iterator[None]:
     It is used for attacks, gradient angles and second derivatives. Only the forward pass has to be inside the block;
     the backward may run later, on any thread. Blocks may be nested. The block switches the model, not the thread, so
     it also affects a forward pass of the same model on another thread.
+
+    Examples:
+        >>> model = biotorch.convert(nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3)), "fa")
+        >>> x = torch.randn(4, 8, requires_grad=True)
+        >>> with biotorch.true_gradients(model):
+        ...     y = model(x)
+        >>> (by_rule,), (true,) = torch.autograd.grad(model(x).sum(), x), torch.autograd.grad(y.sum(), x)
+        >>> torch.allclose(by_rule, true)
+        False
     """
     layers = [module for module in model.modules() if isinstance(module, FeedbackLayer)]
     before = [layer.true_gradients for layer in layers]

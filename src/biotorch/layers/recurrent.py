@@ -111,14 +111,33 @@ class _Cell(Recurrent):
 
 @register_layer(nn.RNNCell)
 class RNNCell(Elman, _Cell, nn.RNNCell):
-    """`torch.nn.RNNCell` under a learning rule. Input (N, input_size), state (N, hidden_size)."""
+    """`torch.nn.RNNCell` under a learning rule. Input (N, input_size), state (N, hidden_size).
+
+    Examples:
+        >>> layer = biotorch.layers.RNNCell(4, 3, rule="fa")
+        >>> layer(torch.randn(2, 4)).shape, layer.feedback_ih.shape, layer.feedback_hh.shape
+        (torch.Size([2, 3]), torch.Size([3, 4]), torch.Size([3, 3]))
+    """
 
 
 @register_layer(nn.LSTMCell)
 class LSTMCell(LongShortTerm, _Cell, nn.LSTMCell):
-    """`torch.nn.LSTMCell` under a learning rule. Input (N, input_size), states (N, hidden_size)."""
+    """`torch.nn.LSTMCell` under a learning rule. Input (N, input_size), states (N, hidden_size).
+
+    Examples:
+        >>> layer = biotorch.layers.LSTMCell(4, 3, rule="fa")
+        >>> h, c = layer(torch.randn(2, 4))
+        >>> h.shape, layer.feedback_hh.shape
+        (torch.Size([2, 3]), torch.Size([12, 3]))
+    """
 
 
 @register_layer(nn.GRUCell)
 class GRUCell(Gated, _Cell, nn.GRUCell):
-    """`torch.nn.GRUCell` under a learning rule. Input (N, input_size), state (N, hidden_size)."""
+    """`torch.nn.GRUCell` under a learning rule. Input (N, input_size), state (N, hidden_size).
+
+    Examples:
+        >>> layer = biotorch.layers.GRUCell(4, 3, rule="usf")
+        >>> layer(torch.randn(2, 4), torch.zeros(2, 3)).shape
+        torch.Size([2, 3])
+    """

@@ -35,6 +35,17 @@ def register_layer(torch_type: type[nn.Module]) -> Callable[[_Layer], _Layer]:
     Raises:
         TypeError: the class does not derive from both FeedbackLayer and `torch_type`, FeedbackLayer first.
         ValueError: `torch_type` is already registered.
+
+    Examples:
+        >>> class Scaled(nn.Linear):
+        ...     def forward(self, x):
+        ...         return 0.5 * super().forward(x)
+        >>> @biotorch.register_layer(Scaled)
+        ... class FeedbackScaled(biotorch.layers.Linear, Scaled):
+        ...     def restore(self, y, x):  # after the product
+        ...         return 0.5 * y
+        >>> type(biotorch.convert(Scaled(4, 3), "fa")).__name__
+        'FeedbackScaled'
     """
 
     def add(layer_type: _Layer) -> _Layer:
@@ -60,6 +71,10 @@ def feedback_type(layer: nn.Module) -> type[FeedbackLayer] | None:
     """The feedback version of the layer's exact type, or None if there is none; for a feedback layer its own type.
 
     torch gives a parametrized layer a class of its own. What counts is the type that it had before.
+
+    Examples:
+        >>> biotorch.layers.feedback_type(nn.Linear(4, 3)), biotorch.layers.feedback_type(nn.ReLU())
+        (<class 'biotorch.layers.linear.Linear'>, None)
     """
     torch_type: type[nn.Module] = parametrize.type_before_parametrizations(layer)
     if issubclass(torch_type, FeedbackLayer):
@@ -73,7 +88,16 @@ def feedback_type(layer: nn.Module) -> type[FeedbackLayer] | None:
 
 @contextlib.contextmanager
 def as_feedback(layer: nn.Module) -> Iterator[FeedbackLayer]:
-    """Give the layer its future class inside the `with` block, so that it can answer questions about shapes."""
+    """Give the layer its future class inside the `with` block, so that it can answer questions about shapes.
+
+    Examples:
+        >>> layer = nn.Linear(4, 3)
+        >>> with biotorch.layers.as_feedback(layer) as future:
+        ...     future.output_size
+        3
+        >>> type(layer).__name__, type(layer).__module__
+        ('Linear', 'torch.nn.modules.linear')
+    """
     before: type[nn.Module] = type(layer)
     if (kind := feedback_type(layer)) is not None:
         set_type(layer, kind)
@@ -86,7 +110,14 @@ def as_feedback(layer: nn.Module) -> Iterator[FeedbackLayer]:
 
 
 def set_type(module: nn.Module, kind: type[nn.Module]) -> None:
-    """Make `kind` the type of a module. A parametrized one keeps the properties that compute its tensors."""
+    """Make `kind` the type of a module. A parametrized one keeps the properties that compute its tensors.
+
+    Examples:
+        >>> layer = nn.Linear(4, 3)
+        >>> biotorch.layers.set_type(layer, nn.Identity)
+        >>> type(layer).__name__
+        'Identity'
+    """
     computed = {name: found for name, found in vars(type(module)).items() if isinstance(found, property)}
     module.__class__ = kind
     if parametrize.is_parametrized(module):
@@ -97,7 +128,14 @@ def set_type(module: nn.Module, kind: type[nn.Module]) -> None:
 
 @contextlib.contextmanager
 def weights_at_rest(layers: Iterable[nn.Module]) -> Iterator[None]:
-    """Let parametrizations compute as in eval mode inside the `with` block; spectral_norm steps at every read else."""
+    """Let parametrizations compute as in eval mode inside the `with` block; spectral_norm steps at every read else.
+
+    Examples:
+        >>> layer = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3))
+        >>> with biotorch.layers.weights_at_rest([layer]):
+        ...     torch.equal(layer.weight, layer.weight)  # else each read makes a step of the power iteration
+        True
+    """
     parametrized = [layer for layer in layers if parametrize.is_parametrized(layer)]
     computing = [module for layer in parametrized for module in layer.get_submodule("parametrizations").modules()]
     before = [module.training for module in computing]
@@ -161,7 +199,14 @@ class _Routed(TorchFunctionMode):
 
 
 class Reader(nn.Module):
-    """Mixin for a module that reads the weights of the layers inside it."""
+    """Mixin for a module that reads the weights of the layers inside it.
+
+    Examples:
+        >>> from torchvision.models import swin_t
+        >>> model = biotorch.convert(swin_t(num_classes=3), "fa")  # its attention reads the weights of its layers
+        >>> any(isinstance(each, biotorch.layers.Reader) for each in model.modules())
+        True
+    """
 
     #: The original type, which `convert` replaces by the reader and `revert` restores.
     torch_type: ClassVar[type[nn.Module]]
@@ -183,7 +228,12 @@ class Reader(nn.Module):
 
 
 def reading_type(module: nn.Module) -> type[Reader] | None:
-    """The reader for exactly the module's type; None if it is a reader already or does not read its layers' weights."""
+    """The reader for exactly the module's type; None if it is a reader already or does not read its layers' weights.
+
+    Examples:
+        >>> biotorch.layers.reading_type(nn.Linear(4, 3)) is None  # it reads no other layer's weight
+        True
+    """
     kind: type[nn.Module] = parametrize.type_before_parametrizations(module)
     if issubclass(kind, Reader):
         return None

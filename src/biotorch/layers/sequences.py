@@ -218,14 +218,35 @@ class _Layer(Recurrent):
 
 @register_layer(nn.RNN)
 class RNN(Elman, _Layer, nn.RNN):
-    """`torch.nn.RNN` under a learning rule, with torch's arguments, shapes and outputs."""
+    """`torch.nn.RNN` under a learning rule, with torch's arguments, shapes and outputs.
+
+    Examples:
+        >>> layer = biotorch.layers.RNN(4, 3, batch_first=True, rule="fa")
+        >>> y, h = layer(torch.randn(2, 7, 4))
+        >>> y.shape
+        torch.Size([2, 7, 3])
+    """
 
 
 @register_layer(nn.LSTM)
 class LSTM(LongShortTerm, _Layer, nn.LSTM):
-    """`torch.nn.LSTM` under a learning rule, with torch's arguments, shapes and outputs."""
+    """`torch.nn.LSTM` under a learning rule, with torch's arguments, shapes and outputs.
+
+    Examples:
+        >>> layer = biotorch.layers.LSTM(4, 3, bidirectional=True, batch_first=True, rule="fa")
+        >>> y, (h, c) = layer(torch.randn(2, 7, 4))
+        >>> y.shape, h.shape
+        (torch.Size([2, 7, 6]), torch.Size([2, 2, 3]))
+    """
 
 
 @register_layer(nn.GRU)
 class GRU(Gated, _Layer, nn.GRU):
-    """`torch.nn.GRU` under a learning rule, with torch's arguments, shapes and outputs."""
+    """`torch.nn.GRU` under a learning rule, with torch's arguments, shapes and outputs.
+
+    Examples:
+        >>> layer = biotorch.layers.GRU(4, 3, num_layers=2, batch_first=True, rule="fa")
+        >>> y, h = layer(torch.randn(2, 7, 4))
+        >>> y.shape, h.shape
+        (torch.Size([2, 7, 3]), torch.Size([2, 2, 3]))
+    """

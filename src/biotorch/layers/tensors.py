@@ -29,6 +29,12 @@ def _named_after(parameter: str, what: str) -> str:
 
 
 def is_feedback(name: str) -> bool:
-    """Whether an entry of a state_dict belongs to a layer's feedback and not to the network itself."""
+    """Whether an entry of a state_dict belongs to a layer's feedback and not to the network itself.
+
+    Examples:
+        >>> names = biotorch.convert(nn.Linear(4, 3), "fa").state_dict()
+        >>> [name for name in names if biotorch.layers.is_feedback(name)]
+        ['feedback']
+    """
     last = name.rpartition(".")[2]
     return any(f"_{own}_" in f"_{last}_" for own in ("feedback", "initial_norm"))

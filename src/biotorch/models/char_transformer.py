@@ -14,6 +14,11 @@ class CharTransformer(nn.Module):
 
     Raises:
         ValueError: `heads` does not divide `width`; in the forward pass, a sequence is longer than `context`.
+
+    Examples:
+        >>> model = biotorch.models.CharTransformer(num_classes=9, context=12, width=8, depth=1, heads=2, dropout=0.0)
+        >>> model(torch.randint(9, (2, 12))).shape
+        torch.Size([2, 12, 9])
     """
 
     def __init__(self, num_classes: int, context: int, width: int, depth: int, heads: int, dropout: float) -> None:

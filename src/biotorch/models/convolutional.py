@@ -12,6 +12,10 @@ class LeNetMNIST(nn.Module):
     """LeNet for MNIST: 5x5 convolutions of 6, 16 and 120 channels, linear 84, linear `num_classes`.
 
     Input (N, 1, 32, 32), output (N, num_classes).
+
+    Examples:
+        >>> biotorch.models.LeNetMNIST()(torch.randn(2, 1, 32, 32)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(self, num_classes: int = 10) -> None:
@@ -36,6 +40,10 @@ class LeNetCIFAR(nn.Module):
     """LeNet for CIFAR: 3x3 convolutions of 32, 64 and 128 channels, mean over space, linear 256 and `num_classes`.
 
     Input (N, 3, 32, 32), output (N, num_classes).
+
+    Examples:
+        >>> biotorch.models.LeNetCIFAR()(torch.randn(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(self, num_classes: int = 10) -> None:
@@ -93,7 +101,12 @@ class BasicBlock(nn.Module):
 
 
 class CIFARResNet(nn.Module):
-    """ResNet of 6 n + 2 layers for CIFAR. Input (N, 3, 32, 32), output (N, num_classes)."""
+    """ResNet of 6 n + 2 layers for CIFAR. Input (N, 3, 32, 32), output (N, num_classes).
+
+    Examples:
+        >>> biotorch.models.CIFARResNet(depth=8, num_classes=5)(torch.randn(2, 3, 32, 32)).shape
+        torch.Size([2, 5])
+    """
 
     def __init__(self, depth: int, num_classes: int = 10) -> None:
         super().__init__()

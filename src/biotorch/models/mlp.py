@@ -39,7 +39,13 @@ _DEEPEST = 10_000
 
 
 class MLP(nn.Module):
-    """Blocks of linear layer, norm, activation and dropout, and a linear head: (N, *) -> (N, num_classes)."""
+    """Blocks of linear layer, norm, activation and dropout, and a linear head: (N, *) -> (N, num_classes).
+
+    Examples:
+        >>> model = biotorch.models.MLP(num_classes=3, in_features=8, widths=[6, 5], activation="tanh")
+        >>> model(torch.randn(4, 8)).shape
+        torch.Size([4, 3])
+    """
 
     def __init__(
         self,

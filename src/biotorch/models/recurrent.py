@@ -18,6 +18,11 @@ class RecurrentNetwork(nn.Module):
     The head reads the last states of the last layer: the state after the last step, and in a bidirectional network also
     the backward direction's state after the first step. With `per_step` it reads the states of every step, and the
     output is (N, T, num_classes).
+
+    Examples:
+        >>> model = biotorch.models.build("lstm", num_classes=3, features=4, hidden_size=8)
+        >>> type(model).__name__, model(torch.randn(2, 7, 4)).shape
+        ('RecurrentNetwork', torch.Size([2, 3]))
     """
 
     def __init__(

@@ -66,12 +66,24 @@ _NUMBERS, _PARAMETERS = 10**12, 5_000
 
 
 def available() -> list[str]:
-    """Names of the package's own and torchvision's architectures; `timm/...` and `hf/...` names are not listed."""
+    """Names of the package's own and torchvision's architectures; `timm/...` and `hf/...` names are not listed.
+
+    Examples:
+        >>> {"mlp", "le_net_mnist", "resnet18"} <= set(biotorch.models.available())
+        True
+    """
     return sorted({*OWN, *zoos.torchvision_names()})
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError for an unknown architecture; names of timm and Hugging Face are not looked up."""
+    """Raise ValueError for an unknown architecture; names of timm and Hugging Face are not looked up.
+
+    Examples:
+        >>> biotorch.models.check_name("resnet19")
+        Traceback (most recent call last):
+            ...
+        ValueError: unknown architecture 'resnet19'. Did you mean 'resnet18' or 'resnet152'? ...
+    """
     zoo, slash, rest = name.partition("/")
     if slash and zoo in _ZOOS:
         if not rest:
@@ -107,6 +119,11 @@ def build(
         ValueError: a name or an argument is unknown, a value does not fit, or `pretrained` is set and no weights
             are published.
         ModuleNotFoundError: timm or transformers is needed but not installed.
+
+    Examples:
+        >>> model = biotorch.models.build("mlp", num_classes=3, input_shape=(1, 8, 8), width=16)
+        >>> biotorch.convert(model, "fa")(torch.randn(2, 1, 8, 8)).shape
+        torch.Size([2, 3])
     """
     check_name(name)
     try:
@@ -224,6 +241,11 @@ def sketch(
     Raises:
         ValueError: as in `build`, or the network has too many parameters for any machine.
         ModuleNotFoundError: as in `build`.
+
+    Examples:
+        >>> model = biotorch.models.sketch("resnet152")
+        >>> f"{sum(p.numel() for p in model.parameters()):,}", model.fc.weight.device.type
+        ('60,192,808', 'meta')
     """
     with torch.device("meta"), warnings.catch_warnings(), _bounded():
         warnings.simplefilter("ignore")

@@ -43,7 +43,12 @@ def argument_names(name: str) -> list[str]:
 
 
 def implied_by_weights(name: str) -> dict[str, Any]:
-    """Arguments that torchvision sets with the published weights of a network, which are not in its state_dict."""
+    """Arguments that torchvision sets with the published weights of a network, which are not in its state_dict.
+
+    Examples:
+        >>> biotorch.models.implied_by_weights("googlenet"), biotorch.models.implied_by_weights("resnet18")
+        ({'transform_input': True}, {})
+    """
     return (
         {"transform_input": True} if name in torchvision_names() and "transform_input" in argument_names(name) else {}
     )
@@ -167,6 +172,11 @@ class HuggingFace(nn.Module):
     """A network of transformers that returns only its logits. The wrapped network is `network`.
 
     Images (N, C, H, W) -> (N, num_classes), or int64 tokens (N, T) -> (N, T, vocabulary).
+
+    Examples:
+        >>> model = biotorch.models.build("hf/gpt2", num_classes=9, n_layer=1, n_head=2, n_embd=8)
+        >>> type(model).__name__, model(torch.randint(9, (2, 5))).shape
+        ('HuggingFace', torch.Size([2, 5, 9]))
     """
 
     def __init__(self, network: nn.Module) -> None:

@@ -23,6 +23,11 @@ class BioModule(nn.Module):
     Raises:
         ValueError: `layer_config["type"]` names another rule than `mode`.
         ConversionError: the module cannot be converted, see `biotorch.convert`.
+
+    Examples:
+        >>> model = biotorch.BioModule(nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)), mode="usf")
+        >>> model(torch.randn(4, 8)).shape, model.module[0].rule.name
+        (torch.Size([4, 3]), 'usf')
     """
 
     def __init__(

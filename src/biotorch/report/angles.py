@@ -26,7 +26,13 @@ _NAMED = 24
 
 
 def angle_figure(results: Sequence[Result], path: Path) -> Path | None:
-    """Write the figure of `draw_angles` and return its path, or None if no angle was tracked."""
+    """Write the figure of `draw_angles` and return its path, or None if no angle was tracked.
+
+    Examples:
+        >>> results = biotorch.experiment.run(biotorch.experiment.read("study.yaml"))
+        >>> biotorch.report.angle_figure(list(results.values()), Path("angles.png")).is_file()
+        True
+    """
     figure = draw_angles(results)
     return None if figure is None else write(figure, path)
 

@@ -26,7 +26,15 @@ def example_sheet(
     path: Path,
     title: str,
 ) -> Path:
-    """Write the sheet of `draw_examples` and return its path."""
+    """Write the sheet of `draw_examples` and return its path.
+
+    Examples:
+        >>> images, labels = torch.rand(8, 1, 8, 8), torch.arange(8)
+        >>> noisy = (images + 0.1 * torch.randn(images.shape)).clamp(0, 1)
+        >>> file, wrong = Path("sheet.png"), labels.flip(0)
+        >>> biotorch.report.example_sheet(images, noisy, labels, labels, wrong, None, file, "Noise").is_file()
+        True
+    """
     return write(draw_examples(images, adversarial, labels, before, after, names, title), path)
 
 

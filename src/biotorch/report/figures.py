@@ -124,6 +124,11 @@ def draw_all(results: Sequence[Result], folder: Path, formats: Sequence[str] = (
 
     Raises:
         OtherRunError: the folder holds a file that would be replaced, and that is no figure of ours.
+
+    Examples:
+        >>> results = biotorch.experiment.run(biotorch.experiment.read("study.yaml"))
+        >>> [path.name for path in biotorch.report.draw_all(list(results.values()), Path("figures"))]
+        ['learning.png', 'cost.png', 'angles.png', 'depth.png', 'layers_backpropagation.png', 'layers_fa.png']
     """
     figures = {
         "learning": draw_learning(results),

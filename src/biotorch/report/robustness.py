@@ -132,13 +132,29 @@ _NORMS = {"linf": " (L∞)", "l2": " (L2)"}
 
 
 def white_box_figure(studies: Sequence[Result], path: Path) -> Path | None:
-    """Write figure 5 of the paper (see `draw_white_box`) and return its path, or None if there is nothing to draw."""
+    """Write figure 5 of the paper (see `draw_white_box`) and return its path, or None if there is nothing to draw.
+
+    Examples:
+        >>> from biotorch.experiment.measure import attack_run
+        >>> results = biotorch.experiment.run(biotorch.experiment.read("study.yaml"))
+        >>> study, _ = attack_run(Path("runs/example/rule=fa,seed=0"))
+        >>> biotorch.report.white_box_figure([study], Path("white_box.png")).is_file()
+        True
+    """
     figure = draw_white_box(studies)
     return None if figure is None else write(figure, path)
 
 
 def black_box_figure(studies: Sequence[Result], path: Path) -> Path | None:
-    """Write figure 6 of the paper (see `draw_black_box`) and return its path, or None if there is nothing to draw."""
+    """Write figure 6 of the paper (see `draw_black_box`) and return its path, or None if there is nothing to draw.
+
+    Examples:
+        >>> from biotorch.experiment.measure import attack_run
+        >>> results = biotorch.experiment.run(biotorch.experiment.read("study.yaml"))
+        >>> study, _ = attack_run(Path("runs/example/rule=fa,seed=0"))
+        >>> biotorch.report.black_box_figure([study], Path("black_box.png")) is None  # no such attack was run
+        True
+    """
     figure = draw_black_box(studies)
     return None if figure is None else write(figure, path)
 

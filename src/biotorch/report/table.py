@@ -41,6 +41,11 @@ def table(results: Sequence[Result]) -> Table:
 
     Raises:
         ValueError: there are no results.
+
+    Examples:
+        >>> results = biotorch.experiment.run(biotorch.experiment.read("study.yaml"))
+        >>> print(biotorch.report.table(list(results.values())).markdown().splitlines()[2])
+        | rule | test error (%) | alignment angle (°) | gradient angle (°) | n |
     """
     if not results:
         raise ValueError("results: at least one is needed for a table")

@@ -46,6 +46,16 @@ def load(folders: Iterable[Path | str] | Path | str) -> pd.DataFrame:
 
     Warns:
         UserWarning: a file is damaged or written by an unreadable version, or runs occur twice.
+
+    Examples:
+        >>> results = biotorch.experiment.run(biotorch.experiment.read("study.yaml"))
+        >>> runs = biotorch.results.load("runs/example")
+        >>> runs[["rule", "seed", "epochs"]]
+                      rule  seed  epochs
+        0  backpropagation     0       2
+        1  backpropagation     1       2
+        2               fa     0       2
+        3               fa     1       2
     """
     found = collect(folders)
     for problem in found.problems:
@@ -134,6 +144,13 @@ def summary(frame: pd.DataFrame, value: str | None = None) -> pd.DataFrame:
 
     Raises:
         ValueError: the column does not exist.
+
+    Examples:
+        >>> results = biotorch.experiment.run(biotorch.experiment.read("study.yaml"))
+        >>> biotorch.results.summary(biotorch.results.load("runs/example"))[["rule", "n"]]
+                      rule  n
+        0  backpropagation  2
+        1               fa  2
     """
     value = _column(frame, value)
     names = ["dataset", "architecture", "optimizer", "epochs", "rule", "label"]
@@ -158,6 +175,12 @@ def paired(frame: pd.DataFrame, baseline: str = "backpropagation", value: str | 
 
     Raises:
         ValueError: the column does not exist, the baseline has no run, or a rule has several runs for one seed.
+
+    Examples:
+        >>> results = biotorch.experiment.run(biotorch.experiment.read("study.yaml"))
+        >>> biotorch.results.paired(biotorch.results.load("runs/example"))[["rule", "n"]]
+          rule  n
+        0   fa  2
     """
     value = _column(frame, value)
     if baseline not in set(frame["rule"]):

@@ -70,7 +70,17 @@ class Store:
 
 
 class Display:
-    """Receiver of a robustness study's progress; this base class shows nothing."""
+    """Receiver of a robustness study's progress; this base class shows nothing.
+
+    Examples:
+        >>> class Lines(biotorch.robustness.Display):
+        ...     def measured(self, measurement):
+        ...         print(measurement.name, measurement.gradient)
+        >>> images, model = torch.rand(20, 1, 8, 8), nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> data = images, model(images).argmax(1)
+        >>> found = biotorch.robustness.study(model, data, attacks=["fgsm"], epsilons=[0.1], display=Lines())
+        fgsm true
+    """
 
     def planned(self, attacks: Sequence[Planned], seconds: float) -> None:
         """Show the attacks that are left to run, and how many seconds they take at most."""

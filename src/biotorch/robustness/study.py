@@ -59,6 +59,12 @@ def study(
     Raises:
         ValueError: data, attacks or epsilons are unusable.
         BoundsError: an attack produced an example outside its ball.
+
+    Examples:
+        >>> images, model = torch.rand(20, 1, 8, 8), nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> found = biotorch.robustness.study(model, (images, model(images).argmax(1)), attacks=["pgd"], epsilons=[0.5])
+        >>> found.verdict, found.clean_accuracy
+        ('not robust', 100.0)
     """
     images, labels = data
     require_images(images, labels)

@@ -81,6 +81,13 @@ class Study:
             over the correctly classified images. It is 1 for a network with only one gradient, and NaN (null in JSON)
             if no image is classified correctly.
         seconds: total duration of the attacks.
+
+    Examples:
+        >>> images, model = torch.rand(20, 1, 8, 8), nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> data = images, model(images).argmax(1)
+        >>> found = biotorch.robustness.study(model, data, attacks=["fgsm"], epsilons=[0.1])
+        >>> found.judged_at, [check.name for check in found.fired]
+        (0.1, [])
     """
 
     verdict: Word

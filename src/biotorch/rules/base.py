@@ -27,6 +27,11 @@ class Update:
         layer: dotted name of the layer, for messages.
         number: number of the update, 1 for the first since the conversion.
         groups: number of groups of a convolution; 1 elsewhere.
+
+    Examples:
+        >>> update = biotorch.rules.Update(torch.ones(3, 4), torch.zeros(3, 4), torch.Generator)
+        >>> update.respond(update.noise(5)).shape  # activity alone: W is not read
+        torch.Size([5, 3])
     """
 
     def __init__(
@@ -80,6 +85,11 @@ class Rule:
 
     Raises:
         ValueError: an initializer's name is unknown, or a switch is neither true nor false.
+
+    Examples:
+        >>> rule = biotorch.rules.make("fa", gradient_clip=True)
+        >>> isinstance(rule, biotorch.rules.Rule), rule.name, rule.transports, rule.gradient_clip
+        (True, 'fa', 'nothing', True)
     """
 
     init: str = "xavier"
@@ -187,6 +197,11 @@ class RandomFeedback(Rule):
 
     Raises:
         ValueError: the scale is not a finite number above 0, or the density is not above 0 and at most 1.
+
+    Examples:
+        >>> layer = biotorch.convert(nn.Linear(10, 10), "fa", feedback_density=0.2)
+        >>> layer.feedback.count_nonzero().item()
+        20
     """
 
     feedback_scale: float = 1.0
@@ -204,7 +219,13 @@ class RandomFeedback(Rule):
 
 
 class FeedbackRule(Rule):
-    """A rule whose error goes backwards layer by layer, with `feedback(W, B)` in the place of W."""
+    """A rule whose error goes backwards layer by layer, with `feedback(W, B)` in the place of W.
+
+    Examples:
+        >>> rule = biotorch.rules.make("usf")
+        >>> isinstance(rule, biotorch.rules.FeedbackRule), rule.direct
+        (True, False)
+    """
 
     def feedback(self, weight: Tensor, state: Any) -> Tensor:
         """The B that the backward pass uses, in the shape of `weight`; by default `state` itself.
@@ -238,6 +259,11 @@ class DirectRule(RandomFeedback):
 
     Raises:
         ValueError: `feedback` or `shortcuts` has another value, or a pattern is not a string.
+
+    Examples:
+        >>> model = biotorch.convert(nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 3)), "dfa", feedback="shared")
+        >>> biotorch.summary(model).rows[0].feedback
+        ((3, 8),)
     """
 
     feedback: str = "kernel"

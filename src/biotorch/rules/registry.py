@@ -26,6 +26,14 @@ def register(*names: str, transports: Transports) -> Callable[[type[Rule]], type
     Raises:
         TypeError: the class is no rule, or has options without being a dataclass.
         ValueError: there is no name, a name is taken, or `transports` has another value.
+
+    Examples:
+        >>> @biotorch.rules.register("negative", transports="weights")
+        ... class Negative(biotorch.rules.FeedbackRule):
+        ...     def feedback(self, weight, state):
+        ...         return -weight
+        >>> biotorch.convert(nn.Linear(4, 3), "negative").rule
+        Negative(init='xavier', feedback_init=None, gradient_clip=False, constrain_weights=False)
     """
     if not names:
         raise ValueError('a rule needs a name: @rules.register("name", transports=...)')
@@ -56,12 +64,22 @@ def register(*names: str, transports: Transports) -> Callable[[type[Rule]], type
 
 
 def available() -> list[str]:
-    """The names of all registered rules, aliases left out."""
+    """The names of all registered rules, aliases left out.
+
+    Examples:
+        >>> "fa" in biotorch.rules.available()
+        True
+    """
     return sorted(_REGISTRY)
 
 
 def is_known(name: str) -> bool:
-    """Whether `name` is the name or alias of a rule."""
+    """Whether `name` is the name or alias of a rule.
+
+    Examples:
+        >>> biotorch.rules.is_known("bp"), biotorch.rules.is_known("sgd")
+        (True, False)
+    """
     return _ALIASES.get(name, name) in _REGISTRY
 
 
@@ -70,6 +88,10 @@ def get(name: str) -> type[Rule]:
 
     Raises:
         ValueError: there is none; the message has the nearest valid name.
+
+    Examples:
+        >>> biotorch.rules.get("bp").name, biotorch.rules.get("wm").transports
+        ('backpropagation', 'nothing')
     """
     canonical = _ALIASES.get(name, name)
     if canonical not in _REGISTRY:
@@ -78,7 +100,12 @@ def get(name: str) -> type[Rule]:
 
 
 def option_names(name: str) -> list[str]:
-    """Names of the options that a rule accepts."""
+    """Names of the options that a rule accepts.
+
+    Examples:
+        >>> biotorch.rules.option_names("usf")
+        ['init', 'feedback_init', 'gradient_clip', 'constrain_weights']
+    """
     return [field.name for field in dataclasses.fields(get(name))]
 
 
@@ -111,6 +138,10 @@ def from_layer_config(layer_config: Mapping[str, Any] | None, default: str) -> R
 
     Raises:
         ValueError: a key, rule or option is unknown, or the type contradicts `default`.
+
+    Examples:
+        >>> biotorch.rules.from_layer_config({"type": "usf", "options": {"init": "kaiming"}}, "usf")
+        UniformSign(init='kaiming', feedback_init=None, gradient_clip=False, constrain_weights=False)
     """
     config = {} if layer_config is None else layer_config
     if not isinstance(config, Mapping):
@@ -129,6 +160,10 @@ def make(name: str, **options: Any) -> Rule:
 
     Raises:
         ValueError: the rule, an option or a value is not valid; the message has the nearest valid one.
+
+    Examples:
+        >>> biotorch.convert(nn.Linear(4, 3), biotorch.rules.make("fa", feedback_scale=0.5)).rule.feedback_scale
+        0.5
     """
     valid = option_names(name)
     for option in options:

@@ -15,11 +15,6 @@ from collections.abc import Callable
 from typing import Any
 
 from biotorch.testing.checks import (
-    LAYER_NAMES,
-    Net,
-    assert_all_learn,
-    assert_close,
-    assert_identical,
     check_adding_up,
     check_compiling,
     check_copies,
@@ -32,6 +27,13 @@ from biotorch.testing.checks import (
     check_transport,
     check_true_gradients,
     check_zoo,
+)
+from biotorch.testing.network import (
+    LAYER_NAMES,
+    Net,
+    assert_all_learn,
+    assert_close,
+    assert_identical,
     collect,
     gradients,
     images,
@@ -90,6 +92,10 @@ CHECKS: tuple[Check, ...] = (
 
 
 def check_rule(rule: str, **options: Any) -> None:
-    """Run all checks on a rule, one after another. Raises AssertionError at the first failure."""
+    """Run all checks on a rule, one after another. Raises AssertionError at the first failure.
+
+    Examples:
+        >>> biotorch.testing.check_rule("fa")
+    """
     for check in CHECKS:
         check(rule, **options)

@@ -1,4 +1,4 @@
-"""Checks that need one process, with the network and images that they train."""
+"""Checks that need one process."""
 
 from __future__ import annotations
 
@@ -20,82 +20,17 @@ from biotorch.conversion.convert import convert
 from biotorch.conversion.revert import revert
 from biotorch.kernel import teaching
 from biotorch.layers import true_gradients
-
-
-class Net(nn.Module):
-    """Images (N, 2, 8, 8) -> 3 logits, as features and a head that users may call separately."""
-
-    def __init__(self, inplace: bool = False) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(2, 4, 3, padding=1),
-            nn.ReLU(inplace),
-            nn.Conv2d(4, 6, 3, stride=2, groups=2),
-            nn.ReLU(inplace),
-            nn.Flatten(),
-            nn.Linear(54, 10),
-            nn.ReLU(inplace),
-        )
-        self.head = nn.Linear(10, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x))  # type: ignore[no-any-return]
-
-
-LAYER_NAMES = ["features.0", "features.2", "features.5", "head"]
-
-
-def net(rule: str, inplace: bool = False, **options: Any) -> Net:
-    """Network `Net` under `rule`, with the same W on every call."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
-        model = Net(inplace)
-    return convert(model, rule, seed=3, **options)
-
-
-def images(n: int = 5, seed: int = 0) -> Tensor:
-    """Noise images (n, 2, 8, 8), determined by the seed."""
-    return torch.randn(n, 2, 8, 8, generator=torch.Generator().manual_seed(seed))
-
-
-def loss_of(output: Tensor) -> Tensor:
-    """Loss that is a sum over examples and not a mean, so that gradients of two batches add up."""
-    weights = torch.linspace(-1, 1, output.shape[-1], dtype=output.dtype)
-    return (output.square() * 0.5 + output * weights).sum()
-
-
-def collect(model: nn.Module) -> dict[str, Tensor]:
-    """Return copies of the gradients by parameter name, and clear them."""
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
-    return found
-
-
-def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """Gradients of all parameters from one ordinary forward and backward pass."""
-    model.zero_grad()
-    loss_of(model(x)).backward()  # type: ignore[no-untyped-call]
-    return collect(model)
-
-
-def assert_all_learn(found: dict[str, Tensor], model: nn.Module) -> None:
-    """Every trainable parameter has a gradient, and it is not zero."""
-    assert set(found) == {name for name, p in model.named_parameters() if p.requires_grad}, "gradients are missing"
-    for name, gradient in found.items():
-        assert gradient.isfinite().all(), f"{name}: not finite"
-        assert gradient.abs().sum() > 0, f"{name}: its gradient is zero"
-
-
-def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], **tolerance: Any) -> None:
-    """Raise AssertionError unless names are equal and values agree within `torch.testing.assert_close`'s tolerance."""
-    assert found.keys() == expected.keys(), f"{sorted(found.keys() ^ expected.keys())} are missing on one side"
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, **tolerance, msg=lambda m, n=name: f"{n}: {m}")  # type: ignore[misc]
-
-
-def assert_identical(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Raise AssertionError unless names and bits are equal."""
-    assert_close(found, expected, rtol=0, atol=0)
+from biotorch.testing.network import (
+    Net,
+    assert_all_learn,
+    assert_close,
+    assert_identical,
+    collect,
+    gradients,
+    images,
+    loss_of,
+    net,
+)
 
 
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
@@ -120,7 +55,11 @@ def told_gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 
 def check_outputs(rule: str, **options: Any) -> None:
-    """Check that conversion changes no output, and does not advance the global random state."""
+    """Check that conversion changes no output, and does not advance the global random state.
+
+    Examples:
+        >>> biotorch.testing.check_outputs("fa")
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         plain = Net()
@@ -131,14 +70,22 @@ def check_outputs(rule: str, **options: Any) -> None:
 
 
 def check_learning(rule: str, **options: Any) -> None:
-    """Check that every trained parameter gets a finite, non-zero gradient, with in-place activations and without."""
+    """Check that every trained parameter gets a finite, non-zero gradient, with in-place activations and without.
+
+    Examples:
+        >>> biotorch.testing.check_learning("usf")
+    """
     for inplace in (False, True):
         model = net(rule, inplace, **options)
         assert_all_learn(told_gradients(model, images()), model)
 
 
 def check_repeating(rule: str, **options: Any) -> None:
-    """Check that two networks of one seed are bitwise equal after some updates, without global randomness."""
+    """Check that two networks of one seed are bitwise equal after some updates, without global randomness.
+
+    Examples:
+        >>> biotorch.testing.check_repeating("brsf")
+    """
     states = []
     for _ in range(2):
         model = net(rule, **options)
@@ -150,7 +97,11 @@ def check_repeating(rule: str, **options: Any) -> None:
 
 
 def check_adding_up(rule: str, **options: Any) -> None:
-    """Check that the gradients of two halves of a batch add up to the gradient of the whole batch."""
+    """Check that the gradients of two halves of a batch add up to the gradient of the whole batch.
+
+    Examples:
+        >>> biotorch.testing.check_adding_up("dfa")
+    """
     model = net(rule, **options)
     whole = told_gradients(model, images(6))
     with teaching.given(teaching.RandomTargets(scale=1.0)):
@@ -160,7 +111,11 @@ def check_adding_up(rule: str, **options: Any) -> None:
 
 
 def check_looking(rule: str, **options: Any) -> None:
-    """Check that forward passes, backward passes and evaluation change no state without an optimizer step."""
+    """Check that forward passes, backward passes and evaluation change no state without an optimizer step.
+
+    Examples:
+        >>> biotorch.testing.check_looking("wm")
+    """
     model = net(rule, **options)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.no_grad():
@@ -171,7 +126,11 @@ def check_looking(rule: str, **options: Any) -> None:
 
 
 def check_copies(rule: str, **options: Any) -> None:
-    """Check that deep and pickled copies train like the original, and do not change it."""
+    """Check that deep and pickled copies train like the original, and do not change it.
+
+    Examples:
+        >>> biotorch.testing.check_copies("fa")
+    """
     for pickled in (False, True):
         model = net(rule, **options)
         twin: Net = pickle.loads(pickle.dumps(model)) if pickled else copy.deepcopy(model)
@@ -183,7 +142,11 @@ def check_copies(rule: str, **options: Any) -> None:
 
 
 def check_resuming(rule: str, **options: Any) -> None:
-    """Check that a state_dict is complete: a network that loads it continues with the same bits."""
+    """Check that a state_dict is complete: a network that loads it continues with the same bits.
+
+    Examples:
+        >>> biotorch.testing.check_resuming("kp")
+    """
     model = net(rule, **options)
     optimizer = optimizer_of(model)
     train(model, optimizer, range(3))
@@ -201,7 +164,11 @@ def check_resuming(rule: str, **options: Any) -> None:
 
 
 def check_precision(rule: str, **options: Any) -> None:
-    """Check that gradients under bf16 autocast are close to fp32's, and that a float64 network works."""
+    """Check that gradients under bf16 autocast are close to fp32's, and that a float64 network works.
+
+    Examples:
+        >>> biotorch.testing.check_precision("fa")
+    """
     model = net(rule, **options)
     expected = told_gradients(model, images())
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -221,7 +188,11 @@ def check_precision(rule: str, **options: Any) -> None:
 
 
 def check_true_gradients(rule: str, **options: Any) -> None:
-    """Check that gradients inside `true_gradients` and after `revert` equal backpropagation's."""
+    """Check that gradients inside `true_gradients` and after `revert` equal backpropagation's.
+
+    Examples:
+        >>> biotorch.testing.check_true_gradients("dfa")
+    """
     model = net(rule, **options)
     plain = net("backpropagation")
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -232,7 +203,11 @@ def check_true_gradients(rule: str, **options: Any) -> None:
 
 
 def check_compiling(rule: str, **options: Any) -> None:
-    """Check that torch.compile changes neither gradients nor updates."""
+    """Check that torch.compile changes neither gradients nor updates.
+
+    Examples:
+        >>> biotorch.testing.check_compiling("fa")
+    """
     model, plain = net(rule, **options), net(rule, **options)
     compiled: Any = torch.compile(model, backend="aot_eager")
     with teaching.given(teaching.RandomTargets(scale=1.0)):
@@ -244,7 +219,11 @@ def check_compiling(rule: str, **options: Any) -> None:
 
 
 def check_transport(rule: str, **options: Any) -> None:
-    """Check that the audit confirms the weight transport that the rule declares in its registration."""
+    """Check that the audit confirms the weight transport that the rule declares in its registration.
+
+    Examples:
+        >>> biotorch.testing.check_transport("usf")
+    """
     found = audit(net(rule, **options), images())
     verdict = max(found.layers.values(), key=LEAK.__getitem__)
     declared = rules.get(rule).transports
@@ -252,7 +231,11 @@ def check_transport(rule: str, **options: Any) -> None:
 
 
 def check_zoo(rule: str, **options: Any) -> None:
-    """Check that every trained matrix of a ResNet-18 and a vision transformer learns, and that updates are finite."""
+    """Check that every trained matrix of a ResNet-18 and a vision transformer learns, and that updates are finite.
+
+    Examples:
+        >>> biotorch.testing.check_zoo("fa")
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         transformer = VisionTransformer(32, 8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=5)

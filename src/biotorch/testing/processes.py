@@ -17,14 +17,19 @@ from torch import Tensor, nn
 
 from biotorch import rules
 from biotorch.kernel import teaching
-from biotorch.testing.checks import assert_close, assert_identical, images, loss_of, net, optimizer_of
+from biotorch.testing.checks import optimizer_of
+from biotorch.testing.network import assert_close, assert_identical, images, loss_of, net
 
 #: Job of the workers: names and options of the rules, and the modules that register them.
 Job = dict[str, Any]
 
 
 def check_processes(rule: str, **options: Any) -> None:
-    """Check that 50 updates in two DDP processes give equal weights and feedback, the same as in one process."""
+    """Check that 50 updates in two DDP processes give equal weights and feedback, the same as in one process.
+
+    Examples:
+        >>> biotorch.testing.check_processes("fa")
+    """
     check_processes_of({rule: options})
 
 

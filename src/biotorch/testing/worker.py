@@ -12,7 +12,7 @@ import torch
 from torch import distributed, nn
 
 from biotorch.layers import is_feedback
-from biotorch.testing.checks import net
+from biotorch.testing.network import net
 from biotorch.testing.processes import Job, steps
 
 

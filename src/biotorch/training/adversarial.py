@@ -32,7 +32,12 @@ _GradientName = Annotated[
 
 
 class AdversarialConfig(Section):
-    """`training.adversarial`: train on examples perturbed by PGD (Madry et al. 2018) instead of the images."""
+    """`training.adversarial`: train on examples perturbed by PGD (Madry et al. 2018) instead of the images.
+
+    Examples:
+        >>> biotorch.training.AdversarialConfig(epsilon="8/255", steps=3).epsilon
+        0.03137254901960784
+    """
 
     epsilon: Epsilon
     """Radius of the ball around each image, for pixels in [0, 1]: a number, or a fraction such as 8/255."""

@@ -37,6 +37,11 @@ def launch(config: InfrastructureConfig) -> Fabric:
 
     Warns:
         UserWarning: there is no CUDA device for `gpus`, or fp16 was asked for on the CPU.
+
+    Examples:
+        >>> fabric = biotorch.training.launch(biotorch.training.InfrastructureConfig())
+        >>> fabric.device.type, fabric.world_size
+        ('cpu', 1)
     """
     from lightning_fabric import Fabric
 

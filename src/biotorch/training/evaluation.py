@@ -190,6 +190,13 @@ def evaluate(
         ConfigError: `top_k` exceeds the number of outputs.
         DataError: no example can be read.
         TypeError: `main_output` does not know the kind of outputs that the network returns.
+
+    Examples:
+        >>> digits = biotorch.data.load(biotorch.data.DataConfig(dataset="digits"), seed=0)
+        >>> model = biotorch.models.fa.mlp(in_features=64, width=16)
+        >>> found = biotorch.training.evaluate(model, digits.test, nn.functional.cross_entropy, top_k=3)
+        >>> sorted(found)
+        ['error', 'loss', 'top_3_error']
     """
     fabric = fabric or one_process()
     whole = torch.split(torch.arange(len(split)), batch_size)

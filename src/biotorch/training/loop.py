@@ -49,6 +49,16 @@ class Trainer(TrainingState):
     Raises:
         SectionError: optimizer or scheduler do not fit the network or the length of the training; adversarial training
             has no images; or an update of the pretraining on noise has too few examples for all processes.
+
+    Examples:
+        >>> digits = biotorch.data.load(biotorch.data.DataConfig(dataset="digits"), seed=0)
+        >>> config = biotorch.training.TrainingConfig(
+        ...     hyperparameters={"epochs": 1, "batch_size": 64}, optimizer={"type": "Adam", "lr": 0.01}
+        ... )
+        >>> model = biotorch.models.fa.mlp(in_features=64, width=16)
+        >>> trainer = biotorch.training.Trainer(model, digits, config, nn.functional.cross_entropy, seed=0)
+        >>> [record["epoch"] for record in trainer.run()]
+        [0, 1]
     """
 
     def run(self) -> list[Record]:
@@ -213,6 +223,16 @@ def fit(
 
     The best epoch has the lowest validation error, or in a regression the lowest validation loss. This is a short form
     of `Trainer`, and raises the same errors.
+
+    Examples:
+        >>> digits = biotorch.data.load(biotorch.data.DataConfig(dataset="digits"), seed=0)
+        >>> config = biotorch.training.TrainingConfig(
+        ...     hyperparameters={"epochs": 2, "batch_size": 64}, optimizer={"type": "Adam", "lr": 0.01}
+        ... )
+        >>> model = biotorch.models.fa.mlp(in_features=64, width=32)
+        >>> history = biotorch.training.fit(model, digits, config, nn.functional.cross_entropy, seed=0)
+        >>> history[0]["validation"]["error"] > history[-1]["validation"]["error"]
+        True
     """
 
     class Told(Observer):

@@ -52,6 +52,11 @@ class LossConfig(Section):
     Classes are converted to the targets of the loss: class indices, one-hot rows (MSE, L1, BCE ...) or rows of signs.
     The numbers of a regression are targets as they are. The only reduction is the mean over the batch, and over the
     tokens of a text or the targets of a regression.
+
+    Examples:
+        >>> loss = biotorch.training.LossConfig(name="cross_entropy", label_smoothing=0.1).build()
+        >>> round(loss(torch.zeros(2, 3), torch.tensor([0, 2])).item(), 4)
+        1.0986
     """
 
     model_config = ConfigDict(extra="allow")
@@ -177,6 +182,11 @@ def training_loss(loss: Callable[[Tensor, Tensor], Tensor], outputs: Any, labels
 
     Raises:
         TypeError: `main_output` does not know the kind of outputs.
+
+    Examples:
+        >>> outputs, labels = {"logits": torch.zeros(2, 3), "aux_logits": torch.zeros(2, 3)}, torch.tensor([0, 2])
+        >>> round(biotorch.training.training_loss(nn.functional.cross_entropy, outputs, labels).item(), 4)
+        1.4282
     """
     total = loss(main_output(outputs), labels)
     for name, value in entries(outputs).items():

@@ -27,7 +27,13 @@ class FeedbackGroup(NamedTuple):
 
 
 class OptimizerConfig(Section):
-    """`training.optimizer`: a class of `torch.optim` and its arguments, checked against its signature."""
+    """`training.optimizer`: a class of `torch.optim` and its arguments, checked against its signature.
+
+    Examples:
+        >>> config = biotorch.training.OptimizerConfig(type="SGD", lr=0.1, momentum=0.9)
+        >>> type(config.build(nn.Linear(4, 3).parameters())).__name__
+        'SGD'
+    """
 
     model_config = ConfigDict(extra="allow")
 

@@ -18,7 +18,13 @@ from biotorch.training.arguments import attempt, checked, class_named, classes, 
 
 
 class SchedulerConfig(Section):
-    """`training.lr_scheduler`: a class of `torch.optim.lr_scheduler` and its arguments."""
+    """`training.lr_scheduler`: a class of `torch.optim.lr_scheduler` and its arguments.
+
+    Examples:
+        >>> config = biotorch.training.SchedulerConfig(type="MultiStepLR", milestones=[10, 20], gamma=0.1)
+        >>> config.per_update
+        False
+    """
 
     model_config = ConfigDict(extra="allow")
 

@@ -17,7 +17,12 @@ from biotorch.training.schedules import Schedule, SchedulerConfig
 
 
 class Hyperparameters(Section):
-    """`training.hyperparameters`: length of the training and size of an update."""
+    """`training.hyperparameters`: length of the training and size of an update.
+
+    Examples:
+        >>> biotorch.training.Hyperparameters(epochs=10, batch_size=32).accumulate
+        1
+    """
 
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1, le=10**9)
@@ -27,7 +32,12 @@ class Hyperparameters(Section):
 
 
 class MetricsConfig(Section):
-    """`training.metrics`: figures to record per epoch besides loss, error, learning rate and time."""
+    """`training.metrics`: figures to record per epoch besides loss, error, learning rate and time.
+
+    Examples:
+        >>> biotorch.training.MetricsConfig(weight_alignment=True).gradient_alignment
+        False
+    """
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -84,7 +94,14 @@ class NoiseConfig(Section):
 
 
 class TrainingConfig(Section):
-    """`training`: optimizer, schedule, and everything else that shapes the updates."""
+    """`training`: optimizer, schedule, and everything else that shapes the updates.
+
+    Examples:
+        >>> biotorch.training.TrainingConfig(
+        ...     hyperparameters={"epochs": 10, "batch_size": 32}, optimizer={"type": "SGD", "lr": 0.1, "momentum": 0.9}
+        ... ).warmup_epochs
+        0.0
+    """
 
     hyperparameters: Hyperparameters
     optimizer: OptimizerConfig
@@ -115,7 +132,13 @@ class TrainingConfig(Section):
 
 
 class InfrastructureConfig(Section):
-    """`infrastructure`: devices, processes and precision of a run."""
+    """`infrastructure`: devices, processes and precision of a run.
+
+    Examples:
+        >>> config = biotorch.training.InfrastructureConfig(threads=2)
+        >>> config.gpus, config.precision
+        (-1, '32')
+    """
 
     gpus: int | list[int] = -1
     """-1 for the CPU, another number for one CUDA device, a list of numbers for several."""

@@ -33,7 +33,15 @@ Record = dict[str, Any]
 
 
 class Observer:
-    """Base of observers, whose methods a training calls. By default they do nothing; override those you need."""
+    """Base of observers, whose methods a training calls. By default they do nothing; override those you need.
+
+    Examples:
+        >>> class Printing(biotorch.training.Observer):
+        ...     def on_epoch(self, record):
+        ...         print(record["epoch"], sorted(record["validation"]))
+        >>> Printing().on_epoch({"epoch": 1, "validation": {"loss": 0.5, "error": 12.0}})
+        1 ['error', 'loss']
+    """
 
     def on_noise(self, done: int, updates: int) -> None:
         """Called before each update on noise; `done` of the `updates` have been done."""
@@ -57,7 +65,18 @@ class Observer:
 
 
 class TrainingState:
-    """Network, optimizer, schedule and position of a training. `Trainer`, the subclass, describes the arguments."""
+    """Network, optimizer, schedule and position of a training. `Trainer`, the subclass, describes the arguments.
+
+    Examples:
+        >>> digits = biotorch.data.load(biotorch.data.DataConfig(dataset="digits"), seed=0)
+        >>> config = biotorch.training.TrainingConfig(
+        ...     hyperparameters={"epochs": 3, "batch_size": 64}, optimizer={"type": "SGD", "lr": 0.1}
+        ... )
+        >>> model = biotorch.models.fa.mlp(in_features=64, width=16)
+        >>> state = biotorch.training.Trainer(model, digits, config, nn.functional.cross_entropy, seed=0)
+        >>> state.epoch, state.step, state.steps  # epochs and updates done, updates of an epoch
+        (0, 0, 20)
+    """
 
     def __init__(
         self,

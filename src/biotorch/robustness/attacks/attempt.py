@@ -202,6 +202,11 @@ class Normalised(nn.Module):
 
     Raises:
         ValueError: `mean` and `std` are empty or of different lengths, or a `std` is not above 0.
+
+    Examples:
+        >>> model = biotorch.robustness.Normalised(nn.Flatten(), mean=[0.5], std=[0.25])
+        >>> model(torch.ones(1, 1, 2, 2))
+        tensor([[2., 2., 2., 2.]])
     """
 
     mean: Tensor

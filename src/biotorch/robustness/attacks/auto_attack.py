@@ -32,6 +32,13 @@ class AutoPGD(WhiteBox):
         steps: number of steps.
         restarts: number of independent starts. An image counts as broken if one of them breaks it.
         samples: gradients averaged per step, for noisy networks.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> images = torch.rand(4, 1, 8, 8)
+        >>> attack = biotorch.robustness.AutoPGD(model, epsilon=0.5, steps=5)
+        >>> attack.run(images, model(images).argmax(1)).robust.sum().item()
+        0
     """
 
     def __init__(
@@ -109,6 +116,13 @@ class AutoAttack(WhiteBox):
     Args:
         model, epsilon, norm, gradient, seed, batch_size: see `WhiteBox`. Images are (n, C, H, W) for `standard`.
         version: `standard` or `rand`.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> images = torch.rand(4, 1, 8, 8)
+        >>> attack = biotorch.robustness.AutoAttack(model, epsilon=0.1, version="rand")
+        >>> attack.run(images, model(images).argmax(1)).clean.all().item()
+        True
     """
 
     fixed: ClassVar[Mapping[str, str]] = {"loss": "its attacks have their own losses"}

@@ -42,6 +42,13 @@ class Outcome:
         queries: (n,) int64, forward passes that the attack took, without the passes that judge its result.
         blind: (n,) bool, whether a gradient of the attack was zero everywhere or not finite.
         losses: (steps, n), NaN for images that a step left out; None for an attack without steps.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> images = torch.rand(4, 1, 8, 8)
+        >>> outcome = biotorch.robustness.FGSM(model, 0.5).run(images, model(images).argmax(1))
+        >>> outcome.clean.sum().item(), outcome.robust.sum().item(), outcome.queries
+        (4, 0, tensor([1, 1, 1, 1]))
     """
 
     adversarial: Tensor
@@ -69,6 +76,13 @@ class Attack(ABC):
 
     Raises:
         ValueError: an argument has an unusable value.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> images = torch.rand(4, 1, 8, 8)
+        >>> attack = biotorch.robustness.PGD(model, epsilon=0.1, steps=5)
+        >>> ((attack(images, model(images).argmax(1)) - images).abs() <= 0.1 + 1e-6).all().item()
+        True
     """
 
     #: Norms that the attack supports.

@@ -18,6 +18,13 @@ class RandomSigns(Attack):
 
     This is the baseline: an attack that does no better has learned nothing from the network. Every image is perturbed
     once, including misclassified ones.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> images = torch.rand(4, 1, 8, 8)
+        >>> attack = biotorch.robustness.RandomSigns(model, epsilon=0.01)
+        >>> attack.run(images, model(images).argmax(1)).robust.sum().item()
+        4
     """
 
     skips_solved = False
@@ -45,6 +52,13 @@ class Transfer(Attack):
         source: network on which the examples are made; it takes the same images.
         steps: number of PGD steps.
         gradient: gradient of `source` that PGD follows, `true` or `feedback`.
+
+    Examples:
+        >>> model, source = (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)) for _ in range(2))
+        >>> images = torch.rand(4, 1, 8, 8)
+        >>> attack = biotorch.robustness.Transfer(model, epsilon=0.1, source=source, steps=5)
+        >>> attack.run(images, model(images).argmax(1)).adversarial.shape
+        torch.Size([4, 1, 8, 8])
     """
 
     def __init__(

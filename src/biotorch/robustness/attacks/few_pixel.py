@@ -36,6 +36,14 @@ class FewPixel(Attack):
         steps: number of generations after the first population.
         population: P, candidates per image; at least 4.
         loss: `ce`, `margin` or `dlr`, see `biotorch.robustness.attacks.attempt`.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> images = torch.rand(2, 1, 8, 8)
+        >>> attack = biotorch.robustness.FewPixel(model, pixels=2, steps=3, population=8)
+        >>> changed = attack(images, model(images).argmax(1)) != images
+        >>> changed.sum((1, 2, 3)).max().item() <= 2
+        True
     """
 
     norms: ClassVar[tuple[str, ...]] = ("l0",)

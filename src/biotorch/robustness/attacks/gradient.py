@@ -60,6 +60,13 @@ class FGSM(WhiteBox):
 
     x_adv = x + epsilon sign(∇_x L(f(x), y)), clamped to [0, 1]; in L2 the step is epsilon g / |g|. Every image is
     perturbed, including misclassified ones.
+
+    Examples:
+        >>> model = biotorch.convert(nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)), "fa")
+        >>> images = torch.rand(4, 1, 8, 8)
+        >>> attack = biotorch.robustness.FGSM(model, epsilon=0.1, gradient="true")
+        >>> attack.run(images, model(images).argmax(1)).queries
+        tensor([1, 1, 1, 1])
     """
 
     skips_solved = False
@@ -100,6 +107,13 @@ class PGD(WhiteBox):
         stop_at_success: stop at the first misclassified point of each image. If False, all steps are made and the
             last point is returned. It usually lies deeper inside the wrong class, which is better for transfer,
             adversarial training and noisy networks.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> images = torch.rand(4, 1, 8, 8)
+        >>> attack = biotorch.robustness.PGD(model, epsilon=0.5, steps=10)
+        >>> attack.run(images, model(images).argmax(1)).robust.sum().item()
+        0
     """
 
     def __init__(
@@ -201,6 +215,12 @@ class EOTPGD(PGD):
 
     By default it does not stop at success. In a noisy network the first misclassified point lies so near the boundary
     that the next evaluation often classifies it correctly.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(64, 10))
+        >>> attack = biotorch.robustness.EOTPGD(model, epsilon=0.1, steps=5, samples=4)
+        >>> attack(torch.rand(4, 1, 8, 8), torch.arange(4)).shape
+        torch.Size([4, 1, 8, 8])
     """
 
     def __init__(
@@ -234,6 +254,12 @@ class TPGD(PGD):
 
     Args:
         model, epsilon, steps, step_size, restarts, stop_at_success, gradient, norm, seed, batch_size: see `PGD`.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> images = torch.rand(4, 1, 8, 8)
+        >>> biotorch.robustness.TPGD(model, epsilon=0.5, steps=10)(images, model(images).argmax(1)).shape
+        torch.Size([4, 1, 8, 8])
     """
 
     fixed: ClassVar[Mapping[str, str]] = {

@@ -188,6 +188,13 @@ class Square(Attack):
         p_init: share of the pixels that the first patches cover.
         loss: `margin` or `ce`.
         restarts: number of independent starts. An image counts as broken if one of them breaks it.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> images = torch.rand(4, 1, 8, 8)
+        >>> attack = biotorch.robustness.Square(model, epsilon=0.5, queries=50)
+        >>> attack.run(images, model(images).argmax(1)).queries.max().item() <= 50
+        True
     """
 
     edition = 2  # in the first, every budget followed the schedule for 10,000 queries
