@@ -157,10 +157,10 @@ DRAWINGS = {
     ),
     "dkp": Drawing(
         "Direct Kolen-Pollack",
-        "As direct feedback alignment, with a B that learns from the output's error e and the layer's input h.",
+        "As direct feedback alignment, with a B that learns from the error e and the layer's input y.",
         "nothing",
         formula="δ_2 = B_3^T e ⊙ φ′(z_2),   δ_1 = B_2^T e ⊙ φ′(z_1)",
-        learning="B_n ← (1 − λ) B_n − η e h_{n−1}^T",
+        learning="B_n ← (1 − λ) B_n − η e y_{n−1}^T",
         border="learns",
         direct=True,
     ),
@@ -317,7 +317,7 @@ def _panel(rule: str, palette: Palette, height: int) -> str:
 
 def _layer(number: int, drawing: Drawing, palette: Palette) -> str:
     x, last = _LAYERS[number], number == len(_LAYERS) - 1
-    above = "x" if number == 0 else "ŷ" if last else f"h_{number}"
+    above = "x" if number == 0 else "ŷ" if last else f"y_{number}"
     below = "" if number == 0 else drawing.sent if last else f"δ_{number}"
     small = 10 if len(below) > 5 else 14
     return (
