@@ -5,6 +5,7 @@ below, the error goes to the left. Matrices are Hinton diagrams: the area of a s
 squares are positive, hollow ones negative. Where a rule reads W, a link leads from W to its feedback weights.
 """
 
+# ruff: noqa: RUF001 - formulas have minus signs, primes and Greek letters
 from __future__ import annotations
 
 import dataclasses
@@ -113,7 +114,7 @@ DRAWINGS = {
         "Batchwise random-magnitude sign-concordant feedback (brSF)",
         "B has the signs of W. Its magnitudes are random and drawn again after each update.",
         "signs",
-        learning="B = |R| ⊙ sign(W),   R drawn again after each update",
+        learning="B = |R| ⊙ sign(W),   R redrawn",
         link="signs",
         border="redrawn",
     ),
@@ -190,7 +191,7 @@ DRAWINGS = {
     ),
     "sham": Drawing(
         "Sham (control)",
-        "As backpropagation, through a B that is set to W after each update. It tests the machinery of a B that learns.",
+        "As backpropagation, through a B that is set to W after each update. It tests the machinery of learned feedback.",
         "weights",
         learning="B ← W",
         link="copied",
@@ -204,7 +205,7 @@ _WIDTH = 480
 #: Units of the layers: input, two hidden layers, output.
 _UNITS = (3, 4, 4, 3)
 #: Middles of the layers and of the matrices between them; rows of activity and of errors.
-_LAYERS = (30, 163, 296, 429)
+_LAYERS = (40, 173, 306, 439)
 _BETWEEN = tuple((left + right) / 2 for left, right in itertools.pairwise(_LAYERS))
 _FORWARD, _BACKWARD, _BELOW = 122, 192, 252
 _HALF, _TOP, _BOTTOM = 19, 98, 216
@@ -218,11 +219,10 @@ def render() -> dict[str, str]:
     files = {}
     for suffix, palette in THEMES.items():
         files[f"transport{suffix}.svg"] = _at_a_glance(palette)
-        for name in DRAWINGS:
+        for name, drawing in DRAWINGS.items():
             height = _height(name)
-            files[f"rules/{name}{suffix}.svg"] = _svg(
-                _WIDTH, height, DRAWINGS[name].title, _panel(name, palette, height), palette
-            )
+            panel = _panel(name, palette, height)
+            files[f"rules/{name}{suffix}.svg"] = _svg(_WIDTH, height, drawing.title, panel, palette)
     return files
 
 
@@ -269,7 +269,7 @@ def _at_a_glance(palette: Palette) -> str:
     width = 2 * _WIDTH + 3 * gap
     legend = "W forward weights   B feedback weights   e error of the output   δ error of a hidden layer"
     parts.append(_text(gap, y + 10, legend, palette.muted, 13))
-    x = width - 300
+    x = width - 345
     parts.append(_square(x, y + 5, 8, 1, palette) + _text(x + 10, y + 10, "positive", palette.muted, 13))
     parts.append(_square(x + 80, y + 5, 8, -1, palette) + _text(x + 90, y + 10, "negative", palette.muted, 13))
     parts.append(_text(x + 160, y + 10, "area: size of the weight", palette.muted, 13))
@@ -282,11 +282,12 @@ def _svg(width: float, height: float, title: str, content: str, palette: Palette
         f'<path d="M0 0L8 4L0 8z" fill="{color}"/></marker>'
         for name, color in {"forward": palette.line, **palette.verdicts}.items()
     )
+    content = re.sub(r"><(?!/?tspan|/text)", ">\n<", content)  # no white space inside of a text
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         f'role="img" font-family="{_FONT}">\n<title>{escape(title)}</title>\n<defs>{heads}</defs>\n'
         f'<rect width="{width}" height="{height}" rx="8" fill="{palette.page}"/>\n{content}\n</svg>\n'
-    ).replace("><", ">\n<")
+    )
 
 
 def _panel(rule: str, palette: Palette, height: int) -> str:
@@ -305,8 +306,10 @@ def _panel(rule: str, palette: Palette, height: int) -> str:
     for layer, x in enumerate(_BETWEEN, 1):
         frozen = rule == "shallow" and layer < len(_BETWEEN)
         parts.append(_hinton(x, _FORWARD, forward_weights(layer), palette, palette.line, opacity=0.4 if frozen else 1))
-        parts.append(_text(x, _FORWARD - 26, f"W_{layer}" + ", frozen" * frozen, palette.ink, 12, anchor="middle"))
-        parts += _through(x, _FORWARD, _LAYERS[layer - 1], _LAYERS[layer], _width(forward_weights(layer)), "forward", palette)
+        parts.append(_text(x, _FORWARD - 28, f"W_{layer}" + ", frozen" * frozen, palette.ink, 12, anchor="middle"))
+        parts += _through(
+            x, _FORWARD, _LAYERS[layer - 1], _LAYERS[layer], _width(forward_weights(layer)), "forward", palette
+        )
     for layer in (3, 2) if drawing.feedback else ():
         parts += _feedback(rule, layer, palette, color)
     for number, line in enumerate(reversed(drawing.lines)):
@@ -319,7 +322,7 @@ def _layer(number: int, drawing: Drawing, palette: Palette) -> str:
     x, last = _LAYERS[number], number == len(_LAYERS) - 1
     above = "x" if number == 0 else "ŷ" if last else f"y_{number}"
     below = "" if number == 0 else drawing.sent if last else f"δ_{number}"
-    small = 10 if len(below) > 5 else 14
+    small = 9.5 if len(below) > 5 else 14
     return (
         f'<rect x="{x - _HALF}" y="{_TOP}" width="{2 * _HALF}" height="{_BOTTOM - _TOP}" rx="6" fill="{palette.node}" '
         f'stroke="{palette.line}"/>'
@@ -332,7 +335,7 @@ def _feedback(rule: str, layer: int, palette: Palette, color: str) -> Sequence[s
     """Feedback weights of a layer, with the way of the error through them and the link from W."""
     drawing = DRAWINGS[rule]
     matrix = [list(row) for row in zip(*feedback_weights(rule, layer), strict=True)]
-    x, below = _BETWEEN[layer - 1], drawing.direct and layer == 2  # noqa: PLR2004
+    x, below = _BETWEEN[layer - 1], drawing.direct and layer == 2
     y = _BELOW if below else _BACKWARD
     parts = [_hinton(x, y, matrix, palette, color, drawing.border)]
     half = _width(matrix) / 2 + 4
@@ -347,7 +350,7 @@ def _feedback(rule: str, layer: int, palette: Palette, color: str) -> Sequence[s
         parts += _through(x, y, _LAYERS[layer], _LAYERS[layer - 1], _width(matrix), drawing.transports, palette)
     if drawing.link:
         parts.append(_path(f"M{x} {_FORWARD + 25}V{_BACKWARD - 25}", color, drawing.transports))
-        parts.append(_text(x + 8, (_FORWARD + _BACKWARD) / 2 + 3, drawing.link, color, 12))
+        parts.append(_text(x + 7, (_FORWARD + _BACKWARD) / 2 + 2, drawing.link, color, 11))
     return [*parts, name]
 
 
@@ -406,7 +409,8 @@ def _text(
         for name, value in {"font-weight": weight, "text-anchor": anchor, "font-family": family}.items()
         if value
     )
-    return f'<text x="{x:g}" y="{y:g}" fill="{color}" font-size="{size:g}"{look} xml:space="preserve">{_spans(content, size)}</text>'
+    place = f'x="{x:g}" y="{y:g}" fill="{color}" font-size="{size:g}"{look}'
+    return f'<text {place} xml:space="preserve">{_spans(content, size)}</text>'
 
 
 def _spans(content: str, size: float) -> str:

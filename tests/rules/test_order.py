@@ -59,4 +59,6 @@ def test_tables_frames_and_figures_have_this_order(results, tmp_path):
     assert list(zip(frame["architecture"], frame["rule"], strict=True)) == expected
     assert list(biotorch.results.summary(frame)["rule"]) == [rule for _, rule in expected]
     found = collect(tmp_path).results
-    assert [(run["config"]["model"]["architecture"], run["config"]["model"]["mode"]["type"]) for run in found] == expected
+    assert [
+        (run["config"]["model"]["architecture"], run["config"]["model"]["mode"]["type"]) for run in found
+    ] == expected
