@@ -191,7 +191,7 @@ DRAWINGS = {
     ),
     "sham": Drawing(
         "Sham (control)",
-        "As backpropagation, through a B that is set to W after each update. It tests the machinery of learned feedback.",
+        "As backpropagation, through a B that is set to W after each update. A test of the machinery for learned B.",
         "weights",
         learning="B ← W",
         link="copied",
