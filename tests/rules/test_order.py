@@ -10,6 +10,7 @@ from made_results import made
 import biotorch
 from biotorch import rules
 from biotorch.report import table
+from biotorch.report.angles import draw_angles
 from biotorch.report.series import panels
 from biotorch.results.collecting import collect
 from biotorch.rules import registry
@@ -62,3 +63,12 @@ def test_tables_frames_and_figures_have_this_order(results, tmp_path):
     assert [
         (run["config"]["model"]["architecture"], run["config"]["model"]["mode"]["type"]) for run in found
     ] == expected
+
+
+def test_a_legend_has_this_order_although_a_rule_is_missing_in_the_first_panel(results):
+    runs = [made(results[0], rule) for rule in ("usf", "dfa", "fa")]
+    for run in runs:
+        angles = {} if run["config"]["model"]["mode"]["type"] == "dfa" else {"angles": {"fc": 60.0}}
+        run["history"] = [{"epoch": 0, "gradient_angles": {"fc": 50.0}, **angles}]
+    (legend,) = draw_angles(runs).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["fa", "dfa", "usf"]
