@@ -7,7 +7,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 # Two processes: on two cores the tests take two thirds of the time that one takes.
 PYTEST_ARGS ?= -n 2
 
-.PHONY: demo test test-all lint docs clean
+.PHONY: demo test test-all docs figures lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/biotorch run configs/quickstart.yaml
@@ -17,6 +17,10 @@ test: $(VENV)/.installed-dev
 
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The drawings of the rules, and the figure and the table of the demo from the runs in results/quickstart.
+figures: $(VENV)/.installed
+	$(BIN)/python docs/figures.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

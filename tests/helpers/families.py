@@ -24,7 +24,7 @@ import biotorch
 from biotorch.conversion import nested
 from biotorch.layers import FeedbackLayer
 
-RULES = ("fa", "usf", "dfa")
+RULES = ("fa", "dfa", "usf")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,7 +265,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [_line(name, by_family[name]) for name in order if name in by_family]
     return f"""# Families of networks
 
-What `biotorch.convert` makes of each family under `fa`, `usf` and `dfa`: the layers converted, what is left on
+What `biotorch.convert` makes of each family under `fa`, `dfa` and `usf`: the layers converted, what is left on
 backpropagation, and the audit's leak (0 nothing, 0.5 signs, 1 weights are transported). In every row, unless it says
 otherwise, a forward and a backward gave every weight matrix of every converted layer a finite gradient that is not
 zero. "Past the feedback" is the largest share of the gradient under `dfa` (shortcuts kept) that reaches a layer or
@@ -276,7 +276,7 @@ The networks are the smallest of their families, with random weights, some with 
 `tests/helpers/families.py` (torch {torch.__version__.split("+")[0]},
 torchvision {torchvision.__version__.split("+")[0]}).
 
-| family | converted | left on backpropagation | leak fa | usf | dfa | past the feedback under dfa |
+| family | converted | left on backpropagation | leak fa | dfa | usf | past the feedback under dfa |
 |---|---|---|---|---|---|---|
 {chr(10).join(lines)}
 """

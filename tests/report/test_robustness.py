@@ -11,6 +11,7 @@ from biotorch.report import black_box_figure, white_box_figure
 from biotorch.report.robustness import draw_black_box, draw_white_box
 from biotorch.report.style import STYLE, style
 from biotorch.robustness.measurement import interval
+from biotorch.rules.registry import position
 
 CLEAN = 80.0
 
@@ -173,7 +174,7 @@ def test_two_studies_of_one_run_are_not_two_seeds():
 
 
 def test_rules_have_their_colours_and_markers_and_networks_of_a_rule_their_fill():
-    names = [*STYLE, "a rule of my own"]
+    names = [*sorted(STYLE, key=position), "a rule of my own"]
     figure = draw_white_box([study(name, *both()) for name in names])
     looks = [(line.get_color(), line.get_marker()) for line in figure.axes[1].get_lines()]
     assert looks == [style(name) for name in names]
@@ -214,7 +215,7 @@ def test_pixels_to_the_left_and_square_to_the_right_with_a_line_style_per_number
         ("fa", "-"): [[0, CLEAN], [0.05, 50], [0.1, 40]],
         ("fa", "--"): [[0, CLEAN], [0.1, 10]],
     }
-    assert legend(figure) == ["fa", "backpropagation", "Square, 50 queries", "Square, 1,000 queries"]
+    assert legend(figure) == ["backpropagation", "fa", "Square, 50 queries", "Square, 1,000 queries"]
     assert figure.legends[0].get_title().get_text().startswith("500 images")
 
 

@@ -123,7 +123,7 @@ def test_pandas_is_loaded_when_results_are(store):
 
 def test_the_examples_of_the_docs_run(store, tmp_path, monkeypatch, capsys):
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "quickstart").symlink_to(store)
+    (tmp_path / "runs" / "small").symlink_to(store)
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "results.md").read_text(), flags=re.DOTALL)
     exec("\n".join(blocks), {"__name__": "results_doc"})

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from biotorch import _files
+from biotorch.rules.registry import position
 
 #: Words in the metadata of every figure, by which it is known as ours.
 _MARK = "biotorch figure"
@@ -68,9 +69,10 @@ def caption(figure: Figure, text: str) -> None:
 
 
 def legend(figure: Figure, grid: Iterable[Axes], more: Sequence[Line2D] = ()) -> None:
-    """Add a legend to the right of the panels: every curve once, then the lines of `more`."""
+    """Add a legend to the right of the panels: every curve once in the order of the rules, then `more`."""
     lines = {str(line.get_label()): line for axes in grid for line in axes.get_lines()}
-    handles = [line for name, line in lines.items() if not name.startswith("_")] + list(more)
+    shown = [line for name, line in lines.items() if not name.startswith("_")]
+    handles = [*sorted(shown, key=lambda line: position(str(line.get_label()).split()[0])), *more]
     names = [str(each.get_label()) for each in handles]
     figure.legend(handles, names, loc="outside right center", frameon=False, fontsize="small")
 
