@@ -96,7 +96,7 @@ function progress(figure, bySeconds) {
     title: panel.title,
     x: bySeconds ? "seconds of training" : "epoch",
     y: DATA.quantities[quantity],
-    log: option(figure, "scale") === "log",
+    log: option(figure, "scale") === "log" && quantity !== "r2", // R² may be negative
     traces: chosenCurves(panel).flatMap((curve) => [
       ...(bySeconds ? [] : overSeeds(curve, curve.name, { ...curve, thin: true, quiet: true }, (run) => pick(run, run.train[quantity]))),
       ...overSeeds(curve, curve.name, curve, (run) => pick(run, run.validation[quantity], bySeconds && run.seconds)),
@@ -104,8 +104,8 @@ function progress(figure, bySeconds) {
   }));
 }
 
-/** Names of the layers that the reader has not chosen, by panel. */
-const hiddenLayers = DATA.panels.map(() => new Set());
+/** Names of the layers that the reader has not chosen, by panel; at first the output layer, if there are others. */
+const hiddenLayers = DATA.panels.map((panel) => new Set(panel.layers.slice(1).slice(-1)));
 
 function overLayers() {
   const quantity = option("layers", "quantity");
@@ -133,8 +133,8 @@ function overLayers() {
 function byDepth() {
   const quantity = option("depth", "quantity");
   const place = option("depth", "epoch") === "last" ? -1 : 0;
-  return DATA.panels.map((panel, at) => {
-    const kept = panel.layers.map((name, k) => [name, k]).filter(([name]) => !hiddenLayers[at].has(name));
+  return DATA.panels.map((panel) => {
+    const kept = panel.layers.map((name, k) => [name, k]);
     const get = (run) => {
       const series = run.layers[quantity];
       return new Map((series ? kept : []).map(([name, k]) => [name, [name, series[k].at(place)]]).filter(([, p]) => p[1] !== null && p[1] !== undefined));
@@ -165,6 +165,17 @@ const DRAW = {
   attacked,
 };
 
+/** Marks of a logarithmic axis at 1, 2 and 5 times powers of ten, written as numbers. */
+function logTicks(traces) {
+  const values = traces.flatMap((trace) => trace.y).filter((value) => value > 0);
+  if (!values.length) return {};
+  const [low, high] = [Math.min(...values), Math.max(...values)].map(Math.log10);
+  const steps = high - low > 2.5 ? [1] : high - low > 0.8 ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 5, 7];
+  const ticks = [];
+  for (let power = Math.floor(low) - 1; power <= Math.ceil(high); power += 1) ticks.push(...steps.map((step) => step * 10 ** power));
+  return { tickmode: "array", tickvals: ticks, ticktext: ticks.map((tick) => String(Number(tick.toPrecision(3)))) };
+}
+
 function layout(panel) {
   const text = isDark() ? "#e8e8e8" : "#1a1a1a";
   const grid = isDark() ? "#3a3e45" : "#e3e5e8";
@@ -179,7 +190,7 @@ function layout(panel) {
     hoverlabel: { bgcolor: isDark() ? "#21242a" : "#ffffff", font: { color: text } },
     legend: { orientation: "h", yanchor: "top", y: -0.25, x: 0 },
     xaxis: { ...axis, ...named, ...whole, title: { text: panel.x }, rangemode: "tozero" },
-    yaxis: { ...axis, title: { text: panel.y }, type: panel.log ? "log" : "linear", ...(panel.percent ? { range: [0, 100] } : { rangemode: "tozero" }) },
+    yaxis: { ...axis, title: { text: panel.y }, type: panel.log ? "log" : "linear", ...(panel.log ? logTicks(panel.traces) : {}), ...(panel.percent ? { range: [0, 100] } : panel.log ? {} : { rangemode: "tozero" }) },
     shapes: panel.angles ? [right] : [],
   };
 }
@@ -231,6 +242,7 @@ function draw(name) {
     waiting.set(place, panel);
     return figure;
   }));
+  grid.closest(".figure").classList.toggle("wide", panels.length > 1);
   if (!panels.length) grid.textContent = "None of the chosen runs has data for this figure.";
   grid.querySelectorAll(".plot").forEach((place) => sight.observe(place));
 }
@@ -255,8 +267,8 @@ function offerLayers() {
     field.append(head);
     for (const name of panel.layers) {
       const label = document.createElement("label");
-      const box = Object.assign(document.createElement("input"), { type: "checkbox", checked: true, value: name });
-      label.append(box, ` ${name}`);
+      const box = Object.assign(document.createElement("input"), { type: "checkbox", checked: !hiddenLayers[at].has(name), value: name });
+      label.append(box, ` ${name}${name === panel.layers.at(-1) && panel.layers.length > 1 ? " (output)" : ""}`);
       field.append(label);
     }
     for (const [text, checked] of [["all", true], ["none", false]]) {
@@ -270,7 +282,7 @@ function offerLayers() {
     }
     field.addEventListener("change", () => {
       hiddenLayers[at] = new Set([...field.querySelectorAll("input")].filter((box) => !box.checked).map((box) => box.value));
-      ["layers", "depth"].forEach(draw);
+      draw("layers");
     });
     place.append(field);
   });
