@@ -25,7 +25,7 @@ from benchmarks.stepping import Stepper, Way
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command line."""
     add_networks(parser, ["resnet20"])
-    add_rules(parser, ["fa", "usf", "frsf", "brsf", "kp", "dfa", "dkp", "shallow"])
+    add_rules(parser, ["fa", "dfa", "usf", "brsf", "frsf", "kp", "dkp", "shallow"])
     parser.add_argument("--precisions", nargs="+", choices=["32", "bf16"], default=["32"])
     parser.add_argument("--batch", type=count, default=512)
     add_threads(parser)

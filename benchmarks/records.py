@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.measuring import Spread
+from biotorch.rules.registry import position
 
 ROOT = Path(__file__).parents[1]
 
@@ -148,7 +149,7 @@ def brief(record: Record) -> str:
 
 def by_rule(records: Sequence[Record]) -> str:
     """Markdown table with a column for each rule; a cell is the ratio and, in brackets, the limit."""
-    rules = list(dict.fromkeys(record.rule for record in records))
+    rules = sorted({record.rule for record in records}, key=position)
     rows: dict[str, dict[str, str]] = {}
     for record in records:
         value = record.peak_memory_ratio if record.ratio is None else record.ratio

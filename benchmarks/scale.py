@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="AXIS",
     )
     parser.add_argument("--sizes", type=count, nargs="+", metavar="N", help="of every axis; default: each its own")
-    add_rules(parser, ["fa", "kp", "dfa", "dkp"])
+    add_rules(parser, ["fa", "dfa", "kp", "dkp"])
     parser.add_argument("--precision", choices=["32", "bf16"], default="32")
     add_threads(parser)
     add_rounds(parser, 7)

@@ -13,6 +13,7 @@ from biotorch.errors import DamagedResultError
 from biotorch.experiment.folder import RunFolder
 from biotorch.experiment.identity import BESIDE_THE_POINT, Key, told_apart
 from biotorch.experiment.results import STUDY, Result, load_results, load_study
+from biotorch.results.groups import in_order
 
 #: Keys that may differ between a run and the study of its network.
 _NOT_OF_THE_NETWORK: tuple[Key, ...] = (*BESIDE_THE_POINT, ("infrastructure",), ("evaluation",), ("data", "batch_size"))
@@ -40,7 +41,7 @@ class Collection:
     """Runs found below some folders.
 
     Attributes:
-        runs: finished runs, sorted by path, each folder once.
+        runs: finished runs, each folder once: by data set and network, in the order of the rules, then by path.
         unfinished: folders of runs that have begun but not ended.
         problems: one sentence for each unusable file, with its path.
     """
@@ -91,7 +92,7 @@ def collect(folders: Iterable[Path | str] | Path | str) -> Collection:
             runs.append(dataclasses.replace(run, study=_study(run, problems)))
     if not found:
         raise FileNotFoundError(f"no runs in {', '.join(map(str, roots))}: found neither results.json nor config.yaml")
-    return Collection(runs, unfinished, problems)
+    return Collection(in_order(runs, lambda run: run.result), unfinished, problems)
 
 
 def _run_folders(root: Path) -> Iterable[Path]:

@@ -19,6 +19,7 @@ import pandas as pd
 from biotorch.experiment.identity import differing, what_counts
 from biotorch.results.collecting import Collection, Run, collect
 from biotorch.results.groups import by_configuration, label, mean_angle, method, published_error, without_copies
+from biotorch.rules.registry import position
 
 #: Columns that every frame has, in their order.
 COLUMNS = (
@@ -161,7 +162,7 @@ def paired(frame: pd.DataFrame, baseline: str = "backpropagation", value: str | 
     """
     value = _column(frame, value)
     if baseline not in set(frame["rule"]):
-        raise ValueError(f"baseline: no run of {baseline!r}; there are {', '.join(sorted(set(frame['rule'])))}")
+        raise ValueError(f"baseline: no run of {baseline!r}; there are {', '.join(sorted(set(frame['rule']), key=position))}")
     setting = ["dataset", "architecture", "optimizer", "epochs"]
     twice = frame[frame.duplicated([*setting, "rule", "seed"], keep=False)]
     if len(twice):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 from biotorch.experiment.identity import Key, differing, text_of, what_counts, what_counts_in_a_study
 from biotorch.experiment.results import Result
+from biotorch.rules.registry import position
+
+_Member = TypeVar("_Member")
 
 _RULES = ("backpropagation", "fa", "dfa", "usf", "brsf", "frsf")
 
@@ -70,7 +73,7 @@ _OF_A_SEED = (("experiment", "seed"), ("infrastructure", "threads"))
 
 
 def by_configuration(results: Sequence[Result]) -> list[list[Result]]:
-    """Results in groups of equal configuration, in order of first appearance.
+    """Results in groups of equal configuration, sorted by `in_order`.
 
     Configurations count as equal if they differ only in seed, number of threads and settings that do not change the
     numbers, such as the output folder. Those of robustness studies must also agree in the attacks. Runs on files of
@@ -79,7 +82,27 @@ def by_configuration(results: Sequence[Result]) -> list[list[Result]]:
     groups: dict[str, list[Result]] = {}
     for result in results:
         groups.setdefault(text_of(_settings(result)), []).append(result)
-    return [part for group in groups.values() for part in _by_data(group)]
+    return in_order([part for group in groups.values() for part in _by_data(group)], lambda part: part[0])
+
+
+#: Settings that keep results together, before the rule sorts them.
+_TOGETHER = ("data.dataset", "data.target", "model.architecture")
+
+
+def in_order(members: Iterable[_Member], result: Callable[[_Member], Result]) -> list[_Member]:
+    """Members sorted by data set, target and network, as these first appear, then in the order of the rules.
+
+    Args:
+        members: anything that stands for a result or a robustness study, such as runs.
+        result: function from a member to its result.
+    """
+
+    def setting(member: _Member) -> tuple[str, ...]:
+        return tuple(str(at(result(member), path)) for path in _TOGETHER)
+
+    kept = list(members)
+    first = list(dict.fromkeys(map(setting, kept)))
+    return sorted(kept, key=lambda each: (first.index(setting(each)), position(method(result(each)))))
 
 
 def _by_data(group: list[Result]) -> list[list[Result]]:

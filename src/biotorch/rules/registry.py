@@ -12,6 +12,12 @@ from biotorch.rules.base import DirectRule, FeedbackRule, Rule, Transports
 
 _REGISTRY: dict[str, type[Rule]] = {}
 _ALIASES: dict[str, str] = {}
+#: Order of the rules in every table, figure and listing: backpropagation and the other five rules of the paper, learned
+#: feedback, experimental direct feedback, controls.
+_ORDER = (
+    "backpropagation", "fa", "dfa", "usf", "brsf", "frsf",
+    "kp", "wm", "ia", "sa", "dkp", "sdfa", "drtp", "shallow", "sham",
+)  # fmt: skip
 #: Options of a configuration for rules whose B is a parameter, with the optimizer's names for them.
 _GROUP = {"feedback_rate": "lr", "feedback_decay": "weight_decay"}
 
@@ -56,8 +62,19 @@ def register(*names: str, transports: Transports) -> Callable[[type[Rule]], type
 
 
 def available() -> list[str]:
-    """The names of all registered rules, aliases left out."""
-    return sorted(_REGISTRY)
+    """The names of all registered rules, aliases left out, in the order of `position`."""
+    return sorted(_REGISTRY, key=position)
+
+
+def position(name: str) -> int:
+    """Place of a rule in tables, figures and listings, as a key to sort by.
+
+    The order is backpropagation, the other rules of the paper, learned feedback, experimental direct feedback,
+    controls. Rules of users come after them in the order of their registration, and names that are no rule last.
+    """
+    canonical = _ALIASES.get(name, name)
+    known = [*_ORDER, *(each for each in _REGISTRY if each not in _ORDER)]
+    return known.index(canonical) if canonical in known else len(known)
 
 
 def is_known(name: str) -> bool:
