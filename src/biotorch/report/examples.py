@@ -42,7 +42,7 @@ def draw_examples(
 ) -> Figure:
     """Sheet of eight examples, two in a row: image, perturbation magnified around grey, adversarial image.
 
-    Images that are right before the attack and wrong after it come first, the others after them in their order. The title
+    Images that are right before the attack and wrong after it come first, then the others in their order. The title
     says how many there are.
 
     Args:

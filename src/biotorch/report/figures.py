@@ -26,8 +26,8 @@ from biotorch.training.figures import judged, judged_figure
 def draw_learning(results: Sequence[Result]) -> Figure | None:
     """Figure of what the runs are judged by, on the training set (thin) and on the validation set over epochs.
 
-    It is the error of a classification and the loss of a regression, on a logarithmic axis. There is one panel for each network and optimizer.
-    Returns None if nothing was trained.
+    It is the error of a classification and the loss of a regression, on a logarithmic axis. There is one panel for each
+    network and optimizer. Returns None if nothing was trained.
     """
     shown = _trained(results)
     if not shown:
@@ -108,7 +108,9 @@ def _finish(
 ) -> None:
     for axes in grid:
         axes.margins(x=0.02)
-        values = [value for line in axes.get_lines() for value in np.asarray(line.get_ydata(), float) if math.isfinite(value)]
+        values = [
+            value for line in axes.get_lines() for value in np.asarray(line.get_ydata(), float) if math.isfinite(value)
+        ]
         if values and min(values) > 0:
             logarithmic(axes, min(values), max(values))
         else:

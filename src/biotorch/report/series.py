@@ -96,8 +96,8 @@ _BY_LAYER = ("gradient_angles", "norm_ratios", "angles")
 def hidden(record: Record, key: str) -> dict[str, float]:
     """Known values of a quantity in the hidden layers of a record: all but the last, the output layer.
 
-    The output layer is left out of headline angles because every rule gives it the true gradient. A network of one layer
-    has no other, and keeps it.
+    The output layer is left out of headline angles, because every rule gives it the true gradient. A network of one
+    layer has no other, and keeps it.
     """
     names = list(dict.fromkeys(name for each in _BY_LAYER for name in record.get(each) or {}))
     values = record.get(key) or {}

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -115,7 +116,7 @@ def label_lines(axes: Axes) -> None:
 
 
 def _end_of(line: Line2D) -> float:
-    return float(line.get_ydata()[-1])  # type: ignore[index]
+    return float(np.asarray(line.get_ydata(), float)[-1])
 
 
 def _apart(heights: Sequence[float]) -> list[float]:

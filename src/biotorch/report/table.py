@@ -171,7 +171,7 @@ def robustness_table(studies: Sequence[Mapping[str, Any]], epsilon: float | None
         studies: contents of study.json files: `config`, `environment`, `study`.
         epsilon: radius of the accuracies. Default: the epsilon of each study's verdict.
     """
-    studies = in_order(studies, lambda study: dict(study))
+    studies = in_order(studies, dict)
     groups = by_configuration([dict(each) for each in studies])
     names = {id(group[0]["study"]): label(group, groups) for group in groups}
     columns = [key for key in _ROBUSTNESS_COLUMNS if any(_found(each, key, epsilon) for each in studies)]

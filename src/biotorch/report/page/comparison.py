@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 
 from biotorch.report.words import CONTROLS, spelled, transported
 from biotorch.results import frames
-from biotorch.results.collecting import Collection
+from biotorch.results.collecting import Collection, Run
+from biotorch.results.groups import at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,28 +103,29 @@ class Setting:
         }
 
 
-#: Columns of a frame in which the runs of a setting agree, with their heads.
+#: Keys of the configuration in which the runs of a setting agree, with their heads.
 _SETTING = {
-    "dataset": "data set",
-    "data.target": "target",
-    "architecture": "network",
-    "optimizer": "optimizer",
-    "epochs": "epochs",
+    "data set": "data.dataset",
+    "target": "data.target",
+    "network": "model.architecture",
+    "optimizer": "training.optimizer.type",
+    "epochs": "training.hyperparameters.epochs",
 }
 
 
 def settings_of(collection: Collection) -> list[Setting]:
     """Settings of a collection's runs, in the order of the runs; runs without a figure to compare are left out."""
-    frame = frames.of_collection(collection)
-    columns = {column: head for column, head in _SETTING.items() if column in frame}
+    sorted_in: dict[tuple[str, ...], list[Run]] = {}
+    for run in collection.runs:
+        sorted_in.setdefault(tuple(_text(at(run.result, path)) for path in _SETTING.values()), []).append(run)
     found = []
-    for key, runs in frame.groupby(list(columns), sort=False, dropna=False):
-        measure = next((each for each in _MEASURES if runs[each.column].map(_is_known).any()), None)
+    for key, runs in sorted_in.items():
+        frame = frames.of_collection(Collection(runs, [], []))
+        measure = next((each for each in _MEASURES if frame[each.column].map(_is_known).any()), None)
         if measure is not None:
-            names = {head: _text(value) for head, value in zip(columns.values(), key, strict=True)}
-            kept = runs[runs[measure.column].map(_is_known)]
+            kept = frame[frame[measure.column].map(_is_known)]
             entries = [_entry(str(label), rows, measure) for label, rows in kept.groupby("label", sort=False)]
-            found.append(Setting(names, measure, entries, kept))
+            found.append(Setting(dict(zip(_SETTING, key, strict=True)), measure, entries, kept))
     return found
 
 
@@ -132,10 +133,8 @@ def _is_known(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def _text(value: Any) -> str:
-    if pd.isna(value):
-        return "-"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _text(value: object) -> str:
+    return "-" if value is None else str(value)
 
 
 def _entry(label: str, rows: pd.DataFrame, measure: Measure) -> Entry:
@@ -147,7 +146,7 @@ def _entry(label: str, rows: pd.DataFrame, measure: Measure) -> Entry:
     return Entry(label, str(rows["rule"].iloc[0]), values, mean, interval)
 
 
-def title(setting: Setting, heads: Sequence[str] = tuple(_SETTING.values())) -> str:
+def title(setting: Setting, heads: Sequence[str] = tuple(_SETTING)) -> str:
     """Title of a setting, such as `le_net_mnist on digits, Adam, 15 epochs`, made of some of its names."""
     names = {head: setting.names[head] for head in heads if setting.names.get(head, "-") != "-"}
     network, data = names.pop("network", ""), names.pop("data set", "")
@@ -169,7 +168,10 @@ def conclusion(setting: Setting) -> list[str]:
     if len(setting.entries) == 1:
         [only] = setting.entries
         seeds = _seeds(len(only.values))
-        return [f"{_full(only)} reaches a {measure.name} of {measure.text(only.mean)} ({seeds}).", "No other rule was run."]
+        return [
+            f"{_full(only)} reaches a {measure.name} of {measure.text(only.mean)} ({seeds}).",
+            "No other rule was run.",
+        ]
     if best is None:
         first = setting.best(setting.entries)
         assert first is not None
@@ -223,7 +225,8 @@ def _beside(setting: Setting, best: Entry, rivals: Sequence[Entry]) -> list[str]
     ]
     if ties:
         sentences.append(
-            f"{_listed(ties)} cannot be told apart from {best.label}: the 95 % intervals of the differences include 0."
+            f"These seeds do not tell {_listed(ties)} apart from {best.label}: the 95 % intervals of the differences "
+            "include 0."
         )
     if transported(best.rule) == "signs":
         sentence = f"{best.label} transports the signs of the weights"

@@ -73,8 +73,8 @@ def _studies(studies: Sequence[Result]) -> list[dict[str, Any]]:
     for study in studies:
         sorted_in.setdefault((str(at(study, FACETS["network"])), str(at(study, FACETS["dataset"]))), []).append(study)
     found = []
-    for (network, dataset), members in sorted_in.items():
-        members = in_order(members, lambda study: study)  # the order of the table
+    for (network, dataset), each_study in sorted_in.items():
+        members = in_order(each_study, dict)  # the order of the table
         rows = robustness_table(members)
         rows = dataclasses.replace(rows, notes=[note for note in rows.notes if not note.startswith("Checks that")])
         found.append(
@@ -130,7 +130,9 @@ _PATHS = (("data", "dataset_path"), ("model", "checkpoint"))
 
 def repetition(result: Result) -> tuple[str, str]:
     """Configuration of a run as YAML, and the commands that repeat the run with it, without paths of this machine."""
-    config: dict[str, Any] = {key: dict(part) if isinstance(part, dict) else part for key, part in result["config"].items()}
+    config: dict[str, Any] = {
+        key: dict(part) if isinstance(part, dict) else part for key, part in result["config"].items()
+    }
     config["experiment"].pop("output_dir", None)
     words = ["biotorch", "run", "config.yaml", "experiment.output_dir=repeated"]
     for section, key in _PATHS:
@@ -140,7 +142,11 @@ def repetition(result: Result) -> tuple[str, str]:
             words.append(f"{section}.{key}=YOUR/{Path(str(value)).name}")
     commit = result["environment"].get("commit")
     version = result["environment"]["biotorch"]
-    lines = [f"# biotorch {version}, installed from a package" if commit is None else f"git checkout {commit.removesuffix('-dirty')}"]
+    lines = [
+        f"# biotorch {version}, installed from a package"
+        if commit is None
+        else f"git checkout {commit.removesuffix('-dirty')}"
+    ]
     if commit is not None and commit.endswith("-dirty"):
         lines.append("# the code had changes that were not committed")
     lines.append(shlex.join(words))

@@ -73,7 +73,12 @@ def dot_plot(setting: Setting) -> dict[str, Any]:
     measure, entries = setting.measure, setting.entries
     values = [value for each in entries for value in each.values]
     low, high = min(values), max(values)
-    ends = [end for each in entries for end in each.interval or () if low - _BEYOND * abs(low) <= end <= high + _BEYOND * abs(high)]
+    ends = [
+        end
+        for each in entries
+        for end in each.interval or ()
+        if low - _BEYOND * abs(low) <= end <= high + _BEYOND * abs(high)
+    ]
     is_log = measure.lower and min(values) > 0
     place, ticks = _log_axis(values + ends) if is_log else _linear_axis(values + ends)
     base = setting.baseline
@@ -101,8 +106,7 @@ def dot_plot(setting: Setting) -> dict[str, Any]:
                 "cut": each.interval and [not 0 <= place(end) <= 1 for end in each.interval],
                 "light": style(each.rule)[0],
                 "dark": on_dark(style(each.rule)[0]),
-                "text": f"{each.mean:.{measure.decimals}f}"
-                + (f" ± {each.interval[1] - each.mean:.{measure.decimals}f}" if each.interval else ""),
+                "text": f"{each.mean:.{measure.decimals}f}",
             }
             for each in entries
         ],
@@ -119,9 +123,7 @@ def _log_axis(values: Sequence[float]) -> tuple[Callable[[float], float], list[f
     spread = max(high - low, 0.3)
     low, spread = (low + high - spread) / 2 - _MARGIN * spread, (1 + 2 * _MARGIN) * spread
     exponents = range(math.floor(low), math.ceil(low + spread) + 1)
-    steps = (1, 2, 5) if spread < 2.2 else (1,)
-    if spread < 0.7:
-        steps = (1, 1.5, 2, 3, 4, 5, 7)
+    steps = (1.0,) if spread > 2.2 else (1.0, 2.0, 5.0) if spread > 0.7 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
     ticks = [step * 10.0**exponent for exponent in exponents for step in steps]
     return (
         lambda value: (math.log10(value) - low) / spread if value > 0 else -1.0,
@@ -173,7 +175,11 @@ def _angles(group: Sequence[Result]) -> dict[str, str]:
     return dict(
         zip(
             _ANGLES,
-            (_mean(gradient), "-" if worst is None else f"{worst[1]:.0f}, {worst[0]}", _mean(alignment)),
+            (
+                _mean(gradient),
+                "-" if worst is None else f"{worst[1]:.0f}" + (f", {worst[0]}" if worst[1] >= 0.5 else ""),
+                _mean(alignment),
+            ),
             strict=True,
         )
     )
@@ -232,16 +238,14 @@ def differences(settings: Sequence[Setting]) -> Rows | None:
     whole = Table("", header, rows, [note, *notes])
     found_rows = _without_constant(whole, [*_SETTING_HEADS, "figure", "n"], "")
     common = [head for head in _SETTING_HEADS if head not in found_rows.header]
-    names = [title(shown[0], common) if common else ""]
+    told = [title(shown[0], common) if common else ""]
     measures = list(dict.fromkeys(each.measure.name for each in shown))
     what = f" in {measures[0]}" if len(measures) == 1 else ""
     if "n" not in found_rows.header:
-        names.append(f"{rows[0][-1]} pairs" if rows[0][-1] != "1" else "1 pair, which gives no interval")
-    heading = ": ".join(filter(None, [f"Difference to backpropagation{what}", ", ".join(filter(None, names))]))
+        told.append(f"{rows[0][-1]} pairs" if rows[0][-1] != "1" else "1 pair, which gives no interval")
+    heading = ": ".join(filter(None, [f"Difference to backpropagation{what}", ", ".join(filter(None, told))]))
     found_rows = dataclasses.replace(found_rows, title=heading)
     return Rows(found_rows, facets, found_rows.header.index("rule"))
 
 
 _SETTING_HEADS = ("data set", "target", "network", "optimizer", "epochs")
-
-
