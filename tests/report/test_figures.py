@@ -84,8 +84,7 @@ def test_the_overview_is_the_mean_over_hidden_layers_with_the_worst_beside_it():
     assert list(lines(left)["fa"].get_ydata()) == [81.5, 76.5, 71.5, 66.5, 61.5]
     worst = next(line for line in left.get_lines() if line.get_label() == "_worst")
     assert list(worst.get_ydata()) == [83.0, 78.0, 73.0, 68.0, 63.0]
-    [alone] = draw_angles([result("fa", layers=LAYERS[:1])]).axes[:1]
-    assert lines(alone)["fa"].get_ydata()[0] == 80.0
+    assert draw_angles([result("fa", layers=LAYERS[:1])]) is None  # only an output layer
 
 
 def test_learning_curves_end_where_the_shortest_run_of_a_configuration_does():

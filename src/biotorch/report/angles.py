@@ -39,11 +39,11 @@ def draw_angles(results: Sequence[Result]) -> Figure | None:
 
     Thick lines are means over the hidden layers, thin lines in panels of the gradient angle the hidden layer with the
     largest angle. All are means over seeds, bands their standard deviation. There is one row of panels for each network
-    and optimizer. An angle that no run has is left out. Returns None if no angle was tracked.
+    and optimizer. An angle that no run has is left out. Returns None if no angle of a hidden layer was tracked.
     """
     found = panels(results)
-    keys = [key for key in _OVERVIEW if any(_tracked(curves, key) for curves in found.values())]
-    shown = {title: curves for title, curves in found.items() if _tracked(curves, *keys)}
+    keys = [key for key in _OVERVIEW if any(_hidden(curves, key) for curves in found.values())]
+    shown = {title: curves for title, curves in found.items() if any(_hidden(curves, key) for key in keys)}
     if not keys:
         return None
     figure = new_figure(2.5 + 3.5 * len(keys), 0.6 + 3.4 * len(shown))
@@ -57,6 +57,10 @@ def draw_angles(results: Sequence[Result]) -> Figure | None:
                 if key == "gradient_angles" and worst is not None:
                     look = {"color": curve.color, "linewidth": 0.7, "linestyle": curve.line}
                     axes.plot(worst.x, worst.mean, **look, label="_worst")
+            if not _hidden(curves, key):
+                why = "not tracked" if key == "gradient_angles" else "direct rules have no B\nin the shape of W"
+                axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", color="0.4")
+                axes.set_xlim(0, max(len(run["history"]) for run in _runs(curves)) - 1)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.margins(x=0.02)
             axes.set_title("\n".join(filter(None, [title, _OVERVIEW[key]])), fontsize="medium")
@@ -151,6 +155,10 @@ def _tracked(curves: Sequence[Curve], *keys: str) -> bool:
     return any(record.get(key) for curve in curves for run in curve.runs for record in run["history"] for key in keys)
 
 
+def _hidden(curves: Sequence[Curve], key: str) -> bool:
+    return any(hidden(record, key) for run in _runs(curves) for record in run["history"])
+
+
 def _mean_of(key: str) -> Callable[[Record], float | None]:
     def mean(record: Record) -> float | None:
         values = hidden(record, key).values()
@@ -217,7 +225,7 @@ def _as_angles(panels: Iterable[Axes]) -> None:
         frame(axes)
     low, high = min(axes.dataLim.y0 for axes in panels), max(axes.dataLim.y1 for axes in panels)
     step = 15 if high - low <= 100 else 30
-    bottom, top = step * math.floor(low / step), step * math.ceil(high / step)
+    bottom, top = max(0, step * math.floor(low / step)), step * math.ceil(high / step)
     for axes in panels:
         axes.set_ylim(bottom - 3, max(top, 90) + 3)
         axes.set_yticks(range(bottom, max(top, 90) + 1, step))

@@ -96,12 +96,12 @@ _BY_LAYER = ("gradient_angles", "norm_ratios", "angles")
 def hidden(record: Record, key: str) -> dict[str, float]:
     """Known values of a quantity in the hidden layers of a record: all but the last, the output layer.
 
-    The output layer is left out of headline angles, because every rule gives it the true gradient. A network of one
-    layer has no other, and keeps it.
+    The output layer is left out of headline angles, because every rule gives it the true gradient. Where only the
+    output layer learns, there are none.
     """
     names = list(dict.fromkeys(name for each in _BY_LAYER for name in record.get(each) or {}))
     values = record.get(key) or {}
-    return {name: value for name in names[:-1] or names if (value := values.get(name)) is not None}
+    return {name: value for name in names[:-1] if (value := values.get(name)) is not None}
 
 
 def hidden_angles(runs: Sequence[Result], key: str) -> dict[str, float]:

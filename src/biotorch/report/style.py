@@ -17,6 +17,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from biotorch import _files
+from biotorch.rules.registry import position
 
 #: Words in the metadata of every figure, by which it is known as ours.
 _MARK = "biotorch figure"
@@ -81,9 +82,10 @@ def caption(figure: Figure, text: str) -> None:
 
 
 def legend(figure: Figure, grid: Iterable[Axes], more: Sequence[Line2D] = ()) -> None:
-    """Add a legend to the right of the panels: every curve once, then the lines of `more`."""
+    """Add a legend to the right of the panels: every curve once, in the order of the rules, then `more`."""
     lines = {str(line.get_label()): line for axes in grid for line in axes.get_lines()}
-    handles = [line for name, line in lines.items() if not name.startswith("_")] + list(more)
+    rules = {name: position(name.split(" ")[0]) for name in lines if not name.startswith("_")}
+    handles = [lines[name] for name in sorted(rules, key=rules.__getitem__)] + list(more)
     names = [str(each.get_label()) for each in handles]
     figure.legend(handles, names, loc="outside right center", frameon=False, fontsize="small")
 

@@ -186,7 +186,7 @@ def conclusion(setting: Setting) -> list[str]:
         lead = f"{_full(best)} has a {measure.name} of "
     lead += measure.text(best.mean)
     if base is None:
-        missing = "Backpropagation was not run, so nothing shows what the rule costs."
+        missing = "Backpropagation was not run in this setting, so nothing shows what the rule costs."
         return [f"{lead}.", missing, *_beside(setting, best, rivals)]
     lead += f", against {measure.text(base.mean)} with {base.label}."
     return [lead, *_certainty(setting, best, base), *_beside(setting, best, rivals)]

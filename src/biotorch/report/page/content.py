@@ -43,8 +43,9 @@ def content(collection: Collection, place: Path = Path()) -> dict[str, Any]:
         "facets": _facets(results),
         "heads": _HEADS,
         "rules": {name: explained(name) for name in by_rule},
-        "conclusions": [(title(each) if len(settings) > 1 else "", conclusion(each)) for each in settings],
-        "dots": [dot_plot(each) for each in settings],
+        "settings": [
+            {"title": title(each), "sentences": conclusion(each), "dots": dot_plot(each)} for each in settings
+        ],
         "headline": headline(results, groups),
         "differences": differences(settings),
         "studies": _studies(collection.studies),

@@ -34,6 +34,10 @@ function mean(values) {
   const known = values.filter((value) => value !== null && value !== undefined);
   return known.length ? known.reduce((sum, value) => sum + value, 0) / known.length : null;
 }
+function largest(values) {
+  const known = values.filter((value) => value !== null && value !== undefined);
+  return known.length ? Math.max(...known) : null;
+}
 function deviation(values) {
   if (values.length < 2) return 0;
   const middle = mean(values);
@@ -107,19 +111,27 @@ function progress(figure, bySeconds) {
 /** Names of the layers that the reader has not chosen, by panel; at first the output layer, if there are others. */
 const hiddenLayers = DATA.panels.map((panel) => new Set(panel.layers.slice(1).slice(-1)));
 
+/** Label of an axis: the name of a quantity without its explanation. */
+const short = (name) => name.replace(/ between .* \(/, " (");
+
 function overLayers() {
   const quantity = option("layers", "quantity");
-  const common = { x: "epoch", y: DATA.layerwise[quantity], angles: quantity !== "norm_ratios" };
+  const common = { x: "epoch", y: short(DATA.layerwise[quantity]), angles: quantity !== "norm_ratios" };
   return DATA.panels.flatMap((panel, at) => {
     const kept = panel.layers.map((name, k) => [name, k]).filter(([name]) => !hiddenLayers[at].has(name));
     const curves = chosenCurves(panel).filter((curve) => curve.runs.some((run) => quantity in run.layers));
-    const over = (indices) => (run) => {
+    const over = (indices, combine = mean) => (run) => {
       const series = run.layers[quantity];
-      return pick(run, series && run.epochs.map((_, k) => mean(indices.map((index) => series[index][k]))));
+      return pick(run, series && run.epochs.map((_, k) => combine(indices.map((index) => series[index][k]))));
     };
     if (option("layers", "view") === "mean") {
       const indices = kept.map(([, k]) => k);
-      return [{ ...common, title: panel.title, traces: curves.flatMap((curve) => overSeeds(curve, curve.name, curve, over(indices))) }];
+      const worst = (curve) => overSeeds(curve, curve.name, { ...curve, thin: true, quiet: true }, over(indices, largest));
+      const traces = curves.flatMap((curve) => [
+        ...(quantity === "gradient_angles" && indices.length > 1 ? worst(curve) : []),
+        ...overSeeds(curve, curve.name, curve, over(indices)),
+      ]);
+      return [{ ...common, title: panel.title, traces }];
     }
     return curves.map((curve) => ({
       ...common,
@@ -140,7 +152,7 @@ function byDepth() {
       return new Map((series ? kept : []).map(([name, k]) => [name, [name, series[k].at(place)]]).filter(([, p]) => p[1] !== null && p[1] !== undefined));
     };
     return {
-      title: panel.title, x: "layer, from the input to the output", y: DATA.layerwise[quantity], angles: quantity !== "norm_ratios", category: kept.map(([name]) => name),
+      title: panel.title, x: "layer, from the input to the output", y: short(DATA.layerwise[quantity]), angles: quantity !== "norm_ratios", category: kept.map(([name]) => name),
       traces: chosenCurves(panel).flatMap((curve) => overSeeds(curve, curve.name, curve, get)),
     };
   });
@@ -165,15 +177,16 @@ const DRAW = {
   attacked,
 };
 
-/** Marks of a logarithmic axis at 1, 2 and 5 times powers of ten, written as numbers. */
-function logTicks(traces) {
-  const values = traces.flatMap((trace) => trace.y).filter((value) => value > 0);
+/** Range of a logarithmic axis around the lines (bands may leave it), and its marks, written as numbers. */
+function logAxis(traces) {
+  const values = traces.filter((trace) => trace.hovertemplate).flatMap((trace) => trace.y).filter((value) => value > 0);
   if (!values.length) return {};
   const [low, high] = [Math.min(...values), Math.max(...values)].map(Math.log10);
   const steps = high - low > 2.5 ? [1] : high - low > 0.8 ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 5, 7];
   const ticks = [];
   for (let power = Math.floor(low) - 1; power <= Math.ceil(high); power += 1) ticks.push(...steps.map((step) => step * 10 ** power));
-  return { tickmode: "array", tickvals: ticks, ticktext: ticks.map((tick) => String(Number(tick.toPrecision(3)))) };
+  const room = 0.05 * Math.max(high - low, 0.1);
+  return { range: [low - room, high + room], tickmode: "array", tickvals: ticks, ticktext: ticks.map((tick) => String(Number(tick.toPrecision(3)))) };
 }
 
 function layout(panel) {
@@ -190,7 +203,7 @@ function layout(panel) {
     hoverlabel: { bgcolor: isDark() ? "#21242a" : "#ffffff", font: { color: text } },
     legend: { orientation: "h", yanchor: "top", y: -0.25, x: 0 },
     xaxis: { ...axis, ...named, ...whole, title: { text: panel.x }, rangemode: "tozero" },
-    yaxis: { ...axis, title: { text: panel.y }, type: panel.log ? "log" : "linear", ...(panel.log ? logTicks(panel.traces) : {}), ...(panel.percent ? { range: [0, 100] } : panel.log ? {} : { rangemode: "tozero" }) },
+    yaxis: { ...axis, title: { text: panel.y }, type: panel.log ? "log" : "linear", ...(panel.log ? logAxis(panel.traces) : {}), ...(panel.percent ? { range: [0, 100] } : panel.log ? {} : { rangemode: "tozero" }) },
     shapes: panel.angles ? [right] : [],
   };
 }

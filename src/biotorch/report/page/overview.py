@@ -123,7 +123,11 @@ def _log_axis(values: Sequence[float]) -> tuple[Callable[[float], float], list[f
     spread = max(high - low, 0.3)
     low, spread = (low + high - spread) / 2 - _MARGIN * spread, (1 + 2 * _MARGIN) * spread
     exponents = range(math.floor(low), math.ceil(low + spread) + 1)
-    steps = (1.0,) if spread > 2.2 else (1.0, 2.0, 5.0) if spread > 0.7 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+    steps: tuple[float, ...] = (
+        (1.0,) if spread > 2.2 else (1.0, 2.0, 5.0) if spread > 0.7 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+    )
+    if spread < 0.4:
+        steps = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0, 9.0)
     ticks = [step * 10.0**exponent for exponent in exponents for step in steps]
     return (
         lambda value: (math.log10(value) - low) / spread if value > 0 else -1.0,
@@ -155,8 +159,10 @@ def headline(results: Sequence[Result], groups: Sequence[Sequence[Result]]) -> R
     columns = [head for head in _ANGLES if any(each[head] != "-" for each in angles)]
     rows = [[*row[:-1], *(each[head] for head in columns), row[-1]] for row, each in zip(rows, angles, strict=True)]
     notes = [_MEAN + (f" {_ABOUT_ANGLES}" if columns else ""), *whole.notes[1:]]
-    found = dataclasses.replace(whole, header=[*header[:-1], *columns, "n"], rows=rows, notes=notes)
-    found = _without_constant(found, ("n",), "n: {} in every row.")
+    found = dataclasses.replace(
+        whole, title=whole.title or "All configurations", header=[*header[:-1], *columns, "n"], rows=rows, notes=notes
+    )
+    found = _without_constant(found, ("n",), "n = {} in every row.")
     return Rows(found, [{**facets_of(group[0]), "seed": ""} for group in groups], found.header.index("rule"))
 
 
@@ -236,13 +242,15 @@ def differences(settings: Sequence[Setting]) -> Rows | None:
     )
     header = [*_SETTING_HEADS, "rule", "figure", "difference", "95 % interval", "n"]
     whole = Table("", header, rows, [note, *notes])
-    found_rows = _without_constant(whole, [*_SETTING_HEADS, "figure", "n"], "")
+    found_rows = _without_constant(
+        whole, [*_SETTING_HEADS, "figure", "n", *([] if any(row[-2] != "-" for row in rows) else ["95 % interval"])], ""
+    )
     common = [head for head in _SETTING_HEADS if head not in found_rows.header]
     told = [title(shown[0], common) if common else ""]
     measures = list(dict.fromkeys(each.measure.name for each in shown))
     what = f" in {measures[0]}" if len(measures) == 1 else ""
     if "n" not in found_rows.header:
-        told.append(f"{rows[0][-1]} pairs" if rows[0][-1] != "1" else "1 pair, which gives no interval")
+        told.append(f"{rows[0][-1]} pairs" if rows[0][-1] != "1" else "one pair each, so no intervals")
     heading = ": ".join(filter(None, [f"Difference to backpropagation{what}", ", ".join(filter(None, told))]))
     found_rows = dataclasses.replace(found_rows, title=heading)
     return Rows(found_rows, facets, found_rows.header.index("rule"))

@@ -19,7 +19,7 @@ function choose() {
     hidden[field.dataset.facet] = new Set(boxes.filter((box) => !box.checked).map((box) => box.value));
   }
   document.querySelectorAll(".verdicts > li, .dots [data-rule]").forEach((each) => { each.hidden = !isChosen(each.dataset); });
-  document.querySelectorAll(".dots").forEach((each) => { each.hidden = !each.querySelector("[data-rule]:not([hidden])"); });
+  document.querySelectorAll(".one-setting").forEach((each) => { each.hidden = !each.querySelector("[data-rule]:not([hidden])"); });
   describeChoice();
   document.querySelectorAll(".table, #runs").forEach(filter);
   document.dispatchEvent(new Event("chosen"));
