@@ -48,4 +48,6 @@ def transported(rule: str) -> str | None:
 def explained(rule: str) -> str:
     """Name of a rule without abbreviations, and what it transports."""
     what = transported(rule)
+    if rule == "backpropagation":
+        return "the reference; transports the weights"
     return spelled(rule) + (f"; {_TRANSPORTS[what]}" if what and rule != "shallow" else "")

@@ -141,15 +141,12 @@ def repetition(result: Result) -> tuple[str, str]:
         if value and Path(str(value)).is_absolute():
             del config[section][key]
             words.append(f"{section}.{key}=YOUR/{Path(str(value)).name}")
-    commit = result["environment"].get("commit")
-    version = result["environment"]["biotorch"]
-    lines = [
-        f"# biotorch {version}, installed from a package"
-        if commit is None
-        else f"git checkout {commit.removesuffix('-dirty')}"
-    ]
-    if commit is not None and commit.endswith("-dirty"):
-        lines.append("# the code had changes that were not committed")
+    version, commit = result["environment"]["biotorch"], result["environment"].get("commit")
+    lines = [f"# biotorch {version}, installed from a package"]
+    if commit is not None:
+        changed = ["# the code of this run had changes that were not committed, so the numbers may differ"]
+        lines = [f"git checkout {commit.removesuffix('-dirty')}", *(changed if commit.endswith("-dirty") else ())]
+        lines.append("pip install .")
     lines.append(shlex.join(words))
     return yaml.safe_dump(config, sort_keys=False, allow_unicode=True), "\n".join(lines)
 
