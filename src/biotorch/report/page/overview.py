@@ -236,8 +236,9 @@ def differences(settings: Sequence[Setting]) -> Rows | None:
                 shown.append(setting)
     if not rows:
         return None
+    unit = "; errors in percentage points" if any(each.measure.points for each in shown) else ""
     note = (
-        "Figure of the rule minus backpropagation's at the same seed; errors in percentage points. Interval: 95 %, "
+        f"Figure of the rule minus backpropagation's at the same seed{unit}. Interval: 95 %, "
         f"Student's t over n pairs. {_CLEAR} marks intervals that exclude 0: chance hardly explains the difference."
     )
     header = [*_SETTING_HEADS, "rule", "figure", "difference", "95 % interval", "n"]
