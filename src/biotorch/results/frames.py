@@ -162,7 +162,9 @@ def paired(frame: pd.DataFrame, baseline: str = "backpropagation", value: str | 
     """
     value = _column(frame, value)
     if baseline not in set(frame["rule"]):
-        raise ValueError(f"baseline: no run of {baseline!r}; there are {', '.join(sorted(set(frame['rule']), key=position))}")
+        raise ValueError(
+            f"baseline: no run of {baseline!r}; there are {', '.join(sorted(set(frame['rule']), key=position))}"
+        )
     setting = ["dataset", "architecture", "optimizer", "epochs"]
     twice = frame[frame.duplicated([*setting, "rule", "seed"], keep=False)]
     if len(twice):

@@ -137,6 +137,7 @@ def test_layers_seeds_and_views_can_be_chosen(browser, path):
 
     everything = last()
     page.locator(".choose-layers > summary").click()
+    assert not page.locator(".choose-layers input").last.is_checked()  # the output layer
     page.locator(".choose-layers input").first.uncheck()
     assert last() != everything
     page.locator("select[data-figure=layers][data-option=view]").select_option("each")
