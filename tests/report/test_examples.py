@@ -31,7 +31,7 @@ def examples(n=2, channels=3, size=4):
 def test_a_row_has_the_image_the_magnified_perturbation_and_the_adversarial_image(channels):
     given = examples(channels=channels)
     figure = draw_examples(**given)
-    assert figure.get_suptitle() == "pgd"
+    assert figure.get_suptitle() == "pgd\n2 of 2 images that were right are wrong under the attack"
     assert [axes.get_title() for axes in figure.axes[:3]] == ["image", "perturbation \u00d7 25", "adversarial image"]
     shown = [torch.tensor(axes.images[0].get_array()).reshape(4, 4, -1) for axes in figure.axes[:3]]
     torch.testing.assert_close(shown[0], given["images"][0].permute(1, 2, 0))
@@ -50,12 +50,17 @@ def test_below_stand_the_predictions_by_number_or_name():
     assert below == ["cat: right", "label: cat", "dog: wrong", "dog: right", "label: dog", "great white shark,…: wrong"]
 
 
-def test_eight_rows_at_most_and_the_factor_is_theirs():
+def test_eight_examples_at_most_two_in_a_row_with_successes_first_and_the_factor_of_those_shown():
     given = examples(n=11)
-    given["adversarial"][10] = 1.0
+    given["adversarial"][2] = 1.0
+    given["after"][:9] = given["labels"][:9]  # the attack failed
     figure = draw_examples(**given)
-    assert len(figure.axes) == 24
-    assert figure.axes[1].get_title() == "perturbation \u00d7 25"
+    assert figure.get_suptitle().endswith("2 of 11 images that were right are wrong under the attack")
+    assert [axes.get_xlabel() for axes in figure.axes[1::3]] == [f"label: {each}" for each in (9, 10, 0, 1, 2, 3, 4, 5)]
+    assert len({round(axes.get_position().y0, 3) for axes in figure.axes}) == 4
+    given["adversarial"][2] = given["images"][2]
+    given["adversarial"][8] = 1.0  # not shown
+    assert draw_examples(**given).axes[1].get_title() == "perturbation \u00d7 25"
 
 
 def test_without_a_perturbation_there_is_grey_and_no_factor():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from biotorch.report import draw_all
@@ -42,29 +44,29 @@ def lines(axes):
     return {line.get_label(): line for line in axes.get_lines() if not line.get_label().startswith("_")}
 
 
-def panels(figure):
-    """Without colour bars."""
-    return [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
-
-
 def test_layers_have_a_column_for_each_network_and_optimizer_and_a_line_each():
     runs = [result(seed=seed, optimizer=optimizer) for seed in (0, 2) for optimizer in ("SGD", "Adam")]
-    found = panels(draw_layers(runs, "fa"))
-    assert [axes.get_title() for axes in found] == ["le_net_mnist, SGD", "le_net_mnist, Adam", "", ""]
+    found = draw_layers(runs, "fa").axes
+    assert [axes.get_title() for axes in found] == 2 * ["le_net_mnist, SGD", "le_net_mnist, Adam"]
     drawn = [line for line in found[0].get_lines() if line.get_label() != "_right angle"]
     assert list(drawn[0].get_ydata()) == [81.0, 76.0, 71.0, 66.0, 61.0]  # the mean over two seeds
     assert len({line.get_color() for line in drawn}) == len(drawn) == len(LAYERS)
     assert list(found[2].get_lines()[0].get_ydata()) == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert [(text.get_text(), text.get_color()) for text in found[2].texts] == [
+        (line.get_label(), line.get_color()) for line in found[2].get_lines()
+    ]
 
 
 def test_a_direct_rule_has_ratios_alone():
-    assert [axes.get_ylabel() for axes in panels(draw_layers([result("dfa")], "dfa"))] == ["norm of B / norm of W"]
+    assert [axes.get_ylabel() for axes in draw_layers([result("dfa")], "dfa").axes] == ["norm of B / norm of W"]
 
 
-@pytest.mark.parametrize("count", [1, 20, 60])
-def test_any_number_of_layers(count):
+@pytest.mark.parametrize(("count", "named"), [(1, 1), (20, 10), (60, 15)])
+def test_any_number_of_layers(count, named):
     names = [f"layer{number}" for number in range(count)]
-    assert draw_layers([result(layers=names)], "fa") is not None
+    ends = [text.xy[1] for text in draw_layers([result(layers=names)], "fa").axes[0].texts]
+    assert len(ends) == named
+    assert all(above - below > 0.05 for below, above in itertools.pairwise(ends))
     [axes] = draw_depth([result(layers=names)]).axes
     assert [label.get_text() for label in axes.get_xticklabels()] == names
 
@@ -75,11 +77,14 @@ def test_gradient_alignment_by_depth_is_that_of_the_last_epoch():
     assert list(lines(axes)["fa"].get_ydata()) == [60.0, 61.0, 62.0, 63.0, 64.0]
 
 
-def test_the_overview_is_the_mean_over_layers():
+def test_the_overview_is_the_mean_over_hidden_layers_with_the_worst_beside_it():
     left, right = draw_angles([result("fa"), result("dfa")]).axes
-    assert list(lines(left)) == ["fa"]
-    assert list(lines(right)) == ["fa", "dfa"]
-    assert lines(left)["fa"].get_ydata()[0] == 82.0
+    assert list(lines(left)) == ["fa", "dfa"]  # the gradient angle
+    assert list(lines(right)) == ["fa"]
+    assert list(lines(left)["fa"].get_ydata()) == [81.5, 76.5, 71.5, 66.5, 61.5]
+    worst = next(line for line in left.get_lines() if line.get_label() == "_worst")
+    assert list(worst.get_ydata()) == [83.0, 78.0, 73.0, 68.0, 63.0]
+    assert draw_angles([result("fa", layers=LAYERS[:1])]) is None  # only an output layer
 
 
 def test_learning_curves_end_where_the_shortest_run_of_a_configuration_does():
@@ -108,9 +113,9 @@ def test_angles_that_are_not_known_are_left_out():
     for record in run["history"]:
         record["angles"] = dict.fromkeys(LAYERS)
     run["history"][1]["angles"][LAYERS[0]] = 130.0
-    left, _ = draw_angles([run]).axes
-    assert list(lines(left)["fa"].get_xdata()) == [1]
-    assert left.get_ylim()[1] > 130
+    _, right = draw_angles([run]).axes
+    assert list(lines(right)["fa"].get_xdata()) == [1]
+    assert right.get_ylim()[1] > 130
 
 
 def test_everything_is_written_in_every_format(tmp_path):
@@ -132,3 +137,15 @@ def test_what_was_not_tracked_is_not_drawn_and_old_figures_of_it_go(tmp_path):
     untrained["history"] = []
     assert draw_all([untrained], tmp_path) == []
     assert not list(tmp_path.iterdir())
+
+
+def test_axes_are_logarithmic_around_the_data_with_marks_as_numbers():
+    [axes] = draw_learning([result()]).axes
+    low, high = axes.get_ylim()
+    assert axes.get_yscale() == "log"
+    assert 8 < low < 10  # the training set's last error is 10
+    assert 50 < high < 60
+    assert [axes.yaxis.get_major_formatter()(value, 0) for value in (10, 20, 0.5)] == ["10", "20", "0.5"]
+    perfect = result()
+    perfect["history"][-1]["train"]["error"] = 0.0
+    assert draw_learning([perfect]).axes[0].get_yscale() == "linear"

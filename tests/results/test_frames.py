@@ -100,7 +100,7 @@ def test_pairs_are_of_one_seed_and_their_interval_is_students(results, tmp_path)
 
 @pytest.mark.parametrize("freedom", [1, 2, 10, 30, 31, 60, 500])
 def test_quantiles_of_students_t(freedom):
-    assert biotorch.results.frames._quantile(freedom) == pytest.approx(scipy.stats.t.ppf(0.975, freedom), rel=1e-3)
+    assert biotorch.results.frames.quantile(freedom) == pytest.approx(scipy.stats.t.ppf(0.975, freedom), rel=1e-3)
 
 
 def test_what_cannot_be_paired_is_refused(results, tmp_path):

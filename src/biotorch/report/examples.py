@@ -11,9 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from biotorch.report.style import DPI, write
+from biotorch.report.style import new_figure, write
 
-_ROWS_OF_EXAMPLES = 8
+#: Largest number of examples on a sheet, and of examples side by side.
+_EXAMPLES, _COLUMNS = 8, 2
 
 
 def example_sheet(
@@ -47,7 +48,10 @@ def draw_examples(
     names: Sequence[str] | None,
     title: str,
 ) -> Figure:
-    """Sheet of the first eight examples, one per row: image, perturbation magnified around grey, adversarial image.
+    """Sheet of eight examples, two in a row: image, perturbation magnified around grey, adversarial image.
+
+    Images that are right before the attack and wrong after it come first, then the others in their order. The title
+    says how many there are.
 
     Args:
         images, adversarial: (n, C, H, W) in [0, 1], where C is 1 or 3.
@@ -60,23 +64,36 @@ def draw_examples(
         ValueError: a tensor has another shape, type or range.
     """
     _check(images, adversarial, labels=labels, before=before, after=after)
-    images, adversarial = (each[:_ROWS_OF_EXAMPLES].detach().cpu().float() for each in (images, adversarial))
+    right_before = before == labels
+    fooled = right_before & (after != labels)
+    order = torch.argsort(~fooled, stable=True)[:_EXAMPLES].cpu()
+    images, adversarial, labels, before, after = (
+        each.detach().cpu()[order] for each in (images, adversarial, labels, before, after)
+    )
+    images, adversarial = images.float(), adversarial.float()
     perturbation = adversarial - images
     largest = float(perturbation.abs().max())
     factor = 0.5 / largest if largest > 0 else 1.0
     magnified = (0.5 + factor * perturbation).clamp(0, 1)
-    rows, (height, width) = len(images), images.shape[2:]
-    figure = Figure(figsize=(6, 0.9 + rows * (0.35 + 1.5 * height / width)), dpi=DPI, layout="constrained")
-    grid = figure.subplots(rows, 3, squeeze=False)
-    for index, row in enumerate(grid):
-        right = int(labels[index])
-        _picture(row[0], images[index], _prediction(int(before[index]), right, names))
-        _picture(row[1], magnified[index], f"label: {_named(right, names)}")
-        _picture(row[2], adversarial[index], _prediction(int(after[index]), right, names))
+    columns = min(_COLUMNS, len(images))
+    rows, (height, width) = -(-len(images) // columns), images.shape[2:]
+    figure = new_figure(0.2 + 4.8 * columns, 1.0 + rows * (0.35 + 1.5 * height / width))
+    ratios = [1.0, 1.0, 1.0, *[0.12, 1.0, 1.0, 1.0] * (columns - 1)]
+    grid = figure.subplots(rows, len(ratios), squeeze=False, width_ratios=ratios)
     magnified_by = f"perturbation \N{MULTIPLICATION SIGN} {factor:.3g}" if largest > 0 else "no perturbation"
-    for axes, head in zip(grid[0], ("image", magnified_by, "adversarial image"), strict=True):
-        axes.set_title(head, fontsize="small")
-    figure.suptitle(textwrap.fill(title, 64))
+    for index in range(len(images)):
+        row, column = divmod(index, columns)
+        places, right = grid[row, 4 * column : 4 * column + 3], int(labels[index])
+        _picture(places[0], images[index], _prediction(int(before[index]), right, names))
+        _picture(places[1], magnified[index], f"label: {_named(right, names)}")
+        _picture(places[2], adversarial[index], _prediction(int(after[index]), right, names))
+        for axes, head in zip(places, ("image", magnified_by, "adversarial image"), strict=True):
+            axes.set_title(head if row == 0 else "", fontsize="small")
+    for axes in figure.axes:
+        if not axes.images:  # a gap, or a place that is left over
+            axes.remove()
+    found = f"{int(fooled.sum())} of {int(right_before.sum())} images that were right are wrong under the attack"
+    figure.suptitle("\n".join([textwrap.fill(title, 80), found]).strip(), fontsize="medium")
     return figure
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -15,7 +17,7 @@ from biotorch.errors import OtherRunError
 from biotorch.experiment.results import Result
 from biotorch.report.angles import draw_angles, draw_depth, draw_layers
 from biotorch.report.series import Curve, Series, legend_note, over_epochs, panels
-from biotorch.report.style import caption, frame, is_own, legend, new_figure, write_all
+from biotorch.report.style import caption, frame, is_own, legend, logarithmic, new_figure, write_all
 from biotorch.results.groups import method
 from biotorch.training import Record
 from biotorch.training.figures import judged, judged_figure
@@ -24,8 +26,8 @@ from biotorch.training.figures import judged, judged_figure
 def draw_learning(results: Sequence[Result]) -> Figure | None:
     """Figure of what the runs are judged by, on the training set (thin) and on the validation set over epochs.
 
-    It is the error of a classification and the loss of a regression. There is one panel for each network and optimizer.
-    Returns None if nothing was trained.
+    It is the error of a classification and the loss of a regression, on a logarithmic axis. There is one panel for each
+    network and optimizer. Returns None if nothing was trained.
     """
     shown = _trained(results)
     if not shown:
@@ -105,7 +107,14 @@ def _finish(
     figure: Figure, grid: Sequence[Axes], shown: dict[str, list[Curve]], more: Sequence[Line2D], note: str
 ) -> None:
     for axes in grid:
-        axes.set_ylim(bottom=0)
+        axes.margins(x=0.02)
+        values = [
+            value for line in axes.get_lines() for value in np.asarray(line.get_ydata(), float) if math.isfinite(value)
+        ]
+        if values and min(values) > 0:
+            logarithmic(axes, min(values), max(values))
+        else:
+            axes.set_ylim(bottom=0)
     legend(figure, grid, more)
     seeds = legend_note([curve for curves in shown.values() for curve in curves])
     caption(figure, f"validation set: {seeds}{note}")

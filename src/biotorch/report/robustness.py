@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from biotorch.experiment.results import Result
-from biotorch.report.style import DPI, frame, style, write
+from biotorch.report.style import frame, new_figure, style, write
 from biotorch.results.groups import by_configuration, label, method
 from biotorch.robustness.measurement import interval
 
@@ -171,14 +171,14 @@ def draw_white_box(studies: Sequence[Result]) -> Figure | None:
     if not attacks:
         return None
     networks = networks_of(studies)
-    figure = Figure(figsize=(max(6.0, 1 + 2.4 * len(attacks)), 6.2), dpi=DPI, layout="constrained")
+    figure = new_figure(max(6.0, 1 + 2.4 * len(attacks)), 6.2)
     grid = figure.subplots(2, len(attacks), sharex=True, sharey=True, squeeze=False)
     for row, gradient in zip(grid, _ROWS, strict=True):
         row[0].set_ylabel(f"{_ROWS[gradient]}\n\naccuracy (%)")
         for axes, attack in zip(row, attacks, strict=True):
             _panel(axes, networks, variants_of(studies, attack), attack, gradient)
             _noise(axes, networks)
-    for axes, attack in zip(grid[0], attacks, strict=True):
+    for axes, attack in zip(grid.flat, [*attacks, *attacks], strict=True):
         axes.set_title(WHITE_BOX[attack], fontsize="medium")
     for axes in grid[1]:
         axes.set_xlabel(_epsilon(studies, attacks))
@@ -198,7 +198,7 @@ def draw_black_box(studies: Sequence[Result]) -> Figure | None:
     if not attacks:
         return None
     networks = networks_of(studies)
-    figure = Figure(figsize=(max(6.0, 1 + 4 * len(attacks)), 4.4), dpi=DPI, layout="constrained")
+    figure = new_figure(max(6.0, 1 + 4 * len(attacks)), 4.4)
     for axes, attack in zip(figure.subplots(1, len(attacks), sharey=True, squeeze=False)[0], attacks, strict=True):
         _panel(axes, networks, variants_of(studies, attack), attack, None)
         axes.set_title(BLACK_BOX[attack], fontsize="medium")

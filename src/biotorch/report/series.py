@@ -87,3 +87,27 @@ def legend_note(curves: Sequence[Curve]) -> str:
     if counts[-1] == 1:
         return "one seed"
     return f"mean and standard deviation over {seeds} seeds"
+
+
+#: Keys of quantities by layer in a history record; the first one names the layers in the order of the network.
+_BY_LAYER = ("gradient_angles", "norm_ratios", "angles")
+
+
+def hidden(record: Record, key: str) -> dict[str, float]:
+    """Known values of a quantity in the hidden layers of a record: all but the last, the output layer.
+
+    The output layer is left out of headline angles, because every rule gives it the true gradient. Where only the
+    output layer learns, there are none.
+    """
+    names = list(dict.fromkeys(name for each in _BY_LAYER for name in record.get(each) or {}))
+    values = record.get(key) or {}
+    return {name: value for name in names[:-1] if (value := values.get(name)) is not None}
+
+
+def hidden_angles(runs: Sequence[Result], key: str) -> dict[str, float]:
+    """Angle of every hidden layer after the last epoch, as mean over the runs; empty if it was not tracked."""
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        for name, value in (hidden(run["history"][-1], key) if run["history"] else {}).items():
+            found.setdefault(name, []).append(value)
+    return {name: statistics.fmean(values) for name, values in found.items()}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from biotorch import _files
 from biotorch.rules.registry import position
@@ -52,6 +55,16 @@ def style(name: str) -> tuple[str, str]:
     return STYLE.get(name, _OTHER)
 
 
+def on_dark(color: str) -> str:
+    """Colour of a method on a dark page: mixed with white if it is too dark to see, white in the place of black."""
+    if color == "#000000":
+        return "#ffffff"
+    parts = [int(color[at : at + 2], 16) for at in (1, 3, 5)]
+    light = sum(weight * part for weight, part in zip((0.299, 0.587, 0.114), parts, strict=True)) / 255
+    mixed = max(0.0, 0.62 - light) if light < 0.45 else 0.0
+    return "#" + "".join(f"{round(part + (255 - part) * mixed):02x}" for part in parts)
+
+
 def frame(axes: Axes) -> None:
     """Add a light grid, and remove the top and right edges."""
     axes.grid(alpha=0.25)
@@ -69,12 +82,67 @@ def caption(figure: Figure, text: str) -> None:
 
 
 def legend(figure: Figure, grid: Iterable[Axes], more: Sequence[Line2D] = ()) -> None:
-    """Add a legend to the right of the panels: every curve once in the order of the rules, then `more`."""
+    """Add a legend to the right of the panels: every curve once, in the order of the rules, then `more`."""
     lines = {str(line.get_label()): line for axes in grid for line in axes.get_lines()}
-    shown = [line for name, line in lines.items() if not name.startswith("_")]
-    handles = [*sorted(shown, key=lambda line: position(str(line.get_label()).split()[0])), *more]
+    rules = {name: position(name.split(" ")[0]) for name in lines if not name.startswith("_")}
+    handles = [lines[name] for name in sorted(rules, key=rules.__getitem__)] + list(more)
     names = [str(each.get_label()) for each in handles]
     figure.legend(handles, names, loc="outside right center", frameon=False, fontsize="small")
+
+
+#: Largest number of names at the ends of the lines of a panel, and the height of one as a part of the panel's.
+_LABELS, _LABEL = 18, 0.052
+
+
+def label_lines(axes: Axes) -> None:
+    """Write the name of every line at its right end, in its colour; of many lines, the names of some.
+
+    Names that would overlap are moved apart. Lines whose name starts with an underscore have none. The limits of the
+    y axis must be final.
+    """
+    lines = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
+    step = -(-len(lines) // _LABELS)
+    chosen = sorted(lines[::step], key=_end_of)
+    bottom, top = axes.get_ylim()
+    heights = _apart([(_end_of(line) - bottom) / (top - bottom) for line in chosen])
+    for line, height in zip(chosen, heights, strict=True):
+        axes.annotate(
+            str(line.get_label()),
+            (1.015, height),
+            xycoords="axes fraction",
+            color=line.get_color(),
+            fontsize="x-small",
+            va="center",
+            annotation_clip=False,
+        )
+
+
+def _end_of(line: Line2D) -> float:
+    return float(np.asarray(line.get_ydata(), float)[-1])
+
+
+def _apart(heights: Sequence[float]) -> list[float]:
+    """Rising heights, moved apart by at least the height of a name, and back below the top if there is room."""
+    moved: list[float] = []
+    for height in heights:
+        moved.append(max(height, moved[-1] + _LABEL) if moved else max(height, 0.0))
+    limit = max(1.0, (len(moved) - 1) * _LABEL)
+    for number in reversed(range(len(moved))):
+        moved[number] = min(moved[number], limit)
+        limit = moved[number] - _LABEL
+    return moved
+
+
+def logarithmic(axes: Axes, lowest: float, highest: float) -> None:
+    """Make the y axis logarithmic from the lowest to the highest value, with marks that are written as numbers."""
+    decades = math.log10(highest / lowest)
+    room = 10 ** (0.05 * max(decades, 0.1))
+    axes.set_yscale("log")
+    axes.set_ylim(lowest / room, highest * room)
+    steps = (1.0,) if decades > 2.5 else (1.0, 2.0, 5.0) if decades > 0.8 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+    axes.yaxis.set_major_locator(LogLocator(subs=steps, numticks=20))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def write(figure: Figure, path: Path) -> Path:

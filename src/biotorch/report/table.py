@@ -33,6 +33,9 @@ _COLUMNS = {
     "epochs": "training.hyperparameters.epochs",
 }
 
+#: Columns of angles, which show their change by training as means over all layers.
+ANGLE_HEADS = ("alignment angle (°)", "gradient angle (°)")
+
 
 def table(results: Sequence[Result]) -> Table:
     """Headline table: one row per configuration, with means over its seeds of the figures that any run has.
@@ -75,8 +78,7 @@ def table(results: Sequence[Result]) -> Table:
             "rule",
             *(f"{split} {each.head}" for each in figures.values()),
             *(["paper"] if paper else []),
-            "alignment angle (°)",
-            "gradient angle (°)",
+            *ANGLE_HEADS,
             "n",
         ],
         rows=rows,

@@ -200,7 +200,7 @@ def paired(frame: pd.DataFrame, baseline: str = "backpropagation", value: str | 
     found = pairs.groupby([*setting, "rule"], sort=False, dropna=False)["difference"].agg(["mean", "std", "count"])
     found = found.rename(columns={"mean": "difference", "count": "n"}).reset_index()
     half = [
-        _quantile(int(n) - 1) * std / math.sqrt(n) if n > 1 else math.nan
+        quantile(int(n) - 1) * std / math.sqrt(n) if n > 1 else math.nan
         for n, std in zip(found["n"], found["std"], strict=True)
     ]
     found["low"], found["high"] = found["difference"] - half, found["difference"] + half
@@ -214,7 +214,7 @@ _T = (
 )  # fmt: skip
 
 
-def _quantile(freedom: int) -> float:
+def quantile(freedom: int) -> float:
     """97.5 % quantile of Student's t; beyond 30 degrees of freedom by the Cornish-Fisher expansion."""
     z = 1.959964
     if freedom <= len(_T):

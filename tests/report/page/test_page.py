@@ -16,6 +16,7 @@ from runs import ALL_METRICS, quick
 from biotorch.experiment import run
 from biotorch.experiment.results import load_results
 from biotorch.report.page import write_page
+from biotorch.report.page.content import repetition
 from biotorch.results.collecting import Collection, Run, collect
 
 
@@ -58,15 +59,30 @@ def test_its_values_are_those_of_the_results(store, tmp_path):
                 assert last == pytest.approx(list(result["history"][-1]["angles"].values()), rel=1e-3)
 
 
-def test_the_command_of_a_run_repeats_it(store, tmp_path, monkeypatch):
+def test_the_commands_of_a_run_repeat_it_and_name_no_place_of_this_machine(store, tmp_path, monkeypatch):
     page = write_page(collect(store), tmp_path / "page.html").read_text()
-    command = unescape(re.findall(r"<code>(biotorch run .*?)</code>", page)[-1])
+    assert str(store.parent) not in page
+    commands, config = (
+        unescape(re.findall(rf'<code class="{kind}">(.*?)</code>', page, re.S)[-1]) for kind in ("command", "config")
+    )
+    last = collect(store).runs[-1].result
+    assert commands.splitlines()[0].split()[-1] in f"{last['environment']['commit']} package"
     monkeypatch.chdir(tmp_path)
-    words = shlex.split(command)
-    assert invoke(*words[1:]).exit_code == 0
-    again = collect(tmp_path / "repeated").runs[0].result
-    first = load_results(Path(words[2]).parent)
-    assert again["state_hash"] == first["state_hash"]
+    Path("config.yaml").write_text(config)
+    assert invoke(*shlex.split(commands.splitlines()[-1])[1:]).exit_code == 0
+    assert collect(tmp_path / "repeated").runs[0].result["state_hash"] == last["state_hash"]
+
+
+def test_data_of_the_writers_machine_are_named_without_their_place(store):
+    result = copy.deepcopy(collect(store).runs[0].result)
+    result["config"]["data"]["dataset_path"] = "/home/somebody/data"
+    for commit, first in ((None, "# biotorch"), ("abc-dirty", "git checkout abc")):
+        result["environment"]["commit"] = commit
+        config, commands = repetition(result)
+        assert commands.startswith(first)
+        assert commands.endswith("data.dataset_path=YOUR/data")
+        assert "somebody" not in config + commands
+    assert result["config"]["data"]["dataset_path"] == "/home/somebody/data"
 
 
 def test_names_cannot_leave_their_places(store, tmp_path):
@@ -167,5 +183,5 @@ def test_regressions_stand_beside_classifications(store, tmp_path):
         "le_net_mnist, SGD, digits", "le_net_mnist, SGD, diabetes",
     ]  # fmt: skip
     assert "test R² 0.375, RMSE 53.20" in page
-    assert "-0.250 R²" in page
-    assert "minus backpropagation&#39;s test error or R²" in page
+    cells = re.findall(r"<t[hd][^>]*>(?:<abbr[^>]*>)?(.*?)<", page[page.index('id="differences"') :])
+    assert cells[cells.index("diabetes") + 1 :][:3] == ["fa", "test R²", "-0.250"]

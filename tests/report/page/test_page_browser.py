@@ -56,6 +56,11 @@ def to_figure(page, name):
     page.wait_for_selector(f"#{name} .main-svg")
 
 
+def unfold(page):
+    """Open the panel of choices and the runs of every rule."""
+    page.evaluate("document.querySelectorAll('#choose, .rule-runs').forEach(each => { each.open = true; })")
+
+
 def visible_rules(page, place):
     return {row.get_attribute("data-rule") for row in page.locator(place).all() if row.is_visible()}
 
@@ -81,12 +86,14 @@ def test_every_figure_draws_and_nothing_is_asked_for(browser, path, scheme, widt
 
 def test_choosing_rules_filters_tables_runs_and_figures(browser, path):
     page, complaints = opened(browser, path)
+    unfold(page)
     to_figure(page, "learning")
     before = page.evaluate("document.querySelector('#learning .plot').data.length")
     assert visible_rules(page, "#headline tbody tr") == {"backpropagation", "fa", "usf"}
     page.locator("fieldset[data-facet=rule] input[value=fa]").uncheck()
     assert visible_rules(page, "#headline tbody tr") == {"backpropagation", "usf"}
-    assert visible_rules(page, ".run") == {"backpropagation", "usf"}
+    assert visible_rules(page, ".run") == visible_rules(page, ".dots .row[data-rule]") == {"backpropagation", "usf"}
+    assert "2 of 3 rules" in page.locator("#chosen").inner_text()
     to_figure(page, "learning")
     assert page.evaluate("document.querySelector('#learning .plot').data.length") < before
     assert page.locator(".verdicts > li").first.is_hidden()
@@ -102,10 +109,10 @@ def test_choosing_rules_filters_tables_runs_and_figures(browser, path):
 
 def test_tables_filter_by_text_and_sort_by_number(browser, path):
     page, complaints = opened(browser, path)
-    page.locator("#headline input").fill("usf")
-    assert visible_rules(page, "#headline tbody tr") == {"usf"}
-    assert page.locator("#headline .count").inner_text() == "1 of 3 shown"
-    page.locator("#headline input").fill("")
+    page.locator("#runs input").fill("usf")
+    assert visible_rules(page, ".run") == {"usf"}
+    assert page.locator("#runs > .count").inner_text() == "2 of 6 shown"
+    page.locator("#runs input").fill("")
     head = page.locator("#headline th", has_text="test error")
     column = page.evaluate("head => [...head.parentNode.children].indexOf(head)", head.element_handle())
     for direction in ("ascending", "descending"):
@@ -130,6 +137,7 @@ def test_layers_seeds_and_views_can_be_chosen(browser, path):
 
     everything = last()
     page.locator(".choose-layers > summary").click()
+    assert not page.locator(".choose-layers input").last.is_checked()  # the output layer
     page.locator(".choose-layers input").first.uncheck()
     assert last() != everything
     page.locator("select[data-figure=layers][data-option=view]").select_option("each")
@@ -145,9 +153,10 @@ def test_layers_seeds_and_views_can_be_chosen(browser, path):
 
 def test_the_command_is_copied(browser, path):
     page, _ = opened(browser, path)
+    unfold(page)
     run_ = page.locator(".run").first
     run_.locator("summary").first.press("Enter")
-    run_.locator("button", has_text="Copy command").click()
+    run_.locator("button", has_text="Copy commands").click()
     run_.locator("button", has_text="Copied").wait_for()
     page.context.close()
 
@@ -155,9 +164,11 @@ def test_the_command_is_copied(browser, path):
 def test_without_javascript_tables_and_runs_are_there(browser, path):
     page, _ = opened(browser, path, java_script_enabled=False)
     assert page.locator("#headline tbody tr:visible").count() == 3
-    assert page.locator(".run:visible").count() == 6
+    page.locator(".rule-runs > summary").first.click()
+    assert page.locator(".run:visible").count() == 2
+    assert page.locator(".dots .row[data-rule]:visible").count() == 3
     assert not page.locator(".filter").first.is_visible()
-    assert page.get_by_text("Without JavaScript").is_visible()
+    assert page.get_by_text("needs JavaScript").is_visible()
     page.context.close()
 
 
@@ -168,4 +179,26 @@ def test_it_prints_with_its_figures(browser, path):
     drawn = page.locator(".plot .main-svg").count()
     assert drawn >= 2 * page.locator(".plot").count() > 0
     assert complaints == []
+    page.context.close()
+
+
+def test_the_first_screen_has_conclusion_and_dot_plot_above_the_controls(browser, path):
+    page, _ = opened(browser, path)
+    lead, dots, choose = (page.locator(each).first.bounding_box() for each in (".lead", ".dots", "#choose"))
+    assert max(each["y"] + each["height"] for each in (lead, dots)) <= choose["y"] < 900
+    places = {name: page.locator(f"#{name}").bounding_box() for name in ("learning", "layers", "depth", "cost")}
+    assert places["learning"]["y"] == places["layers"]["y"]  # side by side
+    assert places["layers"]["x"] > 600
+    page.locator("nav a", has_text="Tables").click()
+    panel, head = (page.locator(each).bounding_box() for each in ("#choose", "#tables h2"))
+    assert panel["y"] + panel["height"] <= head["y"]
+    page.context.close()
+
+
+def test_a_table_that_is_wider_than_the_screen_says_so(browser, path):
+    page, _ = opened(browser, path, width=390, height=844)
+    headline = page.locator("#headline")
+    assert headline.locator(".more").is_visible()
+    headline.locator(".scroll").evaluate("each => { each.scrollLeft = each.scrollWidth; }")
+    headline.locator(".more").wait_for(state="hidden")
     page.context.close()

@@ -1,31 +1,25 @@
-"""Text content of the page: tables, verdicts, runs."""
+"""Text content of the page: conclusions, tables, verdicts, runs."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
+import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from biotorch._tables import Table
 from biotorch.experiment.results import Result
-from biotorch.report.table import robustness_table, table
-from biotorch.results import frames
+from biotorch.report.page.comparison import conclusion, settings_of, title
+from biotorch.report.page.overview import FACETS, Rows, differences, dot_plot, facets_of, headline
+from biotorch.report.table import robustness_table
+from biotorch.report.words import explained
 from biotorch.results.collecting import Collection, Run
-from biotorch.results.groups import at, by_configuration, label, method, without_copies
+from biotorch.results.groups import at, by_configuration, in_order, label, method, without_copies
 from biotorch.training.figures import told
 
-#: Facets by which a reader can choose runs, with their keys in the configuration.
-FACETS = {
-    "rule": "model.mode.type",
-    "network": "model.architecture",
-    "dataset": "data.dataset",
-    "optimizer": "training.optimizer.type",
-    "seed": "experiment.seed",
-}
 _HEADS = {
     "rule": "rules",
     "network": "networks",
@@ -35,48 +29,30 @@ _HEADS = {
 }
 
 
-#: Start of a numeric cell; a dash stands for a missing number.
-_NUMBER = re.compile(r"[-+]?\d|\[[-+]|-$")
-
-
-def facets_of(result: Mapping[str, Any]) -> dict[str, str]:
-    """Values of a run's facets, as text."""
-    found = {name: at(dict(result), path) for name, path in FACETS.items()}
-    values = {name: "-" if value is None else str(value) for name, value in found.items()}
-    return {**values, "rule": method(dict(result))}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Rows:
-    """Table with the facets of every row, so that the page can filter rows."""
-
-    table: Table
-    facets: list[dict[str, str]]
-
-    @property
-    def kinds(self) -> list[str]:
-        """Kind of every column, `number` or `text`."""
-        columns = zip(*self.table.rows, strict=True)
-        return ["number" if all(_NUMBER.match(cell) for cell in column) else "text" for column in columns]
-
-
-def content(collection: Collection) -> dict[str, Any]:
-    """Values for the page's template, except the figures."""
+def content(collection: Collection, place: Path = Path()) -> dict[str, Any]:
+    """Values for the page's template, except the figures; `place` is the folder of the page."""
     results = without_copies(collection.results)
     groups = by_configuration(results)
-    without_seed = [{**facets_of(group[0]), "seed": ""} for group in groups]
-    differences, reason = _differences(collection)
     labels = {id(result): label(group, groups) for group in groups for result in group}
+    settings = settings_of(collection)
+    by_rule: dict[str, list[dict[str, Any]]] = {}
+    for run in collection.runs:
+        if id(run.result) in labels:
+            by_rule.setdefault(method(run.result), []).append(_run(run, labels[id(run.result)], place))
     return {
         "facets": _facets(results),
         "heads": _HEADS,
-        "headline": _Rows(table(results), without_seed),
-        "differences": differences,
-        "no_differences": reason,
+        "rules": {name: explained(name) for name in by_rule},
+        "settings": [
+            {"title": title(each), "sentences": conclusion(each), "dots": dot_plot(each)} for each in settings
+        ],
+        "headline": headline(results, groups),
+        "differences": differences(settings),
         "studies": _studies(collection.studies),
-        "runs": [_run(run, labels[id(run.result)]) for run in collection.runs if id(run.result) in labels],
+        "runs": by_rule,
+        "count": len(results),
         "copies": len(collection.runs) - len(results),
-        "unfinished": [str(path) for path in collection.unfinished],
+        "unfinished": [_relative(path, place) for path in collection.unfinished],
         "problems": collection.problems,
     }
 
@@ -92,56 +68,20 @@ def _as_number(seed: str) -> tuple[int, str]:
     return (int(seed), "") if seed.lstrip("-").isdigit() else (0, seed)
 
 
-#: Columns in which rules are compared, with words for the difference and for the note.
-_COMPARED = {"test_error": ("points", "error"), "test_r2": ("R²", "R²")}
-
-
-def _differences(collection: Collection) -> tuple[_Rows | None, str]:
-    """Table of each rule's differences to backpropagation, seed by seed; or None and the reason."""
-    whole = frames.of_collection(collection)
-    compared = [value for value in _COMPARED if whole[value].notna().any()]
-    rows, facets = [], []
-    for value in compared:
-        frame = whole[whole[value].notna()]
-        if "backpropagation" not in set(frame["rule"]) or frame["rule"].nunique() < 2:
-            continue
-        try:
-            found = frames.paired(frame, value=value)
-        except ValueError as error:
-            return None, str(error)
-        unit, decimals = (f" {_COMPARED[value][0]}" if len(compared) > 1 else ""), 3 if value == "test_r2" else 2
-        for each in found.to_dict("records"):
-            names = {"network": "architecture", "dataset": "dataset", "optimizer": "optimizer", "rule": "rule"}
-            facets.append({"seed": "", **{name: str(each[column]) for name, column in names.items()}})
-            low, high = (f"{each[end]:+.{decimals}f}" for end in ("low", "high"))
-            interval = f"[{low}, {high}]" if each["n"] > 1 else "-"
-            setting = [str(each[name]) for name in ("dataset", "architecture", "optimizer", "epochs")]
-            difference = f"{each['difference']:+.{decimals}f}{unit}"
-            rows.append([*setting, each["rule"], difference, interval, str(each["n"])])
-    if not rows:
-        return None, ""
-    unit = f" ({_COMPARED[compared[0]][0]})" if len(compared) == 1 else ""
-    header = ["data set", "network", "optimizer", "epochs", "rule", f"difference{unit}", "95 % interval", "n"]
-    figure = " or ".join(_COMPARED[value][1] for value in compared)
-    notes = [
-        f"Test {figure} minus backpropagation's test {figure} at the same seed. Interval: Student's t over n pairs."
-    ]
-    return _Rows(Table("Difference to backpropagation", header, rows, notes), facets), ""
-
-
 def _studies(studies: Sequence[Result]) -> list[dict[str, Any]]:
     """Robustness studies by network and data set, each group with its table and the studies' findings."""
     sorted_in: dict[tuple[str, str], list[Result]] = {}
     for study in studies:
         sorted_in.setdefault((str(at(study, FACETS["network"])), str(at(study, FACETS["dataset"]))), []).append(study)
     found = []
-    for (network, dataset), members in sorted_in.items():
+    for (network, dataset), each_study in sorted_in.items():
+        members = in_order(each_study, dict)  # the order of the table
         rows = robustness_table(members)
         rows = dataclasses.replace(rows, notes=[note for note in rows.notes if not note.startswith("Checks that")])
         found.append(
             {
                 "title": f"{network} on {dataset}",
-                "rows": _Rows(rows, [facets_of(each) for each in members]),
+                "rows": Rows(rows, [facets_of(each) for each in members], 0),
                 "found": [
                     {
                         "name": row[0],
@@ -157,15 +97,18 @@ def _studies(studies: Sequence[Result]) -> list[dict[str, Any]]:
     return found
 
 
-def _run(run: Run, name: str) -> dict[str, Any]:
+# Runs --------------------------------------------------------------------------------------------
+
+
+def _run(run: Run, name: str, place: Path) -> dict[str, Any]:
     result = run.result
-    config = result["config"]
     split = next((each for each in ("test", "validation") if result[each]), None)
+    config, command = repetition(result)
     return {
         "name": name,
         "headline": f", {split} {told(result[split])}" if split else "",
         "facets": facets_of(result),
-        "path": str(run.path),
+        "path": _relative(run.path, place),
         "figures": {
             f"{split} {key}": "-" if value is None else f"{value:.4g}" for key, value in (result[split] or {}).items()
         }
@@ -177,13 +120,38 @@ def _run(run: Run, name: str) -> dict[str, Any]:
         "skipped": len(result.get("skipped_images") or []),
         "hash": result["state_hash"],
         "environment": result["environment"],
-        "config": yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
-        "command": _command(run),
+        "config": config,
+        "command": command,
     }
 
 
-def _command(run: Run) -> str:
-    """Command that repeats the run in a folder of its own."""
-    folder = str(run.path.resolve())
-    words = ["biotorch", "run", f"{folder}/config.yaml", "experiment.output_dir=repeated"]
-    return shlex.join(words)
+#: Keys of the configuration that may hold a path of the machine that has trained.
+_PATHS = (("data", "dataset_path"), ("model", "checkpoint"))
+
+
+def repetition(result: Result) -> tuple[str, str]:
+    """Configuration of a run as YAML, and the commands that repeat the run with it, without paths of this machine."""
+    config: dict[str, Any] = {
+        key: dict(part) if isinstance(part, dict) else part for key, part in result["config"].items()
+    }
+    config["experiment"].pop("output_dir", None)
+    words = ["biotorch", "run", "config.yaml", "experiment.output_dir=repeated"]
+    for section, key in _PATHS:
+        value = (config.get(section) or {}).get(key)
+        if value and Path(str(value)).is_absolute():
+            del config[section][key]
+            words.append(f"{section}.{key}=YOUR/{Path(str(value)).name}")
+    version, commit = result["environment"]["biotorch"], result["environment"].get("commit")
+    lines = [f"# biotorch {version}, installed from a package"]
+    if commit is not None:
+        changed = ["# the code of this run had changes that were not committed, so the numbers may differ"]
+        lines = [f"git checkout {commit.removesuffix('-dirty')}", *(changed if commit.endswith("-dirty") else ())]
+        lines.append("pip install .")
+    lines.append(shlex.join(words))
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True), "\n".join(lines)
+
+
+def _relative(path: Path, place: Path) -> str:
+    """Path as seen from the folder of the page; of a place elsewhere the last two parts."""
+    found = Path(os.path.relpath(path.resolve(), place.resolve()))
+    return str(found) if found.parts[:1] != ("..",) else str(Path(*path.resolve().parts[-2:]))

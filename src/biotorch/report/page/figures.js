@@ -34,6 +34,10 @@ function mean(values) {
   const known = values.filter((value) => value !== null && value !== undefined);
   return known.length ? known.reduce((sum, value) => sum + value, 0) / known.length : null;
 }
+function largest(values) {
+  const known = values.filter((value) => value !== null && value !== undefined);
+  return known.length ? Math.max(...known) : null;
+}
 function deviation(values) {
   if (values.length < 2) return 0;
   const middle = mean(values);
@@ -96,7 +100,7 @@ function progress(figure, bySeconds) {
     title: panel.title,
     x: bySeconds ? "seconds of training" : "epoch",
     y: DATA.quantities[quantity],
-    log: option(figure, "scale") === "log",
+    log: option(figure, "scale") === "log" && quantity !== "r2", // R² may be negative
     traces: chosenCurves(panel).flatMap((curve) => [
       ...(bySeconds ? [] : overSeeds(curve, curve.name, { ...curve, thin: true, quiet: true }, (run) => pick(run, run.train[quantity]))),
       ...overSeeds(curve, curve.name, curve, (run) => pick(run, run.validation[quantity], bySeconds && run.seconds)),
@@ -104,22 +108,30 @@ function progress(figure, bySeconds) {
   }));
 }
 
-/** Names of the layers that the reader has not chosen, by panel. */
-const hiddenLayers = DATA.panels.map(() => new Set());
+/** Names of the layers that the reader has not chosen, by panel; at first the output layer, if there are others. */
+const hiddenLayers = DATA.panels.map((panel) => new Set(panel.layers.slice(1).slice(-1)));
+
+/** Label of an axis: the name of a quantity without its explanation. */
+const short = (name) => name.replace(/ between .* \(/, " (");
 
 function overLayers() {
   const quantity = option("layers", "quantity");
-  const common = { x: "epoch", y: DATA.layerwise[quantity], angles: quantity !== "norm_ratios" };
+  const common = { x: "epoch", y: short(DATA.layerwise[quantity]), angles: quantity !== "norm_ratios" };
   return DATA.panels.flatMap((panel, at) => {
     const kept = panel.layers.map((name, k) => [name, k]).filter(([name]) => !hiddenLayers[at].has(name));
     const curves = chosenCurves(panel).filter((curve) => curve.runs.some((run) => quantity in run.layers));
-    const over = (indices) => (run) => {
+    const over = (indices, combine = mean) => (run) => {
       const series = run.layers[quantity];
-      return pick(run, series && run.epochs.map((_, k) => mean(indices.map((index) => series[index][k]))));
+      return pick(run, series && run.epochs.map((_, k) => combine(indices.map((index) => series[index][k]))));
     };
     if (option("layers", "view") === "mean") {
       const indices = kept.map(([, k]) => k);
-      return [{ ...common, title: panel.title, traces: curves.flatMap((curve) => overSeeds(curve, curve.name, curve, over(indices))) }];
+      const worst = (curve) => overSeeds(curve, curve.name, { ...curve, thin: true, quiet: true }, over(indices, largest));
+      const traces = curves.flatMap((curve) => [
+        ...(quantity === "gradient_angles" && indices.length > 1 ? worst(curve) : []),
+        ...overSeeds(curve, curve.name, curve, over(indices)),
+      ]);
+      return [{ ...common, title: panel.title, traces }];
     }
     return curves.map((curve) => ({
       ...common,
@@ -133,14 +145,14 @@ function overLayers() {
 function byDepth() {
   const quantity = option("depth", "quantity");
   const place = option("depth", "epoch") === "last" ? -1 : 0;
-  return DATA.panels.map((panel, at) => {
-    const kept = panel.layers.map((name, k) => [name, k]).filter(([name]) => !hiddenLayers[at].has(name));
+  return DATA.panels.map((panel) => {
+    const kept = panel.layers.map((name, k) => [name, k]);
     const get = (run) => {
       const series = run.layers[quantity];
       return new Map((series ? kept : []).map(([name, k]) => [name, [name, series[k].at(place)]]).filter(([, p]) => p[1] !== null && p[1] !== undefined));
     };
     return {
-      title: panel.title, x: "layer, from the input to the output", y: DATA.layerwise[quantity], angles: quantity !== "norm_ratios", category: kept.map(([name]) => name),
+      title: panel.title, x: "layer, from the input to the output", y: short(DATA.layerwise[quantity]), angles: quantity !== "norm_ratios", category: kept.map(([name]) => name),
       traces: chosenCurves(panel).flatMap((curve) => overSeeds(curve, curve.name, curve, get)),
     };
   });
@@ -165,6 +177,18 @@ const DRAW = {
   attacked,
 };
 
+/** Range of a logarithmic axis around the lines (bands may leave it), and its marks, written as numbers. */
+function logAxis(traces) {
+  const values = traces.filter((trace) => trace.hovertemplate).flatMap((trace) => trace.y).filter((value) => value > 0);
+  if (!values.length) return {};
+  const [low, high] = [Math.min(...values), Math.max(...values)].map(Math.log10);
+  const steps = high - low > 2.5 ? [1] : high - low > 0.8 ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 5, 7];
+  const ticks = [];
+  for (let power = Math.floor(low) - 1; power <= Math.ceil(high); power += 1) ticks.push(...steps.map((step) => step * 10 ** power));
+  const room = 0.05 * Math.max(high - low, 0.1);
+  return { range: [low - room, high + room], tickmode: "array", tickvals: ticks, ticktext: ticks.map((tick) => String(Number(tick.toPrecision(3)))) };
+}
+
 function layout(panel) {
   const text = isDark() ? "#e8e8e8" : "#1a1a1a";
   const grid = isDark() ? "#3a3e45" : "#e3e5e8";
@@ -179,7 +203,7 @@ function layout(panel) {
     hoverlabel: { bgcolor: isDark() ? "#21242a" : "#ffffff", font: { color: text } },
     legend: { orientation: "h", yanchor: "top", y: -0.25, x: 0 },
     xaxis: { ...axis, ...named, ...whole, title: { text: panel.x }, rangemode: "tozero" },
-    yaxis: { ...axis, title: { text: panel.y }, type: panel.log ? "log" : "linear", ...(panel.percent ? { range: [0, 100] } : { rangemode: "tozero" }) },
+    yaxis: { ...axis, title: { text: panel.y }, type: panel.log ? "log" : "linear", ...(panel.log ? logAxis(panel.traces) : {}), ...(panel.percent ? { range: [0, 100] } : panel.log ? {} : { rangemode: "tozero" }) },
     shapes: panel.angles ? [right] : [],
   };
 }
@@ -231,6 +255,7 @@ function draw(name) {
     waiting.set(place, panel);
     return figure;
   }));
+  grid.closest(".figure").classList.toggle("wide", panels.length > 1);
   if (!panels.length) grid.textContent = "None of the chosen runs has data for this figure.";
   grid.querySelectorAll(".plot").forEach((place) => sight.observe(place));
 }
@@ -255,8 +280,8 @@ function offerLayers() {
     field.append(head);
     for (const name of panel.layers) {
       const label = document.createElement("label");
-      const box = Object.assign(document.createElement("input"), { type: "checkbox", checked: true, value: name });
-      label.append(box, ` ${name}`);
+      const box = Object.assign(document.createElement("input"), { type: "checkbox", checked: !hiddenLayers[at].has(name), value: name });
+      label.append(box, ` ${name}${name === panel.layers.at(-1) && panel.layers.length > 1 ? " (output)" : ""}`);
       field.append(label);
     }
     for (const [text, checked] of [["all", true], ["none", false]]) {
@@ -270,7 +295,7 @@ function offerLayers() {
     }
     field.addEventListener("change", () => {
       hiddenLayers[at] = new Set([...field.querySelectorAll("input")].filter((box) => !box.checked).map((box) => box.value));
-      ["layers", "depth"].forEach(draw);
+      draw("layers");
     });
     place.append(field);
   });

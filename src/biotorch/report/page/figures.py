@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from biotorch.experiment.results import Result
-from biotorch.report.page.content import facets_of
+from biotorch.report.page.overview import facets_of
 from biotorch.report.robustness import (
     BLACK_BOX,
     WHITE_BOX,
@@ -29,13 +29,10 @@ BUDGET = 2_000_000
 
 #: Layerwise quantities by their key in a history record, with the label of the axis.
 LAYERWISE = {
-    "angles": "alignment angle between W and B (°)",
     "gradient_angles": "gradient angle between update and true gradient (°)",
+    "angles": "alignment angle between W and B (°)",
     "norm_ratios": "norm of B / norm of W",
 }
-
-#: The same keys in the order in which the figure by depth offers them.
-_BY_DEPTH = ("gradient_angles", "angles", "norm_ratios")
 
 #: Plotly's names of matplotlib's markers.
 _SYMBOLS = {
@@ -53,7 +50,7 @@ def figures(collection: Collection) -> dict[str, Any]:
 
     Returns:
         `every`: one epoch of so many is kept, and the last one; `panels`: training curves; `studies`: curves of
-        accuracy under attack; `layerwise`, `by_depth` and `quantities`: options of the page's menus, with the labels of
+        accuracy under attack; `layerwise` and `quantities`: options of the page's menus, with the labels of
         their axes; `trained`: whether any run has a record after training.
     """
     shown = panels([run.result for run in collection.runs])
@@ -69,7 +66,6 @@ def figures(collection: Collection) -> dict[str, Any]:
         "panels": found,
         "studies": _studies(collection.studies),
         "layerwise": {key: name for key, name in LAYERWISE.items() if any(key in run["layers"] for run in runs)},
-        "by_depth": {key: LAYERWISE[key] for key in _BY_DEPTH if any(key in run["layers"] for run in runs)},
         "quantities": {
             key: _head(key) for key in sorted({key for run in runs for key in run["validation"]}, key=_importance)
         },

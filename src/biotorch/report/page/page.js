@@ -18,18 +18,35 @@ function choose() {
     const boxes = [...field.querySelectorAll("input")];
     hidden[field.dataset.facet] = new Set(boxes.filter((box) => !box.checked).map((box) => box.value));
   }
-  document.querySelectorAll(".verdicts > li").forEach((each) => { each.hidden = !isChosen(each.dataset); });
+  document.querySelectorAll(".verdicts > li, .dots [data-rule]").forEach((each) => { each.hidden = !isChosen(each.dataset); });
+  document.querySelectorAll(".one-setting").forEach((each) => { each.hidden = !each.querySelector("[data-rule]:not([hidden])"); });
+  describeChoice();
   document.querySelectorAll(".table, #runs").forEach(filter);
   document.dispatchEvent(new Event("chosen"));
 }
 
+/** Say beside the head of the panel how much is chosen, because the panel is closed at first. */
+function describeChoice() {
+  const told = [...document.querySelectorAll("#choose fieldset")].map((field) => {
+    const boxes = [...field.querySelectorAll("input")];
+    const chosen = boxes.filter((box) => box.checked).length;
+    const name = field.querySelector("legend").textContent.split(" (")[0];
+    return chosen === boxes.length ? `all ${boxes.length} ${name}` : `${chosen} of ${boxes.length} ${name}`;
+  });
+  document.getElementById("chosen").textContent = told.length ? `(${told.join(", ")})` : "";
+}
+
 /** Show the chosen rows or runs that contain the typed text. */
 function filter(place) {
-  const text = place.querySelector("input[type=search]").value.trim().toLowerCase();
+  const text = (place.querySelector("input[type=search]")?.value ?? "").trim().toLowerCase();
   const rows = [...place.querySelectorAll("tbody tr, .run")];
   for (const row of rows) row.hidden = !isChosen(row.dataset) || !row.textContent.toLowerCase().includes(text);
   const shown = rows.filter((row) => !row.hidden).length;
   place.querySelector(".count").textContent = shown === rows.length ? "" : `${shown} of ${rows.length} shown`;
+  for (const group of place.querySelectorAll(".rule-runs")) {
+    group.hidden = !group.querySelector(".run:not([hidden])");
+    if (text) group.open = true;
+  }
 }
 
 /** Number at the start of a cell, or null if it starts with a word. */
@@ -60,7 +77,7 @@ function sort(head) {
   body.append(...rows);
 }
 
-for (const head of document.querySelectorAll("th")) {
+for (const head of document.querySelectorAll("thead th")) {
   const button = document.createElement("button");
   button.type = "button";
   button.append(...head.childNodes);
@@ -100,4 +117,30 @@ for (const field of document.querySelectorAll("#choose fieldset")) {
     choose();
   });
 }
-if (matchMedia("(max-width: 40rem)").matches) document.getElementById("choose").open = false;
+
+for (const button of document.querySelectorAll(".save")) {
+  button.addEventListener("click", () => {
+    const text = button.parentNode.querySelector("code").textContent;
+    const link = Object.assign(document.createElement("a"), { download: "config.yaml" });
+    link.href = URL.createObjectURL(new Blob([text], { type: "application/yaml" }));
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  });
+}
+
+/** Say below a table when its right part is out of sight. */
+function hint() {
+  for (const scroll of document.querySelectorAll(".scroll")) {
+    scroll.parentNode.querySelector(".more").hidden = scroll.scrollLeft + scroll.clientWidth > scroll.scrollWidth - 4;
+  }
+}
+addEventListener("resize", hint);
+document.addEventListener("chosen", hint);
+document.addEventListener("scroll", hint, { capture: true, passive: true });
+
+/** Keep as much room above a section that is jumped to as the panel takes that stays at the top of the window. */
+const panel = document.getElementById("choose");
+new ResizeObserver(() => {
+  const room = getComputedStyle(panel).position === "sticky" ? panel.offsetHeight + 8 : 0;
+  document.documentElement.style.setProperty("--panel", `${room}px`);
+}).observe(panel);

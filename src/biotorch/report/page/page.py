@@ -22,9 +22,10 @@ _HERE = Path(__file__).parent
 def write_page(collection: Collection, path: Path, title: str | None = None) -> Path:
     """Write the page of a collection of runs, and return its path.
 
-    The page holds the headline table, the differences between rules, robustness studies with the checks that fired,
-    interactive figures, and every run with its configuration, versions, hash and the command that repeats it. It lists
-    unfinished runs and unreadable files. Tables work without JavaScript, and the page loads nothing from the network.
+    The page holds a conclusion, a dot plot of errors, the headline table, the differences to backpropagation,
+    robustness studies with the checks that fired, interactive figures, and every run with its configuration, versions,
+    hash and the commands that repeat it. It lists unfinished runs and unreadable files. Conclusion, dot plot and tables
+    work without JavaScript, and the page loads nothing from the network.
 
     Args:
         collection: runs found by `biotorch.results.collecting.collect`.
@@ -47,7 +48,7 @@ def write_page(collection: Collection, path: Path, title: str | None = None) -> 
         scripts=[Markup(_script(text)) for text in (get_plotlyjs(), _read("page.js"), _read("figures.js"))],
         figures=drawn,
         data=Markup(_json(drawn)),
-        **content(collection),
+        **content(collection, path.parent),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     _files.write_text(path, page)
