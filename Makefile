@@ -7,7 +7,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 # Two processes: on two cores the tests take two thirds of the time that one takes.
 PYTEST_ARGS ?= -n 2
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all lint notebooks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/biotorch run configs/quickstart.yaml
@@ -22,6 +22,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+notebooks: $(VENV)/.installed-dev
+	$(BIN)/python examples/execute.py
 
 clean:
 	rm -rf $(VENV) runs

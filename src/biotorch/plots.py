@@ -1,4 +1,4 @@
-"""Figures for notebooks, each in one call: the figures of the reports, and pictures of a network's weights.
+"""Figures for notebooks, each in one call: the figures of the reports, and pictures of weights.
 
 Every function returns a new matplotlib `Figure`. pyplot does not know it, and no setting of matplotlib changes. A notebook
 shows the figure if it is the value of a cell's last line, and `figure.savefig("name.pdf")` writes it to a file.

@@ -1,4 +1,4 @@
-"""Pictures of a network's weights: B against W, filters, and the similarity of layers."""
+"""Pictures of weights: B against W, filters, and the similarity of layers."""
 
 from __future__ import annotations
 
