@@ -270,17 +270,17 @@ def test_a_buffer_that_the_forward_replaces_is_put_back():
 # Representations ---------------------------------------------------------------------------------
 
 
-def hsic(k, l):
+def hsic(a, b):
     """Kornblith et al. 2019, equation 3, with the centring matrix written out."""
-    n = len(k)
-    centring = torch.eye(n, dtype=k.dtype) - torch.ones(n, n, dtype=k.dtype) / n
-    return torch.trace(k @ centring @ l @ centring) / (n - 1) ** 2
+    n = len(a)
+    centring = torch.eye(n, dtype=a.dtype) - torch.ones(n, n, dtype=a.dtype) / n
+    return torch.trace(a @ centring @ b @ centring) / (n - 1) ** 2
 
 
 def test_cka_is_the_normalised_hsic_of_linear_kernels():
     x, y = torch.randn(12, 5, dtype=torch.float64), torch.randn(12, 30, dtype=torch.float64)
-    k, l = x @ x.T, y @ y.T
-    assert cka(x, y) == pytest.approx(float(hsic(k, l) / (hsic(k, k) * hsic(l, l)).sqrt()), rel=1e-9)
+    a, b = x @ x.T, y @ y.T
+    assert cka(x, y) == pytest.approx(float(hsic(a, b) / (hsic(a, a) * hsic(b, b)).sqrt()), rel=1e-9)
 
 
 def test_cka_sees_no_rotation_scale_or_shift_but_other_features():

@@ -136,8 +136,8 @@ def cka(x: Tensor, y: Tensor) -> float:
     """Linear centred kernel alignment of two representations of the same n examples (Kornblith et al. 2019, section 3).
 
     ||Y^T X||^2 / (||X^T X|| ||Y^T Y||) with Frobenius norms, for X and Y whose columns have mean zero. It is 1 if one
-    representation is a rotation and scaling of the other, and 0 if all their features are uncorrelated. For few examples
-    beside many features it is too high: the value of unrelated representations then lies well above 0.
+    representation is a rotation and scaling of the other, and 0 if all their features are uncorrelated. With few
+    examples and many features it is too high, even for unrelated representations.
 
     Args:
         x, y: (n, ...), flattened to (n, features); the numbers of features may differ.

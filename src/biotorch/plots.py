@@ -1,7 +1,7 @@
 """Figures for notebooks, each in one call: the figures of the reports, and pictures of weights.
 
-Every function returns a new matplotlib `Figure`. pyplot does not know it, and no setting of matplotlib changes. A notebook
-shows the figure if it is the value of a cell's last line, and `figure.savefig("name.pdf")` writes it to a file.
+Every function returns a new matplotlib `Figure`. pyplot does not know it, and no setting of matplotlib changes. A
+notebook shows the figure if it is the value of a cell's last line; `figure.savefig("name.pdf")` writes it to a file.
 
 The functions for measured runs take a `source`, which is one of these:
 
@@ -49,7 +49,7 @@ Source: TypeAlias = Path | str | pd.DataFrame | Sequence[Mapping[str, Any]] | Ma
 #: Robustness studies: a folder or a frame of runs that were attacked, or studies by rule.
 Studies: TypeAlias = Path | str | pd.DataFrame | Mapping[str, Study]
 
-#: Dots per inch of the figures in a notebook; `figure.savefig(path, dpi=300)` writes others.
+#: Dots per inch in a notebook; `figure.savefig` writes the 300 of the reports.
 _DPI = 100
 #: Name of a history that is given without one.
 _UNNAMED = "network"
@@ -61,7 +61,7 @@ _PANELS = 12
 
 
 def angles(source: Source, x: str = "epoch") -> Figure:
-    """Angles over time: the alignment angle (W to B) and the gradient angle (update to true gradient), mean over layers.
+    """Angles over time, mean over layers: alignment angle (W to B) and gradient angle (update to true gradient).
 
     Each rule has a line. With several seeds the line is the mean, and a band shows the standard deviation.
 
@@ -188,8 +188,8 @@ def scatter(model: nn.Module, names: Sequence[str] | None = None) -> Figure:
     Raises:
         ValueError: a name is unknown, or no layer has a B in the shape of its W. Direct rules have none.
     """
-    found = connections(model)
-    chosen = {name: _connection(found, name) for name in names} if names is not None else found
+    found = _connections(model)
+    chosen = {name: _named(found, name) for name in names} if names is not None else found
     pairs = {
         name: (each.weight.detach(), effective.detach())
         for name, each in chosen.items()
@@ -228,9 +228,9 @@ def filters(
     Raises:
         ValueError: the layer is unknown or does not learn, or its filters are no pictures.
     """
-    found = connections(model)
-    name = next(iter(found), "") if layer is None else layer
-    connection = _connection(found, name)
+    found = _connections(model)
+    name = next(iter(found)) if layer is None else layer
+    connection = _named(found, name)
     weight, feedback = connection.weight.detach(), connection.effective_feedback
     rows = {"W": weight}
     if feedback is not None:
@@ -282,9 +282,7 @@ def _runs(source: Any) -> list[Result]:
     if not named:
         raise ValueError("source: there are no runs in it")
     return [
-        _as_result(name, seed, _checked(history))
-        for name, each in named.items()
-        for seed, history in enumerate(each)
+        _as_result(name, seed, _checked(history)) for name, each in named.items() for seed, history in enumerate(each)
     ]
 
 
@@ -342,9 +340,14 @@ def _studies(source: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _connection(found: Mapping[str, Connection], name: str) -> Connection:
+def _connections(model: nn.Module) -> dict[str, Connection]:
+    found = connections(model)
     if not found:
         raise ValueError("model: it has no layer under a rule; convert it first, with biotorch.convert(model, rule)")
+    return found
+
+
+def _named(found: Mapping[str, Connection], name: str) -> Connection:
     if name not in found:
         raise unknown("layer", name, found)
     return found[name]
@@ -357,8 +360,8 @@ def _shown(figure: Figure | None, needed: str, x: str = "epoch") -> Figure:
     """The figure, ready for a notebook. Raise ValueError, which names what is needed, if there is none."""
     if figure is None:
         raise ValueError(
-            f"source: no run has {needed}. The section training.metrics of a configuration chooses what a run records; in "
-            "a loop of your own, put it into the records of the history"
+            f"source: no run has {needed}. The section training.metrics of a configuration chooses what a run records; "
+            "in a loop of your own, put it into the records of the history"
         )
     for axes in figure.axes:
         if axes.get_xlabel() == "epoch":
@@ -387,7 +390,7 @@ def _register() -> None:
 
 def _png(figure: Figure) -> bytes:
     file = io.BytesIO()
-    figure.savefig(file, format="png")
+    figure.savefig(file, format="png", dpi=figure.dpi)
     return file.getvalue()
 
 

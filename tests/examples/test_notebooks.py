@@ -6,9 +6,8 @@ import re
 
 import nbformat
 import pytest
-from places import ROOT
-
 from examples.execute import executed
+from places import ROOT
 
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 #: Settings under which a notebook takes some seconds, and its claims still hold.
@@ -56,7 +55,9 @@ def test_a_notebook_is_saved_as_it_was_executed(path):
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert path.stat().st_size < 300_000
-    text = "\n".join(str(output) for cell in code for output in cell.outputs if "image/png" not in output.get("data", {}))
+    text = "\n".join(
+        str(output) for cell in code for output in cell.outputs if "image/png" not in output.get("data", {})
+    )
     assert not re.search(r"/(home|root|work|tmp|Users)/", text), "a path of the machine that executed it"
 
 

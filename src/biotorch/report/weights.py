@@ -63,13 +63,11 @@ def _scatter(axes: Axes, weight: Tensor, feedback: Tensor) -> None:
     frame(axes)
 
 
-def draw_filters(
-    rows: Mapping[str, Tensor], name: str, units: int = 10, shape: Sequence[int] | None = None
-) -> Figure:
+def draw_filters(rows: Mapping[str, Tensor], name: str, units: int = 10, shape: Sequence[int] | None = None) -> Figure:
     """Filters of a layer as pictures: one row for each entry of `rows`, one column per unit.
 
-    White is zero, red is positive and blue is negative, and each row has its own scale. Filters of three channels are in
-    colour, and grey is zero. Of any other number of channels, the first is shown.
+    White is zero, red is positive and blue is negative, and each row has its own scale. Filters of three channels are
+    in colour, and grey is zero. Of any other number of channels, the first is shown.
 
     Args:
         rows: tensors (units, ...) by the label of their row.
