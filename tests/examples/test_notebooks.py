@@ -12,12 +12,12 @@ from places import ROOT
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 #: Settings under which a notebook takes some seconds, and its claims still hold.
 SMALL = {
-    "1_angles": {},
-    "2_rule": {"EPOCHS": 3},
+    "1_angles": {"EPOCHS": 6},
+    "2_rule": {"EPOCHS": 3, "EVERY": (1, 7, 37)},
     "3_study": {"EPOCHS": 2, "SEEDS": [0, 1]},
     "4_robustness": {"IMAGES": 100, "QUERIES": 100},
     "5_tables": {"EPOCHS": 15, "SEEDS": [0, 1]},
-    "6_inside": {},
+    "6_inside": {"EPOCHS": 15},
 }
 
 
