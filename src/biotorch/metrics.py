@@ -153,7 +153,7 @@ def cka(x: Tensor, y: Tensor) -> float:
     x, y = (each.detach().flatten(1).double() for each in (x, y))
     x, y = x - x.mean(0), y - y.mean(0)
     a, b = x @ x.T, y @ y.T  # (n, n); their inner product is ||Y^T X||^2
-    return ((a * b).sum() / (a.norm() * b.norm())).item()
+    return float((a * b).sum() / (a.norm() * b.norm()))
 
 
 __all__ = [

@@ -40,7 +40,7 @@ from biotorch.report.examples import draw_examples
 from biotorch.report.figures import draw_learning
 from biotorch.report.robustness import draw_black_box, draw_white_box
 from biotorch.report.weights import draw_filters, draw_scatter, draw_similarity
-from biotorch.results.collecting import collect
+from biotorch.results.collecting import Collection, collect
 from biotorch.results.groups import method
 from biotorch.robustness import Outcome, Study
 
@@ -286,7 +286,7 @@ def _runs(source: Any) -> list[Result]:
     ]
 
 
-def _collected(folder: Path | str) -> Any:
+def _collected(folder: Path | str) -> Collection:
     found = collect(folder)
     for problem in found.problems:
         warnings.warn(problem, stacklevel=4)

@@ -10,7 +10,7 @@ from examples.execute import executed
 from places import ROOT
 
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
-#: Settings under which a notebook takes some seconds, and its claims still hold.
+#: Settings under which a notebook takes a few seconds, and its claims still hold.
 SMALL = {
     "1_angles": {"EPOCHS": 6},
     "2_rule": {"EPOCHS": 3, "EVERY": (1, 7, 37)},
@@ -34,7 +34,12 @@ def test_every_notebook_is_executed_by_the_tests():
     assert [path.stem for path in NOTEBOOKS] == list(SMALL)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def quick(path):
+    """The notebook as a case; notebooks of many runs are slow tests."""
+    return pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if "SEEDS" in SMALL[path.stem] else [])
+
+
+@pytest.mark.parametrize("path", map(quick, NOTEBOOKS))
 def test_a_notebook_runs(path):
     found, saved = executed(path, SMALL[path.stem]), nbformat.read(path, as_version=4)
     assert len(pictures(found)) == len(pictures(saved)) > 0
