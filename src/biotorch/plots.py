@@ -17,14 +17,9 @@ The functions for measured runs take a `source`, which is one of these:
 
 from __future__ import annotations
 
-import io
-import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -32,27 +27,17 @@ from torch.nn import functional as F
 
 from biotorch import metrics
 from biotorch._names import unknown
-from biotorch.experiment.results import Result, load_results, load_study
 from biotorch.layers import Connection, connections
 from biotorch.models.outputs import main_output
 from biotorch.report.angles import draw_angles, draw_depth, draw_layers
 from biotorch.report.examples import draw_examples
 from biotorch.report.figures import draw_learning
+from biotorch.report.notebook import Source, Studies, runs_of, shown, studies_of, titled
 from biotorch.report.robustness import draw_black_box, draw_white_box
 from biotorch.report.weights import draw_filters, draw_scatter, draw_similarity
-from biotorch.results.collecting import Collection, collect
 from biotorch.results.groups import method
-from biotorch.robustness import Outcome, Study
+from biotorch.robustness import Outcome
 
-#: Measured runs; the docstring of the module lists the forms.
-Source: TypeAlias = Path | str | pd.DataFrame | Sequence[Mapping[str, Any]] | Mapping[str, Any]
-#: Robustness studies: a folder or a frame of runs that were attacked, or studies by rule.
-Studies: TypeAlias = Path | str | pd.DataFrame | Mapping[str, Study]
-
-#: Dots per inch in a notebook; `figure.savefig` writes the 300 of the reports.
-_DPI = 100
-#: Name of a history that is given without one.
-_UNNAMED = "network"
 #: Largest number of panels of a scatter figure that shows all layers.
 _PANELS = 12
 
@@ -72,7 +57,7 @@ def angles(source: Source, x: str = "epoch") -> Figure:
     Raises:
         ValueError: the source has none of these angles, or is no source.
     """
-    return _shown(draw_angles(_runs(source)), "`angles` or `gradient_angles`", x)
+    return shown(draw_angles(runs_of(source)), "`angles` or `gradient_angles`", x)
 
 
 def layers(source: Source, rule: str | None = None, x: str = "epoch") -> Figure:
@@ -86,13 +71,13 @@ def layers(source: Source, rule: str | None = None, x: str = "epoch") -> Figure:
     Raises:
         ValueError: the source has none of these figures, no run of this rule, or several rules of which none is chosen.
     """
-    runs = _runs(source)
+    runs = runs_of(source)
     rules = list(dict.fromkeys(map(method, runs)))
     if rule is None and len(rules) > 1:
         raise ValueError(f"rule: choose one of {', '.join(rules)}")
     if rule is not None and rule not in rules:
         raise unknown("rule of these runs", rule, rules)
-    return _shown(draw_layers(runs, rule or rules[0]), "`angles` or `norm_ratios`", x)
+    return shown(draw_layers(runs, rule or rules[0]), "`angles` or `norm_ratios`", x)
 
 
 def depth(source: Source) -> Figure:
@@ -106,7 +91,7 @@ def depth(source: Source) -> Figure:
     Raises:
         ValueError: the source has no gradient angles, or is no source.
     """
-    return _shown(draw_depth(_runs(source)), "`gradient_angles`")
+    return shown(draw_depth(runs_of(source)), "`gradient_angles`")
 
 
 def errors(source: Source, x: str = "epoch") -> Figure:
@@ -119,8 +104,8 @@ def errors(source: Source, x: str = "epoch") -> Figure:
     Raises:
         ValueError: the source has fewer, or is no source.
     """
-    runs = [run for run in _runs(source) if run["history"] and run["history"][-1].get("validation")]
-    return _shown(draw_learning(runs), "at least two records with `validation`", x)
+    runs = [run for run in runs_of(source) if run["history"] and run["history"][-1].get("validation")]
+    return shown(draw_learning(runs), "at least two records with `validation`", x)
 
 
 # Robustness --------------------------------------------------------------------------------------
@@ -137,7 +122,7 @@ def white_box(source: Studies, title: str = "") -> Figure:
     Raises:
         ValueError: the source has no such attack, or is no source.
     """
-    return _titled(_shown(draw_white_box(_studies(source)), "an attack along a gradient"), source, title)
+    return titled(shown(draw_white_box(studies_of(source)), "an attack along a gradient"), source, title)
 
 
 def black_box(source: Studies, title: str = "") -> Figure:
@@ -149,7 +134,7 @@ def black_box(source: Studies, title: str = "") -> Figure:
     Raises:
         ValueError: the source has no such attack, or is no source.
     """
-    return _titled(_shown(draw_black_box(_studies(source)), "a black-box attack"), source, title)
+    return titled(shown(draw_black_box(studies_of(source)), "a black-box attack"), source, title)
 
 
 def examples(
@@ -172,7 +157,7 @@ def examples(
     """
     with torch.no_grad():
         before, after = (main_output(model(each)).argmax(1) for each in (images, outcome.adversarial))
-    return _shown(draw_examples(images, outcome.adversarial, labels, before, after, names, title), "an example")
+    return shown(draw_examples(images, outcome.adversarial, labels, before, after, names, title), "an example")
 
 
 # Networks ----------------------------------------------------------------------------------------
@@ -199,7 +184,7 @@ def scatter(model: nn.Module, names: Sequence[str] | None = None) -> Figure:
         raise ValueError(
             "model: no layer has a B in the shape of its W; convert the network to a rule that has one, such as fa"
         )
-    return _shown(draw_scatter(dict(list(pairs.items())[: _PANELS if names is None else None])), "a layer")
+    return shown(draw_scatter(dict(list(pairs.items())[: _PANELS if names is None else None])), "a layer")
 
 
 def filters(
@@ -246,7 +231,7 @@ def filters(
             for key, gradient in zip(("update", "true update"), gradients[name], strict=True)
         }
         shape = batch[0].shape[1:] if shape is None and batch[0][0].numel() == weight[0].numel() else shape
-    return _shown(draw_filters(rows, name, units, shape), "a filter")
+    return shown(draw_filters(rows, name, units, shape), "a filter")
 
 
 def similarity(
@@ -261,83 +246,7 @@ def similarity(
     """
     rows, columns = (metrics.representations(each, inputs) for each in (first, second))
     values = [[metrics.cka(row, column) for column in columns.values()] for row in rows.values()]
-    return _shown(draw_similarity(values, list(rows), list(columns), names), "a layer")
-
-
-# Reading of sources ------------------------------------------------------------------------------
-
-
-def _runs(source: Any) -> list[Result]:
-    """The runs of a source, in the form of results.json as far as figures need it."""
-    if isinstance(source, Path | str):
-        return _collected(source).results
-    if isinstance(source, pd.DataFrame) and "path" in source:
-        return [_read(Path(each), load_results(Path(each))) for each in source["path"]]
-    if isinstance(source, pd.DataFrame):
-        source = source.to_dict("records")
-    if isinstance(source, Mapping):
-        named = {str(name): each if _is_list(each, Sequence) else [each] for name, each in source.items()}
-    else:
-        named = {_UNNAMED: [source]}
-    if not named:
-        raise ValueError("source: there are no runs in it")
-    return [
-        _as_result(name, seed, _checked(history)) for name, each in named.items() for seed, history in enumerate(each)
-    ]
-
-
-def _collected(folder: Path | str) -> Collection:
-    found = collect(folder)
-    for problem in found.problems:
-        warnings.warn(problem, stacklevel=4)
-    return found
-
-
-def _read(folder: Path, found: dict[str, Any] | None) -> dict[str, Any]:
-    if found is None:
-        raise ValueError(f"source: {folder} does not have the results any more; load the frame again")
-    return found
-
-
-def _is_list(value: Any, kind: type) -> bool:
-    """Whether a value is a list or tuple of `kind`, and not empty."""
-    return isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(each, kind) for each in value)
-
-
-def _checked(history: Any) -> list[dict[str, Any]]:
-    if not _is_list(history, Mapping):
-        raise ValueError(f"source: a folder, a frame or a history (list of records) is needed, not {history!r:.80}")
-    known = {"angles", "gradient_angles", "norm_ratios", "train", "validation"}
-    if not any(known & each.keys() for each in history):
-        raise ValueError(
-            "source: no record of the history has one of the keys angles, gradient_angles, norm_ratios, train, "
-            'validation; write history.append({"angles": biotorch.metrics.alignment_angles(model)}), for example'
-        )
-    return [dict(each) for each in history]
-
-
-def _as_result(name: str, seed: int, history: list[dict[str, Any]]) -> Result:
-    """A history in the form of a run's result; `name` stands in the place of the rule."""
-    return {**_origin(name, seed), "history": history, "state_hash": f"{name} {seed}"}
-
-
-def _origin(name: str, seed: int) -> Result:
-    model = {"architecture": None, "mode": {"type": name}, "train_only": None}
-    return {"config": {"experiment": {"seed": seed}, "data": {"dataset": None}, "model": model, "training": {}}}
-
-
-def _studies(source: Any) -> list[dict[str, Any]]:
-    """The robustness studies of a source, in the form of study.json as far as figures need it."""
-    if isinstance(source, Path | str):
-        return list(_collected(source).studies)
-    if isinstance(source, pd.DataFrame) and "path" in source:
-        return [each for path in source["path"] if (each := load_study(Path(path))) is not None]
-    if not isinstance(source, Mapping) or not all(isinstance(each, Study) for each in source.values()):
-        raise ValueError('source: a folder, a frame or studies by rule ({"fa": study}) are needed')
-    return [
-        {**_origin(name, 0), "study": {"measurements": [one.to_json() for one in each.measurements]}}
-        for name, each in source.items()
-    ]
+    return shown(draw_similarity(values, list(rows), list(columns), names), "a layer")
 
 
 def _connections(model: nn.Module) -> dict[str, Connection]:
@@ -351,47 +260,6 @@ def _named(found: Mapping[str, Connection], name: str) -> Connection:
     if name not in found:
         raise unknown("layer", name, found)
     return found[name]
-
-
-# Figures in notebooks ----------------------------------------------------------------------------
-
-
-def _shown(figure: Figure | None, needed: str, x: str = "epoch") -> Figure:
-    """The figure, ready for a notebook. Raise ValueError, which names what is needed, if there is none."""
-    if figure is None:
-        raise ValueError(
-            f"source: no run has {needed}. The section training.metrics of a configuration chooses what a run records; "
-            "in a loop of your own, put it into the records of the history"
-        )
-    for axes in figure.axes:
-        if axes.get_xlabel() == "epoch":
-            axes.set_xlabel(x)
-    figure.set_dpi(_DPI)
-    _register()
-    return figure
-
-
-def _titled(figure: Figure, source: Studies, title: str) -> Figure:
-    """The figure with the title, which studies need that know no architecture and no data set."""
-    if isinstance(source, Mapping):
-        figure.suptitle(title)
-    return figure
-
-
-def _register() -> None:
-    """Teach the notebook that is running, if any, to show figures; without pyplot it would print their names only."""
-    ipython = sys.modules.get("IPython")
-    shell = None if ipython is None else ipython.get_ipython()
-    if shell is not None:
-        pictures = shell.display_formatter.formatters["image/png"]
-        if Figure not in pictures.type_printers:
-            pictures.for_type(Figure, _png)
-
-
-def _png(figure: Figure) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=figure.dpi)
-    return file.getvalue()
 
 
 __all__ = [
