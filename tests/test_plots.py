@@ -164,7 +164,7 @@ def test_studies_by_rule_are_drawn_at_their_epsilons():
     assert figure.get_suptitle() == "mine"
     fgsm = {line.get_label(): line for line in figure.axes[0].get_lines()}["fa"]
     assert fgsm.get_xdata() == pytest.approx([0.0, *EPSILONS])
-    with pytest.raises(ValueError, match="no run has a black-box attack"):
+    with pytest.raises(ValueError, match="no study has a black-box attack"):
         plots.black_box({"fa": found})
 
 

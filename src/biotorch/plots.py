@@ -40,6 +40,11 @@ from biotorch.robustness import Outcome
 
 #: Largest number of panels of a scatter figure that shows all layers.
 _PANELS = 12
+_RECORDED = (
+    "training.metrics in a configuration chooses what a run records (weight_alignment, weight_ratio, "
+    "gradient_alignment); in a loop of your own, put it into the records"
+)
+_ATTACKED = "`biotorch attack RUN` makes a study of a run"
 
 
 # Measured runs -----------------------------------------------------------------------------------
@@ -57,7 +62,7 @@ def angles(source: Source, x: str = "epoch") -> Figure:
     Raises:
         ValueError: the source has none of these angles, or is no source.
     """
-    return shown(draw_angles(runs_of(source)), "`angles` or `gradient_angles`", x)
+    return shown(draw_angles(runs_of(source)), f"no run has `angles` or `gradient_angles`; {_RECORDED}", x)
 
 
 def layers(source: Source, rule: str | None = None, x: str = "epoch") -> Figure:
@@ -77,7 +82,7 @@ def layers(source: Source, rule: str | None = None, x: str = "epoch") -> Figure:
         raise ValueError(f"rule: choose one of {', '.join(rules)}")
     if rule is not None and rule not in rules:
         raise unknown("rule of these runs", rule, rules)
-    return shown(draw_layers(runs, rule or rules[0]), "`angles` or `norm_ratios`", x)
+    return shown(draw_layers(runs, rule or rules[0]), f"no run has `angles` or `norm_ratios`; {_RECORDED}", x)
 
 
 def depth(source: Source) -> Figure:
@@ -91,7 +96,7 @@ def depth(source: Source) -> Figure:
     Raises:
         ValueError: the source has no gradient angles, or is no source.
     """
-    return shown(draw_depth(runs_of(source)), "`gradient_angles`")
+    return shown(draw_depth(runs_of(source)), f"no run has `gradient_angles`; {_RECORDED}")
 
 
 def errors(source: Source, x: str = "epoch") -> Figure:
@@ -105,7 +110,7 @@ def errors(source: Source, x: str = "epoch") -> Figure:
         ValueError: the source has fewer, or is no source.
     """
     runs = [run for run in runs_of(source) if run["history"] and run["history"][-1].get("validation")]
-    return shown(draw_learning(runs), "at least two records with `validation`", x)
+    return shown(draw_learning(runs), "no run has at least two records with `validation`", x)
 
 
 # Robustness --------------------------------------------------------------------------------------
@@ -122,7 +127,11 @@ def white_box(source: Studies, title: str = "") -> Figure:
     Raises:
         ValueError: the source has no such attack, or is no source.
     """
-    return titled(shown(draw_white_box(studies_of(source)), "an attack along a gradient"), source, title)
+    return titled(
+        shown(draw_white_box(studies_of(source)), f"no study has an attack along a gradient; {_ATTACKED}"),
+        source,
+        title,
+    )
 
 
 def black_box(source: Studies, title: str = "") -> Figure:
@@ -134,7 +143,9 @@ def black_box(source: Studies, title: str = "") -> Figure:
     Raises:
         ValueError: the source has no such attack, or is no source.
     """
-    return titled(shown(draw_black_box(studies_of(source)), "a black-box attack"), source, title)
+    return titled(
+        shown(draw_black_box(studies_of(source)), f"no study has a black-box attack; {_ATTACKED}"), source, title
+    )
 
 
 def examples(
@@ -157,7 +168,7 @@ def examples(
     """
     with torch.no_grad():
         before, after = (main_output(model(each)).argmax(1) for each in (images, outcome.adversarial))
-    return shown(draw_examples(images, outcome.adversarial, labels, before, after, names, title), "an example")
+    return shown(draw_examples(images, outcome.adversarial, labels, before, after, names, title))
 
 
 # Networks ----------------------------------------------------------------------------------------
@@ -184,7 +195,7 @@ def scatter(model: nn.Module, names: Sequence[str] | None = None) -> Figure:
         raise ValueError(
             "model: no layer has a B in the shape of its W; convert the network to a rule that has one, such as fa"
         )
-    return shown(draw_scatter(dict(list(pairs.items())[: _PANELS if names is None else None])), "a layer")
+    return shown(draw_scatter(dict(list(pairs.items())[: _PANELS if names is None else None])))
 
 
 def filters(
@@ -231,7 +242,7 @@ def filters(
             for key, gradient in zip(("update", "true update"), gradients[name], strict=True)
         }
         shape = batch[0].shape[1:] if shape is None and batch[0][0].numel() == weight[0].numel() else shape
-    return shown(draw_filters(rows, name, units, shape), "a filter")
+    return shown(draw_filters(rows, name, units, shape))
 
 
 def similarity(
@@ -246,7 +257,7 @@ def similarity(
     """
     rows, columns = (metrics.representations(each, inputs) for each in (first, second))
     values = [[metrics.cka(row, column) for column in columns.values()] for row in rows.values()]
-    return shown(draw_similarity(values, list(rows), list(columns), names), "a layer")
+    return shown(draw_similarity(values, list(rows), list(columns), names))
 
 
 def _connections(model: nn.Module) -> dict[str, Connection]:

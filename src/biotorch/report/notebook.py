@@ -103,13 +103,10 @@ def studies_of(source: Any) -> list[dict[str, Any]]:
 # Figures in notebooks ----------------------------------------------------------------------------
 
 
-def shown(figure: Figure | None, needed: str, x: str = "epoch") -> Figure:
-    """The figure, ready for a notebook. Raise ValueError, which names what is needed, if there is none."""
+def shown(figure: Figure | None, missing: str = "", x: str = "epoch") -> Figure:
+    """The figure, ready for a notebook. Raise ValueError, which says what is missing, if there is none."""
     if figure is None:
-        raise ValueError(
-            f"source: no run has {needed}. The section training.metrics of a configuration chooses what a run records; "
-            "in a loop of your own, put it into the records of the history"
-        )
+        raise ValueError(f"source: {missing}")
     for axes in figure.axes:
         if axes.get_xlabel() == "epoch":
             axes.set_xlabel(x)
