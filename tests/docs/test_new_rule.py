@@ -217,18 +217,3 @@ def test_a_file_is_imported_once_and_two_of_one_name_are_told(folder):
     (folder / "other" / "my_rules.py").write_text("")
     with pytest.raises(OwnModuleError, match="another module is called my_rules"):
         import_all(["other/my_rules.py"])
-
-
-def test_a_cell_of_a_notebook_may_be_run_again(folder):
-    """The class that it defines anew replaces the earlier one; another class does not."""
-
-    def cell(name, module="__main__"):
-        kind = type(name, (biotorch.rules.FeedbackRule,), {"__module__": module, "__qualname__": name})
-        return biotorch.rules.register("mine", transports="nothing")(kind)
-
-    cell("Mine")
-    again = cell("Mine")
-    assert biotorch.rules.get("mine") is again
-    for other in (("Other",), ("Mine", "my_module")):
-        with pytest.raises(ValueError, match="'mine' is already registered, by module __main__"):
-            cell(*other)
