@@ -46,7 +46,9 @@ def executed(path: Path, settings: Mapping[str, Any] | None = None) -> nbformat.
         # Sockets in files, because other users of the machine could listen to TCP.
         private = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
         resources = {"metadata": {"path": folder}}
-        NotebookClient(notebook, timeout=600, resources=resources, record_timing=False, config=private).execute()
+        NotebookClient(
+            notebook, timeout=600, resources=resources, record_timing=False, coalesce_streams=True, config=private
+        ).execute()
     first.source = source
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
