@@ -7,7 +7,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 # Two processes: on two cores the tests take two thirds of the time that one takes.
 PYTEST_ARGS ?= -n 2
 
-.PHONY: demo test test-all docs figures lint clean
+.PHONY: demo test test-all docs figures notebooks lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/biotorch run configs/quickstart.yaml
@@ -31,6 +31,9 @@ lint: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "open site/index.html"
+
+notebooks: $(VENV)/.installed-dev
+	$(BIN)/python examples/execute.py
 
 clean:
 	rm -rf $(VENV) runs site

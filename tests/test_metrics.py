@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import biotorch
-from biotorch.metrics import alignment_angles, angle, gradient_alignment, norm_ratios
+from biotorch.metrics import alignment_angles, angle, cka, gradient_alignment, norm_ratios
 
 pytestmark = pytest.mark.usefixtures("targets")
 
@@ -265,3 +265,57 @@ def test_a_buffer_that_the_forward_replaces_is_put_back():
     assert biotorch.metrics.gradient_alignment(model, F.cross_entropy, batch(), labels()) == {"fc": 0.0}
     assert model.mean is buffer
     assert not buffer.any()
+
+
+# Representations ---------------------------------------------------------------------------------
+
+
+def hsic(a, b):
+    """Kornblith et al. 2019, equation 3, with the centring matrix written out."""
+    n = len(a)
+    centring = torch.eye(n, dtype=a.dtype) - torch.ones(n, n, dtype=a.dtype) / n
+    return torch.trace(a @ centring @ b @ centring) / (n - 1) ** 2
+
+
+def test_cka_is_the_normalised_hsic_of_linear_kernels():
+    x, y = torch.randn(12, 5, dtype=torch.float64), torch.randn(12, 30, dtype=torch.float64)
+    a, b = x @ x.T, y @ y.T
+    assert cka(x, y) == pytest.approx(float(hsic(a, b) / (hsic(a, a) * hsic(b, b)).sqrt()), rel=1e-9)
+
+
+def test_cka_sees_no_rotation_scale_or_shift_but_other_features():
+    x = torch.randn(50, 8, dtype=torch.float64)
+    rotation = torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64))[0]
+    assert cka(x, 3 * x @ rotation + 7) == pytest.approx(1)
+    uncorrelated = torch.linalg.qr(torch.cat([torch.ones(50, 1, dtype=torch.float64), x, torch.randn(50, 4)], 1))[0]
+    assert cka(x, uncorrelated[:, 9:]) == pytest.approx(0, abs=1e-12)
+    assert cka(x, x**2) < 0.9
+    assert math.isnan(cka(x, torch.ones(50, 2)))
+    with pytest.raises(ValueError, match="50 examples are needed"):
+        cka(x, x[:3])
+
+
+@pytest.mark.parametrize("converted", [False, True])
+def test_representations_are_the_outputs_of_the_layers(converted):
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(1800, 4))
+    if converted:
+        biotorch.convert(model, "fa")
+    before, x = state(model), images()
+    found = biotorch.metrics.representations(model, x)
+    assert same(state(model), before)  # batch norm, too
+    assert list(found) == ["0", "4"]
+    assert torch.equal(found["0"], model[0](x).flatten(1))
+    assert found["4"].shape == (2, 4)
+    assert not model[0]._forward_hooks
+
+
+def test_gradients_are_those_of_the_rule_and_of_the_network():
+    model, x, y = biotorch.convert(mlp(), "fa"), batch(), labels()
+    found = biotorch.metrics.gradients(model, F.cross_entropy, x, y)
+    F.cross_entropy(model(x), y).backward()
+    with biotorch.true_gradients(model):
+        loss = F.cross_entropy(model(x), y)
+    true = torch.autograd.grad(loss, [model[0].weight, model[4].weight])
+    assert torch.equal(found["0"][0], model[0].weight.grad)
+    assert torch.equal(found["0"][1], true[0])
+    assert torch.equal(found["4"][0], true[1])

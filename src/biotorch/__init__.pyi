@@ -7,6 +7,7 @@ from biotorch import layers as layers
 from biotorch import metrics as metrics
 from biotorch import models as models
 from biotorch import module as module
+from biotorch import plots as plots
 from biotorch import report as report
 from biotorch import results as results
 from biotorch import robustness as robustness

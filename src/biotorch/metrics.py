@@ -1,4 +1,4 @@
-"""Alignment angles (W to B), norm ratios, and gradient angles (update to true gradient) of a network.
+"""Alignment angles (W to B), norm ratios, gradient angles (update to true gradient), and similarity of layers.
 
 The functions leave parameters, `.grad`, buffers and the random state as they were.
 """
@@ -71,13 +71,12 @@ def norm_ratios(model: nn.Module) -> dict[str, float]:
     return ratios
 
 
-def gradient_alignment(
+def gradients(
     model: nn.Module, loss: Callable[[Any, Tensor], Tensor], inputs: Tensor, targets: Tensor
-) -> dict[str, float]:
-    """Gradient angle in degrees of every feedback layer: from the rule's gradient of W to the true one on a batch.
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """The rule's gradient of W and the true one, of every feedback layer by name, on a batch.
 
-    It is defined for every rule. Both passes have the same dropout masks. Below 90 degrees an update descends
-    the loss (Lillicrap et al. 2016). The angle is nan if one of the two gradients is zero.
+    Both passes have the same dropout masks. Layers that get no gradient are left out.
 
     Args:
         model: a converted network, in the mode (train or eval) in which to measure.
@@ -99,15 +98,92 @@ def gradient_alignment(
     # A user's own loss may take targets that are no tensor.
     told = teaching.targets if isinstance(targets, Tensor) else contextlib.nullcontext
 
-    def gradients(context: contextlib.AbstractContextManager[None]) -> list[Tensor | None]:
+    def found(context: contextlib.AbstractContextManager[None]) -> list[Tensor | None]:
         with isolated(model), context, torch.enable_grad(), told(targets):
             value = loss(model(inputs), targets)
             return list(torch.autograd.grad(value, weights, allow_unused=True))
 
-    ruled, true = gradients(contextlib.nullcontext()), gradients(true_gradients(model))
-    return {
-        name: angle(a, b) for name, a, b in zip(trained, ruled, true, strict=True) if a is not None and b is not None
-    }
+    ruled, true = found(contextlib.nullcontext()), found(true_gradients(model))
+    return {name: (a, b) for name, a, b in zip(trained, ruled, true, strict=True) if a is not None and b is not None}
 
 
-__all__ = ["alignment_angles", "angle", "gradient_alignment", "norm_ratios"]
+def gradient_alignment(
+    model: nn.Module, loss: Callable[[Any, Tensor], Tensor], inputs: Tensor, targets: Tensor
+) -> dict[str, float]:
+    """Gradient angle in degrees of every feedback layer: from the rule's gradient of W to the true one on a batch.
+
+    It is defined for every rule. Below 90 degrees an update descends the loss (Lillicrap et al. 2016). The angle is nan
+    if one of the two gradients is zero.
+
+    Args:
+        model, loss, inputs, targets: as in `gradients`.
+    """
+    return {name: angle(ruled, true) for name, (ruled, true) in gradients(model, loss, inputs, targets).items()}
+
+
+def representations(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
+    """Outputs of every layer with a weight matrix, by dotted name, each (n, features).
+
+    They are the outputs of the layer itself, before the activation function that follows. Layers that the forward pass
+    does not call are left out, and a layer that it calls several times has its last output.
+
+    Args:
+        model: a network, converted or not, in the mode (train or eval) in which to measure.
+        inputs: (n, ...) examples.
+    """
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(layer: nn.Module, arguments: Any, output: Any) -> None:
+            main = output[0] if isinstance(output, tuple) else output
+            found[name] = main.detach().flatten(1)
+
+        return hook
+
+    handles = [
+        layer.register_forward_hook(keep(name))
+        for name, layer in model.named_modules()
+        if any(each.dim() > 1 for each in layer.parameters(recurse=False))
+    ]
+    try:
+        with isolated(model), torch.no_grad():
+            model(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def cka(x: Tensor, y: Tensor) -> float:
+    """Linear centred kernel alignment of two representations of the same n examples (Kornblith et al. 2019, section 3).
+
+    ||Y^T X||^2 / (||X^T X|| ||Y^T Y||) with Frobenius norms, for X and Y whose columns have mean zero. It is 1 if one
+    representation is a rotation and scaling of the other, and 0 if all their features are uncorrelated. With few
+    examples and many features it is too high, even for unrelated representations.
+
+    Args:
+        x, y: (n, ...), flattened to (n, features); the numbers of features may differ.
+
+    Returns:
+        The similarity, 0 to 1; nan if a representation is equal for all examples.
+
+    Raises:
+        ValueError: the numbers of examples differ.
+    """
+    if len(x) != len(y):
+        raise ValueError(f"y: {len(x)} examples are needed, as x has, not {len(y)}")
+    x, y = (each.detach().flatten(1).double() for each in (x, y))
+    x, y = x - x.mean(0), y - y.mean(0)
+    a, b = x @ x.T, y @ y.T  # (n, n); their inner product is ||Y^T X||^2
+    return float((a * b).sum() / (a.norm() * b.norm()))
+
+
+__all__ = [
+    "alignment_angles",
+    "angle",
+    "cka",
+    "gradient_alignment",
+    "gradients",
+    "norm_ratios",
+    "representations",
+]

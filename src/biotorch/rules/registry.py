@@ -31,7 +31,8 @@ def register(*names: str, transports: Transports) -> Callable[[type[Rule]], type
 
     Raises:
         TypeError: the class is no rule, or has options without being a dataclass.
-        ValueError: there is no name, a name is taken, or `transports` has another value.
+        ValueError: there is no name, a name is taken, or `transports` has another value. A cell of a notebook may be
+            run again: its rule replaces the earlier one of that name.
 
     Examples:
         >>> @biotorch.rules.register("negative", transports="weights")
@@ -55,7 +56,7 @@ def register(*names: str, transports: Transports) -> Callable[[type[Rule]], type
                 "@dataclasses.dataclass(frozen=True, kw_only=True) between @rules.register(...) and the class"
             )
         for name in names:
-            if name in _REGISTRY or name in _ALIASES:
+            if (name in _REGISTRY or name in _ALIASES) and not _again(get(name), rule):
                 module = get(name).__module__
                 raise ValueError(
                     f"a rule named {name!r} is already registered, by module {module}: choose another name. If it is "
@@ -67,6 +68,11 @@ def register(*names: str, transports: Transports) -> Callable[[type[Rule]], type
         return rule
 
     return add
+
+
+def _again(old: type[Rule], new: type[Rule]) -> bool:
+    """Whether a rule comes from a cell of a notebook that was run again, and replaces its predecessor."""
+    return old.__module__ == new.__module__ == "__main__" and old.__qualname__ == new.__qualname__
 
 
 def available() -> list[str]:
