@@ -71,6 +71,20 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
+def position(path: Path) -> tuple[int, int] | None:
+    """Epoch and update at which a training continues from the checkpoint at `path`, or the previous one, or None.
+
+    The weights stay on disk, so damage in them is not noticed.
+    """
+    for candidate in (path, previous(path)):
+        try:
+            content = torch.load(candidate, map_location="cpu", weights_only=True, mmap=True)
+            return int(content["epoch"]), int(content["step"])
+        except (OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError, pickle.UnpicklingError):
+            continue
+    return None
+
+
 def require_format(content: dict[str, Any], source: object) -> None:
     """Raise CheckpointError if the checkpoint `content`, read from `source`, has another format than this version's."""
     found = content.get("format")
