@@ -110,7 +110,8 @@ def _differences(collection: Collection) -> tuple[_Rows | None, str]:
         except ValueError as error:
             return None, str(error)
         unit, decimals = (f" {_COMPARED[value][0]}" if len(compared) > 1 else ""), 3 if value == "test_r2" else 2
-        for each in found.to_dict("records"):
+        for row in found.to_dict("records"):
+            each = {**found.attrs["common"], **row}
             names = {"network": "architecture", "dataset": "dataset", "optimizer": "optimizer", "rule": "rule"}
             facets.append({"seed": "", **{name: str(each[column]) for name, column in names.items()}})
             low, high = (f"{each[end]:+.{decimals}f}" for end in ("low", "high"))
