@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -86,6 +87,7 @@ class Progress(Display):
             TextColumn("{task.fields[status]}", markup=False),
             console=console,
             disable=not console.is_terminal,
+            redirect_stderr=sys.stderr.isatty(),  # else warnings would leave the file that they go to
         )
         self.overall = self.bars.add_task("points", total=points, status="", visible=points > 1)
         self.step_bar = self.bars.add_task("updates", total=None, status="", visible=False)
