@@ -47,7 +47,7 @@ def load(path: Path) -> dict[str, Any]:
         CheckpointError: the file is truncated or damaged, or is a pickle that contains code.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint {path}")
+        raise FileNotFoundError(f"no checkpoint {path}; name the folder of a run, or one of its .pth files")
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # torch.load does not verify the checksums
