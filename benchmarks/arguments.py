@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from benchmarks.networks import NETWORKS
 from biotorch import rules
+from biotorch.rules.registry import own_name
 
 
 def count(text: str) -> int:
@@ -28,7 +29,9 @@ def add_rules(parser: argparse.ArgumentParser, default: Sequence[str] | None = N
     """`--rules`; by default all."""
     told = f"default: {' '.join(default) if default else 'all'}"
     known = rules.available()
-    parser.add_argument("--rules", nargs="+", choices=known, default=default or known, metavar="RULE", help=told)
+    parser.add_argument(
+        "--rules", nargs="+", type=own_name, choices=known, default=default or known, metavar="RULE", help=told
+    )
 
 
 def add_threads(parser: argparse.ArgumentParser, default: int | None = None) -> None:

@@ -24,12 +24,13 @@ from benchmarks.networks import NETWORKS
 from benchmarks.records import Record
 from benchmarks.stepping import Stepper, Way
 from biotorch import rules
+from biotorch.rules.registry import own_name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command line."""
     add_networks(parser, ["le_net_mnist", "le_net_cifar", "resnet20", "mlp", "resnet56", "resnet18"])
-    parser.add_argument("--rule", choices=rules.available(), default="fa", metavar="RULE")
+    parser.add_argument("--rule", type=own_name, choices=rules.available(), default="fa", metavar="RULE")
     parser.add_argument("--batch", type=count, default=64)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     add_rounds(parser, 7)

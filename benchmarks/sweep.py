@@ -20,12 +20,13 @@ from benchmarks.measuring import interleaved, ratio
 from benchmarks.networks import NETWORKS
 from benchmarks.records import Record
 from biotorch import rules
+from biotorch.rules.registry import own_name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command line."""
     parser.add_argument("--network", choices=["le_net_mnist", "le_net_cifar", "resnet20"], default="le_net_mnist")
-    parser.add_argument("--rule", choices=rules.available(), default="fa", metavar="RULE")
+    parser.add_argument("--rule", type=own_name, choices=rules.available(), default="fa", metavar="RULE")
     parser.add_argument("--points", type=count, default=6, help="of the sweep; default: 6")
     parser.add_argument("--jobs", type=count, default=os.cpu_count(), help="side by side; default: one per core")
     parser.add_argument("--images", type=count, default=20_000, help="training images in an epoch")

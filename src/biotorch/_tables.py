@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import re
 from collections.abc import Sequence
 
 from rich.cells import cell_len
@@ -20,6 +21,8 @@ class Table:
     header: list[str]
     rows: list[list[str]]
     notes: list[str]
+    #: Versions and machine that the figures are from, printed below the notes; in LaTeX a comment.
+    source: str = ""
 
     def markdown(self) -> str:
         """The table as GitHub Markdown."""
@@ -30,17 +33,25 @@ class Table:
             f"|{'---|' * len(self.header)}",
             *map(_markdown_row, self.rows),
             "",
-            *(f"{note}  " for note in self.notes),
+            *(f"{note}  " for note in self.below),
         ]
         return "\n".join(lines).rstrip() + "\n"
 
+    @property
+    def below(self) -> list[str]:
+        """Lines below the table: the notes, and where the figures are from."""
+        return [*self.notes, *([self.source] if self.source else [])]
+
     def latex(self) -> str:
-        """The table for LaTeX, with the package booktabs."""
+        """The table for LaTeX, with the package booktabs. Its label is `tab:` with the words of the title."""
         columns = "l" + "r" * (len(self.header) - 1)
+        label = re.sub(r"[^a-z0-9]+", "-", self.title.casefold()).strip("-")
         lines = [
+            *([f"% {self.source}"] if self.source else []),
             r"\begin{table}",
             r"\centering",
             rf"\caption{{{_latex(self.title)}. {_latex(' '.join(self.notes))}}}",
+            rf"\label{{tab:{label}}}",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
             _latex_row(self.header),
@@ -80,13 +91,14 @@ def _latex(text: str) -> str:
     return "".join(_LATEX.get(sign, sign) for sign in text)
 
 
-def plain_console(quiet: bool = False) -> Console:
+def plain_console(quiet: bool = False, stderr: bool = False) -> Console:
     """Console that prints text as it is, because names, paths and messages of users are no markup and no emoji codes.
 
     Args:
         quiet: print nothing.
+        stderr: print to stderr instead of stdout.
     """
-    return Console(markup=False, emoji=False, highlight=False, quiet=quiet)
+    return Console(markup=False, emoji=False, highlight=False, quiet=quiet, stderr=stderr)
 
 
 def print_table(content: Table, console: Console) -> None:
@@ -100,5 +112,5 @@ def print_table(content: Table, console: Console) -> None:
         rendered.add_row(*row)
     needed = sum(column.min_width or 0 for column in rendered.columns) + 3 * len(rendered.columns) + 1
     console.print(rendered, width=max(console.width, needed), crop=False)
-    for note in content.notes:
+    for note in content.below:
         console.print(note)

@@ -88,6 +88,16 @@ def test_audit_prints_what_each_layer_transports():
     assert "leak 0.00: all 5 layers transport nothing" in fa
 
 
+def test_audit_prints_a_network_once_however_many_seeds_it_has():
+    printed = invoke("audit", QUICKSTART, "sweep={model.mode.type: [fa, DFA], experiment.seed: [0, 1]}").stdout
+    heads = [line for line in printed.splitlines() if line.startswith("rule=")]
+    assert heads == [
+        "rule=fa,seed=0 (the same network: rule=fa,seed=1)",
+        "rule=dfa,seed=0 (the same network: rule=dfa,seed=1)",
+    ]
+    assert printed.count("\nlayer ") == 2
+
+
 def test_rules_models_and_schema_are_printed():
     listed = invoke("rules").stdout
     assert all(name in listed for name in rules.available())

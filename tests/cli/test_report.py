@@ -34,6 +34,20 @@ def test_the_table_is_printed_and_written(store, tmp_path, suffix):
         assert len(list(csv.DictReader(text.splitlines()))) == 2
 
 
+def test_latex_alone_is_printed_with_a_label_and_without_versions_in_the_caption(store, tmp_path):
+    shutil.copytree(store, tmp_path / "s")
+    (tmp_path / "s" / "rule=fa" / "results.json").write_text("{")
+    result = invoke("report", tmp_path / "s", "--latex")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("% biotorch ")
+    assert (lines[1], lines[-1]) == (r"\begin{table}", r"\end{table}")
+    (caption,) = (line for line in lines if line.startswith(r"\caption"))
+    assert not {"biotorch", "torch", "threads"} & set(caption.split())
+    assert r"\label{tab:le-net-mnist-on-digits-1-epoch}" in lines
+    assert "left out: " in result.stderr
+
+
 def test_figures_are_written_in_the_formats_that_are_asked_for(store, tmp_path):
     result = invoke("report", store, "--figures", tmp_path / "f", "--formats", "png,svg")
     assert result.exit_code == 0, result.output

@@ -71,7 +71,7 @@ def test_display_iterations_adds_a_line_every_so_many_updates(tmp_path):
 
 def test_a_terminal_shows_bars_with_the_live_loss_error_and_rate(tmp_path):
     main, terminal = pty.openpty()
-    overrides = into(tmp_path, *SHORT, "training.hyperparameters={epochs: 3, batch_size: 8}")
+    overrides = into(tmp_path, *SHORT, "training.hyperparameters={epochs: 3, batch_size: 8}", "infrastructure.gpus=0")
     command = [sys.executable, "-m", "biotorch.cli", "run", str(QUICKSTART), *overrides]
     with subprocess.Popen(command, stdout=terminal, stderr=terminal, env={**os.environ, "COLUMNS": "160"}) as process:
         os.close(terminal)
@@ -83,6 +83,7 @@ def test_a_terminal_shows_bars_with_the_live_loss_error_and_rate(tmp_path):
     assert process.returncode == 0, text
     assert re.search(r"epoch \d ━.*/158 .*loss [\d.]+, error [\d.]+ %, [\d,]+ examples/s", text)
     assert re.search(r"short +━.*3/3 .*\d:\d\d:\d\d .*validation error [\d.]+ %", text)
+    assert re.search(r"[\r\n]warning: infrastructure", text)  # not behind a bar, which would then stay
 
 
 @pytest.mark.parametrize("name", ["x[/y]", "lr[a]", "a:smile:b", "<b>"])

@@ -269,8 +269,12 @@ def test_images_are_listed_in_the_order_of_torchvision(folder):
 
 def test_folders_that_cannot_be_a_set_are_named(folder, tmp_path_factory):
     empty = tmp_path_factory.mktemp("empty")
-    with pytest.raises(data.DataError, match=r"has no class folders"):
+    for number in range(7):
+        (empty / f"{number}.png").touch()
+    with pytest.raises(data.DataError, match=r"has no class folders") as caught:
         load(empty)
+    for line in (f"  {empty.name}/train/dog/2.jpg", f"{empty} holds 0.png, 1.png, 2.png, 3.png, 4.png and 2 more."):
+        assert line in str(caught.value).split("\n")
     with pytest.raises(
         FileNotFoundError, match=r"'/no/where' of data.dataset was not found; these paths do not exist: /no/where"
     ):
@@ -282,8 +286,9 @@ def test_folders_that_cannot_be_a_set_are_named(folder, tmp_path_factory):
     with pytest.raises(data.DataError, match=r"train/cow holds no images"):
         load(folder)
     (folder / "test").rename(folder / "elsewhere")
-    with pytest.raises(data.DataError, match=r"has train/, but neither test/ nor val/"):
+    with pytest.raises(data.DataError, match=r"has train/, but neither test/ nor val/") as caught:
         load(folder)
+    assert str(caught.value).endswith(f"{folder} holds elsewhere/, train/.")
 
 
 @pytest.mark.parametrize("inside", [False, True])

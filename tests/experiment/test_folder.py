@@ -17,6 +17,7 @@ from commands import invoke
 
 from biotorch.errors import LostFolderError, kind_of
 from biotorch.experiment import (
+    BrokenPointsError,
     ConfigError,
     DamagedResultError,
     Display,
@@ -61,6 +62,20 @@ def test_finished_points_are_not_run_again_and_others_are_not_overwritten(tmp_pa
     assert "training.optimizer.lr: 0.01 in the folder, 0.02 asked for" in str(caught.value)
     assert load_results(tmp_path / "quick" / "seed=0") == first["seed=0"]
     assert run(changed, overwrite=True)["seed=0"]["state_hash"] != first["seed=0"]["state_hash"]
+
+
+@pytest.mark.parametrize("jobs", [(), ("--jobs", "2")], ids=["here", "elsewhere"])
+def test_a_run_says_where_it_continues(tmp_path, jobs):
+    changes = ("training.hyperparameters.epochs=3", "infrastructure.checkpoint_seconds=0", SHORT)
+    changes += ("sweep={experiment.seed: [0, 1]}",)
+    with pytest.raises(BrokenPointsError):
+        run(runs.quick(tmp_path, *changes), display=StopAt(2))
+    result = invoke("run", tmp_path / "quick.yaml", *changes, *jobs)
+    assert result.exit_code == 0, result.output
+    for number in (0, 1):
+        said = [line for line in result.stdout.splitlines() if line.startswith(f"[{number + 1}/2] seed={number} ")]
+        assert re.match(r"\[\d/2\] seed=\d continues from epoch 2, after update \d+$", said[0])
+    assert " starts" not in result.stdout
 
 
 def test_all_differences_are_listed(tmp_path):

@@ -55,6 +55,21 @@ def test_summary_is_mean_std_and_n_over_seeds_and_never_over_settings(results, t
     assert math.isnan(found["std"][1])
 
 
+def test_summary_begins_with_the_rule_and_has_no_column_that_says_nothing(results, tmp_path):
+    runs = [made(results[0], rule, seed=seed) for rule in ("backpropagation", "fa") for seed in (0, 1)]
+    found = biotorch.results.summary(biotorch.results.load(stored(tmp_path / "a", runs)))
+    assert list(found) == ["rule", "mean", "std", "n"]
+    assert found.attrs["value"] == "test_error"
+    assert found.attrs["common"] == {
+        "dataset": "digits", "architecture": "le_net_mnist", "optimizer": "SGD", "epochs": 1,
+    }  # fmt: skip
+    pairs = biotorch.results.paired(biotorch.results.load(tmp_path / "a"), baseline="BP")
+    assert list(pairs) == ["rule", "difference", "std", "n", "low", "high"]
+    runs += [made(results[0], data__dataset="mnist"), made(results[0], training__optimizer__lr=0.7)]
+    found = biotorch.results.summary(biotorch.results.load(stored(tmp_path / "b", runs)))
+    assert list(found) == ["rule", "label", "dataset", "mean", "std", "n", "paper"]
+
+
 def test_a_copy_of_a_run_counts_once(results, tmp_path):
     stored(tmp_path, [made(results[0]), made(results[0], seed=1)])
     shutil.copytree(tmp_path / "0", tmp_path / "again")

@@ -100,6 +100,9 @@ class Audit:
             parts.append(f"rows of {_some(strange)} hear the errors of other examples")
         return "; ".join(parts if any(groups) else ["nothing is transported", *parts])
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def __str__(self) -> str:
         titles = ["layer", "transports", "past feedback"] + ["own error"] * self.direct
         rows = [

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import biotorch
-from biotorch.cli import inspect, run
+from biotorch.cli import init, inspect, run
 from biotorch.cli.errors import EXIT_CODES, Commands, plain_errors
 
 app = typer.Typer(
@@ -16,7 +16,6 @@ app = typer.Typer(
     help="Train networks without weight transport, and compare learning rules.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -48,6 +47,7 @@ def _options(
         import_all(imports)
 
 
+app.command("init")(init.init_command)
 app.command("run", epilog=EXIT_CODES)(run.run_command)
 app.command("search", epilog=EXIT_CODES)(run.search_command)
 app.command("evaluate")(inspect.evaluate_command)

@@ -125,7 +125,7 @@ def _warn_once() -> Callable[..., None]:
     def show(message: Warning | str, *where: Any, **kwargs: Any) -> None:
         if is_first_process() and str(message) not in shown:
             shown.add(str(message))
-            typer.echo(f"warning: {message}", err=True)
+            print(f"warning: {message}", file=sys.stderr)  # typer would write past live bars, which stay twice
 
     return show
 

@@ -18,6 +18,8 @@ from biotorch.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from biotorch.experiment.config import Config
+    from biotorch.experiment.reading import Study
     from biotorch.results.collecting import Collection
 
 
@@ -98,7 +100,13 @@ def evaluate_command(
 
 @plain_errors
 def audit_command(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Prove by experiment whether the backward pass of a configuration's network transports weights."""
+    """Prove by experiment whether the backward pass of a configuration's network transports weights.
+
+    Points of a sweep that have the same network and data, such as those of other seeds, are audited once.
+
+    \b
+    biotorch audit configs/quickstart.yaml model.mode.type=fa
+    """
     import torch
 
     from biotorch import data
@@ -107,13 +115,28 @@ def audit_command(config: ConfigFile, overrides: Overrides = None) -> None:
     from biotorch.experiment.network import build_model, check_input
     from biotorch.experiment.reading import read
 
-    for name, described in read(config, overrides or []).points.items():
+    for names, described in _networks(read(config, overrides or [])):
         point = resolved(described, earlier=None)
         dataset = data.load(point.data, point.experiment.seed)
         model = build_model(point, dataset.num_outputs, dataset.input_shape)
         check_input(model, dataset.train, point)
         inputs, _ = next(iter(dataset.train.batches([torch.arange(min(8, len(dataset.train)))])))
-        typer.echo(f"{name or point.experiment.name}\n{audit(model, inputs)}")
+        typer.echo(f"{names}\n{audit(model, inputs)}\n")
+
+
+def _networks(study: Study) -> list[tuple[str, Config]]:
+    """Points of a study whose networks differ in more than their seed, with the names of all points that are alike."""
+    alike: dict[str, list[str]] = {}
+    for name, point in study.points.items():
+        settings = (point.model, point.data)
+        alike.setdefault("\n".join(each.model_dump_json() for each in settings), []).append(name)
+    return [
+        (
+            (first or study.config.experiment.name) + (f" (the same network: {', '.join(others)})" if others else ""),
+            study.points[first],
+        )
+        for first, *others in alike.values()
+    ]
 
 
 class _Preset(StrEnum):
@@ -213,12 +236,14 @@ def report_command(
     ] = None,
     figures: Annotated[Path | None, typer.Option(help="A folder for the figures.")] = None,
     formats: Annotated[str, typer.Option(help="Formats of the figures: png, svg, pdf, separated by commas.")] = "png",
+    latex: Annotated[bool, typer.Option("--latex", help="Print the table as LaTeX, for the package booktabs.")] = False,
 ) -> None:
     """Print the table of all runs in the folders; on request, write the table, the figures and a page with everything.
 
     \b
     biotorch report runs/quickstart -o page.html
-    biotorch report runs/paper --table table1.tex --figures figures --formats pdf,png
+    biotorch report runs/quickstart --latex > table.tex
+    biotorch report runs/paper --table table1.csv --figures figures --formats pdf,png
     """
     from biotorch.report import draw_all, table
     from biotorch.report.page import write_page
@@ -231,12 +256,15 @@ def report_command(
     kinds = formats.split(",")
     if unknown := set(kinds) - set(_FIGURES):
         raise ConfigError(f"--formats: only {', '.join(_FIGURES)} are known, not {', '.join(sorted(unknown))}")
-    collection, console = collect(folders), plain_console()
+    collection, console = collect(folders), plain_console(stderr=latex)  # stdout is then LaTeX alone
     tell(collection, console)
     if not collection.runs:
         raise ConfigError(f"no finished run in {', '.join(map(str, folders))}")
     rows = table(collection.results)
-    print_table(rows, console)
+    if latex:
+        typer.echo(rows.latex(), nl=False)
+    else:
+        print_table(rows, console)
     if tables is not None:
         tables.parent.mkdir(parents=True, exist_ok=True)
         _files.write_text(tables, _written(rows, tables.suffix))

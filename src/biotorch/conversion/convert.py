@@ -19,7 +19,7 @@ from biotorch.errors import ConversionError, ConversionWarning
 from biotorch.kernel.broadcast import Network, Pattern
 from biotorch.layers import LAYER_TYPES, as_feedback
 from biotorch.rules import DirectRule, Rule, make, option_names
-from biotorch.rules.registry import require_no_group_option
+from biotorch.rules.registry import own_name, require_no_group_option
 
 #: A rule by name or as an object; None leaves the layer as it is.
 RuleLike: TypeAlias = str | Rule | None
@@ -109,6 +109,7 @@ class Chooser:
             return None
         if not isinstance(rule, str):
             raise ValueError(f"a layer's rule is a name, a Rule object or None, not {rule!r}")
+        rule = own_name(rule)
         if rule not in self._made:
             known_options = option_names(rule)  # raises for an unknown rule
             self._named.setdefault(rule)

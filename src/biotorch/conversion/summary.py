@@ -50,6 +50,9 @@ class Summary:
         """Rows of the modules that stay on backpropagation and transport their weights."""
         return [row for row in self.rows if row.kind in ("convertible", "left")]
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def __str__(self) -> str:
         header = ("layer", "type", "rule", "parameters", "feedback B", "note")
         cells = [

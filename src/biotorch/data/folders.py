@@ -15,8 +15,20 @@ from biotorch.data.splits import Paths, Pool, fifth
 from biotorch.errors import DataError
 
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-#: Largest number of classes that the message lists for each part if the parts have different ones.
+#: Most classes, or entries of a folder, that a message lists.
 _LISTED = 5
+#: Folders of a data set that hold its training and its test images.
+_PARTS = ("train", "test", "val")
+#: Trees of image files, of which the first line says more; an empty line stands between the two.
+_TREES = (
+    "cat/1.jpg            a folder for each class; a fifth of the images becomes the test set",
+    "dog/2.jpg",
+    "",
+    "train/cat/1.jpg      train/ and test/ (or val/) with the same classes",
+    "train/dog/2.jpg",
+    "test/cat/3.jpg",
+    "test/dog/4.jpg",
+)
 
 
 def locate(path: str, folder: Path, key: str = "data.dataset") -> Path:
@@ -51,7 +63,7 @@ def read_folder(path: str, folder: Path, target_size: int | None) -> Pool:
     for part in ("test", "val"):
         if (root / part).is_dir():
             return _read(root / "train", root / part)
-    raise DataError(f"{root} has train/, but neither test/ nor val/ for the test set.")
+    raise DataError(f"{root} has train/, but neither test/ nor val/ for the test set.\n{_layouts(root)}")
 
 
 def read_imagenet(name: str, folder: Path, target_size: int | None) -> Pool:
@@ -95,10 +107,18 @@ def _folders(root: Path) -> list[str]:
 def _classes(root: Path) -> list[str]:
     names = _folders(root)
     if not names:
-        raise DataError(
-            f"{root} has no class folders: it needs a folder for each class, with the images of the class in it."
-        )
+        whole = root.parent if root.name in _PARTS else root
+        raise DataError(f"{root} has no class folders, by whose names the images are labelled.\n{_layouts(whole)}")
     return names
+
+
+def _layouts(root: Path) -> str:
+    """Text that shows the two trees that `folder:` reads, and what the folder holds instead."""
+    entries = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in os.scandir(root))
+    more = f" and {len(entries) - _LISTED:,} more" if len(entries) > _LISTED else ""
+    lines = [f"  {root.name}/{line}" if line else "or" for line in _TREES]
+    held = f"{root} holds {', '.join(entries[:_LISTED]) or 'nothing'}{more}."
+    return "\n".join(["Arrange the images in one of these trees:", *lines, held])
 
 
 def _read(train: Path, test: Path) -> Pool:

@@ -47,7 +47,7 @@ def load(path: Path) -> dict[str, Any]:
         CheckpointError: the file is truncated or damaged, or is a pickle that contains code.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint {path}")
+        raise FileNotFoundError(f"no checkpoint {path}; name the folder of a run, or one of its .pth files")
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # torch.load does not verify the checksums
@@ -69,6 +69,20 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state_dict or a checkpoint.")
     return content
+
+
+def position(path: Path) -> tuple[int, int] | None:
+    """Epoch and update at which a training continues from the checkpoint at `path`, or the previous one, or None.
+
+    The weights stay on disk, so damage in them is not noticed.
+    """
+    for candidate in (path, previous(path)):
+        try:
+            content = torch.load(candidate, map_location="cpu", weights_only=True, mmap=True)
+            return int(content["epoch"]), int(content["step"])
+        except (OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError, pickle.UnpicklingError):
+            continue
+    return None
 
 
 def require_format(content: dict[str, Any], source: object) -> None:

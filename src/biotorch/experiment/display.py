@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -36,7 +37,11 @@ class Display(robustness.Display):
     """
 
     def start(self, name: str, config: Config) -> None:
-        """Show that the point `name` begins or continues."""
+        """Show that the point `name` starts."""
+
+    def continues(self, name: str, config: Config, epoch: int, step: int) -> None:
+        """Show that the point `name` continues in `epoch`, after its update `step`."""
+        self.start(name, config)
 
     def noise(self, done: int, updates: int) -> None:
         """Show that `done` of the updates on noise before the first epoch are finished."""
@@ -91,6 +96,7 @@ class Progress(Display):
             TextColumn("{task.fields[status]}", markup=False),
             console=console,
             disable=not console.is_terminal,
+            redirect_stderr=sys.stderr.isatty(),  # else warnings would leave the file that they go to
         )
         self.overall = self.bars.add_task("points", total=points, status="", visible=points > 1)
         self.step_bar = self.bars.add_task("updates", total=None, status="", visible=False)
@@ -105,6 +111,19 @@ class Progress(Display):
         self.bars.stop()
 
     def start(self, name: str, config: Config) -> None:
+        point = self._begin(name, config)
+        if not self.console.is_terminal and (self.done == 0 or len(self.running) > 1):
+            self._print(f"{self._place(point)} starts")
+
+    def continues(self, name: str, config: Config, epoch: int, step: int) -> None:
+        point = self._begin(name, config)
+        self.bars.update(point.bar, completed=max(0, epoch - 1))
+        where = f"from epoch {epoch}" + (f", after update {step}" if step else "")
+        if not 0 < epoch <= point.epochs:
+            where = "after its last epoch" if epoch else "before its first epoch"
+        self._print(f"{self._place(point)} continues {where}")
+
+    def _begin(self, name: str, config: Config) -> _Point:
         self.present, epochs = name, 0
         if config.training is not None:
             epochs = config.training.hyperparameters.epochs
@@ -112,8 +131,7 @@ class Progress(Display):
         shown = name or config.experiment.name
         bar = self.bars.add_task(shown, total=epochs or None, status="")
         self.running[name] = _Point(shown, self.done + len(self.running) + 1, epochs, bar, time.monotonic())
-        if not self.console.is_terminal and (self.done == 0 or len(self.running) > 1):
-            self._print(f"{self._place(self.running[name])} starts")
+        return self.running[name]
 
     def noise(self, done: int, updates: int) -> None:
         if not self.console.is_terminal:

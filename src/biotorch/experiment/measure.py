@@ -133,6 +133,8 @@ def runs_in(path: Path) -> list[Path]:
     Raises:
         FileNotFoundError: `path` holds no trained network.
     """
+    if not path.exists():
+        raise FileNotFoundError(f"there is no folder {path}; name that of a run or of a sweep")
     if RunFolder(path).best.is_file() or RunFolder(path).results.is_file():  # what a run lacks is told by name
         return [path]
     found = sorted(each.parent for each in path.glob(f"*/{RunFolder(path).best.name}"))

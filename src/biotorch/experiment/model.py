@@ -15,7 +15,7 @@ from biotorch._sections import Place, Section
 from biotorch.data import Task
 from biotorch.errors import SectionError
 from biotorch.models.registry import completed_arguments
-from biotorch.rules.registry import completed_options, group_options
+from biotorch.rules.registry import completed_options, group_options, own_name
 from biotorch.training.losses import Loss, LossConfig
 
 
@@ -32,10 +32,9 @@ class RuleConfig(Section):
     @classmethod
     def _known(cls, name: str) -> str:
         try:
-            rules.get(name)
+            return rules.get(name).name
         except ValueError as error:
             raise ValueError(f"{error} To use a rule of your own, list its module under `imports:`.") from error
-        return name
 
     @model_validator(mode="after")
     def _options_fit(self) -> RuleConfig:
@@ -87,6 +86,26 @@ class RuleConfig(Section):
         except (TypeError, ValueError) as error:
             return str(error)
         return None
+
+
+def with_own_names(value: Any, path: str = "") -> Any:
+    """Copy of a part of a configuration in which rules have their own names, however they are spelled there.
+
+    So a sweep's folders and conditions, and overrides of it, agree in the name. Unknown names stay as they are.
+
+    Args:
+        value: the configuration, a section, or a value.
+        path: its dotted key path; that of a sweep may end with the path of a key that it sets.
+    """
+    names_rule = f".{path}".endswith(".model.mode.type")
+    if isinstance(value, list):
+        return [with_own_names(each, path) for each in value]
+    if isinstance(value, dict):
+        names = {key: own_name(key) if names_rule and isinstance(key, str) else key for key in value}
+        if len(set(names.values())) < len(names):  # two spellings of one rule, which stay two cases
+            names = {key: key for key in value}
+        return {names[key]: with_own_names(each, f"{path}.{key}") for key, each in value.items()}
+    return own_name(value) if names_rule and isinstance(value, str) else value
 
 
 #: A rule, or in a file only its name.

@@ -17,6 +17,7 @@ from biotorch.experiment import documents, sweep
 from biotorch.experiment.config import Config
 from biotorch.experiment.documents import Location, Places
 from biotorch.experiment.importing import check_name, import_all
+from biotorch.experiment.model import with_own_names
 from biotorch.experiment.planning import require_arguments
 
 _NO_CHANGE = sweep.Point({}, {})
@@ -82,6 +83,7 @@ def read(path: Path | str, overrides: Sequence[str] = ()) -> Study:
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds no configuration: expected sections such as experiment, data, model")
     changes: dict[str, Any] = {}
+    tree = with_own_names(tree)
     for override in sorted(overrides, key=_of_the_sweep):
         tree = _override(tree, override, changes, places, problems)
     return validate(tree, str(path), changes, places, problems, narrowed=bool(overrides))
@@ -112,6 +114,7 @@ def validate(
     """
     places, found, changes = places or {}, list(problems), changes or {}
     _import(tree, found, places)
+    tree, changes = with_own_names(tree), with_own_names(changes)  # those of the modules just imported, too
     grid: dict[str, sweep.Point] = {"": _NO_CHANGE}
     entries: list[sweep.Refinement] = []
     try:
@@ -219,6 +222,7 @@ def _override(
     place = _place_of(override)
     try:
         key, value = parse_override(override)
+        value = with_own_names(value, key)
         tree = sweep.with_value(tree, key, value)
     except SectionError as error:
         problems += [shortened(f"{place}: {where} {message}", _LONGEST) for where, message in error.problems.items()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,6 +22,7 @@ from biotorch.errors import (
     Interrupted,
     LostFolderError,
 )
+from biotorch.experiment import checkpoints
 from biotorch.experiment.command import command, is_sweep
 from biotorch.experiment.config import Config
 from biotorch.experiment.display import Display
@@ -180,7 +182,7 @@ class _Progress:
         """Run the points that are left one after another in this process."""
         for name, config in self.left.items():
             self._require_folder()
-            self.display.start(name, config)
+            self._begin(name, config, self._position(name))
             try:
                 result = run_point(config, self.study.folder / name, self.display, request, self.discards)
             except Exception as error:  # of any kind: it is reported at the end, after the other points
@@ -194,6 +196,7 @@ class _Progress:
     def run_side_by_side(self, request: StopRequest, executor: Executor) -> None:
         """Run the points that are left in the processes of an executor, and show the epochs that they write."""
         left = self.left
+        places = {} if executor.detached else {name: self._position(name) for name in left}
         waiting = set(left)
         with request.deferred():
             executor.submit(
@@ -203,7 +206,7 @@ class _Progress:
                 ended = executor.wait(_LOOK)
                 self._require_folder()
                 self._pass_on(executor)
-                self._show(executor)
+                self._show(executor, places)
                 for task, failure in ((each.task, each.failure) for each in ended):
                     waiting.discard(task.name)
                     result = None if failure is not None else load_results(task.path)
@@ -240,12 +243,23 @@ class _Progress:
         for message in executor.messages():
             self.display.warn(message)
 
-    def _show(self, executor: Executor) -> None:
-        """Show the epochs that running points have written since the last call."""
+    def _position(self, name: str) -> tuple[int, int] | None:
+        """Epoch and update at which a point continues, or None if it starts."""
+        folder = RunFolder(self.study.folder / name, self.discards)
+        return None if folder.discarded else checkpoints.position(folder.latest)
+
+    def _begin(self, name: str, config: Config, place: tuple[int, int] | None) -> None:
+        if place is None:
+            self.display.start(name, config)
+        else:
+            self.display.continues(name, config, *place)
+
+    def _show(self, executor: Executor, places: Mapping[str, tuple[int, int] | None]) -> None:
+        """Show the points that have begun, in `places` if they continue, and the epochs written since the last call."""
         for task in executor.running():
             records = _records(RunFolder(task.path).metrics)
             if task.name not in self._shown:
-                self.display.start(task.name, task.config)
+                self._begin(task.name, task.config, places.get(task.name))
                 self._shown[task.name] = max(0, len(records) - 1)  # lines of an earlier command
             for record in records[self._shown[task.name] :]:
                 self.display.epoch(record, task.name)

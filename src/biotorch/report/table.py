@@ -83,6 +83,7 @@ def table(results: Sequence[Result]) -> Table:
         ],
         rows=rows,
         notes=_notes(results, paper),
+        source=_source(results),
     )
 
 
@@ -99,7 +100,6 @@ def _title(result: Result, columns: dict[str, str]) -> str:
 
 
 def _notes(results: Sequence[Result], paper: bool) -> list[str]:
-    environment = results[0]["environment"]
     notes = ["Mean ± standard deviation over n seeds. Angles: mean over layers, before → after training."]
     notes += [
         f"{method(group[0])}: seed {seed} occurs {times} times with different results, perhaps from other versions or "
@@ -124,13 +124,17 @@ def _notes(results: Sequence[Result], paper: bool) -> list[str]:
         }
         told = ", ".join(f"{epochs} ({name})" for name, epochs in sorted(recipes))
         notes.append(f"Paper: errors from its tables 1 to 3, for one seed; its training takes {told} epochs.")
+    return notes
+
+
+def _source(results: Sequence[Result]) -> str:
+    environment = results[0]["environment"]
     versions = {(each["environment"]["biotorch"], each["environment"]["commit"]) for each in results}
     of = "" if len(versions) == 1 else f" and {len(versions) - 1} other version{'s' if len(versions) > 2 else ''}"
-    notes.append(
+    return (
         f"biotorch {environment['biotorch']} ({environment['commit'] or 'no commit'}){of}, "
         f"torch {environment['torch']}, {environment['device']}, {environment['threads']} threads."
     )
-    return notes
 
 
 def _without_checksum(results: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -196,9 +200,9 @@ def robustness_table(studies: Sequence[Mapping[str, Any]], epsilon: float | None
             "true and feedback gradient.",
             *_without_checksum(studies),
             *(f"Checks that fired, {row[0]}: {_fired(each)}." for row, each in zip(rows, studies, strict=True)),
-            f"biotorch {environment['biotorch']} ({environment['commit'] or 'no commit'}), "
-            f"torch {environment['torch']}, {environment['device']}.",
         ],
+        source=f"biotorch {environment['biotorch']} ({environment['commit'] or 'no commit'}), "
+        f"torch {environment['torch']}, {environment['device']}.",
     )
 
 

@@ -91,7 +91,10 @@ def collect(folders: Iterable[Path | str] | Path | str) -> Collection:
             run = Run(path, result)
             runs.append(dataclasses.replace(run, study=_study(run, problems)))
     if not found:
-        raise FileNotFoundError(f"no runs in {', '.join(map(str, roots))}: found neither results.json nor config.yaml")
+        raise FileNotFoundError(
+            f"no runs in {', '.join(map(str, roots))} (neither results.json nor config.yaml): name the folder of a run "
+            "or of a sweep, such as runs/quickstart"
+        )
     return Collection(in_order(runs, lambda run: run.result), unfinished, problems)
 
 

@@ -19,7 +19,7 @@ import pandas as pd
 from biotorch.experiment.identity import differing, what_counts
 from biotorch.results.collecting import Collection, Run, collect
 from biotorch.results.groups import by_configuration, label, mean_angle, method, published_error, without_copies
-from biotorch.rules.registry import position
+from biotorch.rules.registry import own_name, position
 
 #: Columns that every frame has, in their order.
 COLUMNS = (
@@ -139,6 +139,10 @@ def _robust(study: dict[str, Any]) -> float:
 def summary(frame: pd.DataFrame, value: str | None = None) -> pd.DataFrame:
     """Mean, standard deviation (denominator n - 1) and n over the seeds of every configuration.
 
+    Columns are `rule`, then `label` if a rule has several configurations, then whichever of data set, network,
+    optimizer and epochs differ, then `mean`, `std`, `n`, and `paper` if the paper has an error for a row. What all rows
+    have in common is in `attrs["common"]`, the name of the averaged column in `attrs["value"]`.
+
     Args:
         frame: result of `load`.
         value: numeric column to average; default: `test_error`, or `test_r2` if all runs are regressions.
@@ -154,11 +158,11 @@ def summary(frame: pd.DataFrame, value: str | None = None) -> pd.DataFrame:
         1               fa  2
     """
     value = _column(frame, value)
-    names = ["dataset", "architecture", "optimizer", "epochs", "rule", "label"]
-    groups = frame.groupby(names, sort=False, dropna=False)
-    return groups.agg(
+    groups = frame.groupby([*_SETTING, "rule", "label"], sort=False, dropna=False)
+    found = groups.agg(
         mean=(value, "mean"), std=(value, "std"), n=(value, "count"), paper=("paper_error", "first")
     ).reset_index()
+    return _readable(found, ["mean", "std", "n", *(["paper"] if found["paper"].notna().any() else [])], value)
 
 
 def paired(frame: pd.DataFrame, baseline: str = "backpropagation", value: str | None = None) -> pd.DataFrame:
@@ -172,7 +176,8 @@ def paired(frame: pd.DataFrame, baseline: str = "backpropagation", value: str | 
         value: numeric column to compare; default: `test_error`, or `test_r2` if all runs are regressions.
 
     Returns:
-        Per rule: `difference` (mean), `std`, `n`, and the 95 % interval `low`, `high` (NaN for one pair).
+        Per rule: what differs of data set, network, optimizer and epochs, as in `summary`; `difference` (mean), `std`,
+        `n`, and the 95 % interval `low`, `high` (NaN for one pair).
 
     Raises:
         ValueError: the column does not exist, the baseline has no run, or a rule has several runs for one seed.
@@ -183,28 +188,41 @@ def paired(frame: pd.DataFrame, baseline: str = "backpropagation", value: str | 
           rule  n
         0   fa  2
     """
-    value = _column(frame, value)
+    value, baseline = _column(frame, value), own_name(baseline)
     if baseline not in set(frame["rule"]):
         raise ValueError(
             f"baseline: no run of {baseline!r}; there are {', '.join(sorted(set(frame['rule']), key=position))}"
         )
-    setting = ["dataset", "architecture", "optimizer", "epochs"]
-    twice = frame[frame.duplicated([*setting, "rule", "seed"], keep=False)]
+    twice = frame[frame.duplicated([*_SETTING, "rule", "seed"], keep=False)]
     if len(twice):
         names = ", ".join(sorted(set(twice["label"])))
         raise ValueError(f"several runs of one rule and seed ({names}); keep one label, frame[frame.label == ...]")
-    first = frame[frame["rule"] == baseline][[*setting, "seed", value]]
+    first = frame[frame["rule"] == baseline][[*_SETTING, "seed", value]]
     others = frame[frame["rule"] != baseline]
-    pairs = others.merge(first, on=[*setting, "seed"], suffixes=("", "_baseline"))
+    pairs = others.merge(first, on=[*_SETTING, "seed"], suffixes=("", "_baseline"))
     pairs["difference"] = pairs[value] - pairs[f"{value}_baseline"]
-    found = pairs.groupby([*setting, "rule"], sort=False, dropna=False)["difference"].agg(["mean", "std", "count"])
+    found = pairs.groupby([*_SETTING, "rule"], sort=False, dropna=False)["difference"].agg(["mean", "std", "count"])
     found = found.rename(columns={"mean": "difference", "count": "n"}).reset_index()
     half = [
         quantile(int(n) - 1) * std / math.sqrt(n) if n > 1 else math.nan
         for n, std in zip(found["n"], found["std"], strict=True)
     ]
     found["low"], found["high"] = found["difference"] - half, found["difference"] + half
-    return found
+    return _readable(found, ["difference", "std", "n", "low", "high"], value)
+
+
+#: Settings that comparisons keep apart, besides the label.
+_SETTING = ["dataset", "architecture", "optimizer", "epochs"]
+
+
+def _readable(found: pd.DataFrame, figures: list[str], value: str) -> pd.DataFrame:
+    """Columns that say something, the rule first; settings that all rows share become `attrs["common"]`."""
+    common = {name: found[name].iloc[0] for name in _SETTING if found[name].nunique(dropna=False) == 1}
+    labelled = "label" in found and (found["label"] != found["rule"]).any()
+    settings = [*(["label"] if labelled else []), *(name for name in _SETTING if name not in common)]
+    chosen = found[["rule", *settings, *figures]]
+    chosen.attrs = {"value": value, "common": common}
+    return chosen
 
 
 #: 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom.

@@ -11,7 +11,7 @@ from biotorch.rules.base import FeedbackRule, RandomFeedback
 from biotorch.rules.registry import register
 
 
-@register("frsf", transports="signs")
+@register("frsf", "fixed_random_magnitude_sign_concordant_feedback", transports="signs")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FixedRandomSign(RandomFeedback, FeedbackRule):
     """B = |R| sign(W) elementwise, R drawn once (Liao et al. 2016; Moskovitz et al. 2018; paper, section 2.1).

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from biotorch._names import unknown
-from biotorch.rules.registry import available
+from biotorch.rules.registry import available, is_known, own_name
 
 
 class _Finder(MetaPathFinder, Loader):
@@ -22,11 +22,15 @@ class _Finder(MetaPathFinder, Loader):
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
         package, _, rule = fullname.rpartition(".")
-        found = package == self.package and rule in available()
+        found = package == self.package and is_known(rule)
         return ModuleSpec(fullname, self, origin="the registry of rules") if found else None
 
     def exec_module(self, module: ModuleType) -> None:
-        rule = module.__name__.rpartition(".")[2]
+        spelled = module.__name__.rpartition(".")[2]
+        rule = own_name(spelled)
+        if rule != spelled:  # one module for all spellings of a name
+            sys.modules[module.__name__] = importlib.import_module(f"{self.package}.{rule}")
+            return
         module.__doc__ = f"The names of `{self.package}` under the rule `{rule}`."
         vars(module).update(self.contents(rule))
 
@@ -50,10 +54,10 @@ def per_rule(package: str, contents: Callable[[str], dict[str, Any]]) -> _Namesp
 
     def attribute(name: str) -> Any:
         importlib.import_module("biotorch.rules")  # another thread may be importing it, rule by rule
-        if name in available():
-            return importlib.import_module(f"{package}.{name}")
         if name.startswith("_"):
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        if is_known(name):
+            return importlib.import_module(f"{package}.{own_name(name)}")
         raise AttributeError(f"{package}: {unknown('name', name, directory())}")
 
     def directory() -> list[str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, get_args
 
-from biotorch._names import unknown
+from biotorch._names import nearest, unknown
+from biotorch.errors import shortened
 from biotorch.rules import initial
 from biotorch.rules.base import DirectRule, FeedbackRule, Rule, Transports
 
@@ -26,7 +28,7 @@ def register(*names: str, transports: Transports) -> Callable[[type[Rule]], type
     """Class decorator that registers a rule.
 
     Args:
-        names: the rule's name, then its aliases.
+        names: the rule's name, then other names of it. The name of the class is one, too; see `own_name`.
         transports: the part of W that the rule carries backwards, or learns B from: `nothing`, `signs` or `weights`.
 
     Raises:
@@ -56,8 +58,8 @@ def register(*names: str, transports: Transports) -> Callable[[type[Rule]], type
                 "@dataclasses.dataclass(frozen=True, kw_only=True) between @rules.register(...) and the class"
             )
         for name in names:
-            if (name in _REGISTRY or name in _ALIASES) and not _again(get(name), rule):
-                module = get(name).__module__
+            if (taken := _named(name, _given())) is not None and not _again(_REGISTRY[taken], rule):
+                module = _REGISTRY[taken].__module__
                 raise ValueError(
                     f"a rule named {name!r} is already registered, by module {module}: choose another name. If it is "
                     "the same rule, import its module by one path only"
@@ -96,18 +98,49 @@ def position(name: str) -> int:
     return known.index(canonical) if canonical in known else len(known)
 
 
+def _given() -> Iterator[tuple[str, str]]:
+    """Every name that `register` was given, with the name of its rule."""
+    yield from ((name, name) for name in _REGISTRY)
+    yield from _ALIASES.items()
+
+
+def _spellings() -> Iterator[tuple[str, str]]:
+    """Every name that finds a rule, with the name of this rule: those of `_given`, then the names of the classes."""
+    yield from _given()
+    yield from ((re.sub(r"(?<=[a-z])(?=[A-Z])", "_", rule.__name__).lower(), name) for name, rule in _REGISTRY.items())
+
+
+def _named(name: object, spellings: Iterator[tuple[str, str]]) -> str | None:
+    """The name of the rule that is first in `spellings` and spelled like `name`, or None."""
+    wanted = _letters(name)
+    return next((own for spelling, own in spellings if _letters(spelling) == wanted), None)
+
+
+def _letters(name: object) -> str:
+    return re.sub(r"[\s_-]", "", str(name)).casefold()
+
+
+def own_name(name: str) -> str:
+    """The name of the rule that is meant by `name`; `name` itself if it is unknown.
+
+    Capital letters, spaces, hyphens and underscores do not count, and the name of the rule's class finds it as well:
+    `FA`, `feedback_alignment` and `Feedback alignment` are all `fa`.
+    """
+    return name if name in _REGISTRY else _named(name, _spellings()) or name
+
+
 def is_known(name: str) -> bool:
-    """Whether `name` is the name or alias of a rule.
+    """Whether `name` means a rule, see `own_name`.
 
     Examples:
         >>> biotorch.rules.is_known("bp"), biotorch.rules.is_known("sgd")
         (True, False)
     """
-    return _ALIASES.get(name, name) in _REGISTRY
+    return own_name(name) in _REGISTRY
 
 
 def get(name: str) -> type[Rule]:
-    """The rule class with this name or alias.
+    """The rule class that is meant by `name`, see `own_name`.
 
     Raises:
         ValueError: there is none; the message has the nearest valid name.
@@ -116,10 +149,11 @@ def get(name: str) -> type[Rule]:
         >>> biotorch.rules.get("bp").name, biotorch.rules.get("wm").transports
         ('backpropagation', 'nothing')
     """
-    canonical = _ALIASES.get(name, name)
-    if canonical not in _REGISTRY:
-        raise unknown("rule", name, [*_REGISTRY, *_ALIASES])
-    return _REGISTRY[canonical]
+    own = own_name(name)
+    if own not in _REGISTRY:
+        near = nearest(name, dict(_spellings()))
+        raise ValueError(f"unknown rule {shortened(repr(name))}.{near} Valid: {', '.join(available())}.")
+    return _REGISTRY[own]
 
 
 def option_names(name: str) -> list[str]:

@@ -11,7 +11,7 @@ from biotorch.rules.base import FeedbackRule
 from biotorch.rules.registry import register
 
 
-@register("usf", transports="signs")
+@register("usf", "uniform_sign_concordant_feedback", transports="signs")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UniformSign(FeedbackRule):
     """B = s sign(W) (Liao et al. 2016; paper, section 2.1).
