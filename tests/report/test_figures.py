@@ -98,7 +98,7 @@ def test_learning_curves_end_where_the_shortest_run_of_a_configuration_does():
 def test_cost_is_in_seconds_of_training():
     figure = draw_cost([result()])
     assert list(lines(figure.axes[0])["fa"].get_xdata()) == [0.0, 2.0, 4.0, 6.0, 8.0]
-    assert "cpu, 1 threads" in figure.get_supxlabel()
+    assert "cpu, CPU threads: 1" in figure.get_supxlabel()
 
 
 def test_one_colour_for_a_rule_and_lines_that_differ_where_it_is_there_twice():

@@ -133,7 +133,7 @@ def _source(results: Sequence[Result]) -> str:
     of = "" if len(versions) == 1 else f" and {len(versions) - 1} other version{'s' if len(versions) > 2 else ''}"
     return (
         f"biotorch {environment['biotorch']} ({environment['commit'] or 'no commit'}){of}, "
-        f"torch {environment['torch']}, {environment['device']}, {environment['threads']} threads."
+        f"torch {environment['torch']}, {environment['device']}, CPU threads: {environment['threads']}."
     )
 
 

@@ -93,7 +93,7 @@ def position(name: str) -> int:
     The order is backpropagation, the other rules of the paper, learned feedback, experimental direct feedback,
     controls. Rules of users come after them in the order of their registration, and names that are no rule last.
     """
-    canonical = _ALIASES.get(name, name)
+    canonical = own_name(name)
     known = [*_ORDER, *(each for each in _REGISTRY if each not in _ORDER)]
     return known.index(canonical) if canonical in known else len(known)
 
