@@ -1,4 +1,4 @@
-"""Warning where the first system of 2021, PyPI's `biotorch` 0.0.x, is installed beside this package of the same name."""
+"""Warning where the first system (PyPI's `biotorch` 0.0.x, of 2021) is installed beside this package of the same name."""
 
 from __future__ import annotations
 
