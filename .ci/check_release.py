@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Check that the tree may be released under a tag, such as v0.1.0: print every problem, and fail if there is one.
 
-    python .ci/check_release.py v0.1.0
+python .ci/check_release.py v0.1.0
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Warning where the first system (PyPI's `biotorch` 0.0.x, of 2021) is installed beside this package of the same name."""
+"""Warning where the first system of 2021 (PyPI's `biotorch` 0.0.x) is installed beside this package of its name."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import warnings
 from importlib import metadata
 
 _MESSAGE = """\
-biotorch {version}, the first system of 2021, is installed in {folder}, too. Both have the import name `biotorch`, so their
-files may be mixed, and an import may run the first system's code. Uninstall both, then install biotorch-feedback again:
+biotorch {version}, the first system of 2021, is installed in {folder}, too. Both have the import name `biotorch`, so
+their files may be mixed, and an import may run the first system's code. Uninstall both, then install this one again:
     pip uninstall -y biotorch biotorch-feedback
     pip install biotorch-feedback    # in a clone: pip install ."""
 

@@ -44,11 +44,12 @@ def test_a_folder_of_this_name_hides_no_configuration(elsewhere):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "right"), [("paper/tabel1", "paper/table1"), ("quickstrat", "quickstart"), ("quickstart.yaml", "quickstart")]
+    ("wrong", "right"),
+    [("paper/tabel1", "paper/table1"), ("quickstrat", "quickstart"), ("quickstart.yaml", "quickstart")],
 )
 def test_a_wrong_name_is_told_with_the_nearest(wrong, right, elsewhere):
     text = mistake(invoke("run", wrong))
-    assert f"no configuration file {wrong}. Did you mean '{right}'?" in text
+    assert f"no configuration file {wrong}. Did you mean '{right}'" in text
     assert ("learned/cifar10, learned/mnist" in text) == ("." not in wrong)  # whoever writes a suffix means a file
 
 

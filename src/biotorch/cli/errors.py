@@ -28,7 +28,9 @@ Overrides = Annotated[
 ]
 ConfigFile = Annotated[
     Path,
-    typer.Argument(help="A YAML file, or the name of a configuration that `biotorch configs` lists, such as quickstart."),
+    typer.Argument(
+        help="A YAML file, or the name of a configuration that `biotorch configs` lists, such as quickstart."
+    ),
 ]
 
 
