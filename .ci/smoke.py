@@ -83,7 +83,7 @@ def environment(folder: Path, wheel: Path) -> Path:
         else (sys.executable, "-m", "pip", "--python", str(python), "{}", "--quiet")
     )
     installer = [part.format("install") for part in pip]
-    run(*installer, "-c", str(ROOT / "constraints.txt"), str(wheel), cwd=folder)
+    run(*installer, *(() if "uv" in installer else ("--no-compile",)), "-c", str(ROOT / "constraints.txt"), str(wheel), cwd=folder)
     run(*(part.format("check") for part in pip), cwd=folder)
     return python
 
@@ -129,7 +129,7 @@ def run(*command: str, cwd: Path) -> str:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "BIOTORCH", "VIRTUAL"))}
     began = time.monotonic()
     ran = subprocess.run(command, cwd=cwd, env=kept, stdout=subprocess.PIPE, text=True, check=False)
-    shown = " ".join([Path(command[0]).name, *command[1:3]])
+    shown = " ".join([Path(command[0]).name, *command[1:3]]).partition("\n")[0]
     print(f"{time.monotonic() - began:5.1f} s  {shown}", flush=True)
     if ran.returncode:
         sys.exit(f"{ran.stdout}\nexit code {ran.returncode}: {' '.join(command)}")
