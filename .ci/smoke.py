@@ -83,7 +83,14 @@ def environment(folder: Path, wheel: Path) -> Path:
         else (sys.executable, "-m", "pip", "--python", str(python), "{}", "--quiet")
     )
     installer = [part.format("install") for part in pip]
-    run(*installer, *(() if "uv" in installer else ("--no-compile",)), "-c", str(ROOT / "constraints.txt"), str(wheel), cwd=folder)
+    run(
+        *installer,
+        *(() if "uv" in installer else ("--no-compile",)),
+        "-c",
+        str(ROOT / "constraints.txt"),
+        str(wheel),
+        cwd=folder,
+    )
     run(*(part.format("check") for part in pip), cwd=folder)
     return python
 
