@@ -4,7 +4,9 @@ Every name is imported when it is first used; `import biotorch` alone does not e
 """
 
 from biotorch._face import face
+from biotorch._first_system import warn_if_installed
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = face(__name__, __file__)
+warn_if_installed()

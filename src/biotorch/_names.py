@@ -41,7 +41,7 @@ def require(package: str, extra: str, user: str) -> ModuleType:
 
     Args:
         package: name of the package or module, as in an `import` statement.
-        extra: the extra of biotorch that installs the package.
+        extra: the extra of the distribution that installs the package.
         user: what needs the package, for the message.
 
     Raises:
@@ -53,5 +53,5 @@ def require(package: str, extra: str, user: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if not f"{package}.".startswith(f"{error.name}."):
             raise
-        message = f"{user} needs {package.partition('.')[0]}: pip install 'biotorch[{extra}]'"
+        message = f"{user} needs {package.partition('.')[0]}: pip install 'biotorch-feedback[{extra}]'"
         raise MissingPackageError(message, name=error.name) from error

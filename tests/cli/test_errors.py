@@ -202,7 +202,7 @@ def test_a_missing_extra_is_a_mistake_with_the_cure(tmp_path, monkeypatch):
     (tmp_path / "test.parquet").write_text("")
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     result = invoke("run", QUICKSTART, *into(tmp_path, *SHORT), f"data.dataset=parquet:{tmp_path}")
-    assert mistake(result) == "error: this data set needs pyarrow: pip install 'biotorch[data]'\n"
+    assert mistake(result) == "error: this data set needs pyarrow: pip install 'biotorch-feedback[data]'\n"
 
 
 def test_a_package_that_is_there_and_broken_tells_its_own_error(tmp_path, monkeypatch):

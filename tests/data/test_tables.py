@@ -181,7 +181,7 @@ def test_a_missing_extra_is_told_how_to_install(tmp_path, monkeypatch, module, d
     write(tmp_path / "test.parquet", pixels(2))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=r"pip install 'biotorch\[data\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'biotorch-feedback\[data\]'"):
         data.load(data.DataConfig(dataset=dataset, dataset_path=tmp_path), seed=0)
 
 

@@ -162,7 +162,7 @@ def test_a_resumed_run_is_the_same_run_of_weights_and_biases(wandb, tmp_path):
 
 def test_without_weights_and_biases_the_error_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'biotorch\[wandb\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'biotorch-feedback\[wandb\]'"):
         runs.finish(tmp_path, "logging.wandb=p")
     assert runs.finish(tmp_path)["test"]  # the mended configuration is another log of the same run
 

@@ -64,7 +64,7 @@ def test_the_wheel_contains_them(wheel_stubs):
 
 @pytest.mark.slow
 def test_a_type_checker_knows_the_constructors(tmp_path):
-    pytest.importorskip("mypy", reason="mypy is not installed: pip install 'biotorch[dev]'")
+    pytest.importorskip("mypy", reason="mypy is not installed: pip install 'biotorch-feedback[dev]'")
     program = tmp_path / "program.py"
     program.write_text(
         "from biotorch.models.fa import mlp, resnet18\n"

@@ -18,13 +18,13 @@ GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2}
 
 @pytest.fixture
 def timm():
-    return pytest.importorskip("timm", reason="timm is not installed: pip install 'biotorch[timm]'")
+    return pytest.importorskip("timm", reason="timm is not installed: pip install 'biotorch-feedback[timm]'")
 
 
 @pytest.fixture
 def transformers(monkeypatch):
     transformers = pytest.importorskip(
-        "transformers", reason="transformers is not installed: pip install 'biotorch[hf]'"
+        "transformers", reason="transformers is not installed: pip install 'biotorch-feedback[hf]'"
     )
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     return transformers
@@ -39,7 +39,8 @@ def tokens(length: int = 12) -> torch.Tensor:
 )
 def test_a_missing_library_names_the_extra_that_installs_it(package, name, extra, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ModuleNotFoundError, match=rf"'{name}' needs {package}: pip install 'biotorch\[{extra}\]'"):
+    cure = rf"'{name}' needs {package}: pip install 'biotorch-feedback\[{extra}\]'"
+    with pytest.raises(ModuleNotFoundError, match=cure):
         models.build(name)
 
 

@@ -6,7 +6,11 @@ import sys
 def main() -> None:
     """Run a command. Ctrl-C ends it with one line instead of a traceback, even during imports."""
     try:
-        from biotorch import _memory
+        import biotorch
+        from biotorch import _first_system, _memory
+
+        if not hasattr(biotorch, "__version__"):  # the empty __init__.py of the first system has replaced ours
+            sys.exit(f"error: {_first_system.message()}")
         from biotorch.cli.app import app
 
         _memory.keep_freed()

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import biotorch
-from biotorch.cli import init, inspect, run
+from biotorch.cli import configs, init, inspect, run
 from biotorch.cli.errors import EXIT_CODES, Commands, plain_errors
 
 app = typer.Typer(
@@ -54,6 +54,7 @@ app.command("evaluate")(inspect.evaluate_command)
 app.command("attack", epilog=EXIT_CODES)(inspect.attack_command)
 app.command("report")(inspect.report_command)
 app.command("audit")(inspect.audit_command)
+app.command("configs")(configs.configs_command)
 app.command("schema")(inspect.schema_command)
 app.command("rules")(inspect.rules_command)
 app.command("models")(inspect.models_command)

@@ -26,7 +26,12 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Changes to the configuration: key.path=value, for example data.dataset=mnist."),
 ]
-ConfigFile = Annotated[Path, typer.Argument(help="A YAML configuration, such as configs/quickstart.yaml.")]
+ConfigFile = Annotated[
+    Path,
+    typer.Argument(
+        help="A YAML file, or the name of a configuration that `biotorch configs` lists, such as quickstart."
+    ),
+]
 
 
 _EXIT_CODES: dict[Kind, int] = {"defect": 1, "died": 1, "mistake": 2, "lost": 2, "diverged": 3, "disk": 4}

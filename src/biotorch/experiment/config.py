@@ -43,7 +43,7 @@ class LoggingConfig(Section):
 
     tensorboard: bool = True
     wandb: str | None = None
-    """Name of a project of Weights & Biases to log to (`pip install 'biotorch[wandb]'`)."""
+    """Name of a project of Weights & Biases to log to (`pip install 'biotorch-feedback[wandb]'`)."""
 
 
 class Config(Section):

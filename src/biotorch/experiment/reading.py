@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from biotorch._names import nearest
 from biotorch._sections import Checker, subsection
 from biotorch.errors import ConfigError, OwnModuleError, SectionError, shortened
-from biotorch.experiment import documents, sweep
+from biotorch.experiment import documents, shipped, sweep
 from biotorch.experiment.config import Config
 from biotorch.experiment.documents import Location, Places
 from biotorch.experiment.importing import check_name, import_all
@@ -56,6 +56,8 @@ class Study:
 def read(path: Path | str, overrides: Sequence[str] = ()) -> Study:
     """Read the study in a YAML file, with overrides `key.path=value` whose values are YAML, too.
 
+    `path` may also be the name of a configuration that comes with biotorch, such as `paper/table1`.
+
     If the file's sweep varies an overridden key, the override takes the key out of the sweep. Overrides of the sweep
     are made after all others, whatever their order, and vary keys inside of an overridden section.
 
@@ -67,7 +69,7 @@ def read(path: Path | str, overrides: Sequence[str] = ()) -> Study:
         >>> list(biotorch.experiment.read("study.yaml", ["experiment.seed=3"]).points)
         ['rule=backpropagation', 'rule=fa']
     """
-    path = Path(path)
+    path = shipped.find(Path(path))
     try:
         text = path.read_text()
     except IsADirectoryError as error:
@@ -75,7 +77,7 @@ def read(path: Path | str, overrides: Sequence[str] = ()) -> Study:
             f"{path} is a folder, not a file; in the folder of a run, the configuration is {path / 'config.yaml'}"
         ) from error
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ConfigError(f"no configuration file {path}{nearest(path.name, _yaml_files(path.parent))}") from error
+        raise ConfigError(shipped.missing(path)) from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"{shortened(str(path))} cannot be read: {reason}") from error
@@ -238,10 +240,6 @@ def _override(
         changes[key] = value
         tree = {**tree, "sweep": sweep.overridden(tree.get("sweep"), key, value)}
     return tree
-
-
-def _yaml_files(folder: Path) -> list[str]:
-    return [path.name for path in folder.glob("*.yaml")] if folder.is_dir() else []
 
 
 # Problems ----------------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ def test_one_process_per_point(tmp_path, infrastructure, told):
 
 def test_no_ray_here(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingPackageError, match=r"--executor ray needs ray: pip install 'biotorch\[ray\]'"):
+    with pytest.raises(MissingPackageError, match=r"--executor ray needs ray: pip install 'biotorch-feedback\[ray\]'"):
         Ray(1)
 
 
