@@ -47,9 +47,9 @@ def test_folder_frame_and_rows_of_a_frame_are_the_same_runs(store):
 
 
 def test_a_history_is_drawn_as_it_is_and_several_are_seeds():
-    assert drawn(plots.angles(HISTORY).axes[0]) == {"network": [85.0, 84.0, 83.0]}
+    assert drawn(plots.angles(HISTORY).axes[0]) == {"network": [90.0, 89.0, 88.0]}
     seeds = {"fa": [HISTORY, [record(epoch + 2) for epoch in range(3)]], "dfa": HISTORY}
-    assert drawn(plots.angles(seeds).axes[0]) == {"fa": [84.0, 83.0, 82.0], "dfa": [85.0, 84.0, 83.0]}
+    assert drawn(plots.angles(seeds).axes[0]) == {"fa": [89.0, 88.0, 87.0], "dfa": [90.0, 89.0, 88.0]}
     assert drawn(plots.errors(seeds).axes[0]) == {"fa": [9.0, 8.0, 7.0], "dfa": [10.0, 9.0, 8.0]}
     assert drawn(plots.depth(seeds).axes[0]) == {"fa": [87.0, 77.0], "dfa": [88.0, 78.0]}
 

@@ -117,6 +117,13 @@ def gradient_alignment(
 
     Args:
         model, loss, inputs, targets: as in `gradients`.
+
+    Examples:
+        >>> model = biotorch.convert(nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3)), "usf", seed=0)
+        >>> x, y = torch.randn(4, 8), torch.tensor([0, 1, 2, 0])
+        >>> angles = biotorch.metrics.gradient_alignment(model, nn.functional.cross_entropy, x, y)
+        >>> angles["0"] < 90, angles["2"]  # the output layer gets the true gradient
+        (True, 0.0)
     """
     return {name: angle(ruled, true) for name, (ruled, true) in gradients(model, loss, inputs, targets).items()}
 

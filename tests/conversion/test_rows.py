@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import biotorch
+from biotorch.conversion import rows as rows_module
 from biotorch.conversion.rows import RowSearch
 from biotorch.layers import FeedbackLayer
 
@@ -105,6 +106,51 @@ def test_a_permuted_batch_is_refused_unless_declared():
         network(lambda h, order: h[order])(x, order).sum().backward()
     declared = network(lambda h, order: h[order], rows=lambda x, order: {"[ab]": order.argsort()})
     assert_hears(declared, order.argsort(), x, order)
+
+
+class Closed(nn.Module):
+    """A layer whose scale begins at zero, as in residual blocks. Its rows are known by the shortcut around it."""
+
+    def __init__(self, arrange, width: int) -> None:
+        super().__init__()
+        self.scale, self.gate = nn.Parameter(torch.ones(8)), nn.Parameter(torch.zeros(1))
+        self.f, self.arrange, self.out = nn.Linear(8, 8), arrange, nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * self.scale
+        return self.out(self.arrange(x + self.gate * self.f(x).tanh()))
+
+
+def test_a_branch_that_is_still_closed_is_judged_by_its_shortcut():
+    permuted = biotorch.convert(Closed(lambda h: h.flip(0), 8), "dfa", output="out")
+    with pytest.raises(RuntimeError, match="order that was not recognised"):
+        permuted(torch.randn(8, 8)).sum().backward()
+    views = biotorch.convert(Closed(joined, 16), "dfa", output="out")
+    views(torch.randn(8, 8)).sum().backward()
+    assert views.f.network.found["f", 2, 1] == "tiled"
+
+
+def test_float16_does_not_hide_the_order():
+    """Errors divided by many positions and multiplied by small factors vanish in float16."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+    biotorch.convert(model, "dfa")
+    with torch.autocast("cpu", torch.float16):
+        loss = model(torch.randn(8, 3, 64, 64)).float().square().mean()
+    loss.backward()
+    assert set(model[0].network.found.values()) == {"interleaved"}
+
+
+def test_the_experiment_keeps_four_values_of_each_row(monkeypatch):
+    """All gradients at once would take the memory of a training step."""
+    kept = []
+    gradients = rows_module._Trial._gradients
+    monkeypatch.setattr(
+        rows_module._Trial, "_gradients", lambda self, factors: kept.extend(found := gradients(self, factors)) or found
+    )
+    network(lambda h: h)(rows()).sum().backward()
+    assert {tuple(each.shape) for each in kept} == {(8, 4)}
 
 
 @pytest.mark.parametrize("pattern", ["interleaved", "tiled"])

@@ -1,6 +1,7 @@
 """What a run writes, that it repeats to the bit, and that it leaves its caller alone."""
 
 import csv
+import functools
 import json
 import random
 import signal
@@ -13,6 +14,7 @@ import torch
 import yaml
 from networks import RULES
 from rule_names import without_decay
+from torch._dynamo.utils import counters
 
 import biotorch
 from biotorch import data
@@ -92,6 +94,19 @@ def test_without_evaluation_there_are_no_figures_of_the_test_set(tmp_path):
     result = runs.finish(tmp_path, "evaluation=false")
     assert result["test"] is None
     assert len((tmp_path / "quick" / "results.csv").read_text().splitlines()) == 2
+
+
+def test_a_compiled_run_takes_no_graphs_of_an_earlier_one(tmp_path, monkeypatch):
+    """The pieces of a direct network, whose layers break the graph, fit any network of the same classes."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    options = ("infrastructure.compile=true", "model.architecture=mlp", "data.validation_size=1300")
+    counts = []
+    for place, rule in enumerate(("fa", "dfa", "fa")):
+        counters.clear()
+        runs.finish(tmp_path / str(place), f"model.mode.type={rule}", *options)
+        counts.append(counters["stats"]["unique_graphs"])
+    assert counts[0] == counts[2] > 0
+    assert counts[1] > 0
 
 
 def test_the_test_set_is_seen_once_and_by_the_best_model(tmp_path, monkeypatch):

@@ -151,7 +151,7 @@ def test_what_is_trained_and_the_arguments_tell_groups_apart():
     assert labels(result(), result(train_only=["head"])) == ["backpropagation", "shallow (head only)"]
     assert labels(result("fa", ["head", "*.bias"]), result("fa")) == ["fa (head, *.bias only)", "fa"]
     shallow = [result(train_only=["head"], lr=lr) for lr in (0.1, 0.2)]
-    assert labels(*shallow, result()) == ["shallow (head only) 0.1", "shallow (head only) 0.2", "backpropagation"]
+    assert labels(*shallow, result()) == ["backpropagation", "shallow (head only) 0.1", "shallow (head only) 0.2"]
     depths = [result("fa", arguments={"depth": depth, "width": 8}) for depth in (1, 2)]
     assert labels(*depths, result("dfa")) == ["fa depth=1", "fa depth=2", "dfa"]
     assert labels(result("fa"), depths[0]) == ["fa", "fa depth=1 width=8"]

@@ -19,7 +19,7 @@ redrawing = pytest.mark.parametrize("rule", REDRAWING)
 
 
 def test_these_rules_change_b_after_each_update():
-    assert REDRAWING == ["brsf", "ia", "sa", "sham", "wm"]
+    assert REDRAWING == ["brsf", "wm", "ia", "sa", "sham"]
 
 
 def feedback(model) -> dict[str, torch.Tensor]:

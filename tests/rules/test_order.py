@@ -68,7 +68,7 @@ def test_tables_frames_and_figures_have_this_order(results, tmp_path):
 def test_a_legend_has_this_order_although_a_rule_is_missing_in_the_first_panel(results):
     runs = [made(results[0], rule) for rule in ("usf", "dfa", "fa")]
     for run in runs:
-        angles = {} if run["config"]["model"]["mode"]["type"] == "dfa" else {"angles": {"fc": 60.0}}
-        run["history"] = [{"epoch": 0, "gradient_angles": {"fc": 50.0}, **angles}]
+        angles = {} if run["config"]["model"]["mode"]["type"] == "dfa" else {"angles": {"conv": 60.0, "fc": 60.0}}
+        run["history"] = [{"epoch": 0, "gradient_angles": {"conv": 50.0, "fc": 0.0}, **angles}]
     (legend,) = draw_angles(runs).legends
-    assert [text.get_text() for text in legend.get_texts()] == ["fa", "dfa", "usf"]
+    assert [text.get_text() for text in legend.get_texts()] == ["fa", "dfa", "usf", "worst hidden layer"]

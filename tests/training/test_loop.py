@@ -1,6 +1,5 @@
 """The training loop: what an update is made of, and the learning rate of each."""
 
-import functools
 import itertools
 import math
 
@@ -10,7 +9,6 @@ import torch
 from networks import RULES
 from rule_names import without_decay
 from torch import nn
-from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
 import biotorch
@@ -391,16 +389,3 @@ def test_a_run_of_two_epochs_with_sixteen_bit_scaling_is_told_or_works_on_the_cp
     with pytest.warns(UserWarning, match="the CPU does not support 16-mixed, so bf16-mixed is used"):
         result = run(runs.quick(tmp_path, "infrastructure.precision=16-mixed", "data.validation_size=1200"))[""]
     assert math.isfinite(result["test"]["loss"])
-
-
-def test_a_compiled_training_takes_no_graphs_of_an_earlier_one(digits, monkeypatch):
-    """The pieces of a direct network, whose layers break the graph, fit any network of the same classes."""
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    counts = []
-    for rule in ("fa", "dfa", "fa"):
-        before = counters["stats"]["unique_graphs"]
-        Trainer(network(rule), digits, config(), F.cross_entropy, seed=5, compiled=True).run()
-        counts.append(counters["stats"]["unique_graphs"] - before)
-        counters.clear()
-    assert counts[0] == counts[2] > 0
-    assert counts[1] > 0

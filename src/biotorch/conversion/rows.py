@@ -6,10 +6,11 @@ A direct rule projects the error of an example to the rows of this example. Shap
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from biotorch.conversion import nested
+from biotorch.kernel import graph
 from biotorch.kernel.broadcast import Found, Network, Pattern
 from biotorch.kernel.projection import Operation
 from biotorch.layers import FeedbackLayer
@@ -117,7 +119,6 @@ class _Call(NamedTuple):
     """A use of a layer in the experiment: at the input of a direct layer, or at the output of an output layer."""
 
     label: str
-    #: Where its gradient is found: at a `_Probe` of the input, or at the output.
     edge: GradientEdge
     rows: int
     #: The output, detached.
@@ -125,23 +126,25 @@ class _Call(NamedTuple):
     operation: Operation
 
 
-class _Probe(torch.autograd.Function):
-    """Identity of x (R, ...), whose second argument (R, 4) gets the gradient of x, projected to 4 values per row.
+def _projected(gradient: Tensor) -> Tensor:
+    """The gradient of x (R, ...), projected to 4 values per row, (R, 4), in the same way in every pass.
 
-    All gradients of a network together would take as much memory as a training step. The projection is linear and the
-    same in every pass, so that factors of rows can be found in it.
+    All gradients of a network together would take as much memory as a training step. The projection is linear, so that
+    factors of rows can be found in it.
     """
+    values = gradient.flatten(1)
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(values.shape[1], 4, generator=generator, device="cpu")
+    return values @ directions.to(values)
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, probe: Tensor) -> Tensor:
-        return x.view_as(x)
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        values = gradient.flatten(1)
-        values = values.to(torch.promote_types(values.dtype, torch.float32))
-        directions = torch.randn(values.shape[1], 4, generator=torch.Generator().manual_seed(0))
-        return gradient, values @ directions.to(values)
+def _first(edges: Collection[GradientEdge]) -> list[GradientEdge]:
+    """The edges with no other one upstream: a backward pass that reaches these reaches all."""
+    nodes = {edge.node for edge in edges}
+    of = graph.users(nodes)
+    behind = graph.downstream([user for node in nodes for user in of[node]], of)
+    return [edge for edge in edges if edge.node not in behind]
 
 
 def _search(model: nn.Module, network: Network, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -163,22 +166,21 @@ def _search(model: nn.Module, network: Network, args: tuple[Any, ...], kwargs: d
     def carry(layer: FeedbackLayer, parameter: str, x: Tensor, bias: Tensor | None, operation: Operation) -> Tensor:
         x = x if x.requires_grad else x.detach().requires_grad_()
         packed = getattr(operation, "packed", False)  # its rows are put in order by the layer itself
-        probe = None
-        if layer.rule.direct and x.dim() > 1 and not packed:
-            probe = x.new_zeros(len(x), 4, dtype=torch.promote_types(x.dtype, torch.float32), requires_grad=True)
-            x = _Probe.apply(x, probe)
         y = carry_truly(layer, parameter, x, bias, operation)
         if recording and layer.network is network:  # not when a checkpoint runs the layer again
             like, error = y.detach(), operation.output_error(y)
-            if probe is not None:
-                label = layer.label or type(layer).__name__
-                inputs.append(_Call(label, get_gradient_edge(probe), len(x), like, operation))
+            if layer.rule.direct and x.dim() > 1 and x.layout == torch.strided and not packed:
+                inputs.append(_Call(layer.label or type(layer).__name__, get_gradient_edge(x), len(x), like, operation))
             if layer.output is not None and error.dim() > 1:
                 outputs.append(_Call(layer.label, get_gradient_edge(y), len(error), like, operation))
         return y
 
     complete = True
-    with rehearsal(model, carry):
+    device = next(model.parameters()).device.type
+    dtype = torch.get_autocast_dtype(device)
+    # Small errors times small factors would vanish in float16.
+    cast = torch.is_autocast_enabled(device) and dtype != torch.float16
+    with rehearsal(model, carry), torch.autocast(device, dtype, enabled=cast):
         model.forward(*nested.detached(args), **nested.detached(kwargs))
         recording = False
         for n in {each.rows for each in outputs}:
@@ -214,8 +216,24 @@ class _Trial:
         for error, end in zip(errors, self.ends, strict=True):
             by_row = end.operation.output_error(error)  # a view
             by_row.mul_(factors.to(error).view(-1, *[1] * (by_row.dim() - 1)))
-        ends, probes = [end.edge for end in self.ends], [each.edge for each in self.inputs]
-        return list(torch.autograd.grad(ends, probes, errors, allow_unused=True, retain_graph=True))
+        edges = list(dict.fromkeys(each.edge for each in self.inputs))
+        first = _first(edges)
+        found: dict[GradientEdge, Tensor] = {}
+
+        def note(edge: GradientEdge, gradients: Sequence[Tensor | None]) -> None:
+            gradient = gradients[edge.output_nr]
+            if gradient is not None:
+                found[edge] = _projected(gradient)
+
+        handles = [edge.node.register_prehook(functools.partial(note, edge)) for edge in edges if edge not in first]
+        try:
+            ends = [end.edge for end in self.ends]
+            captured = torch.autograd.grad(ends, first, errors, allow_unused=True, retain_graph=True)
+        finally:
+            for handle in handles:
+                handle.remove()
+        found.update((edge, _projected(g)) for edge, g in zip(first, captured, strict=True) if g is not None)
+        return [found.get(each.edge) for each in self.inputs]
 
     def pattern(self, number: int, rows: int) -> Found | None:
         """The pattern of the rows of one input; `other` if there is none, None if the experiment cannot tell."""

@@ -150,6 +150,8 @@ class Run:
                 f"training.hyperparameters.batch_size: {batch_size} examples are too few for "
                 f"{self.fabric.world_size} processes: give at least one example per process"
             )
+        if config.infrastructure.compile:
+            torch.compiler.reset()  # graphs of an earlier run may fit, and be slower or round differently
         try:
             return Trainer(
                 self.model,
@@ -180,8 +182,7 @@ def run_point(
     Raises:
         LockedError: another process works on the folder.
         OtherRunError: the folder holds another run, a run on other data, or files that no run has written.
-        ConfigError: network, loss, optimizer or processes do not fit each other or the data, or a network that is only
-            evaluated was trained on data with another meaning.
+        ConfigError: network, loss, optimizer, processes and data do not fit each other.
         LostFolderError: the folder was deleted or replaced during the run.
         DivergenceError: loss or weights are no longer finite; the last good checkpoint stays.
         Interrupted: a signal has asked to stop; the checkpoint is on disk.
@@ -197,8 +198,7 @@ def run_point(
     with _locked(folder, fabric):
         earlier = on_first(fabric, lambda: None if folder.discarded else folder.read_config())
         config = on_first(fabric, lambda: resolved(config, earlier))
-        experiment = config.experiment
-        with repeatable(experiment.seed, experiment.deterministic, config.infrastructure.threads):
+        with repeatable(config.experiment.seed, config.experiment.deterministic, config.infrastructure.threads):
             dataset = _dataset(config).to(fabric.device)
             if problems := config.misplaced({dataset.kind}):  # known before for all but .npz files
                 raise ConfigError("; ".join(f"{key}: {text}" for key, text in problems.items()))
@@ -211,7 +211,7 @@ def run_point(
             check_input(model, dataset.train, config)
             on_first(fabric, lambda: folder.begin(config.model_dump(mode="json")))
             if fabric.world_size > 1:  # each process draws its own dropout masks
-                torch.manual_seed(_seeding.derive(experiment.seed, "rank", fabric.global_rank))
+                torch.manual_seed(_seeding.derive(config.experiment.seed, "rank", fabric.global_rank))
             run = Run(config, fabric, folder, dataset, model, display or Display(), request or StopRequest(), state)
             result = run.result()
         return on_first(fabric, lambda: _finish(folder, result))

@@ -56,9 +56,7 @@ class Study:
 def read(path: Path | str, overrides: Sequence[str] = ()) -> Study:
     """Read the study in a YAML file, with overrides `key.path=value` whose values are YAML, too.
 
-    `path` may also be the name of a configuration that comes with biotorch, such as `paper/table1`.
-
-    If the file's sweep varies an overridden key, the override takes the key out of the sweep. Overrides of the sweep
+    `path` may be the name of one that comes with biotorch (`paper/table1`). If the file's sweep varies an overridden key, the override takes the key out of the sweep. Overrides of the sweep
     are made after all others, whatever their order, and vary keys inside of an overridden section.
 
     Raises:

@@ -64,8 +64,10 @@ def draw_cost(results: Sequence[Result]) -> Figure | None:
                 x = [seconds[int(epoch)] for epoch in value.x]
                 curve.draw(axes, Series(x, value.mean, value.spread))
         axes.set_xlabel("seconds of training")
-    machines = sorted({f"{run['environment']['device']}, {run['environment']['threads']} threads" for run in results})
-    _finish(figure, grid, shown, [], f"; times on {' and '.join(machines)}")
+    machines = sorted(
+        {f"{run['environment']['device']}, CPU threads: {run['environment']['threads']}" for run in results}
+    )
+    _finish(figure, grid, shown, [], f"; times on {'; '.join(machines)}")
     return figure
 
 

@@ -106,11 +106,7 @@ class TrainingState:
         self.schedule = Schedule(optimizer, config.lr_scheduler, epochs, self.steps, warmup)
         adversarial = config.adversarial
         self.adversary = None if adversarial is None else Adversary(adversarial, model, data, self.fabric, seed)
-        trained: Any = model
-        if compiled:
-            # Graphs of an earlier training in this process may fit this network, and are slower or round differently.
-            torch.compiler.reset()
-            trained = torch.compile(model)
+        trained: Any = torch.compile(model) if compiled else model
         self.forward, self.optimizer = self.fabric.setup(trained, optimizer)
         self.teacher = Teacher(model, self.fabric)
 
