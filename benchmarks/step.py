@@ -44,7 +44,7 @@ def measure(arguments: argparse.Namespace) -> Iterator[Record]:
 
 def _measure(name: str, precision: str, compiled: bool, arguments: argparse.Namespace) -> Iterator[Record]:
     torch.compiler.reset()
-    # Of 8 versions of a function on torch runs any other eagerly; with a break per layer there are more.
+    # Torch keeps 8 compiled versions of a function. A break at every layer makes more, which would run eagerly.
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 100_000
     network, way = NETWORKS[name], Way(arguments.batch, precision, compiled)
     cases: dict[str | Limit | tuple[str, str], Callable[[], float]] = {"plain": Stepper(network, None, way).turn}

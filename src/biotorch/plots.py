@@ -51,9 +51,10 @@ _ATTACKED = "`biotorch attack RUN` makes a study of a run"
 
 
 def angles(source: Source, x: str = "epoch") -> Figure:
-    """Angles over time, mean over layers: alignment angle (W to B) and gradient angle (update to true gradient).
+    """Angles of the hidden layers over time: alignment angle (W to B) and gradient angle (update to true gradient).
 
-    Each rule has a line. With several seeds the line is the mean, and a band shows the standard deviation.
+    Each rule has a line, the mean over the layers, and a thin line for the worst of them. With several seeds lines are
+    means over the seeds, and a band shows the standard deviation.
 
     Args:
         source: runs with `angles` or `gradient_angles`, see the module.

@@ -27,7 +27,6 @@ FACES = ["biotorch"] + [
         "rules", "layers", "metrics", "models", "data", "training", "experiment", "results", "report", "plots",
         "robustness", "testing", "errors",
     )
-    if importlib.util.find_spec(f"biotorch.{name}") is not None
 ]  # fmt: skip
 
 #: Examples that take seconds, because they start processes, compile, or train a ResNet.

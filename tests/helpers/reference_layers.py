@@ -51,10 +51,6 @@ def feedback_of(layer: nn.Module, parameter: str) -> Tensor | None:
     return None if found is None else found.detach()
 
 
-def bias_of(parameter: str) -> str:
-    return parameter.replace("weight", "bias")
-
-
 class Layer:
     """What a layer of several matrices shares: `call` is the module that calls it, for the options it passes."""
 
