@@ -56,9 +56,8 @@ class Study:
 def read(path: Path | str, overrides: Sequence[str] = ()) -> Study:
     """Read the study in a YAML file, with overrides `key.path=value` whose values are YAML, too.
 
-    `path` may be the name of one that comes with biotorch (`paper/table1`). If the file's sweep varies an overridden
-    key, the override takes the key out of the sweep. Overrides of the sweep are made after all others, whatever their
-    order, and vary keys inside of an overridden section.
+    `path` may be the name of one that comes with biotorch (`paper/table1`). An override of a key that the file's sweep
+    varies takes it out of the sweep. Overrides of the sweep come last, and vary keys inside of overridden sections.
 
     Raises:
         ConfigError: there is no such file, or it is not valid YAML; or, all in one list: repeated keys, unknown keys,
