@@ -139,16 +139,17 @@ def _list(study: Study, planned: Mapping[str, str], left: Mapping[str, Config], 
 
 
 def _show(study: Study, finished: Sequence[Result], console: Console) -> None:
-    """Print and write the table of the finished points, and write their figure and page."""
+    """Print the table of the finished points; write table, figure and page of all runs in the study's folder."""
     from biotorch.report import angle_figure, table
+    from biotorch.results.collecting import collect
 
-    rows = table(finished)
-    print_table(rows, console)
-    _files.write_text(study.folder / "table.md", rows.markdown())
+    print_table(table(finished), console)
+    there = collect(study.folder).results
+    _files.write_text(study.folder / "table.md", table(there).markdown())
     console.print(f"table   {study.folder / 'table.md'}", soft_wrap=True)
     (study.folder / "angles.png").unlink(missing_ok=True)
-    if any({"angles", "gradient_angles"} & record.keys() for result in finished for record in result["history"]):
-        console.print(f"figure  {angle_figure(finished, study.folder / 'angles.png')}", soft_wrap=True)
+    if any({"angles", "gradient_angles"} & record.keys() for result in there for record in result["history"]):
+        console.print(f"figure  {angle_figure(there, study.folder / 'angles.png')}", soft_wrap=True)
     console.print(f"page    {_write_page(study)}", soft_wrap=True)
     console.print(f"results {study.folder}", soft_wrap=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -206,7 +206,7 @@ class _Progress:
                 ended = executor.wait(_LOOK)
                 self._require_folder()
                 self._pass_on(executor)
-                self._show(executor, places)
+                self._show([*(each.task for each in ended), *executor.running()], places)
                 for task, failure in ((each.task, each.failure) for each in ended):
                     waiting.discard(task.name)
                     result = None if failure is not None else load_results(task.path)
@@ -254,9 +254,9 @@ class _Progress:
         else:
             self.display.continues(name, config, *place)
 
-    def _show(self, executor: Executor, places: Mapping[str, tuple[int, int] | None]) -> None:
-        """Show the points that have begun, in `places` if they continue, and the epochs written since the last call."""
-        for task in executor.running():
+    def _show(self, tasks: Iterable[Task], places: Mapping[str, tuple[int, int] | None]) -> None:
+        """Show the tasks that have begun, in `places` if they continue, and the epochs written since the last call."""
+        for task in tasks:
             records = _records(RunFolder(task.path).metrics)
             if task.name not in self._shown:
                 self._begin(task.name, task.config, places.get(task.name))

@@ -33,7 +33,7 @@ def collection(result, errors, **changes):
 def test_a_clear_difference_has_its_interval_and_says_which_is_better(said):
     lead, sure, *_ = said(backpropagation=[1.0, 1.2, 1.1], fa=[4.0, 4.4, 4.2], dfa=[9.0, 9.1, 9.2])
     assert lead == (
-        "fa (feedback alignment) has the lowest test error of the 2 rules without weight transport: 4.20 %, "
+        "fa (feedback alignment) has the lowest test error of the 2 rules that do not transport the weights: 4.20 %, "
         "against 1.10 % with backpropagation."
     )
     assert sure == (  # differences 3.0, 3.2, 3.1: 0.1 / sqrt(3) times 4.303
@@ -67,7 +67,7 @@ def test_signs_are_not_passed_off_as_nothing_and_rules_with_weights_not_counted(
         "usf transports the signs of the weights; of the rules that transport nothing, dfa (direct feedback alignment) "
         "is best: 3.00 %."
     ]
-    assert "No rule here does without the weights" in said(backpropagation=[1.0], sa=[1.1])[1]
+    assert "Every rule here transports the weights" in said(backpropagation=[1.0], sa=[1.1])[1]
 
 
 def test_rules_that_learn_no_more_than_the_control_are_named(said):
@@ -78,7 +78,7 @@ def test_rules_that_learn_no_more_than_the_control_are_named(said):
 
 def test_without_backpropagation_and_alone_nothing_is_compared_with_it(said):
     lead, missing = said(fa=[4.0, 4.2], dfa=[8.0, 8.2])
-    assert lead.endswith("of the 2 rules without weight transport: 4.10 %.")
+    assert lead.endswith("of the 2 rules that do not transport the weights: 4.10 %.")
     assert missing == "Backpropagation was not run in this setting, so nothing shows what the rule costs."
     assert said(fa=[4.0, 4.2]) == [
         "fa (feedback alignment) reaches a test error of 4.10 % (2 seeds).", "No other rule was run.",

@@ -25,6 +25,11 @@ class Measure:
     decimals: int = 2
     lower: bool = True
 
+    @property
+    def extreme(self) -> str:
+        """Word for the best value."""
+        return "lowest" if self.lower else "highest"
+
     def text(self, value: float) -> str:
         """Value with its unit."""
         return f"{value:.{self.decimals}f}{self.unit}"
@@ -164,7 +169,6 @@ def conclusion(setting: Setting) -> list[str]:
         if each.rule not in ("backpropagation", *CONTROLS) and transported(each.rule) != "weights"
     ]
     best = setting.best(rivals)
-    extreme = "lowest" if measure.lower else "highest"
     if len(setting.entries) == 1:
         [only] = setting.entries
         seeds = _seeds(len(only.values))
@@ -176,12 +180,13 @@ def conclusion(setting: Setting) -> list[str]:
         first = setting.best(setting.entries)
         assert first is not None
         return [
-            f"{_full(first)} has the {extreme} {measure.name}: {measure.text(first.mean)}.",
-            "No rule here does without the weights, so there is no rule to judge.",
+            f"{_full(first)} has the {measure.extreme} {measure.name}: {measure.text(first.mean)}.",
+            "Every rule here transports the weights, so there is no rule to judge.",
         ]
     if len(rivals) > 1:
         what = "rules" if len({each.rule for each in rivals}) == len(rivals) else "configurations"
-        lead = f"{_full(best)} has the {extreme} {measure.name} of the {len(rivals)} {what} without weight transport: "
+        of = f"of the {len(rivals)} {what} that do not transport the weights"
+        lead = f"{_full(best)} has the {measure.extreme} {measure.name} {of}: "
     else:
         lead = f"{_full(best)} has a {measure.name} of "
     lead += measure.text(best.mean)
@@ -229,10 +234,11 @@ def _beside(setting: Setting, best: Entry, rivals: Sequence[Entry]) -> list[str]
             "include 0."
         )
     if transported(best.rule) == "signs":
-        sentence = f"{best.label} transports the signs of the weights"
+        sentence = f"{best.label} does transport their signs"
         other = setting.best([each for each in rivals if transported(each.rule) == "nothing"])
         if other is not None:
-            sentence += f"; of the rules that transport nothing, {_full(other)} is best: {measure.text(other.mean)}"
+            sentence += f"; of the rules that transport nothing, {_full(other)} has the {measure.extreme}: "
+            sentence += measure.text(other.mean)
         sentences.append(f"{sentence}.")
     control = setting.best([each for each in setting.entries if each.rule == "shallow"])
     if control is not None:
