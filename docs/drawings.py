@@ -287,7 +287,7 @@ def _svg(width: float, height: float, title: str, content: str, palette: Palette
 
 def _panel(rule: str, palette: Palette, height: int) -> str:
     drawing = DRAWINGS[rule]
-    color, short = palette.verdicts[drawing.transports], len(drawing.title) < 50
+    color, short = palette.verdicts[drawing.transports], len(drawing.title) < 45
     parts = [
         f'<rect width="{_WIDTH}" height="{height}" rx="8" fill="{palette.card}"/>',
         _text(14, 25, drawing.title, palette.ink, 15 if short else 13, "600"),

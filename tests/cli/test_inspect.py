@@ -102,9 +102,8 @@ def test_audit_prints_a_network_once_however_many_seeds_it_has():
 def test_rules_models_and_schema_are_printed():
     listed = invoke("rules").stdout
     for name in rules.available():
-        assert re.search(rf"^{name} +{re.escape(rules.get(name).title)}( \(experimental\))?$", listed, re.MULTILINE), (
-            name
-        )
+        first = rf"^{name} +{re.escape(rules.get(name).title)}( \(experimental\))?$"
+        assert re.search(first, listed, flags=re.MULTILINE), name
     assert "shortcuts" in listed
     assert set(models.available()) <= set(invoke("models").stdout.split())
     assert json.loads(invoke("schema").stdout)["properties"].keys() >= {
