@@ -17,6 +17,8 @@ import textwrap
 from collections.abc import Callable, Sequence
 from xml.sax.saxutils import escape
 
+from biotorch import rules
+
 Matrix = list[list[float]]
 
 
@@ -51,28 +53,39 @@ class Drawing:
     """What a panel says about a rule, in words and symbols; `_2` or `_{n-1}` is a subscript, `^T` a superscript.
 
     Attributes:
-        title: the rule's name, spelled out.
+        rule: name of the rule. Its title, what it transports and whether it is direct are on its class.
         sentence: what goes backwards.
-        transports: the audit's verdict.
         feedback: the feedback weights of layer #; empty if nothing goes back.
         formula: the errors δ of the hidden layers, with # in place of a layer's number.
         learning: how the feedback weights follow from W, or change.
         link: what leads from W to the feedback weights; empty if nothing does.
         border: outline of the feedback weights: `fixed`, `redrawn` or `learns`.
         sent: what the output sends back.
-        direct: whether the output sends it to every hidden layer.
     """
 
-    title: str
+    rule: str
     sentence: str
-    transports: str
     feedback: str = "B_#^T"
     formula: str = "δ_2 = B_3^T e ⊙ φ′(z_2),   δ_1 = B_2^T δ_2 ⊙ φ′(z_1)"
     learning: str = ""
     link: str = ""
     border: str = "fixed"
     sent: str = "e"
-    direct: bool = False
+
+    @property
+    def title(self) -> str:
+        title = rules.get(self.rule).title
+        return title[0].upper() + title[1:]
+
+    @property
+    def transports(self) -> str:
+        """The audit's verdict."""
+        return rules.get(self.rule).transports
+
+    @property
+    def direct(self) -> bool:
+        """Whether the output sends its error to every hidden layer."""
+        return rules.get(self.rule).direct
 
     @property
     def lines(self) -> list[str]:
@@ -81,123 +94,105 @@ class Drawing:
 
 
 #: Every rule, in the order of `rules.available()`.
-DRAWINGS = {
-    "backpropagation": Drawing(
-        "Backpropagation",
+_DRAWINGS = (
+    Drawing(
+        "backpropagation",
         "The error goes back through the forward weights W, transposed. This use of W on the way back is weight "
         "transport.",
-        "weights",
         feedback="W_#^T",
         formula="δ_2 = W_3^T e ⊙ φ′(z_2),   δ_1 = W_2^T δ_2 ⊙ φ′(z_1)",
         link="copied",
     ),
-    "fa": Drawing(
-        "Feedback alignment",
+    Drawing(
+        "fa",
         "The error goes back through other weights B, which are random and fixed.",
-        "nothing",
     ),
-    "dfa": Drawing(
-        "Direct feedback alignment",
+    Drawing(
+        "dfa",
         "The output's error goes straight to each hidden layer, through a random and fixed B.",
-        "nothing",
         formula="δ_2 = B_3^T e ⊙ φ′(z_2),   δ_1 = B_2^T e ⊙ φ′(z_1)",
-        direct=True,
     ),
-    "usf": Drawing(
-        "Uniform sign-concordant feedback (uSF)",
+    Drawing(
+        "usf",
         "The error goes back through weights that have the signs of W and one magnitude s.",
-        "signs",
         learning="B = s sign(W)",
         link="signs",
     ),
-    "brsf": Drawing(
-        "Batchwise random-magnitude sign-concordant feedback (brSF)",
+    Drawing(
+        "brsf",
         "B has the signs of W. Its magnitudes are random and drawn again after each update.",
-        "signs",
         learning="B = |R| ⊙ sign(W),   R redrawn",
         link="signs",
         border="redrawn",
     ),
-    "frsf": Drawing(
-        "Fixed random-magnitude sign-concordant feedback (frSF)",
+    Drawing(
+        "frsf",
         "B has the signs of W. Its magnitudes are random and fixed.",
-        "signs",
         learning="B = |R| ⊙ sign(W),   R drawn once",
         link="signs",
     ),
-    "kp": Drawing(
-        "Kolen-Pollack",
+    Drawing(
+        "kp",
         "B starts at random. It gets the same step u as W and the same decay, so that the difference W − B shrinks. "
         "Drawn after training.",
-        "nothing",
         learning="W ← (1 − λ) W + u,   B ← (1 − λ) B + u",
         border="learns",
     ),
-    "wm": Drawing(
-        "Weight mirror",
+    Drawing(
+        "wm",
         "After each update noise x goes through the layer, and B learns from the response y. Drawn after training.",
-        "nothing",
         learning="B ← (1 − λ) B + η y x^T,   y = W x",
         border="learns",
     ),
-    "ia": Drawing(
-        "Information alignment",
+    Drawing(
+        "ia",
         "After each update noise x goes through the layer, and B learns to reconstruct it from the response y. Drawn "
         "after training.",
-        "nothing",
         learning="B ← (1 − ηβ) B + η y (αx − γB^Ty)^T,   y = W x",
         border="learns",
     ),
-    "sa": Drawing(
-        "Symmetric alignment",
+    Drawing(
+        "sa",
         "After each update B takes a step towards W. For this it reads W. Drawn after training.",
-        "weights",
         learning="B ← B − η (B − W)",
         link="W",
         border="learns",
     ),
-    "dkp": Drawing(
-        "Direct Kolen-Pollack",
+    Drawing(
+        "dkp",
         "As direct feedback alignment, with a B that learns from the error e and the layer's input y.",
-        "nothing",
         formula="δ_2 = B_3^T e ⊙ φ′(z_2),   δ_1 = B_2^T e ⊙ φ′(z_1)",
         learning="B_n ← (1 − λ) B_n − η e y_{n−1}^T",
         border="learns",
-        direct=True,
     ),
-    "sdfa": Drawing(
-        "Error-sign direct feedback alignment (sDFA)",
+    Drawing(
+        "sdfa",
         "As direct feedback alignment, with the sign of each output's error in place of the error.",
-        "nothing",
         formula="δ_2 = B_3^T sign(e) ⊙ φ′(z_2),   δ_1 = B_2^T sign(e) ⊙ φ′(z_1)",
         sent="sign(e)",
-        direct=True,
     ),
-    "drtp": Drawing(
-        "Direct random target projection (DRTP)",
+    Drawing(
+        "drtp",
         "The targets y* go straight to each hidden layer, through a random and fixed B. Only the output layer learns "
         "from the error.",
-        "nothing",
         formula="δ_2 = −B_3^T y* ⊙ φ′(z_2),   δ_1 = −B_2^T y* ⊙ φ′(z_1)",
         sent="y*",
-        direct=True,
     ),
-    "shallow": Drawing(
-        "Shallow (control)",
+    Drawing(
+        "shallow",
         "Nothing goes back. Only the output layer learns; the hidden layers stay as they were drawn.",
-        "nothing",
         feedback="",
         formula="δ_2 = 0,   δ_1 = 0",
     ),
-    "sham": Drawing(
-        "Sham (control)",
+    Drawing(
+        "sham",
         "As backpropagation, through a B that is set to W after each update. A test of the machinery for learned B.",
-        "weights",
         learning="B ← W",
         link="copied",
         border="learns",
     ),
-}
+)
+DRAWINGS = {each.rule: each for each in _DRAWINGS}
 #: Rules of the picture at a glance.
 GLANCE = ("backpropagation", "fa", "dfa", "usf")
 
@@ -292,11 +287,11 @@ def _svg(width: float, height: float, title: str, content: str, palette: Palette
 
 def _panel(rule: str, palette: Palette, height: int) -> str:
     drawing = DRAWINGS[rule]
-    color, short = palette.verdicts[drawing.transports], len(drawing.title) < 50
+    color, short = palette.verdicts[drawing.transports], len(drawing.title) < 45
     parts = [
         f'<rect width="{_WIDTH}" height="{height}" rx="8" fill="{palette.card}"/>',
         _text(14, 25, drawing.title, palette.ink, 15 if short else 13, "600"),
-        _text(_WIDTH - 14, 25, rule, palette.muted, 13, anchor="end") if short else "",
+        _text(_WIDTH - 14, 25, rule, palette.muted, 13, anchor="end"),
         *(
             _text(14, 45 + 17 * number, line, palette.muted, 12.5)
             for number, line in enumerate(textwrap.wrap(drawing.sentence, 70))

@@ -29,11 +29,11 @@ def test_the_committed_drawings_are_what_the_code_draws(drawings):
         assert (IMAGES / name).read_text() == content, f"{name}: run `make figures`"
 
 
-def test_every_rule_is_drawn_with_the_verdict_of_the_audit(drawings):
+def test_every_rule_is_drawn_with_its_title(drawings):
     assert list(drawings.DRAWINGS) == rules.available()
-    for name, drawing in drawings.DRAWINGS.items():
-        rule = rules.get(name)
-        assert (drawing.transports, drawing.direct) == (rule.transports, rule.direct), name
+    for name in drawings.DRAWINGS:
+        title = ET.parse(IMAGES / "rules" / f"{name}.svg").getroot()[0].text
+        assert title.casefold() == rules.get(name).title.casefold()
 
 
 def test_the_drawn_matrices_obey_the_rules(drawings):

@@ -17,11 +17,11 @@ from biotorch.results.groups import by_configuration, label, mean_angle
 from biotorch.rules.registry import group_options
 
 TEXT = (ROOT / "docs" / "rules.md").read_text()
-#: By rule: experimental, transports, paper.
+#: By rule: experimental, first words of the second column, transports, paper.
 METHODS = {
-    name: (bool(experimental), transports, paper)
-    for name, experimental, transports, paper in re.findall(
-        r"^\| `(\w+)`(?: \(`\w+`\))?( \(experimental\))? \| [^|]+ \| (nothing|signs|weights) \| ([^|]+) \|$",
+    name: (bool(experimental), title, transports, paper)
+    for name, experimental, title, transports, paper in re.findall(
+        r"^\| `(\w+)`(?: \(`\w+`\))?( \(experimental\))? \| ([^|:(]+\b)[^|]* \| (nothing|signs|weights) \| ([^|]+) \|$",
         TEXT,
         flags=re.MULTILINE,
     )
@@ -34,14 +34,14 @@ def section(title: str) -> str:
 
 def test_the_method_table_is_the_registry():
     assert list(METHODS) == RULES
-    for name, (experimental, transports, _) in METHODS.items():
+    for name, (experimental, title, transports, _) in METHODS.items():
         rule = rules.get(name)
-        assert (experimental, transports) == (rule.experimental, rule.transports), name
+        assert (experimental, title, transports) == (rule.experimental, rule.title, rule.transports), name
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_the_paper_of_the_table_is_that_of_the_docstring(name):
-    assert set(re.findall(r"\b(?:19|20)\d\d\b", METHODS[name][2])) <= set(
+    assert set(re.findall(r"\b(?:19|20)\d\d\b", METHODS[name][3])) <= set(
         re.findall(
             r"\b(?:19|20)\d\d\b", str(sys.modules[rules.get(name).__module__].__doc__) + str(rules.get(name).__doc__)
         )

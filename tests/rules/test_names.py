@@ -36,9 +36,9 @@ def test_a_spelling_finds_its_rule(spelled, name):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_capitals_and_the_name_of_the_class_find_every_rule(rule):
+def test_capitals_the_title_and_the_name_of_the_class_find_every_rule(rule):
     kind = biotorch.rules.get(rule)
-    assert {registry.own_name(each) for each in (rule.upper(), kind.__name__)} == {rule}
+    assert {registry.own_name(each) for each in (rule.upper(), kind.title, kind.__name__)} == {rule}
 
 
 def test_wherever_a_rule_is_named():
@@ -63,6 +63,21 @@ def test_a_name_is_taken_in_every_spelling_but_a_class_may_be_called_like_anothe
     biotorch.rules.register("mine", "so it is called", transports="nothing")(FeedbackAlignment)
     assert registry.own_name("feedback_alignment") == "fa"
     assert registry.own_name("So_It_Is_Called") == "mine"
+
+
+def test_a_rule_without_a_title_has_the_words_of_its_class_and_not_the_title_of_its_parent(own_rules):
+    class NoisyFeedback(biotorch.rules.get("usf")):
+        pass
+
+    class Titled(biotorch.rules.get("usf")):
+        title = "my own title"
+
+    for name, kind in {"noisy": NoisyFeedback, "titled": Titled}.items():
+        biotorch.rules.register(name, transports="signs")(kind)
+    assert (NoisyFeedback.title, Titled.title) == ("noisy feedback", "my own title")
+    assert [registry.own_name(each) for each in ("My-own title", "TITLED", NoisyFeedback.title)] == [
+        "titled", "titled", "noisy",
+    ]  # fmt: skip
 
 
 # Configurations ------------------------------------------------------------------------------------
@@ -110,6 +125,6 @@ def test_one_rule_twice_is_refused(tmp_path):
 
 
 def test_a_wrong_name_is_answered_with_names_of_rules_only():
-    with pytest.raises(ValueError, match=r"unknown rule 'feedbak'\. Did you mean 'feedback_alignment'") as caught:
+    with pytest.raises(ValueError, match=r"unknown rule 'feedbak'\. Did you mean 'feedback alignment'") as caught:
         biotorch.rules.get("feedbak")
     assert str(caught.value).endswith(f"Valid: {', '.join(RULES)}.")

@@ -40,14 +40,15 @@ def schema_command() -> None:
 
 @plain_errors
 def rules_command() -> None:
-    """List the learning rules and their options."""
+    """List the learning rules with their names in words, what they do, what they transport, and their options."""
     from biotorch import rules
 
     for name in rules.available():
         rule = rules.get(name)
         summary = (rule.__doc__ or "").strip().splitlines()[0]
         status = " (experimental)" if rule.experimental else ""
-        typer.echo(f"{name:<16} {summary}{status}")
+        typer.echo(f"{name:<16} {rule.title}{status}")
+        typer.echo(f"{'':<16} {summary}")
         typer.echo(f"{'':<16} transports: {rule.transports}; options: {', '.join(rules.option_names(name))}")
 
 

@@ -13,11 +13,13 @@ from biotorch.rules.registry import register
 @register("backpropagation", "bp", transports="weights")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Backpropagation(FeedbackRule):
-    """Backpropagation: the error goes backwards through W itself (Rumelhart et al. 1986; paper, equation 2).
+    """The error goes backwards through W itself (Rumelhart et al. 1986; paper, equation 2).
 
     It is identical to plain PyTorch. As a rule it takes the same options as the others, so that a
     comparison changes one word. It has no B, so `feedback_init` has no effect.
     """
+
+    title = "backpropagation"
 
     def feedback(self, weight: Tensor, state: Tensor | None) -> Tensor:
         return weight

@@ -98,6 +98,9 @@ class Rule:
     constrain_weights: bool = False
 
     name: ClassVar[str]
+    #: The name in words, for listings, pages and drawings; it finds the rule, too. Default: the words of the class's
+    #: name.
+    title: ClassVar[str]
     transports: ClassVar[Transports]
     #: Whether the error comes straight from the output layer.
     direct: ClassVar[bool] = False

@@ -12,7 +12,7 @@ from biotorch.rules.frsf import FixedRandomSign
 from biotorch.rules.registry import register
 
 
-@register("brsf", "batchwise_random_magnitude_sign_concordant_feedback", transports="signs")
+@register("brsf", transports="signs")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchwiseRandomSign(FixedRandomSign):
     """B = |R| sign(W), R drawn again after each update (Liao et al. 2016; Moskovitz et al. 2018; paper, section 2.1).
@@ -24,6 +24,7 @@ class BatchwiseRandomSign(FixedRandomSign):
         ValueError: `feedback_init` is `weight`, which is no distribution to draw from again.
     """
 
+    title = "batchwise random-magnitude sign-concordant feedback"
     redraws = True
 
     def __post_init__(self) -> None:

@@ -29,6 +29,8 @@ class DirectFeedbackAlignment(DirectRule):
         ValueError: `feedback_init` is `weight`, but B does not have the shape of W.
     """
 
+    title = "direct feedback alignment"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.feedback_distribution == "weight":

@@ -31,6 +31,7 @@ class DirectKolenPollack(DirectFeedbackAlignment):
         ValueError: `feedback` is `shared`, or `points` are given; layers then have no B of their own.
     """
 
+    title = "direct Kolen-Pollack"
     learns = True
 
     def __post_init__(self) -> None:

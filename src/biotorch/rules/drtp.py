@@ -29,6 +29,7 @@ class DirectRandomTargetProjection(DirectFeedbackAlignment):
     scale it. Give the weight with `biotorch.targets(y, scale=c)`; runs from a configuration do this on their own.
     """
 
+    title = "direct random target projection"
     experimental = True
 
     def signal(self, error: Tensor, targets: Targets) -> Tensor:

@@ -28,6 +28,8 @@ class FeedbackAlignment(RandomFeedback, FeedbackRule):
             with a `feedback_density` below 1, which would change it.
     """
 
+    title = "feedback alignment"
+
     feedback_angle: float | None = None
 
     def __post_init__(self) -> None:

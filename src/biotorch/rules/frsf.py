@@ -11,13 +11,15 @@ from biotorch.rules.base import FeedbackRule, RandomFeedback
 from biotorch.rules.registry import register
 
 
-@register("frsf", "fixed_random_magnitude_sign_concordant_feedback", transports="signs")
+@register("frsf", transports="signs")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FixedRandomSign(RandomFeedback, FeedbackRule):
     """B = |R| sign(W) elementwise, R drawn once (Liao et al. 2016; Moskovitz et al. 2018; paper, section 2.1).
 
     The absolute value is the paper's change to Liao et al.; without it B would have the signs of R times W.
     """
+
+    title = "fixed random-magnitude sign-concordant feedback"
 
     def initial_feedback(self, weight: Tensor, blank: Tensor, generator: Generator) -> Tensor:
         if self.feedback_distribution == "weight":

@@ -41,6 +41,8 @@ class InformationAlignment(FeedbackAlignment):
         ValueError: an option is not above 0.
     """
 
+    title = "information alignment"
+
     feedback_rate: float = 0.1
     amp: float = 1.0
     feedback_decay: float = 1.0

@@ -32,6 +32,7 @@ class KolenPollack(FeedbackAlignment):
         UserWarning: at the first update, if the optimizer has no weight decay for W; W - B then stays as it is.
     """
 
+    title = "Kolen-Pollack"
     learns = True
 
     def check_decay(self, layer: str, decay: float | None) -> None:

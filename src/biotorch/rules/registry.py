@@ -28,7 +28,7 @@ def register(*names: str, transports: Transports) -> Callable[[type[Rule]], type
     """Class decorator that registers a rule.
 
     Args:
-        names: the rule's name, then other names of it. The name of the class is one, too; see `own_name`.
+        names: the rule's name, then other names of it. Its title and the class's name find it, too; see `own_name`.
         transports: the part of W that the rule carries backwards, or learns B from: `nothing`, `signs` or `weights`.
 
     Raises:
@@ -65,6 +65,8 @@ def register(*names: str, transports: Transports) -> Callable[[type[Rule]], type
                     "the same rule, import its module by one path only"
                 )
         rule.name, rule.transports = names[0], transports
+        if "title" not in vars(rule):  # a subclass of another rule does not inherit its title
+            rule.title = _words(rule)
         _REGISTRY[names[0]] = rule
         _ALIASES.update(dict.fromkeys(names[1:], names[0]))
         return rule
@@ -105,9 +107,15 @@ def _given() -> Iterator[tuple[str, str]]:
 
 
 def _spellings() -> Iterator[tuple[str, str]]:
-    """Every name that finds a rule, with the name of this rule: those of `_given`, then the names of the classes."""
+    """Every name that finds a rule, with the name of this rule: those of `_given`, then titles and names of classes."""
     yield from _given()
-    yield from ((re.sub(r"(?<=[a-z])(?=[A-Z])", "_", rule.__name__).lower(), name) for name, rule in _REGISTRY.items())
+    yield from ((rule.title, name) for name, rule in _REGISTRY.items())
+    yield from ((_words(rule), name) for name, rule in _REGISTRY.items())
+
+
+def _words(rule: type[Rule]) -> str:
+    """The words of the name of the class: `weight mirror` for `WeightMirror`."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", rule.__name__).lower()
 
 
 def _named(name: object, spellings: Iterator[tuple[str, str]]) -> str | None:
@@ -123,8 +131,8 @@ def _letters(name: object) -> str:
 def own_name(name: str) -> str:
     """The name of the rule that is meant by `name`; `name` itself if it is unknown.
 
-    Capital letters, spaces, hyphens and underscores do not count, and the name of the rule's class finds it as well:
-    `FA`, `feedback_alignment` and `Feedback alignment` are all `fa`.
+    Capital letters, spaces, hyphens and underscores do not count, and the rule's title and its class's name find it as
+    well: `FA`, `feedback_alignment` and `Feedback alignment` are all `fa`.
     """
     return name if name in _REGISTRY else _named(name, _spellings()) or name
 

@@ -29,6 +29,8 @@ class SymmetricAlignment(FeedbackAlignment):
         ValueError: `feedback_rate` is not above 0 and at most 1.
     """
 
+    title = "symmetric alignment"
+
     feedback_rate: float = 0.5
 
     def __post_init__(self) -> None:

@@ -25,6 +25,7 @@ class ErrorSignDirectFeedbackAlignment(DirectFeedbackAlignment):
     Give the weight with `biotorch.targets(y, scale=c)`; runs from a configuration do this on their own.
     """
 
+    title = "error-sign direct feedback alignment"
     experimental = True
 
     def signal(self, error: Tensor, targets: Targets) -> Tensor:

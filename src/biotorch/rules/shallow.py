@@ -21,6 +21,7 @@ class Shallow(FeedbackRule):
     `biotorch.revert` switches `requires_grad` back on.
     """
 
+    title = "training of the output layer only, a control"
     trains_output_only = True
 
     @property

@@ -19,6 +19,8 @@ class Sham(FeedbackRule):
     backpropagation is a defect of the machinery. The audit must find that this rule transports weights.
     """
 
+    title = "backpropagation through a copy of W, a control"
+
     def initial_feedback(self, weight: Tensor, blank: Tensor, generator: Generator) -> Tensor:
         return weight.detach().clone()
 

@@ -11,7 +11,7 @@ from biotorch.rules.base import FeedbackRule
 from biotorch.rules.registry import register
 
 
-@register("usf", "uniform_sign_concordant_feedback", transports="signs")
+@register("usf", transports="signs")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UniformSign(FeedbackRule):
     """B = s sign(W) (Liao et al. 2016; paper, section 2.1).
@@ -20,6 +20,8 @@ class UniformSign(FeedbackRule):
     sqrt(2 / (fan_in + fan_out)) for `xavier`, 1 / sqrt(3 fan_in) for `kaiming`, 1 for `normal`, and the
     root mean square of the initial W for `weight`. sign(0) = 0. The buffer `feedback` holds s.
     """
+
+    title = "uniform sign-concordant feedback"
 
     def initial_feedback(self, weight: Tensor, blank: Tensor, generator: Generator) -> Tensor:
         return weight.detach().new_ones(()).mul_(initial.scale(weight, self.feedback_distribution))

@@ -39,6 +39,8 @@ class WeightMirror(FeedbackAlignment):
         ValueError: an option is not above 0, or the decay is above 1.
     """
 
+    title = "weight mirror"
+
     mirror_rate: float = 0.1
     mirror_decay: float = 0.1
     mirror_batch: int = 128

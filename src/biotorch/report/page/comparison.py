@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from biotorch.report.words import CONTROLS, spelled, transported
+from biotorch.report.words import is_rival, spelled, transported
 from biotorch.results import frames
 from biotorch.results.collecting import Collection, Run
 from biotorch.results.groups import at
@@ -163,11 +163,7 @@ def title(setting: Setting, heads: Sequence[str] = tuple(_SETTING)) -> str:
 def conclusion(setting: Setting) -> list[str]:
     """Sentences that say which rule is best, and how sure that is; the first one holds the result."""
     measure, base = setting.measure, setting.baseline
-    rivals = [
-        each
-        for each in setting.entries
-        if each.rule not in ("backpropagation", *CONTROLS) and transported(each.rule) != "weights"
-    ]
+    rivals = [each for each in setting.entries if is_rival(each.rule)]
     best = setting.best(rivals)
     if len(setting.entries) == 1:
         [only] = setting.entries
