@@ -1,4 +1,4 @@
-"""Alignment angles (W to B), norm ratios, gradient angles (update to true gradient), and similarity of layers.
+"""Alignment angles (W to B), norm ratios, gradient angles (rule's gradient to true gradient), and similarity of layers.
 
 The functions leave parameters, `.grad`, buffers and the random state as they were.
 """

@@ -121,7 +121,10 @@ class Draft:
             ),
             ("  metrics:", ""),
             ("    weight_alignment: true", "alignment angle, between W and B, of each layer"),
-            ("    gradient_alignment: true", "gradient angle, between update and true gradient, of each layer"),
+            (
+                "    gradient_alignment: true",
+                "gradient angle, between the rule's gradient and the true one, of each layer",
+            ),
         ]
         return _commented(lines)
 

@@ -1,4 +1,4 @@
-"""Figures of alignment angles (W to B), gradient angles (update to true gradient) and norm ratios."""
+"""Figures of alignment angles (W to B), gradient angles (rule's gradient to true gradient) and norm ratios."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ROWS = {"angles": "alignment angle between W and B (°)", "norm_ratios": "norm 
 
 #: Titles of the panels of the overview, by key of a history record.
 _OVERVIEW = {
-    "gradient_angles": "gradient angle, update to true gradient",
+    "gradient_angles": "gradient angle, rule's gradient to true gradient",
     "angles": "alignment angle, W to B",
 }
 
@@ -41,7 +41,7 @@ def angle_figure(results: Sequence[Result], path: Path) -> Path | None:
 
 
 def draw_angles(results: Sequence[Result]) -> Figure | None:
-    """Figure of the gradient angle (update to true gradient) and the alignment angle (W to B) over epochs.
+    """Figure of the gradient angle (rule's gradient to true gradient) and the alignment angle (W to B) over epochs.
 
     Thick lines are means over the hidden layers, thin lines in panels of the gradient angle the hidden layer with the
     largest angle. All are means over seeds, bands their standard deviation. There is one row of panels for each network

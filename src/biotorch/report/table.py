@@ -41,7 +41,8 @@ def table(results: Sequence[Result]) -> Table:
     """Headline table: one row per configuration, with means over its seeds of the figures that any run has.
 
     Angles are means over layers, before training → after the last epoch: the alignment angle between W and B, which
-    direct rules do not have, and the gradient angle between update and true gradient. A copy of a run is not counted.
+    direct rules do not have, and the gradient angle between the rule's gradient and the true one. A copy of a run is
+    not counted.
 
     Raises:
         ValueError: there are no results.
@@ -100,7 +101,7 @@ def _title(result: Result, columns: dict[str, str]) -> str:
 
 
 def _notes(results: Sequence[Result], paper: bool) -> list[str]:
-    notes = ["Mean ± standard deviation over n seeds. Angles: mean over layers, before → after training."]
+    notes = ["Mean ± standard deviation over n seeds. Angles: mean over all layers, before → after training."]
     notes += [
         f"{method(group[0])}: seed {seed} occurs {times} times with different results, perhaps from other versions or "
         "machines; n and the mean count each of them."

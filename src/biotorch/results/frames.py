@@ -35,9 +35,9 @@ def load(folders: Iterable[Path | str] | Path | str) -> pd.DataFrame:
     Columns are `COLUMNS`, and one for every other configuration key that differs between runs, named by its dotted
     path. Errors and accuracies are in percent, and `test_rmse` is in the unit of the target. Angles are in degrees, as
     means over layers after the last epoch: `weight_angle` is the alignment angle (between W and B), `gradient_angle`
-    the gradient angle (between update and true gradient). `robust_accuracy` is the accuracy under the strongest attack
-    at the epsilon of the verdict. `checksum` is False for files of an earlier version, whose content cannot be
-    verified. Runs that differ only by their seed have the same `label`. Copies of a run are left out.
+    the gradient angle (between the rule's gradient and the true one). `robust_accuracy` is the accuracy under the
+    strongest attack at the epsilon of the verdict. `checksum` is False for files of an earlier version, whose content
+    cannot be verified. Runs that differ only by their seed have the same `label`. Copies of a run are left out.
 
     Returns:
         The frame; `frame.attrs["unfinished"]` lists the folders of unfinished runs.

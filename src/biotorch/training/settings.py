@@ -50,7 +50,7 @@ class MetricsConfig(Section):
     weight_ratio: bool = False
     """Norm ratio |B| / |W| per layer."""
     gradient_alignment: bool = False
-    """Gradient angle between update and true gradient per layer, on one fixed batch."""
+    """Gradient angle, between the rule's gradient and the true one, of each layer on one fixed batch."""
 
     @model_validator(mode="before")
     @classmethod

@@ -64,8 +64,8 @@ def test_signs_are_not_passed_off_as_nothing_and_rules_with_weights_not_counted(
     lead, _, *rest = said(backpropagation=[1.0], sa=[1.1], sham=[1.0], usf=[1.5], fa=[4.0], dfa=[3.0])
     assert "usf (uniform sign-concordant feedback) has the lowest test error of the 3 rules" in lead
     assert rest == [
-        "usf transports the signs of the weights; of the rules that transport nothing, dfa (direct feedback alignment) "
-        "is best: 3.00 %."
+        "usf does transport their signs; of the rules that transport nothing, dfa (direct feedback alignment) "
+        "has the lowest: 3.00 %."
     ]
     assert "Every rule here transports the weights" in said(backpropagation=[1.0], sa=[1.1])[1]
 

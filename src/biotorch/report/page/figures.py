@@ -29,7 +29,7 @@ BUDGET = 2_000_000
 
 #: Layerwise quantities by their key in a history record, with the label of the axis.
 LAYERWISE = {
-    "gradient_angles": "gradient angle between update and true gradient (°)",
+    "gradient_angles": "gradient angle between the rule's gradient and the true one (°)",
     "angles": "alignment angle between W and B (°)",
     "norm_ratios": "norm of B / norm of W",
 }

@@ -170,8 +170,8 @@ _ANGLES = ("gradient angle (°)", "worst layer (°)", "alignment angle (°)")
 _MEAN = "Mean ± standard deviation over n seeds."
 _ABOUT_ANGLES = (
     "Angles: after the last epoch, mean over the hidden layers; the output layer is left out, because every rule gives "
-    "it the true gradient. Gradient angle: between update and true gradient, 0° under backpropagation. Worst layer: "
-    "the hidden layer with the largest gradient angle. Alignment angle: between W and B."
+    "it the true gradient. Gradient angle: between the rule's gradient and the true one, 0° under backpropagation. "
+    "Worst layer: the hidden layer with the largest gradient angle. Alignment angle: between W and B."
 )
 
 
