@@ -51,7 +51,7 @@ _ATTACKED = "`biotorch attack RUN` makes a study of a run"
 
 
 def angles(source: Source, x: str = "epoch") -> Figure:
-    """Angles of the hidden layers over time: alignment angle (W to B), gradient angle (rule's gradient to true gradient).
+    """Angles of the hidden layers over time: alignment angle (W to B), gradient angle (rule's to true gradient).
 
     Each rule has a line, the mean over the layers, and a thin line for the worst of them. With several seeds lines are
     means over the seeds, and a band shows the standard deviation.
