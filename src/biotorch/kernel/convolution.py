@@ -144,7 +144,7 @@ class Convolution(NamedTuple):
 
 
 class Dense(Convolution):
-    """A convolution whose direct feedback is a matrix (n_out, C_in * positions) (Nokland 2016)."""
+    """A convolution whose direct feedback is a matrix (n_out, C_in * positions) (Nøkland 2016)."""
 
     def grid(self, x: Tensor) -> tuple[int, ...]:
         return ()

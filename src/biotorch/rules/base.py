@@ -248,7 +248,7 @@ class DirectRule(RandomFeedback):
     Args:
         feedback: the form of B. `kernel`: (n_out, C_in, *kernel_size), applied to the error of each place, or held
             constant over space if the output is no image (the paper's code). `dense`: (n_out, C_in * positions) for
-            convolutions (Nokland 2016), made for one input size; n_out counts every value of an output image.
+            convolutions (Nøkland 2016), made for one input size; n_out counts every value of an output image.
             `shared`: one matrix for the whole network, of which every layer takes the first columns at its own scale
             (Launay et al. 2019), for large outputs.
         points: one name pattern or several (`layer1.*`, `encoder.layers.*`) of blocks. The error then arrives at the

@@ -199,12 +199,13 @@ function layout(panel) {
   const right = { type: "line", xref: "paper", x0: 0, x1: 1, y0: 90, y1: 90, line: { color: text, width: 1, dash: "dot" } };
   return {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: text, size: 12 },
-    margin: { l: 10, r: 10, t: 10, b: 10 }, hovermode: "x unified", showlegend: true,
+    margin: { l: 10, r: 10, t: 30, b: 10 }, hovermode: "x unified", showlegend: true,
     hoverlabel: { bgcolor: isDark() ? "#21242a" : "#ffffff", font: { color: text } },
     legend: { orientation: "h", yanchor: "top", y: -0.25, x: 0 },
     xaxis: { ...axis, ...named, ...whole, title: { text: panel.x }, rangemode: "tozero" },
     yaxis: { ...axis, title: { text: panel.y }, type: panel.log ? "log" : "linear", ...(panel.log ? logAxis(panel.traces) : {}), ...(panel.percent ? { range: [0, 100] } : panel.log ? {} : { rangemode: "tozero" }) },
     shapes: panel.angles ? [right] : [],
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: isDark() ? "#9aa0a8" : "#8a8f98", activecolor: text },
   };
 }
 

@@ -238,8 +238,8 @@ def differences(settings: Sequence[Setting]) -> Rows | None:
         return None
     unit = "; errors in percentage points" if any(each.measure.points for each in shown) else ""
     note = (
-        f"Figure of the rule minus backpropagation's at the same seed{unit}. Interval: 95 %, "
-        f"Student's t over n pairs. {_CLEAR} marks intervals that exclude 0: chance hardly explains the difference."
+        f"Each rule minus backpropagation, at the same seed{unit}. Interval: 95 %, Student's t over n pairs. "
+        f"{_CLEAR} marks intervals that exclude 0: a difference that chance alone would rarely give."
     )
     header = [*_SETTING_HEADS, "rule", "figure", "difference", "95 % interval", "n"]
     whole = Table("", header, rows, [note, *notes])
