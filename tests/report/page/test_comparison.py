@@ -129,3 +129,10 @@ def test_places_in_the_dot_plot_are_logarithms(results):
     [row] = dot_plot(*settings_of(collection(results[0], {"fa": [1.0, 9.0]})))["rows"]
     assert row["cut"] == [True, True]  # the interval is 5 ± 50.8
     assert row["text"] == "5.00"
+
+
+def test_a_single_difference_has_its_setting_in_the_heading(results):
+    found = differences(settings_of(collection(results[0], {"backpropagation": [1.0], "fa": [4.0]})))
+    assert found.table.header == ["rule", "difference"]
+    assert found.table.rows == [["fa", "+3.00"]]
+    assert found.table.title.endswith("one pair each, so no intervals")

@@ -195,10 +195,10 @@ def _mean(angles: Mapping[str, float]) -> str:
     return f"{sum(angles.values()) / len(angles):.0f}" if angles else "-"
 
 
-def _without_constant(rows: Table, heads: Sequence[str], told: str) -> Table:
-    """Table without those of the columns `heads` that have one value in all of several rows; a note says the value."""
+def _without_constant(rows: Table, heads: Sequence[str], told: str, least: int = 2) -> Table:
+    """Table without those of the columns `heads` that have one value, if it has `least` rows; a note says the value."""
     columns = {head: {row[number] for row in rows.rows} for number, head in enumerate(rows.header) if head in heads}
-    dropped = {head: values.pop() for head, values in columns.items() if len(values) == 1 and len(rows.rows) > 1}
+    dropped = {head: values.pop() for head, values in columns.items() if len(values) == 1 and len(rows.rows) >= least}
     kept = [number for number, head in enumerate(rows.header) if head not in dropped]
     notes = [told.format(", ".join(dropped.values()))] if dropped and told else []
     return dataclasses.replace(
@@ -243,9 +243,8 @@ def differences(settings: Sequence[Setting]) -> Rows | None:
     )
     header = [*_SETTING_HEADS, "rule", "figure", "difference", "95 % interval", "n"]
     whole = Table("", header, rows, [note, *notes])
-    found_rows = _without_constant(
-        whole, [*_SETTING_HEADS, "figure", "n", *([] if any(row[-2] != "-" for row in rows) else ["95 % interval"])], ""
-    )
+    told_above = [*_SETTING_HEADS, "figure", "n", *([] if any(row[-2] != "-" for row in rows) else ["95 % interval"])]
+    found_rows = _without_constant(whole, told_above, "", least=1)  # the heading has them
     common = [head for head in _SETTING_HEADS if head not in found_rows.header]
     told = [title(shown[0], common) if common else ""]
     measures = list(dict.fromkeys(each.measure.name for each in shown))
