@@ -121,7 +121,7 @@ def test_help_teaches():
     for command in ("run", "evaluate", "audit"):
         assert "key.path=value" in invoke(command, "--help").output
     taught = invoke("run", "--help").output
-    for part in ("configs/quickstart.yaml", "data.dataset=mnist", "--overwrite", "torchrun", "--debug", "Exit codes"):
+    for part in ("biotorch run quickstart", "data.dataset=mnist", "--overwrite", "torchrun", "--debug", "Exit codes"):
         assert part in taught
     assert "yaml-language-server" in invoke("schema", "--help").output
     assert "--split" in invoke("evaluate", "--help").output

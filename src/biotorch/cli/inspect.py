@@ -106,7 +106,7 @@ def audit_command(config: ConfigFile, overrides: Overrides = None) -> None:
     Points of a sweep that have the same network and data, such as those of other seeds, are audited once.
 
     \b
-    biotorch audit configs/quickstart.yaml model.mode.type=fa
+    biotorch audit quickstart model.mode.type=fa
     """
     import torch
 

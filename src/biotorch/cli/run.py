@@ -66,11 +66,11 @@ def run_command(
     their last checkpoint to the same result as without interruption. A point that fails does not stop the others.
 
     \b
-    biotorch run configs/quickstart.yaml
-    biotorch run configs/quickstart.yaml data.dataset=mnist model.mode.type=dfa experiment.name=dfa
-    biotorch run configs/paper/table1.yaml sweep.experiment.seed='[0, 1]' --jobs 4
-    biotorch run configs/paper/table2.yaml --executor slurm cluster.partition=gpu infrastructure.gpus=0
-    torchrun --nproc-per-node 2 -m biotorch.cli run configs/quickstart.yaml
+    biotorch run quickstart
+    biotorch run quickstart data.dataset=mnist model.mode.type=dfa experiment.name=dfa
+    biotorch run paper/table1 sweep.experiment.seed='[0, 1]' --jobs 4
+    biotorch run paper/table2 --executor slurm cluster.partition=gpu infrastructure.gpus=0
+    torchrun --nproc-per-node 2 -m biotorch.cli run quickstart
     """
     from biotorch.experiment import read
 
@@ -187,9 +187,9 @@ def search_command(
     as a part of the configuration. The same command continues an interrupted search.
 
     \b
-    biotorch search configs/paper/table1.yaml training.hyperparameters.epochs=10
-    biotorch search configs/quickstart.yaml --rates 0.3,0.1,0.03,0.01
-    biotorch search configs/quickstart.yaml --rates 0.0001,0.3 --trials 20
+    biotorch search paper/table1 training.hyperparameters.epochs=10
+    biotorch search quickstart --rates 0.3,0.1,0.03,0.01
+    biotorch search quickstart --rates 0.0001,0.3 --trials 20
     """
     import yaml
 
