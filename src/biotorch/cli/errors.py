@@ -22,7 +22,8 @@ from biotorch.errors import BrokenPointsError, DataError, Interrupted, Kind, dis
 EXIT_CODES = (
     "Exit codes: 0 success; 1 a defect of biotorch (please report it), or a process that died; 2 a mistake in the "
     "command, the configuration or the data; 3 the training diverged; 4 the disk is full; 130 and 143 stopped by "
-    "Ctrl-C and SIGTERM, with a checkpoint, from which the same command continues; 141 the reader of the output has ended."
+    "Ctrl-C and SIGTERM, with a checkpoint, from which the same command continues; 141 the reader of the output "
+    "has ended."
 )
 
 Overrides = Annotated[
