@@ -13,7 +13,7 @@ their files may be mixed, and an import may run the first system's code. Uninsta
 
 
 def message() -> str:
-    """What is wrong, and the cure; empty if the first system is not installed."""
+    """Text of the warning, with the cure; empty if the first system is not installed."""
     try:
         found = metadata.distribution("biotorch")
     except metadata.PackageNotFoundError:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from biotorch.experiment.reading import Study
     from biotorch.experiment.results import Result
     from biotorch.experiment.search import Setting
+    from biotorch.results.collecting import Collection
 
 #: Name of the page in the folder of the study.
 _PAGE = "page.html"
@@ -100,8 +101,10 @@ def run_command(
         if is_first_process():
             _show(study, list(finished.values()), console)
             if study.config.attacks is not None:
+                from biotorch.results.collecting import collect
+
                 attack(study.folder, [], console)
-                _write_page(study)
+                _write_page(study, collect(study.folder))
 
 
 def _executor(kind: _Executor, jobs: int, left: Mapping[str, Config], study: Study) -> Executor | None:
@@ -144,22 +147,22 @@ def _show(study: Study, finished: Sequence[Result], console: Console) -> None:
     from biotorch.results.collecting import collect
 
     print_table(table(finished), console)
-    there = collect(study.folder).results
+    found = collect(study.folder)
+    there = found.results
     _files.write_text(study.folder / "table.md", table(there).markdown())
     console.print(f"table   {study.folder / 'table.md'}", soft_wrap=True)
     (study.folder / "angles.png").unlink(missing_ok=True)
     if any({"angles", "gradient_angles"} & record.keys() for result in there for record in result["history"]):
         console.print(f"figure  {angle_figure(there, study.folder / 'angles.png')}", soft_wrap=True)
-    console.print(f"page    {_write_page(study)}", soft_wrap=True)
+    console.print(f"page    {_write_page(study, found)}", soft_wrap=True)
     console.print(f"results {study.folder}", soft_wrap=True)
 
 
-def _write_page(study: Study) -> Path:
-    """Write the page of the results that the study has by now, and return its path."""
+def _write_page(study: Study, found: Collection) -> Path:
+    """Write the page of the results found in the study's folder, and return its path."""
     from biotorch.report.page import write_page
-    from biotorch.results.collecting import collect
 
-    return write_page(collect(study.folder), study.folder / _PAGE)
+    return write_page(found, study.folder / _PAGE)
 
 
 @resumable

@@ -207,6 +207,9 @@ class _Trial:
     def __init__(self, ends: list[_Call], inputs: list[_Call], n: int) -> None:
         self.ends, self.inputs, self.n = ends, inputs, n
         self.noise = [torch.randn_like(each.y) for each in ends]
+        edges = list(dict.fromkeys(each.edge for each in inputs))
+        self.first = _first(edges)
+        self.later = [edge for edge in edges if edge not in self.first]
         self.plain = self._gradients(torch.ones(n))
         self.scaled: dict[tuple[int, str], tuple[Tensor, list[Tensor | None]]] = {}
 
@@ -216,8 +219,6 @@ class _Trial:
         for error, end in zip(errors, self.ends, strict=True):
             by_row = end.operation.output_error(error)  # a view
             by_row.mul_(factors.to(error).view(-1, *[1] * (by_row.dim() - 1)))
-        edges = list(dict.fromkeys(each.edge for each in self.inputs))
-        first = _first(edges)
         found: dict[GradientEdge, Tensor] = {}
 
         def note(edge: GradientEdge, gradients: Sequence[Tensor | None]) -> None:
@@ -225,14 +226,14 @@ class _Trial:
             if gradient is not None:
                 found[edge] = _projected(gradient)
 
-        handles = [edge.node.register_prehook(functools.partial(note, edge)) for edge in edges if edge not in first]
+        handles = [edge.node.register_prehook(functools.partial(note, edge)) for edge in self.later]
         try:
             ends = [end.edge for end in self.ends]
-            captured = torch.autograd.grad(ends, first, errors, allow_unused=True, retain_graph=True)
+            captured = torch.autograd.grad(ends, self.first, errors, allow_unused=True, retain_graph=True)
         finally:
             for handle in handles:
                 handle.remove()
-        found.update((edge, _projected(g)) for edge, g in zip(first, captured, strict=True) if g is not None)
+        found.update((edge, _projected(g)) for edge, g in zip(self.first, captured, strict=True) if g is not None)
         return [found.get(each.edge) for each in self.inputs]
 
     def pattern(self, number: int, rows: int) -> Found | None:

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from biotorch._sections import Place, Section, place
 from biotorch.data import DataConfig, Kind, Task
-from biotorch.errors import SectionError
+from biotorch.errors import ConfigError, SectionError
 from biotorch.experiment.cluster import ClusterConfig
 from biotorch.experiment.importing import check_name
 from biotorch.experiment.model import ModelConfig
@@ -110,6 +110,11 @@ class Config(Section):
                 key: f"noise is made of numbers, {told}" for key, value in numbers.items() if value is not None
             }
         return problems
+
+    def require_kind(self, kind: Kind) -> None:
+        """Raise ConfigError if a section does not go with data of this kind, which of .npz files only reading shows."""
+        if problems := self.misplaced({kind}):
+            raise ConfigError("; ".join(f"{key}: {text}" for key, text in problems.items()))
 
     @model_validator(mode="after")
     def _optimizer_decays_feedback(self) -> Config:

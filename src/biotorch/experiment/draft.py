@@ -11,7 +11,6 @@ from pathlib import Path
 
 from biotorch import data, rules
 from biotorch.data import DataConfig, sources, tables
-from biotorch.errors import ConfigError
 from biotorch.experiment import documents
 from biotorch.experiment.config import Config
 from biotorch.experiment.identity import resolved
@@ -29,7 +28,7 @@ _COMMENTS = 44
 
 @dataclasses.dataclass(frozen=True)
 class Draft:
-    """What a configuration is written for.
+    """Choices of which a configuration is written.
 
     Attributes:
         name: name of the experiment.
@@ -219,7 +218,6 @@ def _try(study: Study) -> None:
     with warnings.catch_warnings(), repeatable(0, False, config.infrastructure.threads):
         warnings.simplefilter("ignore")  # the run itself will warn
         dataset = data.load(config.data, config.experiment.seed)
-        if problems := config.misplaced({dataset.kind}):
-            raise ConfigError("; ".join(f"{key}: {message}" for key, message in problems.items()))
+        config.require_kind(dataset.kind)
         config = config.for_task(dataset.task)
         check_input(build_model(config, dataset.num_outputs, dataset.input_shape), dataset.train, config)

@@ -78,8 +78,7 @@ def require_fit(config: Config) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run itself will warn
         dataset = data.load(config.data, config.experiment.seed)
-    if problems := config.misplaced({dataset.kind}):
-        raise ConfigError("; ".join(f"{key}: {text}" for key, text in problems.items()))
+    config.require_kind(dataset.kind)
     require_loss(config, dataset.task)
     if config.training is not None:
         require_outputs(config.training.metrics.top_k, dataset.num_outputs)

@@ -200,8 +200,7 @@ def run_point(
         config = on_first(fabric, lambda: resolved(config, earlier))
         with repeatable(config.experiment.seed, config.experiment.deterministic, config.infrastructure.threads):
             dataset = _dataset(config).to(fabric.device)
-            if problems := config.misplaced({dataset.kind}):  # known before for all but .npz files
-                raise ConfigError("; ".join(f"{key}: {text}" for key, text in problems.items()))
+            config.require_kind(dataset.kind)
             config = config.for_task(dataset.task)
             on_first(fabric, lambda: claim(config, earlier, folder))
             state = None if folder.discarded else _saved(config, folder, dataset, fabric)

@@ -17,7 +17,7 @@ def spelled(rule: str) -> str:
 
 
 def transported(rule: str) -> str | None:
-    """What a rule carries backwards, `nothing`, `signs` or `weights`; None if the rule is not registered."""
+    """Part of W that a rule carries backwards, `nothing`, `signs` or `weights`; None if the rule is not registered."""
     return registry.get(rule).transports if registry.is_known(rule) else None
 
 

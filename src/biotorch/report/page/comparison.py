@@ -109,7 +109,7 @@ class Setting:
 
 
 #: Keys of the configuration in which the runs of a setting agree, with their heads.
-_SETTING = {
+SETTING = {
     "data set": "data.dataset",
     "target": "data.target",
     "network": "model.architecture",
@@ -122,7 +122,7 @@ def settings_of(collection: Collection) -> list[Setting]:
     """Settings of a collection's runs, in the order of the runs; runs without a figure to compare are left out."""
     sorted_in: dict[tuple[str, ...], list[Run]] = {}
     for run in collection.runs:
-        sorted_in.setdefault(tuple(_text(at(run.result, path)) for path in _SETTING.values()), []).append(run)
+        sorted_in.setdefault(tuple(_text(at(run.result, path)) for path in SETTING.values()), []).append(run)
     found = []
     for key, runs in sorted_in.items():
         frame = frames.of_collection(Collection(runs, [], []))
@@ -130,7 +130,7 @@ def settings_of(collection: Collection) -> list[Setting]:
         if measure is not None:
             kept = frame[frame[measure.column].map(_is_known)]
             entries = [_entry(str(label), rows, measure) for label, rows in kept.groupby("label", sort=False)]
-            found.append(Setting(dict(zip(_SETTING, key, strict=True)), measure, entries, kept))
+            found.append(Setting(dict(zip(SETTING, key, strict=True)), measure, entries, kept))
     return found
 
 
@@ -151,7 +151,7 @@ def _entry(label: str, rows: pd.DataFrame, measure: Measure) -> Entry:
     return Entry(label, str(rows["rule"].iloc[0]), values, mean, interval)
 
 
-def title(setting: Setting, heads: Sequence[str] = tuple(_SETTING)) -> str:
+def title(setting: Setting, heads: Sequence[str] = tuple(SETTING)) -> str:
     """Title of a setting, such as `le_net_mnist on digits, Adam, 15 epochs`, made of some of its names."""
     names = {head: setting.names[head] for head in heads if setting.names.get(head, "-") != "-"}
     network, data = names.pop("network", ""), names.pop("data set", "")
@@ -213,7 +213,7 @@ def _certainty(setting: Setting, best: Entry, base: Entry) -> list[str]:
 
 
 def _beside(setting: Setting, best: Entry, rivals: Sequence[Entry]) -> list[str]:
-    """What a reader should know beside the best rule: ties, the best without signs, rules that learn too little."""
+    """Sentences for a reader, beside the best rule: ties, the best without signs, rules that learn too little."""
     measure, sentences = setting.measure, []
     try:
         found = setting.differences(best)

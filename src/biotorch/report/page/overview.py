@@ -10,7 +10,7 @@ from typing import Any
 
 from biotorch._tables import Table
 from biotorch.experiment.results import Result
-from biotorch.report.page.comparison import Setting, title
+from biotorch.report.page.comparison import SETTING, Entry, Setting, title
 from biotorch.report.series import hidden_angles
 from biotorch.report.style import on_dark, style
 from biotorch.report.table import ANGLE_HEADS, table
@@ -38,6 +38,13 @@ def facets_of(result: Mapping[str, Any]) -> dict[str, str]:
     found = {name: at(dict(result), path) for name, path in FACETS.items()}
     values = {name: "-" if value is None else str(value) for name, value in found.items()}
     return {**values, "rule": method(dict(result))}
+
+
+def _facets(setting: Setting, entry: Entry) -> dict[str, str]:
+    """Values of the facets, except the seed, that an entry of a setting has."""
+    names = setting.names
+    where = {"network": names["network"], "dataset": names["data set"], "optimizer": names["optimizer"]}
+    return {"rule": entry.rule, **where}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,12 +101,7 @@ def dot_plot(setting: Setting) -> dict[str, Any]:
             {
                 "name": each.label,
                 "spelled": explained(each.rule),
-                "facets": {
-                    "rule": each.rule,
-                    "network": setting.names["network"],
-                    "dataset": setting.names["data set"],
-                    "optimizer": setting.names["optimizer"],
-                },
+                "facets": _facets(setting, each),
                 "seeds": [_percent(place(value)) for value in each.values],
                 "mean": _percent(place(each.mean)),
                 "interval": each.interval and [_percent(place(end)) for end in each.interval],
@@ -223,15 +225,13 @@ def differences(settings: Sequence[Setting]) -> Rows | None:
             continue
         for entry in setting.entries:
             if (each := found.get(entry.label)) is not None:
-                names = setting.names
-                where = {"network": names["network"], "dataset": names["data set"], "optimizer": names["optimizer"]}
-                facets.append({"seed": "", **where, "rule": entry.rule})
+                facets.append({"seed": "", **_facets(setting, entry)})
                 interval = "-"
                 if each.interval is not None:
                     interval = f"[{', '.join(map(setting.measure.change, each.interval))}]"
                     interval += f" {_CLEAR}" if each.is_clear else ""
                 change = setting.measure.change(each.mean)
-                heads = {head: names.get(head, "-") for head in _SETTING_HEADS}
+                heads = {head: setting.names.get(head, "-") for head in SETTING}
                 rows.append([*heads.values(), entry.label, setting.measure.name, change, interval, str(each.n)])
                 shown.append(setting)
     if not rows:
@@ -241,11 +241,11 @@ def differences(settings: Sequence[Setting]) -> Rows | None:
         f"Each rule minus backpropagation, at the same seed{unit}. Interval: 95 %, Student's t over n pairs. "
         f"{_CLEAR} marks intervals that exclude 0: a difference that chance alone would rarely give."
     )
-    header = [*_SETTING_HEADS, "rule", "figure", "difference", "95 % interval", "n"]
+    header = [*SETTING, "rule", "figure", "difference", "95 % interval", "n"]
     whole = Table("", header, rows, [note, *notes])
-    told_above = [*_SETTING_HEADS, "figure", "n", *([] if any(row[-2] != "-" for row in rows) else ["95 % interval"])]
+    told_above = [*SETTING, "figure", "n", *([] if any(row[-2] != "-" for row in rows) else ["95 % interval"])]
     found_rows = _without_constant(whole, told_above, "", least=1)  # the heading has them
-    common = [head for head in _SETTING_HEADS if head not in found_rows.header]
+    common = [head for head in SETTING if head not in found_rows.header]
     told = [title(shown[0], common) if common else ""]
     measures = list(dict.fromkeys(each.measure.name for each in shown))
     what = f" in {measures[0]}" if len(measures) == 1 else ""
@@ -254,6 +254,3 @@ def differences(settings: Sequence[Setting]) -> Rows | None:
     heading = ": ".join(filter(None, [f"Difference to backpropagation{what}", ", ".join(filter(None, told))]))
     found_rows = dataclasses.replace(found_rows, title=heading)
     return Rows(found_rows, facets, found_rows.header.index("rule"))
-
-
-_SETTING_HEADS = ("data set", "target", "network", "optimizer", "epochs")
