@@ -12,6 +12,8 @@ from biotorch.robustness.attacks.norms import Norm, steepest
 #: Lengths of the finite differences, as shares of epsilon. A gradient agrees if it does at one of them: short ones
 #: suffer from rounding, long ones from curvature. A straight-through gradient of rounded images agrees at long ones.
 _LENGTHS = (1 / 32, 1 / 256, 1 / 4)
+#: Cross-entropy below which its gradient is lost to rounding, because the probability of the label is rounded to 1.
+_SATURATED = 1e-3
 
 
 def disagreements(attempt: Attempt, points: Tensor, epsilon: float, norm: Norm) -> tuple[int, int]:
@@ -51,11 +53,13 @@ def _agrees(
     The loss is followed along the gradient, or along random signs.
     """
     _same_noise()
-    gradient, _, outputs = attempt.gradient(points, torch.arange(len(points), device=points.device), loss, "true")
+    gradient, losses, outputs = attempt.gradient(points, torch.arange(len(points), device=points.device), loss, "true")
     signs = torch.randint(0, 2, points.shape, generator=attempt.generator).to(points) * 2 - 1
     direction = steepest(signs if random else gradient, norm)
     rounding = 32 * torch.finfo(outputs.dtype).eps * outputs.double().abs().amax(1)
     usable = (gradient.flatten(1) != 0).any(1)
+    if loss is cross_entropy:
+        usable &= losses > _SATURATED
     agrees, told = torch.zeros(2, len(points), dtype=torch.bool, device=points.device)
     for share in _LENGTHS:
         ends = [(points + sign * share * epsilon * direction).clamp(0, 1) for sign in (1, -1)]

@@ -8,8 +8,8 @@ from biotorch.robustness.evidence import Check, Evidence
 from biotorch.robustness.look import Change, Place
 from biotorch.robustness.measurement import NOISE, chance, interval
 
-#: Share of images at which gradient and finite differences may disagree. Honest networks have 0 to 5 % (kinks of ReLU).
-_DISAGREEING = 0.2
+#: Share of images at which gradient and finite differences may disagree. Honest networks have 0 to 3 % (kinks of ReLU).
+_DISAGREEING = 0.1
 #: Share of slightly changed images that may get exactly the same answer.
 _SNAPPING = 0.1
 #: Smallest number of images by which the gradient is tested.

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from biotorch.robustness.attacks.base import require_images
+from biotorch.robustness.attacks.library import fits_tiles
 from biotorch.robustness.attacks.norms import Norm
 from biotorch.robustness.checks import has_real_budget, rising, run_checks
 from biotorch.robustness.evidence import Evidence
@@ -144,7 +145,9 @@ def _gather(runner: Runner, planned: list[Planned], judged_at: float, unbounded:
     if not worth_confirming(evidence, run_checks(evidence)):
         return evidence
     runner.sources |= parts_that_classify(runner.model, runner.images, runner.labels)
-    black_box = not any(has_real_budget(each) for each in evidence.at(judged_at))
+    black_box = not any(has_real_budget(each) for each in evidence.at(judged_at)) and fits_tiles(
+        runner.images, reference.settings.get("norm", "linf")
+    )
     parts = [name for name in runner.sources if name != TWIN]
     confirmed = runner.run(list(confirmations(reference, parts, black_box)))
     return dataclasses.replace(evidence.with_more(confirmed), confirmed=True)

@@ -65,7 +65,7 @@ def judge(evidence: Evidence, checks: Sequence[Check]) -> tuple[Word, str]:
 def worth_confirming(evidence: Evidence, checks: Sequence[Check]) -> bool:
     """Whether the attacks that confirm `robust` could change the verdict.
 
-    They are costly. A network that is broken, masked or only guesses stays so, and from few images nothing is confirmed.
+    They are costly. A network that is broken, masked or only guesses stays so, and few images confirm nothing.
     """
     settled = any(check.fired and check.about in ("network", "feedback") for check in checks)
     enough = any(check.name == ENOUGH_IMAGES and check.ran for check in checks)

@@ -160,18 +160,24 @@ def dynamic(shown: Shown, points: Tensor, logger: Warner) -> None:
         sys.settrace(trace)
 
 
-def require_tiles(images: Tensor, norm: Norm) -> None:
-    """Raise ValueError for images that the library's Square attack cannot tile."""
-    require(images.dim() == 4, f"images: Square needs (n, C, H, W), not {tuple(images.shape)}")
+def fits_tiles(images: Tensor, norm: Norm) -> bool:
+    """Whether the library's Square attack can tile the images: they have rows and columns, and in L2 enough of them."""
+    if images.dim() != 4 or norm == "linf":
+        return images.dim() == 4
     height, width = images.shape[2:]
     # In L2 the library starts from tiles of H // 5 pixels, and fails if one of them exceeds the image.
     side = height // 5
     first = (height - 5 * side) // 2
-    fits = side == 1 or (side > 1 and all(first + each // side * side <= each for each in (height, width)))
+    return side == 1 or (side > 1 and all(first + each // side * side <= each for each in (height, width)))
+
+
+def require_tiles(images: Tensor, norm: Norm) -> None:
+    """Raise ValueError for images that the library's Square attack cannot tile."""
+    require(images.dim() == 4, f"images: Square needs (n, C, H, W), not {tuple(images.shape)}")
     require(
-        norm == "linf" or fits,
-        f"images: the Square attack of pyautoattack fails in l2 at {height} x {width} pixels; it works at "
-        "28 x 28, 32 x 32, 64 x 64 and 224 x 224, or in linf",
+        fits_tiles(images, norm),
+        f"images: the Square attack of pyautoattack fails in l2 at {images.shape[2]} x {images.shape[3]} pixels; it "
+        "works at 28 x 28, 32 x 32, 64 x 64 and 224 x 224, or in linf",
     )
 
 
