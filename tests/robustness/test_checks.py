@@ -215,7 +215,7 @@ CASES = {
         DISAGREES, ONE_STEP, UNBOUNDED, OTHER, BLACK_BOX,
     ),
     "the answer depends on earlier images": case(
-        "attack", lambda nets, run: run(Remembering(nets.plain)), SAME, DISAGREES
+        "attack", lambda nets, run: run(Remembering(nets.plain), ["pgd"], [0.1]), SAME, DISAGREES
     ),
     SAME: case("attack", lambda nets, run: run(Wrapped(nets.plain, Coarse.apply)), DISAGREES),
     "the network computes gradients in its forward pass": case("attack", lambda nets, run: run(Purified(nets.plain))),

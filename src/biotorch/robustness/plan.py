@@ -12,7 +12,7 @@ from biotorch import _names
 from biotorch.layers import FeedbackLayer
 from biotorch.robustness.attacks.attempt import Gradient
 from biotorch.robustness.attacks.auto_attack import AutoAttack, AutoPGD
-from biotorch.robustness.attacks.base import Attack, arguments
+from biotorch.robustness.attacks.base import Attack, arguments, require
 from biotorch.robustness.attacks.blind import RandomSigns, Transfer
 from biotorch.robustness.attacks.few_pixel import FewPixel
 from biotorch.robustness.attacks.gradient import EOTPGD, FGSM, PGD, TPGD, WhiteBox
@@ -77,8 +77,13 @@ _SQUARE_EPSILONS = tuple(0.1 * step / 29 for step in range(30))
 
 
 def default_epsilons(images: Tensor, norm: Norm) -> tuple[float, ...]:
-    """Epsilons at which images (n, ...) are usually attacked: larger ones for grey images than for coloured ones."""
-    return (_COLOUR if images.dim() == 4 and images.shape[1] > 1 else _GREY)[norm]
+    """Epsilons at which images (n, ...) are usually attacked: larger ones for grey images than for coloured ones.
+
+    Raises ValueError for an unknown norm.
+    """
+    usual = _COLOUR if images.dim() == 4 and images.shape[1] > 1 else _GREY
+    require(norm in usual, f"norm: one of {', '.join(usual)} is needed, not {norm!r}")
+    return usual[norm]
 
 
 def plan(
