@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from biotorch.robustness.attacks.base import require_images
+from biotorch.robustness.attacks.inputs import read, require_network
 from biotorch.robustness.attacks.norms import Norm
 from biotorch.robustness.checks import rising, run_checks
 from biotorch.robustness.evidence import Evidence
@@ -21,7 +22,7 @@ from biotorch.robustness.verdict import Study, judge, strongest
 
 def study(
     model: nn.Module,
-    data: tuple[Tensor, Tensor],
+    data: tuple[Any, Any] | Iterable[Any],
     attacks: Sequence[Wanted] | None = None,
     epsilons: Sequence[float] | None = None,
     preset: Preset | None = None,
@@ -39,7 +40,7 @@ def study(
 
     Args:
         model: maps images in [0, 1] to outputs (n, C). It may be converted by `biotorch.convert` or not.
-        data: images (n, ...) in [0, 1] and labels (n,) int64.
+        data: images (n, ...) in [0, 1] and labels (n,), as tensors or arrays; or a DataLoader.
         attacks: names, `{"type": name, ...}` with settings, or subclasses of `Attack`. Default: random signs, FGSM,
             PGD in 40 steps and Square with 1,000 queries. A white-box attack runs along both gradients unless its
             settings choose one.
@@ -66,8 +67,8 @@ def study(
         >>> found.verdict, found.clean_accuracy
         ('not robust', 100.0)
     """
-    images, labels = data
-    require_images(images, labels)
+    require_network(model)
+    images, labels = read(*data) if isinstance(data, tuple) else read(data)
     display, store = display or Display(), Store(None if folder is None else Path(folder))
     planned = plan(
         model,
