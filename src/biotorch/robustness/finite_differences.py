@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from biotorch.robustness.attacks.attempt import Attempt, Loss, cross_entropy
+from biotorch.robustness.attacks.inputs import floating_type
 from biotorch.robustness.attacks.norms import Norm, steepest
 
 #: Lengths of the finite differences, as shares of epsilon. A gradient agrees if it does at one of them: short ones
@@ -14,6 +15,16 @@ from biotorch.robustness.attacks.norms import Norm, steepest
 _LENGTHS = (1 / 32, 1 / 256, 1 / 4)
 #: Cross-entropy below which its gradient is lost to rounding, because the probability of the label is rounded to 1.
 _SATURATED = 1e-3
+
+
+def precision(outputs: Tensor, model: nn.Module) -> float:
+    """Relative rounding error of outputs (n, C): that of half precision if the network computes in it.
+
+    Under autocast its parameters do not show that, but its outputs do, which half precision holds exactly.
+    """
+    types = [floating_type(model) or outputs.dtype, outputs.dtype]
+    types += [each for each in (torch.float16, torch.bfloat16) if torch.equal(outputs.to(each).to(outputs), outputs)]
+    return max(torch.finfo(each).eps for each in types)
 
 
 def disagreements(attempt: Attempt, points: Tensor, epsilon: float, norm: Norm) -> tuple[int, int]:
@@ -29,9 +40,9 @@ def disagreements(attempt: Attempt, points: Tensor, epsilon: float, norm: Norm) 
         points: (n, ...), one point for each image.
         epsilon, norm: ball of the attacks; the finite differences are up to a quarter of epsilon long.
     """
-    labels = attempt.labels
     with torch.no_grad():
-        outputs = attempt.forward(points)
+        outputs = attempt.forward(points, torch.arange(len(points), device=points.device))
+    labels = attempt.labels
     rival = outputs.masked_fill(F.one_hot(labels, outputs.shape[1]).bool(), -torch.inf).argmax(1)
 
     def pairwise(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -52,11 +63,12 @@ def _agrees(
 
     The loss is followed along the gradient, or along random signs.
     """
+    index = torch.arange(len(points), device=points.device)
     _same_noise()
-    gradient, losses, outputs = attempt.gradient(points, torch.arange(len(points), device=points.device), loss, "true")
+    gradient, losses, outputs = attempt.gradient(points, index, loss, "true")
     signs = torch.randint(0, 2, points.shape, generator=attempt.generator).to(points) * 2 - 1
     direction = steepest(signs if random else gradient, norm)
-    rounding = 32 * torch.finfo(outputs.dtype).eps * outputs.double().abs().amax(1)
+    rounding = 32 * precision(outputs, attempt.model) * outputs.double().abs().amax(1)
     usable = (gradient.flatten(1) != 0).any(1)
     if loss is cross_entropy:
         usable &= losses > _SATURATED
@@ -77,7 +89,8 @@ def _agrees(
 def _loss(attempt: Attempt, points: Tensor, loss: Loss) -> Tensor:
     _same_noise()
     with torch.no_grad():
-        return loss(attempt.forward(points).double(), attempt.labels)
+        outputs = attempt.forward(points, torch.arange(len(points), device=points.device))
+        return loss(outputs.double(), attempt.labels)
 
 
 def _same_noise() -> None:

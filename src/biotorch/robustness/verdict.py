@@ -140,6 +140,11 @@ class Study:
         for each in shown:
             row = rows.setdefault((_described(each), each.gradient or "-", f"{each.n:,}"), {})
             row[_column(each)] = f"{each.robust_accuracy:.1f} {_bounds(each.interval)}"
+            if each.rejected is not None:
+                kept = int(each.accepted.sum())
+                without = f"{_described(each)}, rejected ones counted as broken"
+                row = rows.setdefault((without, each.gradient or "-", f"{each.n:,}"), {})
+                row[_column(each)] = f"{100 * kept / each.n:.1f} {_bounds(interval(kept, each.n))}"
         rows["strongest, image by image", "-", f"{max(each.n for each in shown):,}"] = {
             (False, each): f"{left:.1f} {_bounds(bounds)}" for each, (left, bounds) in self.worst_case.items()
         }
