@@ -136,6 +136,20 @@ class Decoy(nn.Module):
         return torch.cat([outputs, outputs.amax(1, keepdim=True) - 0.01 + 0.005 * wave], dim=1)
 
 
+class TwoFaced(nn.Module):
+    """Answers by one network, and shows the outputs of another."""
+
+    def __init__(self, network, shown):
+        super().__init__()
+        self.network, self.shown = network, shown
+
+    def forward(self, images):
+        with torch.no_grad():
+            answer = self.network(images).argmax(1, keepdim=True)
+        outputs = self.shown(images)
+        return outputs.scatter(1, answer, outputs.gather(1, answer) + 20)
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """What a check speaks of, a study that trips it, and other checks that cannot but fire on that network."""
@@ -151,6 +165,7 @@ def case(about, study, *beside):
 
 ZERO, UNBOUNDED = "zero or non-finite gradients", "an unbounded attack does not reach zero"
 NO_HIGHER = "the true gradient leads no higher than random signs"
+JUMPS, TRANSFER = "the answer switches in a jump", "transfer beats the true gradient"
 SAME = "similar images get exactly the same answer"
 DISAGREES = "the gradient disagrees with finite differences"
 FED_BACK, AS_NOISE = "true gradient beats feedback gradient", "feedback attack no better than random signs"
@@ -172,7 +187,7 @@ CASES = {
         lambda nets, run: run(Wrapped(nets.plain, rounded), [*ATTACKS, "differences"]),
         ZERO, UNBOUNDED, NO_HIGHER,
     ),
-    "transfer beats the true gradient": case(
+    TRANSFER: case(
         "attack",
         lambda nets, run: run(Wrapped(nets.plain, Tensor.detach), source=nets.plain),
         ZERO, UNBOUNDED, NO_HIGHER,
@@ -194,7 +209,7 @@ CASES = {
     ZERO: case(
         "attack",
         lambda nets, run: run(Wrapped(nets.plain, rounded)),
-        UNBOUNDED, NO_HIGHER, BLACK_BOX, "transfer beats the true gradient",
+        UNBOUNDED, NO_HIGHER, BLACK_BOX, TRANSFER,
     ),
     NO_STEPS: case(
         "attack", lambda nets, run: run(nets.plain, [{"type": "pgd", "step_size": 0.0001}]), RISING, ONE_STEP
@@ -215,12 +230,15 @@ CASES = {
         DISAGREES, ONE_STEP, UNBOUNDED, OTHER, BLACK_BOX,
     ),
     "the answer depends on earlier images": case(
-        "attack", lambda nets, run: run(Remembering(nets.plain), ["pgd"], [0.1]), SAME, DISAGREES
+        "attack", lambda nets, run: run(Remembering(nets.plain), ["pgd"], [0.1]), SAME, DISAGREES, JUMPS
     ),
-    SAME: case("attack", lambda nets, run: run(Wrapped(nets.plain, Coarse.apply)), DISAGREES),
+    SAME: case("attack", lambda nets, run: run(Wrapped(nets.plain, Coarse.apply)), DISAGREES, JUMPS),
     "the network computes gradients in its forward pass": case("attack", lambda nets, run: run(Purified(nets.plain))),
     DISAGREES: case(
         "attack", lambda nets, run: run(Wrapped(nets.plain, Negated.apply)), NO_HIGHER, UNBOUNDED, BLACK_BOX
+    ),
+    JUMPS: case(
+        "attack", lambda nets, run: run(TwoFaced(nets.plain, nets.convolution), ["pgd"], [0.1]), OTHER, TRANSFER
     ),
     NO_HIGHER: case("attack", lambda nets, run: run(Wrapped(nets.plain, Tensor.detach)), UNBOUNDED, ZERO, BLACK_BOX),
     "the outputs are no logits": case(

@@ -21,7 +21,7 @@ from biotorch.robustness.attacks.base import unseen
 from biotorch.robustness.attacks.blind import RandomSigns
 from biotorch.robustness.attacks.gradient import PGD
 from biotorch.robustness.attacks.norms import Norm
-from biotorch.robustness.finite_differences import disagreements, precision
+from biotorch.robustness.smoothness import disagreements, jumps, precision
 
 #: What a network's outputs are, by their values.
 Outputs = Literal["logits", "log-probabilities", "probabilities", "values from 0 to 1"]
@@ -78,6 +78,7 @@ class Look:
         differences: differences between passes of the same images, by what changes between them.
         slopes: by place, the number of images where the gradient disagrees with finite differences, and the number of
             those where the two could be compared.
+        jumps: number of images on whose way to an image of another class the margin jumps, and number of comparisons.
         rises: number of images where a short attack reaches a higher margin than random signs, and where a lower one.
         snaps: share of the images that, slightly changed, get exactly the same outputs.
         differentiates: whether the network runs a backward pass in its forward pass.
@@ -91,6 +92,7 @@ class Look:
     not_numbers: int
     differences: Mapping[Change, Difference]
     slopes: Mapping[Place, tuple[int, int]]
+    jumps: tuple[int, int]
     rises: tuple[int, int]
     snaps: float
     differentiates: bool
@@ -141,6 +143,7 @@ def look(
         sum(int(part.outputs.isnan().any(1).sum()) for part in parts),
         differences,
         {place: _added(part.slopes[place] for part in parts) for place in parts[0].slopes},
+        _added(part.jumps for part in parts),
         _added(part.rises for part in parts),
         sum(part.same for part in parts) / len(images),
         parts[0].differentiates,
@@ -192,6 +195,7 @@ class _Batch:
                 "clean": disagreements(attempt, images, epsilon, norm),
                 "attacked": disagreements(attempt, attacked, epsilon, norm),
             }
+            self.jumps = jumps(attempt)
             self.differentiates = first and _differentiates(lambda: self._pass(images[:1], slice(1)))
 
     def _pass(self, points: Tensor, index: Tensor | slice = slice(None)) -> Tensor:

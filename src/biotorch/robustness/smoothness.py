@@ -1,4 +1,4 @@
-"""Comparison of a network's gradient with finite differences of its loss."""
+"""Smoothness of a network: whether its outputs change as its gradient says, and without jumps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from biotorch.robustness.attacks.attempt import Attempt, Loss, cross_entropy
+from biotorch.robustness.attacks.attempt import Attempt, Loss, cross_entropy, margin
 from biotorch.robustness.attacks.inputs import floating_type
 from biotorch.robustness.attacks.norms import Norm, steepest
 
@@ -15,6 +15,10 @@ from biotorch.robustness.attacks.norms import Norm, steepest
 _LENGTHS = (1 / 32, 1 / 256, 1 / 4)
 #: Cross-entropy below which its gradient is lost to rounding, because the probability of the label is rounded to 1.
 _SATURATED = 1e-3
+#: Halvings of the way between two images: the class switches within a thousandth of it.
+_HALVINGS = 10
+#: Share of the whole change of the margin above which its change within that thousandth is a jump.
+_JUMP = 0.5
 
 
 def precision(outputs: Tensor, model: nn.Module) -> float:
@@ -54,6 +58,44 @@ def disagreements(attempt: Attempt, points: Tensor, epsilon: float, norm: Norm) 
         disagree |= told & ~agrees
         compared |= told
     return int(disagree[attempt.clean].sum()), int(compared[attempt.clean].sum())
+
+
+def jumps(attempt: Attempt) -> tuple[int, int]:
+    """Number of images on whose way to an image of another class the margin jumps, and number of images compared.
+
+    The way leads straight to the next image that the network classifies otherwise. Where the class switches on it is
+    found by bisection. A network that computes its answer from one function and shows the outputs of another jumps
+    there, wherever else its outputs are smooth.
+    """
+    outputs = attempt.clean_outputs
+    own = outputs.argmax(1)
+    others = own[:, None] != own[None, :]
+    kept = others.any(1) & attempt.clean & ~outputs.isnan().any(1)
+    if not bool(kept.any()):
+        return 0, 0
+    index = torch.arange(len(own), device=own.device)
+    # The next other image, cyclically: so that ends differ between images of one class.
+    distance = (index[None, :] - index[:, None]) % len(own)
+    partner = distance.masked_fill(~others, len(own)).argmin(1)
+    images, index, labels = attempt.images, index[kept], own[kept]
+    near, far = images[kept], images[partner[kept]]
+
+    def inside(points: Tensor) -> Tensor:
+        _same_noise()
+        with torch.no_grad():
+            return -margin(attempt.forward(points, index).double(), labels)
+
+    first, last = inside(near), inside(far)
+    low, high = first, last
+    for _ in range(_HALVINGS):
+        middle = (near + far) / 2
+        value = inside(middle)
+        stays = value > 0
+        shape = (-1, *[1] * (near.dim() - 1))
+        near, far = torch.where(stays.view(shape), middle, near), torch.where(stays.view(shape), far, middle)
+        low, high = torch.where(stays, value, low), torch.where(stays, high, value)
+    usable = (first > 0) & (last <= 0)
+    return int((usable & (low - high > _JUMP * (first - last))).sum()), int(usable.sum())
 
 
 def _agrees(
