@@ -1,4 +1,4 @@
-"""Reading of what callers hand to an attack: its arguments, and images, labels and targets in several forms."""
+"""Reading of what callers hand to an attack: its arguments, and images, labels and targets."""
 
 from __future__ import annotations
 
