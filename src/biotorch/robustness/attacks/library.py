@@ -260,8 +260,8 @@ def run(shown: Shown, search: Any) -> Run:
         """What the search lowers, at points of images `index`: a margin that is 0 or less at success, and a loss."""
         with torch.no_grad():
             outputs = attempt.forward(points.to(attempt.images.dtype), index).float()
-        margin, loss = (-attempt.loss(name, index)(outputs, attempt.labels[index]) for name in ("margin", search.loss))
-        return margin, loss
+        margin = -attempt.loss("margin", index)(outputs, labels := attempt.labels[index])
+        return margin, margin if search.loss == "margin" else -attempt.loss(search.loss, index)(outputs, labels)
 
     def start(images: Tensor, _: Tensor, index: Tensor) -> Tensor:
         search.margin_and_loss = margin_and_loss  # the library's own knows neither targets nor reject class
