@@ -128,7 +128,7 @@ _ROWS = {
 #: Line styles of the variants of one attack. Dotted lines are kept for random signs.
 _LINES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (9, 3)))
 _NOISE = {"color": "0.45", "linestyle": ":"}
-_NORMS = {"linf": " (L∞)", "l2": " (L2)"}
+_NORMS = {"linf": " (L∞)", "l2": " (L2)", "l1": " (L1)"}
 
 
 def white_box_figure(studies: Sequence[Result], path: Path) -> Path | None:

@@ -5,15 +5,21 @@ from biotorch.robustness.attacks.attempt import Normalised
 from biotorch.robustness.attacks.auto_attack import AutoAttack, AutoPGD
 from biotorch.robustness.attacks.base import Attack, Outcome
 from biotorch.robustness.attacks.blind import RandomSigns, Transfer
+from biotorch.robustness.attacks.boundary import FAB, DeepFool
 from biotorch.robustness.attacks.few_pixel import FewPixel
 from biotorch.robustness.attacks.gradient import EOTPGD, FGSM, PGD, TPGD
 from biotorch.robustness.attacks.library import Square
+from biotorch.robustness.attacks.norms import as_8bit
+from biotorch.robustness.attacks.smallest import CW, Smallest
+from biotorch.robustness.preprocessing import straight_through
 from biotorch.robustness.runner import Display
 from biotorch.robustness.study import study
 from biotorch.robustness.verdict import Study
 
 __all__ = [
+    "CW",
     "EOTPGD",
+    "FAB",
     "FGSM",
     "PGD",
     "TPGD",
@@ -21,13 +27,17 @@ __all__ = [
     "AutoAttack",
     "AutoPGD",
     "BoundsError",
+    "DeepFool",
     "Display",
     "FewPixel",
     "Normalised",
     "Outcome",
     "RandomSigns",
+    "Smallest",
     "Square",
     "Study",
     "Transfer",
+    "as_8bit",
+    "straight_through",
     "study",
 ]

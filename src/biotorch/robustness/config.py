@@ -27,7 +27,7 @@ class AttacksConfig(Section):
     """Radii, as numbers or as texts such as "8/255". Default: 2/255, 8/255 and 0.1; with `paper` 0 to 0.1 in steps of
     0.01."""
     norm: Norm = "linf"
-    """Norm of the ball that bounds the perturbations: `linf` or `l2`."""
+    """Norm of the ball that bounds the perturbations: `linf`, `l2` or `l1`."""
     attacks: list[str | dict[str, Any]] | None = Field(default=None, min_length=1)
     """Attacks that replace those of the preset, as names or as {type: name} with settings. A white-box attack runs
     twice, along the true and along the feedback gradient, unless its settings choose one."""

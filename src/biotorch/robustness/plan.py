@@ -14,10 +14,12 @@ from biotorch.robustness.attacks.attempt import Gradient
 from biotorch.robustness.attacks.auto_attack import AutoAttack, AutoPGD
 from biotorch.robustness.attacks.base import Attack, arguments
 from biotorch.robustness.attacks.blind import RandomSigns, Transfer
+from biotorch.robustness.attacks.boundary import FAB, DeepFool
 from biotorch.robustness.attacks.few_pixel import FewPixel
 from biotorch.robustness.attacks.gradient import EOTPGD, FGSM, PGD, TPGD, WhiteBox
 from biotorch.robustness.attacks.library import Square
 from biotorch.robustness.attacks.norms import Norm
+from biotorch.robustness.attacks.smallest import CW
 from biotorch.robustness.measurement import Planned
 
 ATTACKS: dict[str, type[Attack]] = {
@@ -29,6 +31,9 @@ ATTACKS: dict[str, type[Attack]] = {
     "square": Square,
     "auto_pgd": AutoPGD,
     "auto_attack": AutoAttack,
+    "cw": CW,
+    "deepfool": DeepFool,
+    "fab": FAB,
     "random_signs": RandomSigns,
 }
 
@@ -162,7 +167,7 @@ def _entries(wanted: Wanted, epsilons: Sequence[float], norm: Norm, model: nn.Mo
             f"attacks: {name} uses the norm {settings['norm']}, but the study uses {norm}, and their epsilons cannot "
             "be compared; set the norm of the study, or make one study per norm"
         )
-    elif norm != "linf":
+    elif norm != arguments(kind)["norm"]:
         settings["norm"] = norm
     too_far = [each for each in epsilons if each > 1] if norm == "linf" and "epsilon" not in kind.fixed else []
     if too_far:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from biotorch.robustness.attacks.base import require_images
-from biotorch.robustness.attacks.norms import Norm
+from biotorch.robustness.attacks.norms import Norm, largest
 from biotorch.robustness.checks import rising, run_checks
 from biotorch.robustness.evidence import Evidence
 from biotorch.robustness.measurement import Planned
@@ -46,7 +45,7 @@ def study(
         epsilons: radii. Default: 2/255, 8/255 and 0.1.
         preset: `quick`, or `paper` for the settings of the paper's section 4.2. The paper prints few of them; the
             others are our reading.
-        norm: norm of the ball, `linf` or `l2`.
+        norm: norm of the ball, `linf`, `l2` or `l1`.
         autoattack: run AutoAttack (standard) in addition.
         square_queries: query budgets of Square.
         source: another network for the same images, such as a twin trained by backpropagation. Adversarial examples
@@ -85,7 +84,7 @@ def study(
     if not radii:
         raise ValueError("epsilons: at least one above 0 is needed to judge a network")
     judged_at = _middle(planned)
-    unbounded = 1.0 if norm == "linf" else math.sqrt(images[0].numel())
+    unbounded = largest(norm, images[0].numel())
     reference = reference_of(planned)
     if reference is not None:
         planned += for_checks(dataclasses.replace(reference, epsilon=judged_at), unbounded)

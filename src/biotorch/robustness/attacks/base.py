@@ -69,8 +69,8 @@ class Attack(ABC):
 
     Args:
         model: the network, on the device to work on.
-        epsilon: radius of the ball, for pixels in [0, 1] (L∞: per pixel value; L2: for the whole image).
-        norm: `linf` or `l2`.
+        epsilon: radius of the ball, for pixels in [0, 1] (L∞: per pixel value; L2, L1: for the whole image).
+        norm: `linf`, `l2` or `l1`.
         seed: seed of all randomness in the attack. Equal seeds and batch sizes give equal results.
         batch_size: number of images attacked at once.
 
@@ -86,7 +86,7 @@ class Attack(ABC):
     """
 
     #: Norms that the attack supports.
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
     #: Whether the attack uses gradients of the network.
     white_box: ClassVar[bool] = False
     #: Arguments of base classes that the attack does not take, each with the reason.
@@ -105,7 +105,9 @@ class Attack(ABC):
         seed: int = 0,
         batch_size: int = 250,
     ) -> None:
-        require(norm in self.norms, f"norm: {type(self).__name__} supports {', '.join(self.norms)}, not {norm!r}")
+        pixels = "; FewPixel (few_pixel) bounds the number of pixels that change" if str(norm) == "l0" else ""
+        supported = ", ".join(self.norms)
+        require(norm in self.norms, f"norm: {type(self).__name__} supports {supported}, not {norm!r}{pixels}")
         require(is_number(epsilon) and epsilon >= 0, f"epsilon: a number from 0 on is needed, not {epsilon!r}")
         require(_is_count(batch_size), f"batch_size: a whole number from 1 on is needed, not {batch_size!r}")
         self.model, self.epsilon, self.norm = model, float(epsilon), norm

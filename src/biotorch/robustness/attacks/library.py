@@ -29,7 +29,7 @@ from biotorch.robustness.attacks.base import Attack, Common, is_number, require,
 from biotorch.robustness.attacks.norms import Norm, project
 
 #: Names of the norms in the library.
-NORMS: dict[Norm, str] = {"linf": "Linf", "l2": "L2"}
+NORMS: dict[Norm, str] = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 #: One run of an attack: images (m, ...) in float32, labels (m,) and their index (m,) to adversarial images (m, ...).
 Run = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -45,10 +45,11 @@ class Shown:
         attempt: holds the network and counts the queries.
         gradient: gradient that the library gets, `true` or `feedback`.
         index: (m,), images whose queries the next calls count; if empty, calls are not counted.
+        again: whether a pass is differentiated several times, as untargeted FAB does, once per class.
     """
 
-    def __init__(self, attempt: Attempt, gradient: Gradient, index: Tensor) -> None:
-        self.attempt, self.gradient, self.index = attempt, gradient, index
+    def __init__(self, attempt: Attempt, gradient: Gradient, index: Tensor, again: bool = False) -> None:
+        self.attempt, self.gradient, self.index, self.again = attempt, gradient, index, again
 
     def __call__(self, points: Tensor) -> Tensor:
         if not len(points):
@@ -92,8 +93,14 @@ class _Network(torch.autograd.Function):
     def backward(ctx: Any, errors: Tensor) -> tuple[Tensor, None]:
         if not ctx.outputs.requires_grad:
             return ctx.shown.see(torch.zeros_like(ctx.points)), None
-        # The graph goes at once: none of the attacks differentiates the same pass twice.
-        (gradient,) = torch.autograd.grad(ctx.outputs, ctx.points, errors, allow_unused=True, materialize_grads=True)
+        (gradient,) = torch.autograd.grad(
+            ctx.outputs,
+            ctx.points,
+            errors,
+            retain_graph=ctx.shown.again,
+            allow_unused=True,
+            materialize_grads=True,
+        )
         return ctx.shown.see(gradient.detach()), None
 
 
@@ -164,13 +171,13 @@ def require_tiles(images: Tensor, norm: Norm) -> None:
     """Raise ValueError for images that the library's Square attack cannot tile."""
     require(images.dim() == 4, f"images: Square needs (n, C, H, W), not {tuple(images.shape)}")
     height, width = images.shape[2:]
-    # In L2 the library starts from tiles of H // 5 pixels, and fails if one of them exceeds the image.
+    # In L2 and L1 the library starts from tiles of H // 5 pixels, and fails if one of them exceeds the image.
     side = height // 5
     first = (height - 5 * side) // 2
     fits = side == 1 or (side > 1 and all(first + each // side * side <= each for each in (height, width)))
     require(
         norm == "linf" or fits,
-        f"images: the Square attack of pyautoattack fails in l2 at {height} x {width} pixels; it works at "
+        f"images: the Square attack of pyautoattack fails in {norm} at {height} x {width} pixels; it works at "
         "28 x 28, 32 x 32, 64 x 64 and 224 x 224, or in linf",
     )
 
