@@ -33,6 +33,8 @@ class AttacksConfig(Section):
     twice, along the true and along the feedback gradient, unless its settings choose one."""
     autoattack: bool = False
     """Run AutoAttack (standard) in addition."""
+    smallest: bool = False
+    """Look for the smallest perturbation of each image in addition, by DeepFool and FAB, and with `l2` by C&W."""
     square_queries: list[int] | None = None
     """Query budgets of Square. Default: 1,000; with `paper` 50, 1,000 and 5,000."""
     twin: Place | None = None
