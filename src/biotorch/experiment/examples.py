@@ -135,12 +135,12 @@ def save_examples(
 
 
 def _strongest(study: Study) -> list[Measurement]:
-    """Measurement of the lowest accuracy at each epsilon above 0, among the attacks of the study's table."""
+    """Measurement of the lowest accuracy at each epsilon above 0, the last of several, among those of the table."""
     lowest: dict[float, Measurement] = {}
     for each in study.measurements:
         if each.purpose == "figure" and each.epsilon > 0 and each.name not in ("few_pixel", "transfer_to"):
             before = lowest.get(each.epsilon)
-            if before is None or each.robust_accuracy < before.robust_accuracy:
+            if before is None or each.robust_accuracy <= before.robust_accuracy:
                 lowest[each.epsilon] = each
     return [lowest[epsilon] for epsilon in sorted(lowest)]
 

@@ -13,9 +13,10 @@ from biotorch.robustness.attacks.norms import Norm, largest
 from biotorch.robustness.checks import rising, run_checks
 from biotorch.robustness.evidence import Evidence
 from biotorch.robustness.measurement import Planned
+from biotorch.robustness.per_class import per_class
 from biotorch.robustness.plan import Preset, Wanted, for_checks, longer_than, plan, reference_of
 from biotorch.robustness.runner import Display, Runner, Store
-from biotorch.robustness.verdict import Study, judge, strongest
+from biotorch.robustness.verdict import Study, judge, strongest, withstanding
 
 
 def study(
@@ -116,6 +117,7 @@ def study(
         {each: strongest(evidence, each) for each in radii},
         runner.cosine,
         sum(each.seconds for each in measurements),
+        per_class(labels, runner.clean, withstanding(evidence, judged_at)),
     )
 
 
