@@ -97,7 +97,7 @@ def draw_smallest(studies: Sequence[Result]) -> Figure | None:
     for axes, gradient in zip(grid, gradients, strict=True):
         for network in networks:
             for number, study in enumerate(network.studies):
-                epsilons, accuracies = curve(study, gradient)
+                epsilons, accuracies = distance_curve(study, gradient)
                 name = network.name if number == 0 else f"_{network.name}"
                 look = {**network.look, "marker": "", "linewidth": 1.4}
                 axes.step(epsilons, accuracies, where="post", label=name, **look)
@@ -112,7 +112,7 @@ def draw_smallest(studies: Sequence[Result]) -> Figure | None:
     return figure
 
 
-def curve(study: Mapping[str, Any], gradient: Gradient) -> tuple[list[float], list[float]]:
+def distance_curve(study: Mapping[str, Any], gradient: Gradient) -> tuple[list[float], list[float]]:
     """Epsilons at which an image is lost, from 0 on, and the accuracy (%) that each of them leaves."""
     found = _distances(study)
     distances = nearest(found, gradient)
