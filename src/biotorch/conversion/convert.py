@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from biotorch._names import unknown
-from biotorch.conversion.forms import dense_sizes, differing_densities, with_points
+from biotorch.conversion.forms import dense_sizes, differing_matrices, with_points
 from biotorch.conversion.install import install
 from biotorch.conversion.outputs import auxiliary_heads, find_outputs
 from biotorch.conversion.survey import Entry, PlannedLayer, survey
@@ -201,7 +201,7 @@ def convert(
     left = _left(entries, chooser.unmatched) if any(p.rule.name != "backpropagation" for p in planned) else []
     if strict and left:
         problems.append(_left_on_backprop(left))
-    problems += _unmatched_patterns(model, planned) + differing_densities(planned)
+    problems += _unmatched_patterns(model, planned) + differing_matrices(planned)
     problems += _computed_weights(planned, copy_weights)
     planned = with_points(model, planned)
     outputs = find_outputs(entries, planned, output, auxiliary_heads(model), output_dim, problems)

@@ -32,7 +32,8 @@ def register(*names: str, transports: Transports) -> Callable[[type[Rule]], type
         transports: the part of W that the rule carries backwards, or learns B from: `nothing`, `signs` or `weights`.
 
     Raises:
-        TypeError: the class is no rule, or has options without being a dataclass.
+        TypeError: the class is no rule, has options without being a dataclass, or has an option named `bits`, `noise`
+            or `dead`, which every rule has.
         ValueError: there is no name, a name is taken, or `transports` has another value. A cell of a notebook may be
             run again: its rule replaces the earlier one of that name.
 
@@ -56,6 +57,11 @@ def register(*names: str, transports: Transports) -> Callable[[type[Rule]], type
             raise TypeError(
                 f"{rule.__name__} has options ({', '.join(options)}) but is not a dataclass: put "
                 "@dataclasses.dataclass(frozen=True, kw_only=True) between @rules.register(...) and the class"
+            )
+        if clashes := [name for name in options if name in ("bits", "noise", "dead")]:
+            raise TypeError(
+                f"{rule.__name__} has an option {clashes[0]}, but bits, noise and dead are options of every rule, and "
+                "distort B: give it another name"
             )
         for name in names:
             if (taken := _named(name, _given())) is not None and not _again(_REGISTRY[taken], rule):
