@@ -7,12 +7,13 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
+from torch.utils import checkpoint
 
 import biotorch
 from biotorch import ConversionError, _seeding, metrics, rules
 from biotorch.kernel.imperfection import live_entries, quantised, read_noise
 from biotorch.layers import connections
-from biotorch.testing import CHECKS, check_rule
+from biotorch.testing import CHECKS, check_compiling, check_rule
 
 #: Feedback rules with a B, and direct rules; the others refuse the options.
 FEEDBACK = ("fa", "usf", "brsf", "frsf", "kp", "wm", "ia", "sa", "sham")
@@ -213,8 +214,8 @@ def test_a_network_of_the_meta_device_takes_dead_entries_and_noise_from_a_saved_
         ("dfa", {"bits": 4.0}, "bits is a whole number above 0 and at most 16, not 4.0"),
         ("kp", {"noise": -0.1}, "noise is a number of at least 0, not -0.1"),
         ("usf", {"dead": 1.1}, "dead is a number of at least 0 and at most 1, not 1.1"),
-        ("backpropagation", {"bits": 4}, "backpropagation has no feedback weights B to distort"),
-        ("shallow", {"dead": 0.1}, "shallow has no feedback weights B to distort"),
+        ("backpropagation", {"bits": 4}, "backpropagation has no feedback weights B, so it takes none"),
+        ("shallow", {"dead": 0.1}, "shallow has no feedback weights B, so it takes none"),
     ],
 )
 def test_other_values_and_rules_without_b_are_refused(rule, options, message):
@@ -229,6 +230,17 @@ FAST = ("check_repeating", "check_copies", "check_resuming", "check_transport")
 @pytest.mark.parametrize("rule", ["brsf", "dfa"])
 def test_the_promises_of_every_rule_hold(rule, check):
     check(rule, **ALL)
+
+
+def test_a_compiled_graph_draws_the_same_noise():
+    check_compiling("fa", **ALL)
+
+
+def test_a_recomputed_forward_keeps_the_noise_of_its_pass():
+    x = torch.ones(7, 5, dtype=torch.float64, requires_grad=True)
+    layer, error = linear("fa", **ALL), torch.eye(7, dtype=torch.float64)
+    y = checkpoint.checkpoint(layer, x, use_reentrant=False)
+    assert torch.equal(torch.autograd.grad(y, x, error)[0], carried(linear("fa", **ALL)))
 
 
 @pytest.mark.slow

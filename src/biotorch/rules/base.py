@@ -101,13 +101,14 @@ class Rule:
         for switch in ("gradient_clip", "constrain_weights"):
             if not isinstance(getattr(self, switch), bool):
                 raise ValueError(f"{switch} is true or false, not {getattr(self, switch)!r}")
-        self.require_number(*(() if self.bits is None else ("bits",)), most=16, whole=True)
+        if self.bits is not None:
+            self.require_number("bits", most=16, whole=True)
         self.require_number("noise", zero=True)
         self.require_number("dead", most=1, zero=True)
         if self.is_imperfect and not self.has_feedback:
             raise ValueError(
-                f"{self.name} has no feedback weights B to distort, so it takes none of bits, noise and dead; for "
-                "backpropagation through distorted weights use sham, whose B is a copy of W"
+                f"{self.name} has no feedback weights B, so it takes none of bits, noise and dead (sham, which is "
+                "backpropagation through a copy of W, takes them)"
             )
 
     @property
