@@ -167,6 +167,9 @@ def test_a_rule_for_each_layer_has_its_own_imperfection():
     assert not carried(model[0]).any()
     torch.testing.assert_close(carried(model[1]), model[1].feedback)
     assert [name for name, _ in model.named_buffers()] == ["0.feedback", "0.live_feedback", "1.feedback"]
+    biotorch.convert(model, {"0": "fa", "1": "backpropagation"}, dead=1.0)  # the layers with a B get the option
+    assert not carried(model[0]).any()
+    torch.testing.assert_close(carried(model[1]), model[1].weight)
 
 
 def test_a_rule_of_a_user_has_the_options_without_a_line(monkeypatch):

@@ -19,7 +19,7 @@ from biotorch.errors import ConversionError, ConversionWarning
 from biotorch.kernel.broadcast import Network, Pattern
 from biotorch.layers import LAYER_TYPES, as_feedback
 from biotorch.rules import DirectRule, Rule, make, option_names
-from biotorch.rules.registry import own_name, require_no_group_option
+from biotorch.rules.registry import own_name, require_own_option
 
 #: A rule by name or as an object; None leaves the layer as it is.
 RuleLike: TypeAlias = str | Rule | None
@@ -80,7 +80,7 @@ class Chooser:
     def _refusal(self, option: str, accepted: list[str]) -> str:
         try:
             for name in self._named:
-                require_no_group_option(name, option)
+                require_own_option(name, option)
         except ValueError as error:
             return str(error)
         return str(unknown(f"option of {', '.join(self._named)}", option, accepted))

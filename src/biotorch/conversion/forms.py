@@ -19,6 +19,7 @@ from biotorch.layers.networks import isolated
 from biotorch.layers.tensors import SHARED_BUFFERS
 from biotorch.layers.tracing import is_traced
 from biotorch.rules import DirectRule, Rule, initial, make
+from biotorch.rules.base import IMPERFECTIONS
 
 #: Residual blocks of the common families, by qualified class name (nothing is imported to compare).
 _BLOCKS = {
@@ -251,7 +252,7 @@ def _has_dense_size(layer: nn.Module) -> bool:
 
 
 #: Options of direct rules that are properties of the whole matrix under `feedback="shared"`.
-_OF_MATRIX = ("feedback_density", "bits", "noise", "dead")
+_OF_MATRIX = ("feedback_density", *IMPERFECTIONS)
 
 
 def differing_matrices(planned: list[PlannedLayer]) -> list[str]:

@@ -15,6 +15,8 @@ from biotorch.rules.update import Update
 
 #: The part of the forward weights that a rule carries backwards, as `biotorch.audit` measures it.
 Transports = Literal["nothing", "signs", "weights"]
+#: Options of every rule with a B that distort how the backward pass reads B.
+IMPERFECTIONS = ("bits", "noise", "dead")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,10 +108,15 @@ class Rule:
         self.require_number("noise", zero=True)
         self.require_number("dead", most=1, zero=True)
         if self.is_imperfect and not self.has_feedback:
-            raise ValueError(
-                f"{self.name} has no feedback weights B, so it takes none of bits, noise and dead (sham, which is "
-                "backpropagation through a copy of W, takes them)"
-            )
+            raise self.no_feedback()
+
+    @classmethod
+    def no_feedback(cls) -> ValueError:
+        """The error that the rule has no B to distort."""
+        return ValueError(
+            f"{cls.name} has no feedback weights B, so it takes none of {', '.join(IMPERFECTIONS)} (sham, which is "
+            "backpropagation through a copy of W, takes them)"
+        )
 
     @property
     def is_imperfect(self) -> bool:

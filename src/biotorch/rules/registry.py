@@ -10,7 +10,7 @@ from typing import Any, get_args
 from biotorch._names import nearest, unknown
 from biotorch.errors import shortened
 from biotorch.rules import initial
-from biotorch.rules.base import DirectRule, FeedbackRule, Rule, Transports
+from biotorch.rules.base import IMPERFECTIONS, DirectRule, FeedbackRule, Rule, Transports
 
 _REGISTRY: dict[str, type[Rule]] = {}
 _ALIASES: dict[str, str] = {}
@@ -58,7 +58,7 @@ def register(*names: str, transports: Transports) -> Callable[[type[Rule]], type
                 f"{rule.__name__} has options ({', '.join(options)}) but is not a dataclass: put "
                 "@dataclasses.dataclass(frozen=True, kw_only=True) between @rules.register(...) and the class"
             )
-        if clashes := [name for name in options if name in ("bits", "noise", "dead")]:
+        if clashes := [name for name in options if name in IMPERFECTIONS]:
             raise TypeError(
                 f"{rule.__name__} has an option {clashes[0]}, but bits, noise and dead are options of every rule, and "
                 "distort B: give it another name"
@@ -177,13 +177,14 @@ def option_names(name: str) -> list[str]:
         >>> biotorch.rules.option_names("usf")
         ['init', 'feedback_init', 'gradient_clip', 'constrain_weights', 'bits', 'noise', 'dead']
     """
-    return [field.name for field in dataclasses.fields(get(name))]
+    refused = () if get(name).has_feedback else IMPERFECTIONS
+    return [field.name for field in dataclasses.fields(get(name)) if field.name not in refused]
 
 
 def completed_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a configuration for a rule, with all defaults filled in. Raises ValueError for an unknown rule."""
-    fields = dataclasses.fields(get(name))
-    defaults = {each.name: each.default for each in fields if each.default is not dataclasses.MISSING}
+    fields = {each.name: each.default for each in dataclasses.fields(get(name))}
+    defaults = {each: fields[each] for each in option_names(name) if fields[each] is not dataclasses.MISSING}
     return {**defaults, **dict.fromkeys(group_options(name)), **options}
 
 
@@ -192,8 +193,10 @@ def group_options(name: str) -> list[str]:
     return [option for option in _GROUP if get(name).learns and option not in option_names(name)]
 
 
-def require_no_group_option(name: str, option: str) -> None:
-    """Raise ValueError, with the cure, if `option` is one of the rule's `group_options`."""
+def require_own_option(name: str, option: str) -> None:
+    """Raise ValueError, with the reason, if the rule lacks a B to distort or `option` is one of its `group_options`."""
+    if option in IMPERFECTIONS and not get(name).has_feedback:
+        raise get(name).no_feedback()
     if option in group_options(name):
         raise ValueError(
             f"{option!r} is no option of rule {get(name).name!r} itself, because its B is a parameter: give the "
@@ -239,7 +242,7 @@ def make(name: str, **options: Any) -> Rule:
     """
     valid = option_names(name)
     for option in options:
-        require_no_group_option(name, option)
+        require_own_option(name, option)
         if option not in valid:
             raise unknown(f"option of rule {get(name).name!r}", option, valid)
     try:
