@@ -153,6 +153,12 @@ def attack_command(
     overrides: Overrides = None,
     images: Annotated[int | None, typer.Option(help="Number of test images, from the first on.")] = None,
     autoattack: Annotated[bool, typer.Option("--autoattack", help="Run AutoAttack (standard), too.")] = False,
+    corruptions: Annotated[
+        bool, typer.Option("--corruptions", help="Measure the accuracy under 15 common corruptions, too.")
+    ] = False,
+    calibration: Annotated[
+        bool, typer.Option("--calibration", help="Measure whether confidence agrees with accuracy, too.")
+    ] = False,
     preset: Annotated[_Preset | None, typer.Option(help="The set of attacks and settings.")] = None,
     twin: Annotated[
         Path | None,
@@ -169,21 +175,22 @@ def attack_command(
     \b
     biotorch attack runs/robustness
     biotorch attack runs/robustness/rule=fa --autoattack --images 1000 attacks.epsilons='[8/255]'
+    biotorch attack runs/robustness --corruptions --calibration
     """
     from biotorch.experiment.reading import parse_override
 
-    flags = {"images": images, "preset": preset and preset.value, "twin": twin and str(twin)}
-    flags |= {"autoattack": True} if autoattack else {}
+    flags: dict[str, object] = {"images": images, "preset": preset and preset.value, "twin": twin and str(twin)}
+    switches = {"autoattack": autoattack, "corruptions": corruptions, "calibration": calibration}
     changes = [parse_override(override) for override in overrides or []]
-    changes += [(f"attacks.{name}", value) for name, value in flags.items() if value is not None]
+    changes += [(f"attacks.{name}", value) for name, value in (flags | switches).items() if value]
     attack(run, changes, plain_console(quiet=not is_first_process()))
 
 
 def attack(folder: Path, changes: Sequence[tuple[str, Any]], console: Console) -> None:
     """Study the robustness of the runs in a folder; print and write the results."""
+    from biotorch import report
     from biotorch.experiment.display import Progress
     from biotorch.experiment.measure import attack_run, runs_in
-    from biotorch.report import black_box_figure, example_sheet, white_box_figure
     from biotorch.report.table import robustness_table
 
     found = []
@@ -192,7 +199,7 @@ def attack(folder: Path, changes: Sequence[tuple[str, Any]], console: Console) -
             console.print(f"{path}", soft_wrap=True)
             written, examples = attack_run(path, changes, progress)
             found.append(written)
-            sheet = example_sheet(
+            sheet = report.example_sheet(
                 examples.images,
                 examples.adversarial,
                 examples.labels,
@@ -206,6 +213,9 @@ def attack(folder: Path, changes: Sequence[tuple[str, Any]], console: Console) -
             for key in ("trained_on", "measured_on"):
                 if key in written:
                     console.print(f"  data    {key.replace('_', ' ')} {written[key]}", soft_wrap=True)
+            for key in ("corruptions", "calibration"):
+                if key in written:
+                    console.print(f"  {written[key]['sentence']}", soft_wrap=True)
             for check in examples.study.fired:
                 console.print(f"  check   {check.name}: {check.sentence}", soft_wrap=True)
             console.print(f"  report  {path / 'attacks' / 'study.md'}", soft_wrap=True)
@@ -214,8 +224,8 @@ def attack(folder: Path, changes: Sequence[tuple[str, Any]], console: Console) -
     print_table(rows, console)
     _files.write_text(folder / "robustness.md", rows.markdown())
     console.print(f"table   {folder / 'robustness.md'}", soft_wrap=True)
-    for name, draw in (("white_box", white_box_figure), ("black_box", black_box_figure)):
-        figure = draw(found, folder / f"{name}.png")
+    for name in ("white_box", "black_box", "corruption", "calibration"):
+        figure = getattr(report, f"{name}_figure")(found, folder / f"{name}.png")
         if figure is not None:
             console.print(f"figure  {figure}", soft_wrap=True)
 

@@ -25,14 +25,14 @@ SEARCH = "search"
 #: Names of the file that locks a folder, all that a refused run leaves, and of the mark of a study of several points.
 _LOCK, STUDY_MARK = ".lock", ".study"
 #: Names of the files in `attacks` that hold one measurement each.
-_MEASUREMENT = re.compile(r".*epsilon=.*-[0-9a-f]{8}\.json")
+_MEASUREMENT = re.compile(r"(.*epsilon=.*|corruption_\w+)-[0-9a-f]{8}\.json")
 
 #: First words of every config.yaml that a run writes.
 _HEAD = "# Resolved by biotorch"
 
-#: Tables, figures and pages that commands write beside a run, or into the folder of a sweep: of networks under attack,
-#: and of runs.
-_OF_ATTACKS, _OF_RUNS = ("robustness.md", "white_box.png", "black_box.png"), ("table.md", "angles.png", "page.html")
+#: Tables, figures and pages that commands write into the folder of a run or a sweep: of its attacks, of its runs.
+_OF_ATTACKS = ("robustness.md", "white_box.png", "black_box.png", "corruption.png", "calibration.png")
+_OF_RUNS = ("table.md", "angles.png", "page.html")
 
 
 class LockedFolder:

@@ -13,6 +13,7 @@ from biotorch import _files, data
 from biotorch._files import state_hash
 from biotorch.errors import ConfigError
 from biotorch.experiment import results
+from biotorch.experiment.beside import beside_attacks
 from biotorch.experiment.config import Config
 from biotorch.experiment.display import Display
 from biotorch.experiment.folder import LockedFolder, RunFolder
@@ -159,7 +160,8 @@ def attack_run(
     Returns:
         The content of study.json (`config`, `state_hash` of the network, record of the `data`, `trained_on` and
         `measured_on` if overrides have chosen other data than the network's, `twin` and its `twin_state_hash`,
-        `environment`, `study`, `digest`), and some adversarial examples.
+        `environment`, `study`, `corruptions` and `calibration` if the section wants them, `digest`), and some
+        adversarial examples.
 
     Raises:
         FileNotFoundError, CheckpointError: as in `load`.
@@ -204,6 +206,7 @@ def attack_run(
             )
             shown = _right_ones(model, images, labels)
             examples = Examples(model, images[shown], labels[shown], found, section)
+            beside = beside_attacks(section, model, (images, labels), twin, folder.path, display)
         written: dict[str, Any] = results.plain(
             {
                 "config": config.model_dump(mode="json"),
@@ -214,12 +217,14 @@ def attack_run(
                 "twin_state_hash": None if path is None else state_hash(read_checkpoint(path)["model"]),
                 "environment": results.environment(fabric, config.infrastructure.threads),
                 "study": found.to_json(),
+                **{name: each.to_json() for name, each in beside.items()},
             }
         )
         folder.require_held()
         written = _files.write_json(place.study, written)
         told = "" if path is None else f"\nTransfer: the twin is {path}.\n"
         told += "".join(f"\nThe network was {key.replace('_', ' ')} {what}.\n" for key, what in differing.items())
+        told += "".join(f"\n{each}\n" for each in beside.values())
         _files.write_text(place.study_text, f"{found}\n{told}")
     return written, examples
 

@@ -1,4 +1,4 @@
-"""Adversarial robustness: attacks, and studies that check their own attacks before they give a verdict."""
+"""Adversarial robustness: attacks, studies that check their own attacks, common corruptions and calibration."""
 
 from biotorch.errors import BoundsError
 from biotorch.robustness.attacks.attempt import Normalised
@@ -8,6 +8,9 @@ from biotorch.robustness.attacks.blind import RandomSigns, Transfer
 from biotorch.robustness.attacks.few_pixel import FewPixel
 from biotorch.robustness.attacks.gradient import EOTPGD, FGSM, PGD, TPGD
 from biotorch.robustness.attacks.library import Square
+from biotorch.robustness.calibration import Calibration, calibration
+from biotorch.robustness.corrupting import corrupt
+from biotorch.robustness.corruptions import Corruptions, corruptions
 from biotorch.robustness.runner import Display
 from biotorch.robustness.study import study
 from biotorch.robustness.verdict import Study
@@ -21,6 +24,8 @@ __all__ = [
     "AutoAttack",
     "AutoPGD",
     "BoundsError",
+    "Calibration",
+    "Corruptions",
     "Display",
     "FewPixel",
     "Normalised",
@@ -29,5 +34,8 @@ __all__ = [
     "Square",
     "Study",
     "Transfer",
+    "calibration",
+    "corrupt",
+    "corruptions",
     "study",
 ]

@@ -111,7 +111,7 @@ class Runner:
     ) -> None:
         self.model, self.source, self.images, self.labels = model, source, images, labels
         self.seed, self.batch_size, self.store, self.display = seed, batch_size, store, display
-        self.networks = {each: _identity_of(each) for each in (model, source) if each is not None}
+        self.networks = {each: identity_of(each) for each in (model, source) if each is not None}
         self.data: dict[int, str] = {}
         counts = labels.bincount().double()
         self.guessing = 100 * float(counts.max() / counts.sum())
@@ -217,7 +217,7 @@ class Runner:
         return f"{_seeding.derive(*networks, data, *told, *edition, self.seed, self.batch_size):016x}"
 
 
-def _identity_of(model: nn.Module) -> str:
+def identity_of(model: nn.Module) -> str:
     """Digest of a network's tensors, including those outside its state_dict, followed by its repr."""
     tensors = {**model.state_dict(), **dict(model.named_parameters()), **dict(model.named_buffers())}
     told = re.sub(r" at 0x[0-9a-f]+", "", repr(model))  # a function's address differs between processes
