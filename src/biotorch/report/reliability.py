@@ -57,8 +57,8 @@ def severity_curve(network: Network, kind: str, figure: str = "accuracy") -> Cur
     return [float(each) for each in x], mean, low, high
 
 
-def reliability_curve(network: Network) -> tuple[list[float], list[float]] | None:
-    """Mean confidence and accuracy (%) of each bin with images, over all seeds together; None if not measured."""
+def reliability_curve(network: Network) -> tuple[list[float], list[float], list[float]] | None:
+    """Mean confidence, accuracy and share of the images of each bin (%), all seeds together; None if not measured."""
     bins: dict[int, list[tuple[int, float, float]]] = {}
     for study in network.studies:
         for count, accuracy, confidence in _part(study, "calibration").get("bins", ()):
@@ -66,11 +66,12 @@ def reliability_curve(network: Network) -> tuple[list[float], list[float]] | Non
     if not bins:
         return None
     pooled = [bins[each] for each in sorted(bins)]
-    confidences, accuracies = (
-        [sum(each[0] * each[place] for each in part) / sum(each[0] for each in part) for part in pooled]
-        for place in (2, 1)
+    counts = [sum(each[0] for each in part) for part in pooled]
+    accuracies, confidences = (
+        [sum(each[0] * each[place] for each in part) / count for part, count in zip(pooled, counts, strict=True)]
+        for place in (1, 2)
     )
-    return confidences, accuracies
+    return confidences, accuracies, [100 * count / sum(counts) for count in counts]
 
 
 def _part(study: Result, name: str) -> Mapping[str, Any]:
@@ -117,7 +118,7 @@ def draw_corruptions(studies: Sequence[Result]) -> Figure | None:
         return None
     networks = networks_of(studies)
     rows = math.ceil((1 + len(kinds)) / 4)
-    figure = new_figure(9.0, 0.9 + 1.9 * rows)
+    figure = new_figure(9.0, 1.2 + 1.7 * rows)
     grid = figure.subplots(rows, 4, sharex=True, sharey=True, squeeze=False)
     for axes, kind in zip(grid.flat, [ALL_KINDS, *kinds], strict=False):
         for network in networks:
@@ -126,11 +127,13 @@ def draw_corruptions(studies: Sequence[Result]) -> Figure | None:
         axes.set_title(kind.replace("_", " "), fontsize="small", fontweight="bold" if kind == ALL_KINDS else None)
         axes.set_ylim(0, 100)
         frame(axes)
+        axes.tick_params(labelbottom=True, labelsize="small")
+        axes.set_xticks(range(6))
     for axes in grid.flat[1 + len(kinds) :]:
         axes.set_axis_off()
-    figure.supxlabel("severity; 0: without corruption", fontsize="medium")
-    figure.supylabel("accuracy (%)", fontsize="medium")
-    _legend(figure, networks)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("accuracy (%)", fontsize="small")
+    _legend(figure, networks, "x axis: severity, where 0 is without corruption")
     return figure
 
 
@@ -148,20 +151,27 @@ def draw_calibration(studies: Sequence[Result]) -> Figure | None:
     figure = new_figure(8.0 if corrupted else 4.4, 4.2)
     diagram, *more = figure.subplots(1, 1 + corrupted, squeeze=False)[0]
     diagram.plot([0, 100], [0, 100], color="0.45", linestyle=":", linewidth=1)
-    for network, (confidence, accuracy) in curves:
-        diagram.plot(confidence, accuracy, **network.look, markersize=4, linewidth=1.4, label=network.name)
-    diagram.set_title("reliability, without corruption", fontsize="medium")
+    for network, (confidence, accuracy, share) in curves:
+        look = {key: network.look[key] for key in ("color", "marker")}
+        diagram.plot(confidence, accuracy, color=look["color"], linewidth=0.8, alpha=0.6)
+        diagram.scatter(confidence, accuracy, [8 + 1.2 * each for each in share], **look, clip_on=False, zorder=3)
+        diagram.plot([], [], **network.look, linewidth=0.8, label=network.name)
+    diagram.set_title("without corruption", fontsize="medium")
     diagram.set(xlabel="confidence (%)", ylabel="accuracy (%)", xlim=(0, 100), ylim=(0, 100), aspect="equal")
     for axes in more:
         for network in networks:
             if (errors := severity_curve(network, ALL_KINDS, "ece")) is not None:
                 _line(axes, network, errors)
         axes.set_title("under corruptions, mean of all kinds", fontsize="medium")
-        axes.set(xlabel="severity; 0: without corruption", ylabel="expected calibration error (%)")
+        axes.set(xlabel="severity, where 0 is without corruption", ylabel="expected calibration error (%)")
         axes.set_ylim(bottom=0)
     for axes in (diagram, *more):
         frame(axes)
-    _legend(figure, networks)
+    _legend(
+        figure,
+        networks,
+        ("left: " if corrupted else "") + "one marker per bin of the confidence, larger for more images",
+    )
     return figure
 
 
@@ -171,17 +181,16 @@ def _line(axes: Axes, network: Network, curve: Curve) -> None:
     axes.fill_between(x, low, high, color=network.look["color"], alpha=0.15, linewidth=0)
 
 
-def _legend(figure: Figure, networks: Sequence[Network]) -> None:
+def _legend(figure: Figure, networks: Sequence[Network], told: str) -> None:
     several = max(network.seeds for network in networks) > 1
     lines = {str(line.get_label()): line for axes in figure.axes for line in axes.get_lines()}
     handles = [lines[network.name] for network in networks if network.name in lines]
-    title = "bands: standard deviation over seeds" if several else None
     figure.legend(
         handles=handles,
         loc="outside lower center",
         ncols=min(len(handles), 5),
         frameon=False,
         fontsize="small",
-        title=title,
+        title=told + ("; bands: standard deviation over seeds" if several else ""),
         title_fontsize="small",
     )
