@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.v2.functional import jpeg, rgb_to_grayscale
+from torchvision.transforms.v2.functional import pil_to_tensor, rgb_to_grayscale, to_pil_image
 
 from biotorch import _seeding
 from biotorch._names import unknown
@@ -19,9 +21,7 @@ from biotorch.robustness.attacks.base import require
 
 #: Function of each kind, with its settings from severity 1 to 5.
 _KINDS: dict[str, tuple[Callable[..., Tensor], Sequence[Any]]] = {}
-
 SEVERITIES = (1, 2, 3, 4, 5)
-
 #: Rises when equal arguments come to give other images: measurements of an earlier edition are not used again.
 EDITION = 1
 
@@ -107,7 +107,7 @@ def _plasma(draw: _Draw, decay: float) -> Tensor:
 
 # Kinds, with the settings of CIFAR-10-C (the authors' make_cifar_c.py) ---------------------------
 
-Change = TypeVar("Change", bound=Callable[..., Tensor])
+Change = Callable[..., Tensor]
 
 
 def _kind(*settings: Any) -> Callable[[Change], Change]:
@@ -245,8 +245,12 @@ def _boxes(size: int, wanted: int) -> Tensor:
 
 @_kind(80, 65, 58, 50, 40)
 def _jpeg_compression(images: Tensor, draw: _Draw, quality: int) -> Tensor:
-    compressed: Tensor = jpeg((255 * images).round().byte().cpu(), quality)
-    return compressed.to(images) / 255
+    found = []
+    for image in (255 * images).round().byte().cpu():
+        file = io.BytesIO()
+        to_pil_image(image).save(file, "JPEG", quality=quality)
+        found.append(pil_to_tensor(Image.open(file)))
+    return torch.stack(found).to(images) / 255
 
 
 #: Names of the kinds in the order of the paper's figure 1: noise, blur, weather, digital.
