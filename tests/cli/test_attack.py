@@ -8,6 +8,7 @@ import pytest
 import torch
 from commands import SHORT, into, invoke, mistake
 
+from biotorch.experiment.folder import RunFolder
 from biotorch.experiment.measure import find_twin, runs_in
 from biotorch.experiment.reading import read
 
@@ -124,3 +125,40 @@ def test_the_global_generator_is_left_alone(sweep):
     before = torch.random.get_rng_state()
     invoke("attack", fa(sweep), *FEW)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_corruptions_and_calibration_stand_beside_the_attacks(sweep):
+    few = (*FEW, "--corruptions", "--calibration")
+    result = invoke("attack", sweep, *few)
+    assert result.exit_code == 0, result.output
+    assert result.output.count("fog at severities 1 to 5") == 2
+    content = json.loads((fa(sweep) / "attacks" / "study.json").read_text())
+    found, twin = (
+        content["corruptions"],
+        json.loads((backpropagation(sweep) / "attacks" / "study.json").read_text())["corruptions"],
+    )
+    assert len(found["accuracy"]) == 15
+    assert found["baseline"] == twin["accuracy"]  # the twin has seen the same images
+    assert twin["mce"] is None
+    assert content["calibration"]["n"] == found["n"] == 40
+    rows = [line.split(" | ") for line in (sweep / "robustness.md").read_text().splitlines() if line.startswith("| ")]
+    assert [each.strip(" |") for each in rows[0][-3:]] == ["corrupted", "mCE", "ECE"]
+    wanted = found["mean_accuracy"], found["mce"], content["calibration"]["ece"]
+    assert [each.strip(" |") for each in rows[-1][-3:]] == [f"{each:.1f}" for each in wanted]
+    assert found["sentence"] in (fa(sweep) / "attacks" / "study.md").read_text()
+    assert "| fog |" in (fa(sweep) / "attacks" / "study.md").read_text()
+    assert (sweep / "corruption.png").is_file()
+    assert (sweep / "calibration.png").is_file()
+
+    again = invoke("attack", sweep, *few)
+    assert "fog at severities" not in again.output  # nothing was measured again
+    page = sweep.parent / "page.html"
+    assert invoke("report", sweep, "-o", page).exit_code == 0
+    assert content["calibration"]["sentence"] in page.read_text()
+    assert 'id="beside"' in page.read_text()
+    RunFolder(fa(sweep)).clear_attacks()  # as a new training does
+    assert not (fa(sweep) / "attacks").exists()
+
+
+def backpropagation(sweep):
+    return next(path for path in runs_in(sweep) if "backpropagation" in path.name)

@@ -142,7 +142,7 @@ def _studies(studies: Sequence[Result]) -> list[dict[str, Any]]:
         {
             "title": f"{network} on {dataset}",
             "attacks": [_attack(members, name) for name in _ATTACKS if of_attack(members, name)],
-            "beside": _beside_attacks(members),
+            "beside": beside_attacks(members),
         }
         for (network, dataset), members in sorted_in.items()
     ]
@@ -196,7 +196,7 @@ def _look(network: Network) -> dict[str, str]:
     }
 
 
-def _beside_attacks(studies: Sequence[Result]) -> list[dict[str, Any]]:
+def beside_attacks(studies: Sequence[Result]) -> list[dict[str, Any]]:
     """Panels of what was measured beside attacks: corruptions, a reliability diagram, the error of calibration."""
     networks, kinds = networks_of(studies), kinds_of(studies)
     severity = "severity, where 0 is without corruption"
