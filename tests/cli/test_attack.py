@@ -8,6 +8,7 @@ import pytest
 import torch
 from commands import SHORT, into, invoke, mistake
 
+from biotorch.experiment.folder import RunFolder
 from biotorch.experiment.measure import find_twin, runs_in
 from biotorch.experiment.reading import read
 
@@ -124,3 +125,30 @@ def test_the_global_generator_is_left_alone(sweep):
     before = torch.random.get_rng_state()
     invoke("attack", fa(sweep), *FEW)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.slow
+def test_corruptions_and_calibration_stand_beside_the_attacks(sweep):
+    run, few = fa(sweep), ("attacks.attacks=[fgsm]", *FEW[1:], "--corruptions", "--calibration")
+    result = invoke("attack", run, *few)
+    assert result.exit_code == 0, result.output
+    assert result.output.count("fog at severities 1 to 5") == 1
+    content = json.loads((run / "attacks" / "study.json").read_text())
+    found, ece = content["corruptions"], content["calibration"]["ece"]
+    assert len(found["accuracy"]) == len(found["baseline"]) == 15  # of the twin under backpropagation
+    assert content["calibration"]["n"] == found["n"] == 40
+    rows = [line.strip("| ").split(" | ") for line in (run / "robustness.md").read_text().splitlines() if "|" in line]
+    assert rows[0][-3:] == ["corrupted", "mCE", "ECE"]
+    assert rows[-1][-3:] == [f"{each:.1f}" for each in (found["mean_accuracy"], found["mce"], ece)]
+    report = (run / "attacks" / "study.md").read_text()
+    assert found["sentence"] in report
+    assert "| fog |" in report
+    assert {"corruption.png", "calibration.png"} <= {path.name for path in run.iterdir()}
+
+    assert "fog at severities" not in invoke("attack", run, *few).output  # nothing is measured again
+    page = sweep.parent / "page.html"
+    assert invoke("report", sweep, "-o", page).exit_code == 0
+    assert content["calibration"]["sentence"] in page.read_text()
+    assert 'id="beside"' in page.read_text()
+    RunFolder(run).clear_attacks()  # as a new training does
+    assert not (run / "attacks").exists()

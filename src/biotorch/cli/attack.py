@@ -39,6 +39,12 @@ def attack_command(
         bool,
         typer.Option("--save", help="Write the examples of the strongest attack at each epsilon, as 8-bit images."),
     ] = False,
+    corruptions: Annotated[
+        bool, typer.Option("--corruptions", help="Measure the accuracy under 15 common corruptions, too.")
+    ] = False,
+    calibration: Annotated[
+        bool, typer.Option("--calibration", help="Measure whether confidence agrees with accuracy, too.")
+    ] = False,
     preset: Annotated[_Preset | None, typer.Option(help="The set of attacks and settings.")] = None,
     twin: Annotated[
         Path | None,
@@ -56,21 +62,22 @@ def attack_command(
     biotorch attack runs/robustness
     biotorch attack runs/robustness/rule=fa --autoattack --images 1000 attacks.epsilons='[8/255]'
     biotorch attack runs/robustness/rule=fa --smallest --save
+    biotorch attack runs/robustness --corruptions --calibration
     """
     from biotorch.experiment.reading import parse_override
 
-    flags = {"images": images, "preset": preset and preset.value, "twin": twin and str(twin)}
-    flags |= {name: True for name, wanted in {"autoattack": autoattack, "smallest": smallest}.items() if wanted}
+    flags: dict[str, object] = {"images": images, "preset": preset and preset.value, "twin": twin and str(twin)}
+    flags |= {"autoattack": autoattack, "smallest": smallest, "corruptions": corruptions, "calibration": calibration}
     changes = [parse_override(override) for override in overrides or []]
-    changes += [(f"attacks.{name}", value) for name, value in flags.items() if value is not None]
+    changes += [(f"attacks.{name}", value) for name, value in flags.items() if value not in (None, False)]
     attack(run, changes, plain_console(quiet=not is_first_process()), save)
 
 
 def attack(folder: Path, changes: Sequence[tuple[str, Any]], console: Console, save: bool = False) -> None:
     """Study the robustness of the runs in a folder; print and write the results, and examples if `save` is true."""
+    from biotorch import report
     from biotorch.experiment.display import Progress
     from biotorch.experiment.measure import attack_run, runs_in
-    from biotorch.report import black_box_figure, smallest_figure, white_box_figure
     from biotorch.report.smallest import smallest_table
     from biotorch.report.table import robustness_table
 
@@ -84,6 +91,9 @@ def attack(folder: Path, changes: Sequence[tuple[str, Any]], console: Console, s
             for key in ("trained_on", "measured_on"):
                 if key in written:
                     console.print(f"  data    {key.replace('_', ' ')} {written[key]}", soft_wrap=True)
+            for key in ("corruptions", "calibration"):
+                if key in written:
+                    console.print(f"  {written[key]['sentence']}", soft_wrap=True)
             for check in attacked.study.fired:
                 console.print(f"  check   {check.name}: {check.sentence}", soft_wrap=True)
             console.print(f"  report  {path / 'attacks' / 'study.md'}", soft_wrap=True)
@@ -100,9 +110,8 @@ def attack(folder: Path, changes: Sequence[tuple[str, Any]], console: Console, s
         print_table(medians, console)
         _files.write_text(folder / "smallest.md", medians.markdown())
         console.print(f"table   {folder / 'smallest.md'}", soft_wrap=True)
-    drawn = {"white_box": white_box_figure, "black_box": black_box_figure, "smallest": smallest_figure}
-    for name, draw in drawn.items():
-        figure = draw(found, folder / f"{name}.png")
+    for name in ("white_box", "black_box", "smallest", "corruption", "calibration"):
+        figure = getattr(report, f"{name}_figure")(found, folder / f"{name}.png")
         if figure is not None:
             console.print(f"figure  {figure}", soft_wrap=True)
 

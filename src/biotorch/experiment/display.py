@@ -58,6 +58,9 @@ class Display(robustness.Display):
     def failed(self, names: Sequence[str], message: str) -> None:
         """Show that the points `names` broke, with the error's message."""
 
+    def corruption(self, kind: str, accuracies: Mapping[int, float]) -> None:
+        """Show the accuracies (%) by severity under one kind of corruption."""
+
     def warn(self, message: str) -> None:
         """Show a warning from another process."""
 
@@ -215,6 +218,10 @@ class Progress(Display):
                 f"  {_described(measurement)}: {measurement.robust_accuracy:.1f} % of {measurement.n} images "
                 f"withstand, {duration(measurement.seconds)}"
             )
+
+    def corruption(self, kind: str, accuracies: Mapping[int, float]) -> None:
+        told = ", ".join(f"{accuracy:.1f}" for accuracy in accuracies.values())
+        self._print(f"  {kind} at severities {min(accuracies)} to {max(accuracies)}: {told} % right")
 
     def _end(self, name: str, line: str) -> None:
         self.done += 1

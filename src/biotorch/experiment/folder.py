@@ -20,18 +20,17 @@ from biotorch.experiment import checkpoints, documents
 from biotorch.experiment.results import STUDY, Result, load_results, plain
 from biotorch.training import Record
 
-#: Name of the folder of a search within that of its study.
-SEARCH = "search"
-#: Names of the file that locks a folder, all that a refused run leaves, and of the mark of a study of several points.
-_LOCK, STUDY_MARK = ".lock", ".study"
+#: Names: of a search's folder in its study's, of the file that locks a folder, of the mark of a study of several points.
+SEARCH, _LOCK, STUDY_MARK = "search", ".lock", ".study"
 #: Names of the files in `attacks` that hold one measurement, or adversarial examples.
-_MEASUREMENT = re.compile(r".*epsilon=.*-[0-9a-f]{8}\.json|adversarial-epsilon=.*\.(npz|png)")
+_MEASUREMENT = re.compile(r"(.*epsilon=.*|corruption_\w+)-[0-9a-f]{8}\.json|adversarial-epsilon=.*\.(npz|png)")
 
 #: First words of every config.yaml that a run writes.
 _HEAD = "# Resolved by biotorch"
 
-#: Files that commands write beside a run, or into the folder of a sweep: of networks under attack, and of runs.
-_OF_ATTACKS = ("robustness.md", "smallest.md", "white_box.png", "black_box.png", "smallest.png")
+#: Tables, figures and pages that commands write into the folder of a run or a sweep: of its attacks, of its runs.
+_FIGURES = ("white_box", "black_box", "smallest", "corruption", "calibration")
+_OF_ATTACKS = ("robustness.md", "smallest.md", *(f"{name}.png" for name in _FIGURES))
 _OF_RUNS = ("table.md", "angles.png", "page.html")
 
 

@@ -14,6 +14,7 @@ from biotorch import _files, data
 from biotorch._files import state_hash
 from biotorch.errors import ConfigError
 from biotorch.experiment import results
+from biotorch.experiment.beside import beside_attacks
 from biotorch.experiment.config import Config
 from biotorch.experiment.display import Display
 from biotorch.experiment.examples import Examples, Saved, examples, save_examples
@@ -177,7 +178,8 @@ def attack_run(
     Returns:
         The content of study.json (`config`, `state_hash` of the network, record of the `data`, `trained_on` and
         `measured_on` if overrides have chosen other data than the network's, `twin` and its `twin_state_hash`,
-        `environment`, `study`, `smallest` if the section wants it, `digest`), and what the study has given besides.
+        `environment`, `study`, `smallest`, `corruptions` and `calibration` if the section wants them, `digest`), and
+        what the study has given besides.
 
     Raises:
         FileNotFoundError, CheckpointError: as in `load`.
@@ -235,6 +237,7 @@ def attack_run(
             digest = state_hash(content["model"])
             saved = save_examples(folder.path, model, twin, images, labels, found, digest) if save else []
             shown = examples(model, images, labels, found, section.norm, section.seed)
+            beside = beside_attacks(section, model, (images, labels), twin, folder.path, display)
         written: dict[str, Any] = results.plain(
             {
                 "config": config.model_dump(mode="json"),
@@ -246,12 +249,14 @@ def attack_run(
                 "environment": results.environment(fabric, config.infrastructure.threads),
                 "study": found.to_json(),
                 **smallest,
+                **{name: each.to_json() for name, each in beside.items()},
             }
         )
         folder.require_held()
         written = _files.write_json(place.study, written)
         told = "" if path is None else f"\nTransfer: the twin is {path}.\n"
         told += "".join(f"\nThe network was {key.replace('_', ' ')} {what}.\n" for key, what in differing.items())
+        told += "".join(f"\n{each}\n" for each in beside.values())
         _files.write_text(place.study_text, f"{found}\n{told}")
     return written, Attacked(found, shown, saved)
 

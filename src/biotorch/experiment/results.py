@@ -128,6 +128,12 @@ _RESULT = (
 _ACCURACY = {"epsilon": _NUMBER, "robust_accuracy": _NUMBER, "interval": [_NUMBER]}
 _ATTACK = {"attack": str, "label": str, "gradient": (str, None), "purpose": str, "settings": dict, "n": int}
 
+_GRID = {str: {str: _NUMBER}}
+_CORRUPTIONS = {
+    **{"n": int, "sentence": str, "accuracy": _GRID, "ece": _GRID},
+    **{"clean_accuracy": _NUMBER, "mean_accuracy": _NUMBER, "mce": (None, *_NUMBER)},
+}
+
 #: Entries that every reader of a robustness study relies on.
 _STUDY = {
     "config": _CONFIG,
@@ -142,6 +148,8 @@ _STUDY = {
         "checks": [{"name": str, "fired": bool, "sentence": str}],
         "measurements": [{**_ATTACK, **_ACCURACY, "clean_accuracy": _NUMBER}],
     },
+    "corruptions": (..., _CORRUPTIONS),
+    "calibration": (..., {"n": int, "accuracy": _NUMBER, "ece": _NUMBER, "bins": [[_NUMBER]], "sentence": str}),
 }
 
 

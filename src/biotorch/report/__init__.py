@@ -3,6 +3,7 @@
 from biotorch.report.angles import angle_figure
 from biotorch.report.examples import example_sheet
 from biotorch.report.figures import draw_all
+from biotorch.report.reliability import calibration_figure, corruption_figure
 from biotorch.report.robustness import black_box_figure, white_box_figure
 from biotorch.report.smallest import smallest_figure
 from biotorch.report.table import table
@@ -10,6 +11,8 @@ from biotorch.report.table import table
 __all__ = [
     "angle_figure",
     "black_box_figure",
+    "calibration_figure",
+    "corruption_figure",
     "draw_all",
     "example_sheet",
     "smallest_figure",

@@ -172,7 +172,8 @@ _ROBUSTNESS_COLUMNS: dict[tuple[str, str | None], str] = {
 
 
 def robustness_table(studies: Sequence[Mapping[str, Any]], epsilon: float | None = None) -> Table:
-    """Table of studies, one per row: accuracy (%) under each attack at one epsilon, and the verdict.
+    """Table of studies, one per row: accuracy (%) under each attack at one epsilon, the verdict, and what was measured
+    beside the attacks.
 
     The notes name the checks that fired. Of several variants of an attack, the strongest counts. A network with only
     one gradient, such as under backpropagation, has the same figure in the columns of both gradients.
@@ -185,7 +186,11 @@ def robustness_table(studies: Sequence[Mapping[str, Any]], epsilon: float | None
     groups = by_configuration([dict(each) for each in studies])
     names = {id(group[0]["study"]): label(group, groups) for group in groups}
     columns = [key for key in _ROBUSTNESS_COLUMNS if any(_found(each, key, epsilon) for each in studies)]
-    rows = [_row(each, _name(each, names, groups), columns, epsilon) for each in studies]
+    beside = [head for head in _BESIDE if any(_beside(each, head) is not None for each in studies)]
+    rows = [
+        [*_row(each, _name(each, names, groups), columns, epsilon), *(_cell(_beside(each, head)) for head in beside)]
+        for each in studies
+    ]
     architectures = {each["config"]["model"]["architecture"] for each in studies}
     environment = studies[0]["environment"]
     radius = "the epsilon of the verdict" if epsilon is None else f"epsilon {epsilon:.3g}"
@@ -194,17 +199,43 @@ def robustness_table(studies: Sequence[Mapping[str, Any]], epsilon: float | None
     return Table(
         title=f"{', '.join(sorted(architectures))} on {studies[0]['config']['data']['dataset']}: "
         f"accuracy (%) at {radius}",
-        header=["network", "clean", *(_ROBUSTNESS_COLUMNS[key] for key in columns), "strongest", "cosine", "verdict"],
+        header=[
+            *("network", "clean", *(_ROBUSTNESS_COLUMNS[key] for key in columns), "strongest", "cosine", "verdict"),
+            *beside,
+        ],
         rows=rows,
         notes=[
             f"{n} test images. Strongest: each image under the worst of all attacks within epsilon. Cosine: between "
             "true and feedback gradient.",
+            *([" ".join(_BESIDE[head][2] for head in beside)] if beside else []),
             *_without_checksum(studies),
             *(f"Checks that fired, {row[0]}: {_fired(each)}." for row, each in zip(rows, studies, strict=True)),
         ],
         source=f"biotorch {environment['biotorch']} ({environment['commit'] or 'no commit'}), "
         f"torch {environment['torch']}, {environment['device']}.",
     )
+
+
+#: Columns beside the attacks: the part of study.json and its key, and the note that explains the column.
+_BESIDE = {
+    "corrupted": (
+        "corruptions",
+        "mean_accuracy",
+        "Corrupted: mean over all kinds and severities of common corruptions.",
+    ),
+    "mCE": ("corruptions", "mce", "mCE: mean corruption error, in percent of the twin's errors."),
+    "ECE": ("calibration", "ece", "ECE: expected calibration error (%) on the images themselves."),
+}
+
+
+def _beside(study: Mapping[str, Any], head: str) -> float | None:
+    part, key, _ = _BESIDE[head]
+    figure: float | None = (study.get(part) or {}).get(key)
+    return figure
+
+
+def _cell(figure: float | None) -> str:
+    return "-" if figure is None else f"{figure:.1f}"
 
 
 def _name(study: Mapping[str, Any], names: Mapping[int, str], groups: Sequence[Sequence[Any]]) -> str:

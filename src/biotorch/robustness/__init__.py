@@ -1,4 +1,4 @@
-"""Adversarial robustness: attacks, and studies that check their own attacks before they give a verdict."""
+"""Adversarial robustness: attacks, studies that check their own attacks, common corruptions and calibration."""
 
 from biotorch.errors import BoundsError
 from biotorch.robustness.attacks.auto_attack import AutoAttack, AutoPGD
@@ -12,6 +12,9 @@ from biotorch.robustness.attacks.multi_targeted import MultiTargeted
 from biotorch.robustness.attacks.norms import as_8bit
 from biotorch.robustness.attacks.smallest import CW, Smallest
 from biotorch.robustness.attacks.wrappers import Detector, Normalised
+from biotorch.robustness.calibration import Calibration, calibration
+from biotorch.robustness.corrupting import corrupt
+from biotorch.robustness.corruptions import Corruptions, corruptions
 from biotorch.robustness.preprocessing import straight_through
 from biotorch.robustness.runner import Display
 from biotorch.robustness.study import study
@@ -28,6 +31,8 @@ __all__ = [
     "AutoAttack",
     "AutoPGD",
     "BoundsError",
+    "Calibration",
+    "Corruptions",
     "DeepFool",
     "Detector",
     "Display",
@@ -41,6 +46,9 @@ __all__ = [
     "Study",
     "Transfer",
     "as_8bit",
+    "calibration",
+    "corrupt",
+    "corruptions",
     "straight_through",
     "study",
 ]

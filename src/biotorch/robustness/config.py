@@ -41,10 +41,15 @@ class AttacksConfig(Section):
     twin: Place | None = None
     """Run whose network takes part in transfer attacks. Default: the backpropagation run of the same sweep that is
     otherwise configured alike, if there is one."""
+    corruptions: bool = False
+    """Measure in addition the accuracy under fifteen common corruptions at five severities, and the mean corruption
+    error relative to the twin."""
+    calibration: bool = False
+    """Measure in addition whether the confidence agrees with the accuracy (expected calibration error)."""
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """Seed of all randomness in the attacks."""
+    """Seed of all randomness in the attacks and corruptions."""
     batch_size: int = Field(default=250, ge=1)
-    """Number of images attacked at once."""
+    """Number of images attacked or corrupted at once."""
 
     @model_validator(mode="after")
     def _attacks_exist(self) -> AttacksConfig:

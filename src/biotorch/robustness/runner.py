@@ -167,8 +167,6 @@ class Runner:
         more: dict[str, Any] = {} if self.abstain is None else {"abstain": self.abstain}
         if planned.source is not None:
             more["source"] = self.sources[planned.source]
-        if planned.kind.role == "steps" and "stop_at_success" not in planned.settings:
-            more["stop_at_success"] = not self.look.noisy
         if issubclass(planned.kind, EOTPGD) and not self.look.noisy:  # all k gradients would be equal
             more["samples"] = 1
         return planned.build(self.model, self.seed, self.batch_size, **more)
@@ -204,11 +202,11 @@ class Runner:
 
     def _digest(self, network: nn.Module) -> str:
         if network not in self.networks:
-            self.networks[network] = _identity_of(network)
+            self.networks[network] = identity_of(network)
         return self.networks[network]
 
 
-def _identity_of(model: nn.Module) -> str:
+def identity_of(model: nn.Module) -> str:
     """Digest of a network's tensors, including those outside its state_dict, followed by its repr."""
     tensors = {**model.state_dict(), **dict(model.named_parameters()), **dict(model.named_buffers())}
     told = re.sub(r" at 0x[0-9a-f]+", "", repr(model))  # a function's address differs between processes

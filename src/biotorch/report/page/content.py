@@ -92,6 +92,7 @@ def _studies(studies: Sequence[Result]) -> list[dict[str, Any]]:
                         "verdict": each["study"]["verdict"],
                         "sentence": each["study"]["sentence"],
                         "fired": [check for check in each["study"]["checks"] if check["fired"]],
+                        "beside": [each[key]["sentence"] for key in ("corruptions", "calibration") if key in each],
                     }
                     for row, each in zip(rows.rows, members, strict=True)
                 ],

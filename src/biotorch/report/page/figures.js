@@ -67,8 +67,8 @@ function lines(name, look, series) {
   const line = {
     x: series.x, y: series.mean, name, mode: look.thin ? "lines" : "lines+markers", legendgroup: name, showlegend: !look.quiet,
     line: { color: rgba(look.color, look.thin ? 0.7 : 1), dash: look.dash, width: look.thin ? 1 : 2 },
-    marker: { symbol: look.symbol, size: alone, color: rgba(look.color, 1), maxdisplayed: 12 },
-    hovertemplate: "%{y:.4~g}%{customdata}",
+    marker: { symbol: look.symbol, size: series.share ? series.share.map((share) => 5 + share / 6) : alone, color: rgba(look.color, 1), maxdisplayed: 12 },
+    hovertemplate: "%{y:.4~g}%{customdata}", cliponaxis: !series.share,
     customdata: series.high.map((high, k) => (high > series.mean[k] ? ` ± ${(high - series.mean[k]).toPrecision(2)}` : "")),
   };
   const wide = series.high.some((high, k) => high > series.low[k]);
@@ -158,13 +158,17 @@ function byDepth() {
   });
 }
 
-function attacked() {
-  const study = DATA.studies[option("attacked", "study")];
-  const attack = study.attacks[option("attacked", "attack")];
-  if (!attack) return [];
-  return attack.panels.map((panel) => ({
-    title: [study.title, attack.name, panel.title].filter(Boolean).join(", "),
-    x: attack.x, y: "accuracy (%)", percent: true,
+/** The list that a figure of robustness studies chooses from, and the name of its menu. */
+const OF_STUDIES = { attacked: ["attacks", "attack"], beside: ["beside", "measured"] };
+
+function ofStudy(figure) {
+  const [list, menu] = OF_STUDIES[figure];
+  const study = DATA.studies[option(figure, "study")];
+  const chosen = study[list][option(figure, menu)];
+  if (!chosen) return [];
+  return chosen.panels.map((panel) => ({
+    title: [study.title, chosen.name, panel.title].filter(Boolean).join(", "),
+    x: chosen.x, y: chosen.y, percent: chosen.y === "accuracy (%)", diagonal: chosen.diagonal,
     traces: panel.curves.filter(isChosen).flatMap((curve) => lines(curve.name, { ...curve, thin: curve.dash === "dot" }, curve)),
   }));
 }
@@ -174,7 +178,8 @@ const DRAW = {
   cost: () => progress("cost", true),
   layers: overLayers,
   depth: byDepth,
-  attacked,
+  attacked: () => ofStudy("attacked"),
+  beside: () => ofStudy("beside"),
 };
 
 /** Range of a logarithmic axis around the lines (bands may leave it), and its marks, written as numbers. */
@@ -202,9 +207,9 @@ function layout(panel) {
     margin: { l: 10, r: 10, t: 30, b: 10 }, hovermode: "x unified", showlegend: true,
     hoverlabel: { bgcolor: isDark() ? "#21242a" : "#ffffff", font: { color: text } },
     legend: { orientation: "h", yanchor: "top", y: -0.25, x: 0 },
-    xaxis: { ...axis, ...named, ...whole, title: { text: panel.x }, rangemode: "tozero" },
+    xaxis: { ...axis, ...named, ...whole, title: { text: panel.x }, ...(panel.diagonal ? { range: [0, 100] } : { rangemode: "tozero" }) },
     yaxis: { ...axis, title: { text: panel.y }, type: panel.log ? "log" : "linear", ...(panel.log ? logAxis(panel.traces) : {}), ...(panel.percent ? { range: [0, 100] } : panel.log ? {} : { rangemode: "tozero" }) },
-    shapes: panel.angles ? [right] : [],
+    shapes: panel.angles ? [right] : panel.diagonal ? [{ ...right, xref: "x", x1: 100, y0: 0, y1: 100 }] : [],
     modebar: { bgcolor: "rgba(0,0,0,0)", color: isDark() ? "#9aa0a8" : "#8a8f98", activecolor: text },
   };
 }
@@ -262,13 +267,14 @@ function draw(name) {
 }
 const drawAll = () => Object.keys(DRAW).forEach(draw);
 
-/** Fill the menu with the attacks of the chosen network; PGD is selected first, if there is one. */
-function offerAttacks() {
-  const select = document.querySelector('select[data-option="attack"]');
+/** Fill the menu with the attacks or other measurements of the chosen network; PGD is selected first, if there is one. */
+function offer(figure) {
+  const [list, menu] = OF_STUDIES[figure];
+  const select = document.querySelector(`select[data-figure="${figure}"][data-option="${menu}"]`);
   if (!select) return;
-  const attacks = DATA.studies[option("attacked", "study")].attacks;
-  select.replaceChildren(...attacks.map((attack, k) => new Option(attack.name, k)));
-  select.value = String(Math.max(0, attacks.findIndex((attack) => attack.name === "PGD")));
+  const offered = DATA.studies[option(figure, "study")][list];
+  select.replaceChildren(...offered.map((each, k) => new Option(each.name, k)));
+  select.value = String(Math.max(0, offered.findIndex((each) => each.name === "PGD")));
 }
 
 function offerLayers() {
@@ -316,7 +322,7 @@ function paintRules() {
 
 for (const select of document.querySelectorAll("select[data-figure]")) {
   select.addEventListener("change", () => {
-    if (select.dataset.option === "study") offerAttacks();
+    if (select.dataset.option === "study") offer(select.dataset.figure);
     draw(select.dataset.figure);
   });
 }
@@ -327,6 +333,6 @@ addEventListener("beforeprint", () => { printing = true; drawAll(); [...waiting.
 addEventListener("afterprint", () => { printing = false; drawAll(); });
 
 paintRules();
-offerAttacks();
+Object.keys(OF_STUDIES).forEach(offer);
 offerLayers();
 choose();

@@ -9,6 +9,7 @@ from typing import Any
 
 from biotorch.experiment.results import Result
 from biotorch.report.page.overview import facets_of
+from biotorch.report.reliability import ALL_KINDS, kinds_of, reliability_curve, severity_curve
 from biotorch.report.robustness import (
     BLACK_BOX,
     WHITE_BOX,
@@ -53,8 +54,8 @@ def figures(collection: Collection) -> dict[str, Any]:
 
     Returns:
         `every`: one epoch of so many is kept, and the last one; `panels`: training curves; `studies`: curves of
-        accuracy under attack; `layerwise` and `quantities`: options of the page's menus, with the labels of
-        their axes; `trained`: whether any run has a record after training.
+        accuracy under attack, and of what was measured beside attacks; `layerwise` and `quantities`: options of the
+        page's menus, with the labels of their axes; `trained`: whether any run has a record after training.
     """
     shown = panels([run.result for run in collection.runs])
     longest = max(len(run.result["history"]) for run in collection.runs)
@@ -147,6 +148,7 @@ def _studies(studies: Sequence[Result]) -> list[dict[str, Any]]:
                 *(_attack(members, name) for name in _ATTACKS if of_attack(members, name)),
                 *([_smallest(searched)] if (searched := [each for each in members if each.get("smallest")]) else []),
             ],
+            "beside": beside_attacks(members),
         }
         for (network, dataset), members in sorted_in.items()
     ]
@@ -162,6 +164,7 @@ def _attack(studies: Sequence[Result], name: str) -> dict[str, Any]:
     return {
         "name": _ATTACKS[name].replace("\n", " "),
         "x": "pixels changed" if name == "few_pixel" else "ε",
+        "y": "accuracy (%)",
         "panels": [
             {
                 "title": "" if gradient is None else _GRADIENTS[gradient],
@@ -199,12 +202,7 @@ def _smallest(studies: Sequence[Result]) -> dict[str, Any]:
 
 def _curves(studies: Sequence[Result], network: Network, name: str, gradient: str | None) -> list[dict[str, Any]]:
     """Curves of a network: one for each variant of the attack, and random signs for comparison."""
-    look = {
-        "rule": facets_of(network.studies[0])["rule"],
-        "color": network.look["color"],
-        "symbol": _SYMBOLS[network.look["marker"]],
-    }
-    found = []
+    look, found = _look(network), []
     for dash, (words, told) in zip(itertools.cycle(_VARIANTS), variants_of(studies, name).items(), strict=False):
 
         def chosen(each: Measurement, words: tuple[str, ...] = words) -> bool:
@@ -217,6 +215,41 @@ def _curves(studies: Sequence[Result], network: Network, name: str, gradient: st
     if noise is not None and name != "few_pixel":
         found.append({"name": f"{network.name}, random signs", **look, "dash": "dot", **_points(noise)})
     return found
+
+
+def _look(network: Network) -> dict[str, str]:
+    return {
+        "rule": facets_of(network.studies[0])["rule"],
+        "color": network.look["color"],
+        "symbol": _SYMBOLS[network.look["marker"]],
+    }
+
+
+def beside_attacks(studies: Sequence[Result]) -> list[dict[str, Any]]:
+    """Panels of what was measured beside attacks: corruptions, a reliability diagram, the error of calibration."""
+    networks, kinds = networks_of(studies), kinds_of(studies)
+    severity = "severity, where 0 is without corruption"
+    found: list[dict[str, Any]] = []
+    for kind, figure in [*((kind, "accuracy") for kind in (ALL_KINDS, *kinds)), (ALL_KINDS, "ece")]:
+        curves = [
+            {"name": network.name, **_look(network), "dash": "solid", **_points(curve)}
+            for network in networks
+            if (curve := severity_curve(network, kind, figure)) is not None
+        ]
+        name, y = f"corruptions, {kind.replace('_', ' ')}", "accuracy (%)"
+        if figure == "ece":
+            name, y = "calibration error under corruptions", "expected calibration error (%)"
+        found.append({"name": name, "x": severity, "y": y, "panels": [{"title": "", "curves": curves}]})
+    curves = [
+        {"name": network.name, **_look(network), "dash": "solid", "share": share, **_points((x, y, y, y))}
+        for network in networks
+        for x, y, share in filter(None, [reliability_curve(network)])
+    ]
+    panels = [{"title": "", "curves": curves}]
+    found.append(
+        {"name": "calibration", "x": "confidence (%)", "y": "accuracy (%)", "diagonal": True, "panels": panels}
+    )
+    return [each for each in found if each["panels"][0]["curves"]]
 
 
 def _points(curve: tuple[list[float], ...]) -> dict[str, list[float | None]]:

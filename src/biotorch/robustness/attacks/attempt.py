@@ -138,6 +138,13 @@ class Attempt:
         with torch.no_grad():
             return self._all_outputs(self.images)
 
+    @functools.cached_property
+    def repeats(self) -> bool:
+        """Whether a second pass of some images gives the same outputs; it is not counted as a query."""
+        with torch.no_grad():
+            one, other = (self._all_outputs(self.images[:8]) for _ in range(2))
+        return torch.allclose(one, other, atol=1e-4, rtol=1e-3, equal_nan=True)
+
     @property
     def clean_outputs(self) -> Tensor:
         return self._merged(self._clean, torch.arange(len(self.images), device=self.images.device))

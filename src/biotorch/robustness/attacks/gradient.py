@@ -108,9 +108,9 @@ class PGD(WhiteBox):
         step_size: alpha. Default: 2.5 epsilon / steps.
         random_start: start at a random point of the ball instead of at the image.
         restarts: number of independent starts. An image counts as broken if one of them breaks it.
-        stop_at_success: stop at the first point of each image that breaks it. If False, all steps are made and the
-            last point is returned. It usually lies deeper inside the wrong class, which is better for transfer,
-            adversarial training and noisy networks.
+        stop_at_success: stop at the first point of each image that breaks it, unless the network is noisy. Otherwise
+            all steps are made and the last point is returned. It usually lies deeper inside the wrong class, which is
+            better for transfer and adversarial training.
 
     Examples:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
@@ -155,7 +155,7 @@ class PGD(WhiteBox):
             losses = losses.masked_fill(broken, torch.inf)
             better = losses > highest[open_ones]
             best[open_ones[better]], highest[open_ones[better]] = points[better], losses[better].to(highest)
-            if self.stop_at_success:
+            if self._stops(attempt):
                 open_ones = open_ones[~broken]
             if not len(open_ones):
                 break
@@ -169,7 +169,8 @@ class PGD(WhiteBox):
         # Everything below is about the active images only, so that no step copies the others.
         active = torch.arange(len(index), device=images.device)
         # The last point is evaluated only to detect success, to choose among starts, or for figures.
-        judged = attempt.judged or self.stop_at_success or self.restarts > 1
+        stops = self._stops(attempt)
+        judged = attempt.judged or stops or self.restarts > 1
         for step in range(self.steps + judged):
             if step < self.steps:
                 gradient, losses, outputs = self.ascent(attempt, points, index)
@@ -180,7 +181,7 @@ class PGD(WhiteBox):
             wrong = ~attempt.withstand(outputs, index)
             if step == self.steps:
                 break
-            if self.stop_at_success and bool(wrong.any()):
+            if stops and bool(wrong.any()):
                 last[active], broken[active], final[active] = points, wrong, losses.to(final)
                 state = active, index, images, points, gradient, losses, wrong
                 active, index, images, points, gradient, losses, wrong = (each[~wrong] for each in state)
@@ -189,6 +190,10 @@ class PGD(WhiteBox):
             points = project(points + self.step_size * steepest(gradient, self.norm), images, self.epsilon, self.norm)
         last[active], broken[active], final[active] = points, wrong, losses.to(final)
         return last, broken, final
+
+    def _stops(self, attempt: Attempt) -> bool:
+        """Whether to stop at success. In a noisy network the next evaluation often takes the success back."""
+        return self.stop_at_success and attempt.repeats
 
     def start(self, attempt: Attempt, index: Tensor) -> Tensor:
         """First points of the steps: (m, ...)."""
@@ -220,9 +225,6 @@ class EOTPGD(PGD):
             batch_size: see `PGD`.
         samples: k, gradients per step.
 
-    By default it does not stop at success. In a noisy network the first misclassified point lies so near the boundary
-    that the next evaluation often classifies it correctly.
-
     Examples:
         >>> model = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(64, 10))
         >>> attack = biotorch.robustness.EOTPGD(model, epsilon=0.1, steps=5, samples=4)
@@ -233,7 +235,6 @@ class EOTPGD(PGD):
     def __init__(
         self, model: nn.Module, epsilon: float = 8 / 255, *, samples: int = 10, **pgd: Unpack[PGDArguments]
     ) -> None:
-        pgd.setdefault("stop_at_success", False)
         super().__init__(model, epsilon, **pgd)
         (self.samples,) = require_counts(samples=samples)
 
