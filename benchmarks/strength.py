@@ -138,14 +138,13 @@ def compare(
         seeds: number of repetitions.
         judges: passes that judge each adversarial example.
     """
-    right = {library: torch.zeros(len(images)) for library in ("biotorch", "torchattacks")}
     with torch.no_grad():
         clean = model(images).argmax(1) == labels
+    own = other = torch.zeros(len(images))
     for seed in range(budget.seed, budget.seed + seeds):
         attacks = PAIRS[attack](model, dataclasses.replace(budget, seed=seed))
-        for library, withstood in right.items():
-            withstood += _withstood(attacks[library], model, images, labels, judges, seed) * clean
-    own, other = right.values()
+        own = own + clean * _withstood(attacks["biotorch"], model, images, labels, judges, seed)
+        other = other + clean * _withstood(attacks["torchattacks"], model, images, labels, judges, seed)
     ahead, behind = int((own < other).sum()), int((own > other).sum())
     return {
         "left %": 100 * float(own.mean()) / seeds,
@@ -159,7 +158,7 @@ def compare(
 def _withstood(attack: Attack, model: nn.Module, images: Tensor, labels: Tensor, judges: int, seed: int) -> Tensor:
     """Share of the passes that classify each adversarial example as labelled: (n,)."""
     torch.manual_seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 # torchattacks' few-pixel draws from this generator
+    np.random.seed(seed)  # torchattacks' few-pixel draws from this generator
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of checks
         adversarial = attack(images, labels)
