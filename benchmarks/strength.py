@@ -188,7 +188,8 @@ def network(name: str, training_images: int, images: int) -> tuple[nn.Module, Te
 
 def _train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, defence: float) -> None:
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    batches = [part for _ in range(epochs) for part in torch.randperm(len(images)).split(128)]
+    drawn = torch.cat([torch.randperm(len(images)) for _ in range(epochs)])
+    batches = drawn.split(128)  # type: ignore[no-untyped-call]
     for update, part in enumerate(batches):
         batch, wanted = images[part], labels[part]
         if defence:
