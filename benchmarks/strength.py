@@ -178,10 +178,10 @@ def network(name: str, training_images: int, images: int) -> tuple[nn.Module, Te
 
     def first(split: Split, number: int) -> tuple[Tensor, Tensor]:
         inputs, labels = next(split.in_order(number))
-        return (inputs * std + mean).clamp(0, 1).contiguous(memory_format=torch.channels_last), labels
+        return (inputs * std + mean).clamp(0, 1).contiguous(), labels
 
     torch.manual_seed(0)
-    model = case.build().to(memory_format=torch.channels_last)
+    model = case.build().to(memory_format=torch.contiguous_format)  # torchattacks' FAB fails in channels_last
     _train(model, *first(data.train, training_images), case.epochs, case.defence)
     return model.eval().requires_grad_(False), *first(data.test, images)
 
