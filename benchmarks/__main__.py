@@ -51,7 +51,7 @@ def main(words: list[str] | None = None) -> None:
                 save(arguments.json, records)  # after every record, because some measurements take hours
     except KeyboardInterrupt:
         sys.exit(130)
-    except ModuleNotFoundError as error:
+    except (ModuleNotFoundError, FileNotFoundError) as error:
         parser.error(str(error))
     finally:
         if records:

@@ -154,31 +154,31 @@ def _compare(
 
 
 def _fgsm(model: nn.Module, budget: Budget) -> dict[str, Attack]:
-    return {"biotorch": FGSM(model, budget.epsilon), "torchattacks": _torchattacks().FGSM(model, budget.epsilon)}
+    return {"biotorch": FGSM(model, budget.epsilon), "torchattacks": other_library().FGSM(model, budget.epsilon)}
 
 
 def _pgd(model: nn.Module, budget: Budget) -> dict[str, Attack]:
     return {
         "biotorch": PGD(model, budget.epsilon, seed=budget.seed, **_steps(budget)),
-        "torchattacks": _torchattacks().PGD(model, budget.epsilon, budget.step_size, budget.steps),
+        "torchattacks": other_library().PGD(model, budget.epsilon, budget.step_size, budget.steps),
     }
 
 
 def _tpgd(model: nn.Module, budget: Budget) -> dict[str, Attack]:
     return {
         "biotorch": TPGD(model, budget.epsilon, seed=budget.seed, **_steps(budget)),
-        "torchattacks": _torchattacks().TPGD(model, budget.epsilon, budget.step_size, budget.steps),
+        "torchattacks": other_library().TPGD(model, budget.epsilon, budget.step_size, budget.steps),
     }
 
 
 def _eot_pgd(model: nn.Module, budget: Budget) -> dict[str, Attack]:
-    other = _torchattacks().EOTPGD(model, budget.epsilon, budget.step_size, budget.steps, budget.samples)
+    other = other_library().EOTPGD(model, budget.epsilon, budget.step_size, budget.steps, budget.samples)
     own = EOTPGD(model, budget.epsilon, samples=budget.samples, seed=budget.seed, **_steps(budget))
     return {"biotorch": own, "torchattacks": other}
 
 
 def _square(model: nn.Module, budget: Budget) -> dict[str, Attack]:
-    other = _torchattacks().Square(model, eps=budget.epsilon, n_queries=budget.queries, seed=budget.seed)
+    other = other_library().Square(model, eps=budget.epsilon, n_queries=budget.queries, seed=budget.seed)
     return {"biotorch": Square(model, budget.epsilon, queries=budget.queries, seed=budget.seed), "torchattacks": other}
 
 
@@ -186,7 +186,7 @@ def _auto_pgd(model: nn.Module, budget: Budget) -> dict[str, Attack]:
     settings: dict[str, Any] = {"eps": budget.epsilon, "loss": budget.loss, "seed": budget.seed}
     return {
         "biotorch": AutoPGD(model, budget.epsilon, steps=budget.steps, loss=budget.loss, seed=budget.seed),
-        "torchattacks": _torchattacks().APGD(model, steps=budget.steps, **settings),
+        "torchattacks": other_library().APGD(model, steps=budget.steps, **settings),
         "pyautoattack": APGDAttack(model, n_iter=budget.steps, device="cpu", **settings).perturb,
     }
 
@@ -197,12 +197,12 @@ def _few_pixel(model: nn.Module, budget: Budget) -> dict[str, Attack]:
     return {
         "biotorch": FewPixel(model, **own),
         "biotorch, image by image": FewPixel(model, batch_size=1, **own),
-        "torchattacks": _torchattacks().OnePixel(model, popsize=budget.population, **common),
+        "torchattacks": other_library().OnePixel(model, popsize=budget.population, **common),
     }
 
 
 def _auto_attack(model: nn.Module, budget: Budget) -> dict[str, Attack]:
-    library = _torchattacks()
+    library = other_library()
     settings: dict[str, Any] = {"eps": budget.epsilon, "norm": "Linf", "seed": budget.seed}
     ensemble = library.MultiAttack(
         [
@@ -239,7 +239,8 @@ def _steps(budget: Budget) -> dict[str, Any]:
     return {"steps": budget.steps, "step_size": budget.step_size}
 
 
-def _torchattacks() -> Any:
+def other_library() -> Any:
+    """The module torchattacks. Raises ModuleNotFoundError, which says how to install it."""
     try:
         import torchattacks
     except ModuleNotFoundError as error:

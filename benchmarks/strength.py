@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.arguments import add_threads, count
-from benchmarks.attacks import PAIRS, Attack, Budget
+from benchmarks.attacks import PAIRS, Attack, Budget, other_library
 from benchmarks.networks import NETWORKS
 from benchmarks.records import Record
 from biotorch.data import DataConfig, Split, load
@@ -109,6 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(arguments: argparse.Namespace) -> Iterator[Record]:
     """A record for each network, attack, budget and epsilon."""
+    other_library()  # before a network is trained in vain
     for name in arguments.networks:
         case = _CASES[name]
         model, images, labels = network(name, arguments.training_images, arguments.images)
