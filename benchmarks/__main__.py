@@ -9,10 +9,10 @@ from types import ModuleType
 
 import torch
 
-from benchmarks import attacks, epoch, first_system, jobs, memory, readme, scale, step, sweep
+from benchmarks import attacks, epoch, first_system, jobs, memory, readme, scale, step, strength, sweep
 from benchmarks.records import Record, brief, save, table
 
-_DESCRIPTION = """Speed and memory of biotorch, each beside a reference that is measured in the same rounds.
+_DESCRIPTION = """Speed and memory of biotorch, and the strength of its attacks, each beside a reference.
 
 A round runs every case once, in an order drawn anew, and ratios are taken within the round. Printed is a Markdown
 table with the median of the ratios and their quartiles; below 1, biotorch is faster than the reference. Run it on an
@@ -24,6 +24,7 @@ _COMMANDS: dict[str, ModuleType] = {
     "memory": memory,
     "scale": scale,
     "attacks": attacks,
+    "strength": strength,
     "jobs": jobs,
     "sweep": sweep,
     "first-system": first_system,
@@ -50,7 +51,7 @@ def main(words: list[str] | None = None) -> None:
                 save(arguments.json, records)  # after every record, because some measurements take hours
     except KeyboardInterrupt:
         sys.exit(130)
-    except ModuleNotFoundError as error:
+    except (ModuleNotFoundError, FileNotFoundError) as error:
         parser.error(str(error))
     finally:
         if records:

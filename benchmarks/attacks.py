@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pyautoattack
 import torch
@@ -39,12 +40,41 @@ Attack = Callable[[Tensor, Tensor], Tensor]
 _CONTRAST = 0.15
 #: Added to an output that nothing overturns. The cross-entropy still has a gradient, of exp(-60).
 _MARGIN = 60
-_EPSILON = 8 / 255
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What both attacks of a pair may spend.
+
+    Attributes:
+        epsilon: radius in L∞.
+        steps: of PGD, TPGD, EOT-PGD and Auto-PGD; PGD's, TPGD's and EOT-PGD's are 2.5 epsilon / steps long.
+        loss: of Auto-PGD, `ce` or `dlr`.
+        samples: gradients of a step of EOT-PGD.
+        queries: of Square; in AutoAttack 5,000.
+        pixels, generations, population: of few-pixel.
+        seed: of attacks that take one; the others of torchattacks draw from the global generators.
+    """
+
+    epsilon: float = 8 / 255
+    steps: int = 40
+    loss: Literal["ce", "dlr"] = "ce"
+    samples: int = 4
+    queries: int = 1000
+    pixels: int = 1
+    generations: int = 30
+    population: int = 150
+    seed: int = 0
+
+    @property
+    def step_size(self) -> float:
+        """Length of a step."""
+        return 2.5 * self.epsilon / self.steps
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command line."""
-    parser.add_argument("--attacks", nargs="+", choices=list(_PAIRS), default=list(_PAIRS), metavar="ATTACK")
+    parser.add_argument("--attacks", nargs="+", choices=list(PAIRS), default=list(PAIRS), metavar="ATTACK")
     add_networks(parser, ["le_net_mnist"], ["le_net_mnist", "le_net_cifar"])
     parser.add_argument("--versions", nargs="+", choices=["withstands", "trained"], default=["withstands", "trained"])
     parser.add_argument("--images", type=count, default=16)
@@ -82,7 +112,14 @@ def _compare(
     network: str,
     version: str,
 ) -> Iterator[Record]:
-    attacks = _PAIRS[name](model, arguments)
+    budget = Budget(
+        steps=arguments.steps,
+        samples=arguments.samples,
+        queries=arguments.queries,
+        generations=arguments.generations,
+        population=arguments.population,
+    )
+    attacks = PAIRS[name](model, budget)
     broken: dict[str, float] = {}
 
     def case(library: str) -> Callable[[], float]:
@@ -116,54 +153,57 @@ def _compare(
 # Pairs: biotorch's attack first, then the others -----------------------------------------------
 
 
-def _fgsm(model: nn.Module, arguments: argparse.Namespace) -> dict[str, Attack]:
-    return {"biotorch": FGSM(model, _EPSILON), "torchattacks": _torchattacks().FGSM(model, _EPSILON)}
+def _fgsm(model: nn.Module, budget: Budget) -> dict[str, Attack]:
+    return {"biotorch": FGSM(model, budget.epsilon), "torchattacks": other_library().FGSM(model, budget.epsilon)}
 
 
-def _pgd(model: nn.Module, arguments: argparse.Namespace) -> dict[str, Attack]:
-    steps, size = _steps(arguments)
-    other = _torchattacks().PGD(model, _EPSILON, size, steps)
-    return {"biotorch": PGD(model, _EPSILON, steps=steps, step_size=size), "torchattacks": other}
+def _pgd(model: nn.Module, budget: Budget) -> dict[str, Attack]:
+    return {
+        "biotorch": PGD(model, budget.epsilon, seed=budget.seed, **_steps(budget)),
+        "torchattacks": other_library().PGD(model, budget.epsilon, budget.step_size, budget.steps),
+    }
 
 
-def _tpgd(model: nn.Module, arguments: argparse.Namespace) -> dict[str, Attack]:
-    steps, size = _steps(arguments)
-    other = _torchattacks().TPGD(model, _EPSILON, size, steps)
-    return {"biotorch": TPGD(model, _EPSILON, steps=steps, step_size=size), "torchattacks": other}
+def _tpgd(model: nn.Module, budget: Budget) -> dict[str, Attack]:
+    return {
+        "biotorch": TPGD(model, budget.epsilon, seed=budget.seed, **_steps(budget)),
+        "torchattacks": other_library().TPGD(model, budget.epsilon, budget.step_size, budget.steps),
+    }
 
 
-def _eot_pgd(model: nn.Module, arguments: argparse.Namespace) -> dict[str, Attack]:
-    steps, size = _steps(arguments)
-    other = _torchattacks().EOTPGD(model, _EPSILON, size, steps, arguments.samples)
-    own = EOTPGD(model, _EPSILON, steps=steps, step_size=size, samples=arguments.samples)
+def _eot_pgd(model: nn.Module, budget: Budget) -> dict[str, Attack]:
+    other = other_library().EOTPGD(model, budget.epsilon, budget.step_size, budget.steps, budget.samples)
+    own = EOTPGD(model, budget.epsilon, samples=budget.samples, seed=budget.seed, **_steps(budget))
     return {"biotorch": own, "torchattacks": other}
 
 
-def _square(model: nn.Module, arguments: argparse.Namespace) -> dict[str, Attack]:
-    other = _torchattacks().Square(model, eps=_EPSILON, n_queries=arguments.queries, resc_schedule=False)
-    return {"biotorch": Square(model, _EPSILON, queries=arguments.queries), "torchattacks": other}
+def _square(model: nn.Module, budget: Budget) -> dict[str, Attack]:
+    other = other_library().Square(model, eps=budget.epsilon, n_queries=budget.queries, seed=budget.seed)
+    return {"biotorch": Square(model, budget.epsilon, queries=budget.queries, seed=budget.seed), "torchattacks": other}
 
 
-def _auto_pgd(model: nn.Module, arguments: argparse.Namespace) -> dict[str, Attack]:
+def _auto_pgd(model: nn.Module, budget: Budget) -> dict[str, Attack]:
+    settings: dict[str, Any] = {"eps": budget.epsilon, "loss": budget.loss, "seed": budget.seed}
     return {
-        "biotorch": AutoPGD(model, _EPSILON, steps=arguments.steps),
-        "torchattacks": _torchattacks().APGD(model, eps=_EPSILON, steps=arguments.steps),
-        "pyautoattack": APGDAttack(model, n_iter=arguments.steps, eps=_EPSILON, device="cpu").perturb,
+        "biotorch": AutoPGD(model, budget.epsilon, steps=budget.steps, loss=budget.loss, seed=budget.seed),
+        "torchattacks": other_library().APGD(model, steps=budget.steps, **settings),
+        "pyautoattack": APGDAttack(model, n_iter=budget.steps, device="cpu", **settings).perturb,
     }
 
 
-def _few_pixel(model: nn.Module, arguments: argparse.Namespace) -> dict[str, Attack]:
-    budget: dict[str, Any] = {"pixels": 1, "steps": arguments.generations}
+def _few_pixel(model: nn.Module, budget: Budget) -> dict[str, Attack]:
+    common: dict[str, Any] = {"pixels": budget.pixels, "steps": budget.generations}
+    own: dict[str, Any] = {**common, "population": budget.population, "seed": budget.seed}
     return {
-        "biotorch": FewPixel(model, population=arguments.population, batch_size=arguments.images, **budget),
-        "biotorch, image by image": FewPixel(model, population=arguments.population, batch_size=1, **budget),
-        "torchattacks": _torchattacks().OnePixel(model, popsize=arguments.population, **budget),
+        "biotorch": FewPixel(model, **own),
+        "biotorch, image by image": FewPixel(model, batch_size=1, **own),
+        "torchattacks": other_library().OnePixel(model, popsize=budget.population, **common),
     }
 
 
-def _auto_attack(model: nn.Module, arguments: argparse.Namespace) -> dict[str, Attack]:
-    library = _torchattacks()
-    settings: dict[str, Any] = {"eps": _EPSILON, "norm": "Linf"}
+def _auto_attack(model: nn.Module, budget: Budget) -> dict[str, Attack]:
+    library = other_library()
+    settings: dict[str, Any] = {"eps": budget.epsilon, "norm": "Linf", "seed": budget.seed}
     ensemble = library.MultiAttack(
         [
             library.APGD(model, steps=100, **settings),
@@ -172,16 +212,17 @@ def _auto_attack(model: nn.Module, arguments: argparse.Namespace) -> dict[str, A
             library.Square(model, n_queries=5000, **settings),
         ]
     )
-    standard = pyautoattack.AutoAttack(model, seed=0, **settings)
+    standard = pyautoattack.AutoAttack(model, **settings)
     return {
-        "biotorch": AutoAttack(model, _EPSILON),
+        "biotorch": AutoAttack(model, budget.epsilon, seed=budget.seed),
         "torchattacks": ensemble,
         "torchattacks' own 10 steps": library.AutoAttack(model, **settings),
         "pyautoattack": lambda images, labels: standard.run_standard_evaluation(images, labels)[0],
     }
 
 
-_PAIRS: dict[str, Callable[[nn.Module, argparse.Namespace], dict[str, Attack]]] = {
+#: Makes the attacks of one kind on a network, by library.
+PAIRS: dict[str, Callable[[nn.Module, Budget], dict[str, Attack]]] = {
     "FGSM": _fgsm,
     "PGD": _pgd,
     "TPGD": _tpgd,
@@ -193,12 +234,13 @@ _PAIRS: dict[str, Callable[[nn.Module, argparse.Namespace], dict[str, Attack]]] 
 }
 
 
-def _steps(arguments: argparse.Namespace) -> tuple[int, float]:
-    """Number and size of the steps."""
-    return arguments.steps, 2.5 * _EPSILON / arguments.steps
+def _steps(budget: Budget) -> dict[str, Any]:
+    """Number and size of the steps, as arguments of an attack of biotorch."""
+    return {"steps": budget.steps, "step_size": budget.step_size}
 
 
-def _torchattacks() -> Any:
+def other_library() -> Any:
+    """The module torchattacks. Raises ModuleNotFoundError, which says how to install it."""
     try:
         import torchattacks
     except ModuleNotFoundError as error:

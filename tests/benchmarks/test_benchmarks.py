@@ -4,12 +4,15 @@ No test looks at how long anything takes.
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from benchmarks import strength
+from benchmarks.attacks import PAIRS, Budget
 from benchmarks.limits import FreeProjection, carrying, limit_of
 from benchmarks.measuring import exponent, interleaved, ratio
 from benchmarks.networks import NETWORKS
@@ -98,6 +101,37 @@ def test_tables_are_written_between_their_marks(tmp_path):
         load(tmp_path / "records.json")
 
 
+def test_the_strength_of_two_attacks_is_compared_image_by_image(monkeypatch):
+    images, labels = torch.eye(12)[:, None, None], torch.arange(12)
+    labels[11] = 0  # misclassified without an attack: broken for both
+    seen = []
+
+    def broken(*chosen):
+        def attack(images, labels):
+            seen.append(torch.initial_seed())
+            images = images.clone()
+            images[list(chosen)] = 0.0  # the network then answers class 0
+            return images
+
+        return attack
+
+    # The first breaks 1 to 8 with every seed, the second 9 with every seed, and 8 with the second seed alone.
+    pair = lambda model, budget: {  # noqa: E731
+        "biotorch": broken(*range(1, 9)),
+        "torchattacks": broken(9, *([8] if budget.seed == 1 else [])),
+    }
+    monkeypatch.setitem(PAIRS, "pair", pair)
+    found = strength.compare(torch.nn.Flatten(), images, labels, "pair", Budget(), seeds=2)
+    assert seen == [0, 0, 1, 1]
+    assert found == {
+        "left %": pytest.approx(100 * 3 / 12),
+        "theirs": pytest.approx(100 * 9.5 / 12),
+        "ahead": 8,
+        "behind": 1,
+        "p": pytest.approx(2 * (9 + 1) / 2**9),
+    }
+
+
 TINY = {
     "step": "--networks le_net_mnist lstm --rules fa brsf kp wm dfa dkp shallow --batch 4 --rounds 1 --fused",
     "epoch": "--networks le_net_mnist --images 128 --rounds 1 --threads 1 --command --no-metrics",
@@ -105,6 +139,7 @@ TINY = {
     "scale": "--axes width length --sizes 8 16 32 --rules fa --rounds 1",
     "attacks": "--attacks FGSM PGD TPGD EOTPGD Square AutoPGD FewPixel --versions trained --images 2 --steps 2 "
     "--queries 10 --generations 1 --population 5 --training-steps 1 --rounds 1 --warm-up 0",
+    "strength": "--networks cnn noisy_cnn --attacks FGSM EOTPGD --images 4 --seeds 1 --training-images 128",
     "jobs": "--networks le_net_mnist --batch 2 --seconds 0.01 --rounds 1",
     "sweep": "--points 2 --jobs 2 --images 64 --epochs 1 --rounds 1",
 }
@@ -113,6 +148,8 @@ TINY = {
 @pytest.mark.slow
 @pytest.mark.parametrize("benchmark", TINY)
 def test_every_subcommand_writes_records(benchmark, tmp_path):
+    if benchmark == "strength" and not os.environ.get("BIOTORCH_DATA"):
+        pytest.skip("BIOTORCH_DATA names no folder with MNIST")
     file = tmp_path / "records.json"
     command = [sys.executable, "-m", "benchmarks", benchmark, *TINY[benchmark].split(), "--json", str(file)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -125,6 +162,8 @@ def test_every_subcommand_writes_records(benchmark, tmp_path):
         assert row["processor"]
         if benchmark == "memory":
             assert 0.5 < row["peak_memory_ratio"] < 2
+        elif benchmark == "strength":
+            assert 0 < row["figures"]["p"] <= 1
         else:
             assert 0 < row["quartiles"][0] <= row["ratio"] <= row["quartiles"][1]
     assert len(done.stdout.splitlines()) == len(rows) + 4  # machine, empty line, heading, rule

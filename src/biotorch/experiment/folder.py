@@ -20,7 +20,7 @@ from biotorch.experiment import checkpoints, documents
 from biotorch.experiment.results import STUDY, Result, load_results, plain
 from biotorch.training import Record
 
-#: Names: of a search's folder in its study's, of the file that locks a folder, of the mark of a study of several points.
+#: Names of the folder of a search, of the file that locks a folder, and of the mark of a study of several points.
 SEARCH, _LOCK, STUDY_MARK = "search", ".lock", ".study"
 #: Names of the files in `attacks` that hold one measurement, or adversarial examples.
 _MEASUREMENT = re.compile(r"(.*epsilon=.*|corruption_\w+)-[0-9a-f]{8}\.json|adversarial-epsilon=.*\.(npz|png)")
