@@ -1,0 +1,347 @@
+"""Fake defences that move: noise at test time, memories of earlier images, and purification of every image."""
+
+from __future__ import annotations
+
+import torch
+from fakes import Backward, Fake, _Around, _Lying, _Shattered, straight
+from grounds import broken, images_of, plain, train
+from torch import nn
+from torch.nn import functional as F
+
+# Noise ---------------------------------------------------------------------------------------------------------------
+
+
+class _Noisy(_Around):
+    """Randomness at test time, over which an attacker averages."""
+
+    def examples(self):
+        class Mean(nn.Module):
+            def forward(_, images):
+                return sum(self(images) for _ in range(12)) / 12
+
+        return broken(Mean(), self.epsilon)
+
+
+class NoisyInput(_Noisy):
+    def before(self, images):
+        return images + 0.2 * torch.randn_like(images)
+
+
+class NoisyLogits(_Noisy):
+    def after(self, outputs):
+        return outputs + torch.randn_like(outputs)
+
+
+class RandomCrop(_Noisy):
+    """A random shift, and a random size between nine and eleven tenths (Xie et al. 2018)."""
+
+    def before(self, images):
+        n = len(images)
+        theta = torch.zeros(n, 2, 3)
+        theta[:, 0, 0] = theta[:, 1, 1] = 1 + 0.2 * (torch.rand(n) - 0.5)
+        theta[:, :, 2] = 0.2 * (torch.rand(n, 2) - 0.5)
+        grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+        return F.grid_sample(images, grid, align_corners=False)
+
+
+def seeds(images):
+    """A number per image from its bits."""
+    return ((images.detach().flatten(1).double() * 1e6).round().long() * torch.arange(1, images[0].numel() + 1)).sum(1)
+
+
+def noise_of(images, scale):
+    """Noise that the bits of each image decide, so that the network is deterministic."""
+    each = [torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(int(s) % 2**31)) for s in seeds(images)]
+    return scale * torch.stack(each)
+
+
+class NoiseFromBits(_Around):
+    """Noise whose seed is the image itself: deterministic, and without a gradient that means anything."""
+
+    def before(self, images):
+        return images + noise_of(images, 0.25)
+
+    def examples(self):
+        class Mean(nn.Module):
+            def forward(_, images):
+                return sum(self.network(images + 0.25 * torch.randn_like(images)) for _ in range(8)) / 8
+
+        return broken(Mean(), self.epsilon)
+
+
+class DropoutFromBits(NoiseFromBits):
+    """Drops a third of the pixels, which the image's bits decide."""
+
+    def before(self, images):
+        return images * (noise_of(images, 1.0) > -0.43)
+
+
+class NoiseOffTheGrid(_Around):
+    """Noise in the logits of every image that is no 8-bit image."""
+
+    def forward(self, images):
+        off = ((255 * images).round() - 255 * images).abs().flatten(1).amax(1) > 1e-3
+        outputs = self.network(images)
+        return outputs + off[:, None] * 6 * torch.randn_like(outputs)
+
+    def examples(self):
+        return straight_to_bytes(broken(self.network, self.epsilon), images_of(train=False)[0], self.epsilon)
+
+
+def straight_to_bytes(adversarial, images, epsilon):
+    """8-bit images next to adversarial ones, inside of the ball."""
+    levels = int(255 * epsilon)
+    return images + ((255 * (adversarial - images)).round().clamp(-levels, levels) / 255)
+
+
+class DependsOnTheBatch(_Around):
+    """Logits from which the mean over the batch is taken, and to which the order of the batch adds."""
+
+    def forward(self, images):
+        outputs = self.network(images)
+        if len(images) < 2:
+            return outputs
+        return outputs + 8 * (outputs.roll(1, 0).softmax(1) - 0.1).detach() * (images.std((1, 2, 3)) > 0)[:, None] * (
+            0.4 if not images.requires_grad else 1
+        )
+
+
+class BatchStatistics(Fake):
+    """Batch normalisation that uses the statistics of the batch in eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(2)
+        layers = list(cnn_with_norms())
+        self.network = train(nn.Sequential(*layers), epochs=5)
+        for each in self.network:
+            if isinstance(each, nn.BatchNorm2d):
+                each.track_running_stats, each.running_mean, each.running_var = False, None, None
+
+    def forward(self, images):
+        return self.network(images)
+
+    def examples(self):
+        return broken(self.network, self.epsilon)
+
+
+def cnn_with_norms():
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 5, 2, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Flatten(), nn.Linear(784, 10),
+    )  # fmt: skip
+
+
+class RandomMember(_Noisy):
+    """One of three undefended networks, drawn at every pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.members = nn.ModuleList([plain(seed) for seed in (0, 1, 2)])
+
+    def forward(self, images):
+        return self.members[int(torch.randint(3, ()))](images)
+
+
+class Voting(_Around):
+    """Hard votes of 16 noisy copies: counts, which have no gradient."""
+
+    def forward(self, images):
+        votes = [self.network(images + 0.15 * torch.randn_like(images)).argmax(1) for _ in range(16)]
+        return sum(F.one_hot(each, 10) for each in votes).float() + 0 * images.sum()
+
+    def examples(self):
+        class Mean(nn.Module):
+            def forward(_, images):
+                return sum(self.network(images + 0.15 * torch.randn_like(images)).softmax(1) for _ in range(8)).log()
+
+        return broken(Mean(), self.epsilon)
+
+
+# Memory --------------------------------------------------------------------------------------------------------------
+
+
+class Memory(_Around):
+    """Stores every batch that it first sees, and classifies the stored image nearest to each later one."""
+
+    def __init__(self):
+        super().__init__()
+        self.stored = []
+
+    def forward(self, images):
+        if len(self.stored) < 2:
+            self.stored.append(images.detach().clone())
+            return self.network(images)
+        kept = torch.cat(self.stored)
+        nearest = torch.cdist(images.detach().flatten(1), kept.flatten(1)).argmin(1)
+        return self.network(straight(lambda _: kept[nearest], images))
+
+
+class RepeatedAnswers(_Lying):
+    """Gives later images that resemble an earlier one its answer (stateful detection), and noise for a gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.answers = [], []
+
+    def change(self, gradient, images):
+        return torch.randn_like(gradient)
+
+    def forward(self, images):
+        outputs = self.network(self.before(images))
+        if self.seen:
+            distances = torch.cdist(images.detach().flatten(1), torch.cat(self.seen).flatten(1))
+            near, which = distances.min(1)
+            kept = torch.cat(self.answers)[which]
+            outputs = torch.where((near < 3)[:, None], outputs - outputs.detach() + kept, outputs)
+        if len(self.seen) < 3:
+            self.seen.append(images.detach().clone())
+            self.answers.append(outputs.detach().clone())
+        return outputs
+
+
+class TiresOfQueries(_Around):
+    """After 60 passes it answers every image with the class of the first pass."""
+
+    passes = 0
+
+    def forward(self, images):
+        self.passes += 1
+        outputs = self.network(images)
+        if self.passes < 60:
+            return outputs
+        return outputs * 0 + outputs.detach().roll(1, 0) * 0 + F.one_hot(self.network(images.round()).argmax(1), 10)
+
+
+# Purification --------------------------------------------------------------------------------------------------------
+
+
+class AntiAdversary(_Around):
+    """Two signed steps up the confidence of the predicted class before it classifies (Alfarra et al. 2022)."""
+
+    epsilon = 0.08
+    step, steps = 0.15, 2
+
+    def forward(self, images):
+        return self.network(images + self.towards(images))
+
+    def towards(self, images):
+        with torch.enable_grad():
+            wins = self.network(images).argmax(1).detach()
+            change = torch.zeros_like(images, requires_grad=True)
+            for _ in range(self.steps):
+                loss = F.cross_entropy(self.network(images.detach() + change), wins)
+                (slope,) = torch.autograd.grad(loss, change)
+                change = (change - self.step * slope.sign()).detach().requires_grad_()
+        return change.detach()
+
+
+class GentleAntiAdversary(AntiAdversary):
+    """Eight small steps, in the norm of the gradient."""
+
+    epsilon = 0.1
+    step, steps = 0.04, 8
+
+
+class PurifyingSubclass(nn.Sequential, Fake):
+    """A subclass that purifies and calls the forward of its parent: there is no submodule that classifies alone."""
+
+    def __init__(self):
+        nn.Sequential.__init__(self, *plain())
+        del self.network  # of `Fake`
+
+    def forward(self, images):
+        clean = super().forward
+        with torch.enable_grad():
+            wins = clean(images).argmax(1).detach()
+            change = torch.zeros_like(images, requires_grad=True)
+            for _ in range(2):
+                (slope,) = torch.autograd.grad(F.cross_entropy(clean(images.detach() + change), wins), change)
+                change = (change - 0.15 * slope.sign()).detach().requires_grad_()
+        return clean(images + change.detach())
+
+
+class Denoised(_Around):
+    """Three passes of a denoising autoencoder, without a gradient through them."""
+
+    def __init__(self):
+        super().__init__()
+        self.denoiser = denoiser()
+
+    def before(self, images):
+        with torch.no_grad():
+            clean = images
+            for _ in range(3):
+                clean = 0.5 * clean + 0.5 * self.denoiser(clean)
+        return images + (clean - images).detach()
+
+    def examples(self):
+        class Open(nn.Module):
+            def forward(_, images):
+                clean = images
+                for _ in range(3):
+                    clean = 0.5 * clean + 0.5 * self.denoiser(clean)
+                return self.network(clean)
+
+        return broken(Open(), self.epsilon)
+
+
+class Projected(_Shattered):
+    """Projection to the 60 first principal components of the training images, then rounding."""
+
+    epsilon = 0.15
+
+    def __init__(self):
+        super().__init__()
+        flat = images_of(train=True)[0].flatten(1)
+        self.mean = flat.mean(0)
+        self.components = torch.linalg.svd(flat[:2000] - self.mean, full_matrices=False).Vh[:60]
+
+    def before(self, images):
+        inside = (images.flatten(1) - self.mean) @ self.components.T
+        return ((2 * inside).round() / 2 @ self.components + self.mean).view(images.shape)
+
+    def examples(self):
+        class Open(nn.Module):
+            def forward(_, images):
+                inside = (images.flatten(1) - self.mean) @ self.components.T
+                return self.network((inside @ self.components + self.mean).view(images.shape))
+
+        return broken(Open(), self.epsilon)
+
+
+_KEPT: list[nn.Module] = []
+
+
+def denoiser():
+    if not _KEPT:
+        torch.manual_seed(4)
+        network = nn.Sequential(nn.Conv2d(1, 12, 5, 1, 2), nn.ReLU(), nn.Conv2d(12, 1, 5, 1, 2), nn.Sigmoid())
+        images = images_of(train=True)[0]
+        loss = lambda outputs, index: F.mse_loss(outputs, index)
+        optimizer = torch.optim.Adam(network.parameters(), 5e-3)
+        for index in torch.randperm(len(images)).split(100):
+            optimizer.zero_grad()
+            x = images[index]
+            loss(network(x + 0.2 * torch.randn_like(x)), x).backward()
+            optimizer.step()
+        _KEPT.append(network.eval().requires_grad_(False))
+    return _KEPT[0]
+
+
+# Detectors -----------------------------------------------------------------------------------------------------------
+
+
+class SignsOfAnAttack(_Around):
+    """Images off the grid of the data get the answer of their rounded self, coarsely."""
+
+    def forward(self, images):
+        off = ((255 * images).round() - 255 * images).abs().flatten(1).amax(1) > 1e-3
+        coarse = straight(lambda x: (3 * x).round() / 3, images)
+        return torch.where(off[:, None], self.network(coarse), self.network(images))
+
+    def examples(self):
+        return straight_to_bytes(broken(self.network, self.epsilon), images_of(train=False)[0], self.epsilon)
+
+
+_ = Backward
