@@ -8,6 +8,7 @@ from biotorch.robustness.attacks.blind import RandomSigns, Transfer
 from biotorch.robustness.attacks.few_pixel import FewPixel
 from biotorch.robustness.attacks.gradient import EOTPGD, FGSM, PGD, TPGD
 from biotorch.robustness.attacks.library import Square
+from biotorch.robustness.attacks.multi_targeted import MultiTargeted
 from biotorch.robustness.runner import Display
 from biotorch.robustness.study import study
 from biotorch.robustness.verdict import Study
@@ -23,6 +24,7 @@ __all__ = [
     "BoundsError",
     "Display",
     "FewPixel",
+    "MultiTargeted",
     "Normalised",
     "Outcome",
     "RandomSigns",

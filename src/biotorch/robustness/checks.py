@@ -9,9 +9,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
-from biotorch.robustness.attacks.gradient import PGD
 from biotorch.robustness.evidence import (
-    NOISE,
+    ENOUGH_IMAGES,
     Check,
     Evidence,
     along_feedback,
@@ -19,12 +18,14 @@ from biotorch.robustness.evidence import (
     common,
     comparison,
     is_black_box,
+    is_transfer,
     percent,
     radius,
     strongest,
 )
-from biotorch.robustness.measurement import Measurement, beats, interval
-from biotorch.robustness.plan import ATTACKS
+from biotorch.robustness.measurement import Measurement, beats
+from biotorch.robustness.network_checks import NETWORK_CHECKS
+from biotorch.robustness.plan import REAL_BUDGET
 
 #: Tolerated share of images without a usable gradient, and of images that withstand an unbounded attack.
 _FEW = 0.02
@@ -33,20 +34,37 @@ _FEW = 0.02
 _RISING = 0.2
 #: Smallest share of withstanding images at which a rising loss matters.
 _WORTH = 0.05
+#: Number of images from which a study can call a network robust, and smallest number of them that must be classified
+#: correctly. With half of those left, an attack that breaks a quarter of them more than another one is told from noise.
+_IMAGES, _RIGHT = 100, 50
+#: Number of images below which the sign test cannot tell any difference from noise: 2^-9 > 0.001.
+_TELLING = 10
+#: Points by which an attack with another loss may beat PGD. Half of that is common among honest networks.
+_POINTS = 10.0
 
 
 def run_checks(evidence: Evidence) -> list[Check]:
-    """Results of all checks for which there is evidence."""
-    return [check for function in _CHECKS if (check := function(evidence)) is not None]
+    """Results of all checks that apply."""
+    return [check for function in CHECKS if (check := function(evidence)) is not None]
 
 
-def _in_steps(each: Measurement) -> bool:
-    kind = ATTACKS.get(each.name)
-    return kind is not None and issubclass(kind, PGD)
+def _enough_images(evidence: Evidence) -> Check:
+    n, right = len(evidence.look.clean), int(evidence.look.clean.sum())
+    told = f"there are {n} images, of which {right} are classified as labelled"
+    name = ENOUGH_IMAGES
+    if right < _TELLING:
+        return Check.impossible(name, "attack", f"{told}; with fewer than {_TELLING} no comparison of attacks can tell "
+                                "a difference from noise")  # fmt: skip
+    if n < _IMAGES or right < _RIGHT:
+        return Check.impossible(
+            name, "attack", f"{told}; a robust network needs {_IMAGES} images, and {_RIGHT} of them right"
+        )
+    return Check(name, "attack", False, told, {"images": n, "right": right})
 
 
 def _feedback_worse_than_noise(evidence: Evidence) -> Check | None:
-    pairs = list(evidence.pairs(lambda a: along_feedback(a) and a.name == "pgd", lambda b: b.name == "random_signs"))
+    label = evidence.reference_label
+    pairs = list(evidence.pairs(lambda a: along_feedback(a) and a.label == label, lambda b: b.role == "noise"))
     if not pairs:
         return None
     attack, noise = min(pairs, key=lambda pair: abs(pair[0].epsilon - evidence.judged_at))
@@ -56,8 +74,8 @@ def _feedback_worse_than_noise(evidence: Evidence) -> Check | None:
         "feedback attack no better than random signs",
         "reader",
         fired,
-        f"at epsilon {radius(attack)}, PGD along the feedback gradient leaves {percent(attack)} and random signs "
-        f"leave {percent(noise)}, so PGD is {word} noise",
+        f"at epsilon {radius(attack)}, {attack.label} along the feedback gradient leaves {percent(attack)} and random "
+        f"signs leave {percent(noise)}, so it is {word} noise",
         {"feedback": attack.robust_accuracy, "random_signs": noise.robust_accuracy, "epsilon": attack.epsilon},
     )
 
@@ -79,36 +97,80 @@ def _black_box_beats_feedback(evidence: Evidence) -> Check | None:
 
 
 def _black_box_beats_true(evidence: Evidence) -> Check | None:
-    return strongest(evidence, "black-box beats the true gradient", "attack", is_black_box, along_true)
+    name = "black-box beats the true gradient"
+    found = strongest(evidence, name, "attack", is_black_box, along_true)
+    if not evidence.confirmed or (found is not None and found.fired):
+        return found
+    if any(has_real_budget(each) for each in evidence.at(evidence.judged_at)):
+        return found
+    return Check.impossible(
+        name, "attack", f"no black-box attack with {REAL_BUDGET:,} queries or more has run on {_IMAGES} images"
+    )
+
+
+def has_real_budget(each: Measurement) -> bool:
+    """Whether a black-box attack has seen enough images, and asked each often enough.
+
+    An attack stops at images that it breaks, so its budget shows at those that withstand.
+    """
+    return is_black_box(each) and each.queries["max"] >= 0.9 * REAL_BUDGET and each.n >= _IMAGES
 
 
 def _transfer_beats_feedback(evidence: Evidence) -> Check | None:
-    return strongest(evidence, "transfer beats the feedback gradient", "feedback", _is_transfer, along_feedback)
+    return strongest(evidence, "transfer beats the feedback gradient", "feedback", is_transfer, along_feedback)
 
 
 def _transfer_beats_true(evidence: Evidence) -> Check | None:
-    return strongest(evidence, "transfer beats the true gradient", "attack", _is_transfer, along_true)
+    return strongest(evidence, "transfer beats the true gradient", "attack", is_transfer, along_true)
 
 
-def _is_transfer(each: Measurement) -> bool:
-    return each.name == "transfer"
+def _other_attack_beats_pgd(evidence: Evidence) -> Check | None:
+    name = "another attack breaks many more images than PGD"
+    here = [each for each in evidence.reference if each.epsilon == evidence.judged_at]
+    others = [
+        each for each in evidence.at(evidence.judged_at) if along_true(each) and each.label != evidence.reference_label
+    ]
+    if not here or not others:
+        reason = "no other attack along the true gradient has run"
+        return Check.impossible(name, "attack", reason) if evidence.confirmed else None
+    one = here[0]
+    gaps = {}
+    for index, other in enumerate(others):
+        broken, stand = common(other, one.withstands)
+        gaps[index] = 100 * float((stand & ~broken).double().mean()), beats(broken, stand)
+    index = max(gaps, key=lambda each: gaps[each])
+    other, (gap, told) = others[index], gaps[index]
+    return Check(
+        name,
+        "attack",
+        told and gap > _POINTS,
+        f"at epsilon {radius(one)}, {one.label} leaves {percent(one)}, of which {other.label} breaks {gap:.1f} points",
+        {"reference": one.robust_accuracy, "gap": gap, "epsilon": one.epsilon},
+    )
 
 
 def _single_step_beats_steps(evidence: Evidence) -> Check | None:
-    pairs = evidence.pairs(lambda a: along_true(a) and a.name == "fgsm", lambda b: b in evidence.reference)
-    return comparison("a single step beats many", "attack", list(pairs), "in one step", "in many")
+    single = [each for each in evidence.measurements if along_true(each) and each.role == "single step"]
+    pairs = [(a, b) for a in single for b in _same(evidence, a)]
+    return comparison("a single step beats many", "attack", pairs, "in one step", "in many")
 
 
 def _fewer_steps_beat_more(evidence: Evidence) -> Check | None:
     checks = [each for each in evidence.measurements if each.purpose == "check" and each.epsilon == evidence.judged_at]
-    fewer = [(a, b) for a in checks for b in _same(evidence, a) if a.settings["steps"] < b.settings["steps"]]
+    fewer = [(a, b) for a in checks for b in _same(evidence, a) if 0 < _steps(a) < _steps(b)]
     return comparison("more steps weaken the attack", "attack", fewer, "in fewer steps", "in more")
 
 
 def _fewer_restarts_beat_more(evidence: Evidence) -> Check | None:
     checks = [each for each in evidence.measurements if each.purpose == "check" and each.epsilon == evidence.judged_at]
-    pairs = [(b, a) for a in checks for b in _same(evidence, a) if a.settings["restarts"] > b.settings["restarts"]]
+    pairs = [
+        (b, a) for a in checks for b in _same(evidence, a) if a.settings.get("restarts", 0) > b.settings["restarts"]
+    ]
     return comparison("more restarts weaken the attack", "attack", pairs, "with fewer starts", "with more")
+
+
+def _steps(each: Measurement) -> int:
+    return int(each.settings["steps"]) if each.role == "steps" else 0
 
 
 def _same(evidence: Evidence, check: Measurement) -> list[Measurement]:
@@ -116,8 +178,7 @@ def _same(evidence: Evidence, check: Measurement) -> list[Measurement]:
 
 
 def _larger_epsilon_weakens(evidence: Evidence) -> Check | None:
-    steps = sorted((each for each in evidence.reference if each.epsilon > 0), key=lambda each: each.epsilon)
-    pairs = list(itertools.pairwise(steps))
+    pairs = list(itertools.pairwise(evidence.reference))
     return comparison("a larger epsilon weakens the attack", "attack", pairs, "", "")
 
 
@@ -155,7 +216,7 @@ def _no_gradient(evidence: Evidence) -> Check | None:
 
 
 def _cannot_reach_epsilon(evidence: Evidence) -> Check | None:
-    walked = [each for each in evidence.figures if _in_steps(each) and each.epsilon > 0]
+    walked = [each for each in evidence.figures if each.role == "steps" and each.epsilon > 0]
     if not walked:
         return None
     short = [each for each in walked if _reach(each) < each.epsilon * (1 - 1e-9)]
@@ -195,9 +256,7 @@ def _still_rising(evidence: Evidence) -> Check | None:
         (each, other)
         for each in rising(evidence)
         for other in evidence.measurements
-        if other.purpose == "check"
-        and other.epsilon == each.epsilon
-        and other.settings["steps"] == 2 * each.settings["steps"]
+        if other.purpose == "check" and other.epsilon == each.epsilon and _steps(other) == 2 * _steps(each)
     ]
     better = [(each, other) for each, other in longer if beats(*common(other, each.withstands))]
     shown = better[0][0] if better else max(walked, key=lambda each: each.rising or 0.0)
@@ -213,62 +272,15 @@ def _still_rising(evidence: Evidence) -> Check | None:
     )
 
 
-def _not_deterministic(evidence: Evidence) -> Check:
-    fired = evidence.spread > NOISE
-    averaged = any(each.name == "eot_pgd" and each.gradient == "true" for each in evidence.figures)
-    return Check(
-        "the network is not deterministic",
-        "reader" if averaged else "attack",
-        fired,
-        f"two forward passes of the same images differ by up to {evidence.spread:.3g}"
-        + ("; use an attack that averages over the noise (eot_pgd)" if fired else ""),
-        {"difference": evidence.spread},
-    )
-
-
-def _softmaxed(evidence: Evidence) -> Check:
-    return Check(
-        "the outputs are probabilities",
-        "attack",
-        evidence.probabilities,
-        "all outputs lie in [0, 1] and sum to one; a softmax flattens the gradient, so attack the logits before it"
-        if evidence.probabilities
-        else "the outputs are not probabilities, as attacks need",
-        {},
-    )
-
-
-def _not_numbers(evidence: Evidence) -> Check:
-    count, n = evidence.not_numbers, len(evidence.clean)
-    return Check(
-        "outputs are not numbers",
-        "attack",
-        count > 0,
-        f"without an attack, an output is NaN for {count} of {n} images; such an image counts as misclassified",
-        {"images": count},
-    )
-
-
-def _guesses(evidence: Evidence) -> Check:
-    right, n = int(evidence.clean.sum()), len(evidence.clean)
-    fired = interval(right, n)[0] <= evidence.guessing
-    return Check(
-        "the network only guesses",
-        "attack",
-        fired,
-        f"the network classifies {100 * right / n:.1f} % of the images as labelled; always predicting one class gives "
-        f"{evidence.guessing:.1f} %",
-        {"accuracy": 100 * right / n, "guessing": evidence.guessing},
-    )
-
-
-_CHECKS: tuple[Callable[[Evidence], Check | None], ...] = (
+CHECKS: tuple[Callable[[Evidence], Check | None], ...] = (
+    _enough_images,
     _true_beats_feedback,
     _feedback_worse_than_noise,
     _black_box_beats_feedback,
     _transfer_beats_feedback,
     _black_box_beats_true,
     _transfer_beats_true,
+    _other_attack_beats_pgd,
     _single_step_beats_steps,
     _fewer_steps_beat_more,
     _fewer_restarts_beat_more,
@@ -277,8 +289,5 @@ _CHECKS: tuple[Callable[[Evidence], Check | None], ...] = (
     _no_gradient,
     _cannot_reach_epsilon,
     _still_rising,
-    _not_deterministic,
-    _softmaxed,
-    _not_numbers,
-    _guesses,
+    *NETWORK_CHECKS,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import Field, model_validator
 from torch import nn
@@ -11,21 +11,22 @@ from torch import nn
 from biotorch._sections import Epsilon, Place, Section
 from biotorch.errors import SectionError
 from biotorch.robustness.attacks.norms import Norm
-from biotorch.robustness.plan import EPSILONS, FEW, Preset, completed_attack, plan
+from biotorch.robustness.plan import FEW, PAPER_EPSILONS, Preset, completed_attack, plan
 
 
 class AttacksConfig(Section):
     """Section `attacks`: settings of a robustness study of trained networks."""
 
     preset: Preset = "quick"
-    """`quick` runs random signs, FGSM, PGD and Square at three epsilons. `paper` uses the settings of the paper's
+    """`quick` runs random signs, FGSM, PGD and Square. `paper` uses the settings of the paper's
     section 4.2, as we read them, on the whole test set. It takes hours on a laptop."""
     images: int | None = Field(default=None, ge=1)
     """Number of test images to attack, counted from the first. Default: 500; with `paper` the whole test set, of which
     the black-box attacks see 500."""
     epsilons: list[Epsilon] | None = Field(default=None, min_length=1)
-    """Radii, as numbers or as texts such as "8/255". Default: 2/255, 8/255 and 0.1; with `paper` 0 to 0.1 in steps of
-    0.01."""
+    """Radii, as numbers or as texts such as "8/255". Default: 0.1, 0.2 and 0.3 for images of one channel (in L2 1, 1.5
+    and 2), and 2/255 and 8/255 for others (in L2 0.25 and 0.5); with `paper` 0 to 0.1 in steps of 0.01. The verdict is
+    given at the middle one, of two at the larger."""
     norm: Norm = "linf"
     """Norm of the ball that bounds the perturbations: `linf` or `l2`."""
     attacks: list[str | dict[str, Any]] | None = Field(default=None, min_length=1)
@@ -61,8 +62,8 @@ class AttacksConfig(Section):
     def completed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         found = super().completed(values)
         preset, attacks = found["preset"], found["attacks"]
-        if preset in get_args(Preset) and found["epsilons"] is None:
-            found["epsilons"] = list(EPSILONS[preset])
+        if preset == "paper" and found["epsilons"] is None:
+            found["epsilons"] = list(PAPER_EPSILONS)
         if preset == "quick" and found["images"] is None:
             found["images"] = FEW
         if isinstance(attacks, list):

@@ -9,15 +9,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from biotorch.robustness.look import Look
 from biotorch.robustness.measurement import Measurement, beats
 
-#: Subject of a check. `attack`: the attack along the true gradient, or the network itself; if this check fires, the
-#: study has no result. `feedback`: the feedback gradient; if this check fires, that gradient masks. `reader`: a hint
-#: that does not change the verdict.
-About = Literal["attack", "feedback", "reader"]
+#: Subject of a check. `attack`: the attacks, or a property of the network that defeats them; if this check fires or
+#: could not run, the network is not called robust. `network`: the network itself; if this check fires, there is nothing
+#: to judge. `feedback`: the feedback gradient; if this check fires, that gradient masks. `reader`: a hint that does not
+#: change the verdict.
+About = Literal["attack", "network", "feedback", "reader"]
 
-#: Difference between two forward passes above which a network counts as noisy. Smaller differences are rounding.
-NOISE = 1e-4
+#: Name of the check without which no other one says much.
+ENOUGH_IMAGES = "enough images"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +30,9 @@ class Check:
         name: name of the check.
         about: subject of the check, see `About`.
         fired: whether the check found a problem.
-        sentence: the finding in plain words, with its figures.
+        sentence: the finding in plain words, with its figures; or the reason why the check could not run.
         figures: the same figures by name.
+        ran: whether there was enough evidence for the check.
     """
 
     name: str
@@ -37,6 +40,12 @@ class Check:
     fired: bool
     sentence: str
     figures: Mapping[str, float]
+    ran: bool = True
+
+    @classmethod
+    def impossible(cls, name: str, about: About, reason: str) -> Check:
+        """Check that could not run, for the given reason."""
+        return cls(name, about, False, reason, {}, ran=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,22 +58,20 @@ class Evidence:
             compared with; None if it was not run.
         judged_at: epsilon of the verdict.
         unbounded: epsilon whose ball contains every possible image.
-        clean: (n,) bool, whether each image is classified as labelled without an attack.
-        guessing: accuracy (%) of always predicting the most frequent label.
-        spread: largest difference between two forward passes of the same images.
-        probabilities: whether all outputs lie in [0, 1] and sum to one.
-        not_numbers: number of images for which an output is NaN.
+        look: observations of the network, including its clean predictions.
+        confirmed: whether the attacks have run that a network must withstand before it is called robust.
     """
 
     measurements: Sequence[Measurement]
     reference_label: str | None
     judged_at: float
     unbounded: float
-    clean: Tensor
-    guessing: float
-    spread: float
-    probabilities: bool
-    not_numbers: int = 0
+    look: Look
+    confirmed: bool = False
+
+    def with_more(self, measurements: Sequence[Measurement]) -> Evidence:
+        """Evidence with further measurements."""
+        return dataclasses.replace(self, measurements=[*self.measurements, *measurements])
 
     @property
     def epsilons(self) -> list[float]:
@@ -74,16 +81,17 @@ class Evidence:
     @property
     def figures(self) -> list[Measurement]:
         """Measurements shown in the table, without transfers to the twin (they attack the twin)."""
-        return [each for each in self.measurements if each.purpose == "figure" and each.name != "transfer_to"]
+        return [each for each in self.measurements if each.purpose == "figure" and not each.on_twin]
 
     @property
     def reference(self) -> list[Measurement]:
         """Measurements of the reference attack, one per epsilon."""
-        return [each for each in self.figures if each.label == self.reference_label and each.gradient == "true"]
+        along = [each for each in self.measurements if each.label == self.reference_label and each.gradient == "true"]
+        return sorted((each for each in along if each.epsilon > 0), key=lambda each: each.epsilon)
 
     def at(self, epsilon: float) -> list[Measurement]:
-        """Measurements at radius `epsilon`; few-pixel is left out, because it has no epsilon."""
-        return [each for each in self.figures if each.epsilon == epsilon and each.name != "few_pixel"]
+        """Measurements at radius `epsilon`, without attacks that have no radius."""
+        return [each for each in self.figures if each.epsilon == epsilon and each.role != "no radius"]
 
     def pairs(
         self, stronger: Callable[[Measurement], bool], weaker: Callable[[Measurement], bool]
@@ -96,12 +104,17 @@ class Evidence:
 
 def is_white_box(each: Measurement) -> bool:
     """Whether the attack follows a gradient of the studied network."""
-    return each.gradient is not None and each.name != "transfer_to"
+    return each.gradient is not None and not each.on_twin
 
 
 def is_black_box(each: Measurement) -> bool:
     """Whether the attack uses only outputs of the network."""
-    return each.gradient is None and each.name not in ("random_signs", "few_pixel", "transfer", "transfer_to")
+    return each.role == "black box"
+
+
+def is_transfer(each: Measurement) -> bool:
+    """Whether the attack transfers examples to the studied network."""
+    return each.role == "transfer" and not each.on_twin
 
 
 def along_feedback(each: Measurement) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from biotorch.robustness.attacks.attempt import Gradient
-from biotorch.robustness.attacks.base import Attack, Outcome
+from biotorch.robustness.attacks.base import Attack, Outcome, Role
 
 #: Quantile of the normal distribution for a 95 % interval.
 _QUANTILE = 1.959964
@@ -52,6 +52,9 @@ def beats(attack: Tensor, other: Tensor) -> bool:
 #: Version of the JSON format of a measurement.
 FORMAT = 1
 
+#: Source of transfers from the twin.
+TWIN = "twin"
+
 #: `figure`: shown in the table; `check`: run only for a sanity check.
 Purpose = Literal["figure", "check"]
 
@@ -69,6 +72,8 @@ class Planned:
         images: number of images to attack, counted from the first; None for all.
         purpose: reason to run it, see `Purpose`.
         seed: offset that is added to the study's seed.
+        source: network of a transfer: `twin`, or the name of a part of the network that classifies alone.
+        on_twin: whether the attack is one on the twin, by examples made on the network.
     """
 
     name: str
@@ -79,11 +84,14 @@ class Planned:
     images: int | None = None
     purpose: Purpose = "figure"
     seed: int = 0
+    source: str | None = None
+    on_twin: bool = False
 
     @property
     def label(self) -> str:
         """Name of the attack with its settings, such as `pgd steps=10`."""
-        return " ".join([self.name, *(f"{key}={_shown(value)}" for key, value in self.settings.items())])
+        part = [] if self.source in (None, TWIN) else [f"from={self.source}"]
+        return " ".join([self.name, *(f"{key}={_shown(value)}" for key, value in self.settings.items()), *part])
 
     def build(self, model: nn.Module, seed: int, batch_size: int, **more: Any) -> Attack:
         """Construct the attack on `model`; `more` overrides its settings."""
@@ -100,7 +108,8 @@ class Measurement:
     """Accuracy of a network under one attack at one epsilon. Accuracies are in percent.
 
     Attributes:
-        name, label, gradient, epsilon, purpose: see `Planned`.
+        name, label, gradient, epsilon, purpose, on_twin: see `Planned`.
+        role: part that the attack plays, see `biotorch.robustness.attacks.base`.
         settings: every argument of the attack.
         n: number of images.
         clean_accuracy: share of the images that are classified as labelled without an attack.
@@ -131,6 +140,8 @@ class Measurement:
     rising: float | None
     seconds: float
     identity: str
+    role: Role = "black box"
+    on_twin: bool = False
 
     @classmethod
     def of(cls, planned: Planned, attack: Attack, outcome: Outcome, seconds: float, identity: str) -> Measurement:
@@ -154,6 +165,19 @@ class Measurement:
             _late_rise(outcome),
             seconds,
             identity,
+            planned.kind.role,
+            planned.on_twin,
+        )
+
+    def for_plan(self, planned: Planned) -> Measurement:
+        """Measurement with what the plan says of it, which may differ from when it was stored."""
+        return dataclasses.replace(
+            self,
+            name=planned.name,
+            label=planned.label,
+            purpose=planned.purpose,
+            role=planned.kind.role,
+            on_twin=planned.on_twin,
         )
 
     @property
@@ -171,8 +195,10 @@ class Measurement:
         """Inverse of `to_json`. Raises KeyError, TypeError or ValueError if the values are no measurement."""
         if values["format"] != FORMAT:
             raise ValueError(f"format {values['format']!r}, not {FORMAT}")
-        names = [field.name for field in dataclasses.fields(cls)]
-        found = {name: values["attack" if name == "name" else name] for name in names}
+        found = {"name": values["attack"]}
+        for field in dataclasses.fields(cls)[1:]:
+            if field.name in values or field.default is dataclasses.MISSING:
+                found[field.name] = values[field.name]
         return cls(**{**found, "interval": tuple(values["interval"])})
 
 

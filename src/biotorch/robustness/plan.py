@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from biotorch import _names
 from biotorch.layers import FeedbackLayer
@@ -17,14 +17,16 @@ from biotorch.robustness.attacks.blind import RandomSigns, Transfer
 from biotorch.robustness.attacks.few_pixel import FewPixel
 from biotorch.robustness.attacks.gradient import EOTPGD, FGSM, PGD, TPGD, WhiteBox
 from biotorch.robustness.attacks.library import Square
+from biotorch.robustness.attacks.multi_targeted import MultiTargeted
 from biotorch.robustness.attacks.norms import Norm
-from biotorch.robustness.measurement import Planned
+from biotorch.robustness.measurement import TWIN, Planned
 
 ATTACKS: dict[str, type[Attack]] = {
     "fgsm": FGSM,
     "pgd": PGD,
     "eot_pgd": EOTPGD,
     "tpgd": TPGD,
+    "multi_targeted": MultiTargeted,
     "few_pixel": FewPixel,
     "square": Square,
     "auto_pgd": AutoPGD,
@@ -48,11 +50,12 @@ Wanted = str | Mapping[str, Any] | type[Attack]
 #: Number of images that the paper's black-box attacks see (appendix 6.3), and all attacks of a quick study.
 FEW = 500
 
-#: Epsilons of each preset; the paper's run from 0 to 0.1 in steps of 0.01.
-EPSILONS: dict[Preset, tuple[float, ...]] = {
-    "quick": (2 / 255, 8 / 255, 0.1),
-    "paper": tuple(step / 100 for step in range(11)),
-}
+#: Epsilons of the paper, 0 to 0.1 in steps of 0.01.
+PAPER_EPSILONS = tuple(step / 100 for step in range(11))
+
+#: Default epsilons of a quick study: those at which digits (one channel) and photographs are usually attacked.
+_GREY: dict[Norm, tuple[float, ...]] = {"linf": (0.1, 0.2, 0.3), "l2": (1.0, 1.5, 2.0)}
+_COLOUR: dict[Norm, tuple[float, ...]] = {"linf": (2 / 255, 8 / 255), "l2": (0.25, 0.5)}
 
 #: Attacks of the paper. It prints neither steps nor step sizes of its white-box attacks. We take the defaults of the
 #: library that it used, in the version current at the time (torchattacks 3.0.0).
@@ -73,12 +76,18 @@ _PAPER_QUERIES = 50
 _SQUARE_EPSILONS = tuple(0.1 * step / 29 for step in range(30))
 
 
+def default_epsilons(images: Tensor, norm: Norm) -> tuple[float, ...]:
+    """Epsilons at which images (n, ...) are usually attacked: larger ones for grey images than for coloured ones."""
+    return (_COLOUR if images.dim() == 4 and images.shape[1] > 1 else _GREY)[norm]
+
+
 def plan(
     model: nn.Module,
     attacks: Sequence[Wanted] | None = None,
     epsilons: Sequence[float] | None = None,
     preset: Preset = "quick",
     *,
+    usual: Sequence[float] = _GREY["linf"],
     norm: Norm = "linf",
     autoattack: bool = False,
     square_queries: Sequence[int] | None = None,
@@ -86,12 +95,14 @@ def plan(
 ) -> list[Planned]:
     """Planned attacks of a study, without those that only its checks need.
 
-    A white-box attack whose settings choose no gradient is planned along both, unless the network has only one.
+    A white-box attack whose settings choose no gradient is planned along both, unless the network has only one. Without
+    `epsilons`, the preset `paper` has its own, and `quick` takes the `usual` ones, see `default_epsilons`.
 
     Raises:
         ValueError: an attack is unknown, or does not take its settings.
     """
-    radii = tuple(EPSILONS[preset] if epsilons is None else epsilons)
+    own = PAPER_EPSILONS if preset == "paper" else usual
+    radii = tuple(own if epsilons is None else epsilons)
     wanted = list((_PAPER if preset == "paper" else _QUICK) if attacks is None else attacks)
     found = [each for one in wanted for each in _entries(one, radii, norm, model)]
     queries = _QUERIES[preset] if square_queries is None and attacks is None else tuple(square_queries or ())
@@ -110,26 +121,58 @@ def plan(
     return list(dict.fromkeys(found))
 
 
-def for_checks(reference: Planned, unbounded: float) -> Iterator[Planned]:
-    """Variants of the reference attack for the checks: fewer steps (weaker), more restarts and no bound (stronger).
+def for_checks(reference: Planned, larger: float, unbounded: float) -> Iterator[Planned]:
+    """Variants of the reference attack for the checks, at its own epsilon unless said otherwise.
+
+    One step; fewer steps (weaker); more restarts (stronger); a larger epsilon; and no bound and no random start,
+    because noise alone breaks images if it is as large as they are.
 
     Args:
         reference: PGD along the true gradient.
+        larger: next epsilon above the one of the verdict.
         unbounded: epsilon whose ball contains every possible image.
     """
     steps = reference.settings.get("steps", 40)
     fewer = {**reference.settings, "steps": max(1, steps // 4)}
     more = {**reference.settings, "restarts": 2 * reference.settings.get("restarts", 1)}
-    everything = {**reference.settings, "step_size": None}
-    yield dataclasses.replace(reference, settings=_Settings(fewer), purpose="check")
-    yield dataclasses.replace(reference, settings=_Settings(more), purpose="check", seed=1)
-    yield dataclasses.replace(reference, settings=_Settings(everything), purpose="check", epsilon=unbounded)
+    everything = {**reference.settings, "step_size": None, "random_start": False}
+    norm = {name: value for name, value in reference.settings.items() if name == "norm"}
+    check = dataclasses.replace(reference, purpose="check")
+    yield dataclasses.replace(check, name="fgsm", kind=FGSM, settings=_Settings(norm))
+    yield dataclasses.replace(check, settings=_Settings(fewer))
+    yield dataclasses.replace(check, settings=_Settings(more), seed=1)
+    yield dataclasses.replace(check, epsilon=larger)
+    yield dataclasses.replace(check, settings=_Settings(everything), epsilon=unbounded)
 
 
 def longer_than(reference: Planned) -> Planned:
     """The reference attack with twice as many steps, to test whether a loss still rising would break more images."""
     longer = {**reference.settings, "steps": 2 * reference.settings.get("steps", 40)}
     return dataclasses.replace(reference, settings=_Settings(longer), purpose="check")
+
+
+#: Queries of a black-box attack, and steps towards each class, without which no network is called robust.
+REAL_BUDGET = 1000
+_STEPS_PER_CLASS = 20
+
+
+def confirmations(reference: Planned, sources: Sequence[str], black_box: bool) -> Iterator[Planned]:
+    """Attacks that a network must withstand, too, before it is called robust.
+
+    Args:
+        reference: PGD along the true gradient, at the epsilon of the verdict.
+        sources: names of the network's parts that classify alone, from which examples are transferred.
+        black_box: whether a black-box attack is still missing.
+    """
+    norm = {name: value for name, value in reference.settings.items() if name == "norm"}
+    towards = _Settings({"steps": _STEPS_PER_CLASS, **norm})
+    yield dataclasses.replace(reference, name="multi_targeted", kind=MultiTargeted, settings=towards)
+    blind = dataclasses.replace(reference, gradient=None, settings=_Settings(norm))
+    for source in sources:
+        yield dataclasses.replace(blind, name="transfer", kind=Transfer, source=source)
+    if black_box:
+        square = _Settings({"queries": REAL_BUDGET, "p_init": 0.8, "loss": "margin", **norm})
+        yield dataclasses.replace(blind, name="square", kind=Square, settings=square)
 
 
 def two_gradients(model: nn.Module) -> bool:
@@ -212,14 +255,23 @@ def completed_attack(wanted: Any, norm: str) -> Any:
 
 
 def _transfers(model: nn.Module, epsilons: Sequence[float], norm: Norm) -> list[Planned]:
-    """Transfer attacks from the source to the network, and back to the source along each gradient of the network."""
+    """Transfer attacks from the twin to the network, and back to the twin along each gradient of the network."""
     settings = _Settings({} if norm == "linf" else {"norm": norm})
     own: tuple[Gradient, ...] = ("feedback", "true") if two_gradients(model) else ("true",)
-    found = [Planned("transfer", Transfer, settings, None, float(each)) for each in epsilons]
-    return found + [Planned("transfer_to", Transfer, settings, kind, float(each)) for kind in own for each in epsilons]
+    found = [Planned("transfer", Transfer, settings, None, float(each), source=TWIN) for each in epsilons]
+    back = [
+        Planned("transfer_to", Transfer, settings, kind, float(each), on_twin=True) for kind in own for each in epsilons
+    ]
+    return found + back
 
 
-def reference_of(planned: Sequence[Planned]) -> Planned | None:
-    """Reference attack: the planned PGD along the true gradient with the most steps; None if there is none."""
-    candidates = [each for each in planned if each.kind is PGD and each.gradient == "true" and each.purpose == "figure"]
-    return max(candidates, key=lambda each: each.settings.get("steps", 40), default=None)
+def reference_of(planned: Sequence[Planned], noisy: bool) -> Planned | None:
+    """Reference attack: the planned PGD along the true gradient with the most steps; None if there is none.
+
+    For a noisy network it is the one that averages gradients over the noise (EOT-PGD), if that is planned.
+    """
+    along = [each for each in planned if each.gradient == "true" and each.purpose == "figure"]
+    for kind in (EOTPGD, PGD) if noisy else (PGD,):
+        if candidates := [each for each in along if each.kind is kind]:
+            return max(candidates, key=lambda each: each.settings.get("steps", 40))
+    return None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import re
 import time
 import warnings
@@ -11,18 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from biotorch import _files, _seeding
 from biotorch._files import state_hash
-from biotorch.robustness.attacks.attempt import Attempt, cross_entropy
-from biotorch.robustness.attacks.base import Attack, unseen
-from biotorch.robustness.attacks.gradient import EOTPGD, PGD
-from biotorch.robustness.evidence import NOISE
-from biotorch.robustness.measurement import Measurement, Planned
-from biotorch.robustness.plan import two_gradients
+from biotorch.robustness.attacks.base import Attack
+from biotorch.robustness.attacks.gradient import EOTPGD
+from biotorch.robustness.look import Look
+from biotorch.robustness.measurement import TWIN, Measurement, Planned
 
 
 class Store:
@@ -96,59 +90,28 @@ class Display:
 
 
 class Runner:
-    """Runs planned attacks on one network and one set of images."""
+    """Runs planned attacks on one network and one set of images.
+
+    Attributes:
+        sources: networks from which examples are transferred, by the names that planned attacks give as their source.
+    """
 
     def __init__(
         self,
         model: nn.Module,
-        source: nn.Module | None,
         images: Tensor,
         labels: Tensor,
         seed: int,
         batch_size: int,
         store: Store,
         display: Display,
+        look: Look,
     ) -> None:
-        self.model, self.source, self.images, self.labels = model, source, images, labels
+        self.model, self.images, self.labels, self.look = model, images, labels, look
         self.seed, self.batch_size, self.store, self.display = seed, batch_size, store, display
-        self.networks = {each: _identity_of(each) for each in (model, source) if each is not None}
+        self.sources: dict[str, nn.Module] = {}
+        self.networks: dict[nn.Module, str] = {}
         self.data: dict[int, str] = {}
-        counts = labels.bincount().double()
-        self.guessing = 100 * float(counts.max() / counts.sum())
-
-    def first_look(self) -> None:
-        """Measure what needs no attack: clean predictions, determinism, both gradients, and seconds per pass."""
-        parts = [self._look(start) for start in range(0, len(self.images), self.batch_size)]
-        self.clean = torch.cat([part[0] for part in parts])
-        cosines = torch.cat([part[1] for part in parts])[self.clean]
-        self.cosine = float(cosines.mean()) if len(cosines) else math.nan
-        self.spread = max(part[2] for part in parts)
-        self.probabilities = all(part[3] for part in parts)
-        self.not_numbers = sum(part[4] for part in parts)
-
-    def _look(self, start: int) -> tuple[Tensor, Tensor, float, bool, int]:
-        part = slice(start, start + self.batch_size)
-        with unseen(self.model):
-            device = next((each.device for each in self.model.parameters()), self.images.device)
-            images, labels = self.images[part].to(device), self.labels[part].to(device)
-            attempt = Attempt(self.model, images, labels, _seeding.generator(self.seed))
-            everyone = torch.arange(len(images), device=device)
-            begin = time.perf_counter()
-            with torch.no_grad():
-                again = attempt.outputs(images, everyone)
-            forward = time.perf_counter() - begin
-            true, _, _ = attempt.gradient(images, everyone, cross_entropy, "true")
-            both = time.perf_counter() - begin - forward
-            cosine = torch.ones(len(images))
-            if two_gradients(self.model):
-                fed_back, _, _ = attempt.gradient(images, everyone, cross_entropy, "feedback")
-                cosine = F.cosine_similarity(true.flatten(1).double(), fed_back.flatten(1).double()).float().cpu()
-        if start == 0:
-            self.pass_seconds = forward / len(images), max(both - forward, 0.0) / len(images)
-        outputs = attempt.clean_outputs
-        sums_to_one = bool(((outputs.sum(1) - 1).abs() < 1e-4).all() and (outputs >= 0).all())
-        not_numbers, numbers = outputs.isnan().any(1), (outputs - again).nan_to_num(0, 0, 0)
-        return attempt.clean.cpu(), cosine, float(numbers.abs().max()), sums_to_one, int(not_numbers.sum())
 
     def run(self, planned: Sequence[Planned]) -> list[Measurement]:
         """Measurements of the planned attacks, in their order; those in the store are reused."""
@@ -167,7 +130,7 @@ class Runner:
         found = self.store.get(planned, self._identity(planned))
         if found is None:
             return None
-        return dataclasses.replace(found, name=planned.name, label=planned.label, purpose=planned.purpose)
+        return found.for_plan(planned)
 
     def _measure(self, planned: Planned) -> Measurement:
         attack = self._attack(planned)
@@ -181,40 +144,43 @@ class Runner:
         return measurement
 
     def _attack(self, planned: Planned) -> Attack:
-        if planned.name == "transfer_to":
-            return planned.build(self._source, self.seed, self.batch_size, source=self.model)
-        if planned.name == "transfer":
-            return planned.build(self.model, self.seed, self.batch_size, source=self.source)
+        if planned.on_twin:
+            return planned.build(self.sources[TWIN], self.seed, self.batch_size, source=self.model)
         more: dict[str, Any] = {}
-        if issubclass(planned.kind, PGD) and "stop_at_success" not in planned.settings:
-            more["stop_at_success"] = self.spread <= NOISE
-        if issubclass(planned.kind, EOTPGD) and self.spread == 0:  # all k gradients would be equal
+        if planned.source is not None:
+            more["source"] = self.sources[planned.source]
+        if planned.kind.role == "steps" and "stop_at_success" not in planned.settings:
+            more["stop_at_success"] = not self.look.noisy
+        if issubclass(planned.kind, EOTPGD) and not self.look.noisy:  # all k gradients would be equal
             more["samples"] = 1
         return planned.build(self.model, self.seed, self.batch_size, **more)
-
-    @property
-    def _source(self) -> nn.Module:
-        assert self.source is not None
-        return self.source
 
     def _seconds(self, planned: Planned) -> float:
         """Upper bound of an attack's duration: all of its passes on every image that is classified correctly."""
         forward, backward = self._attack(planned).passes
         images = len(self.images[: planned.images])
-        share = float(self.clean.double().mean())
-        seconds: float = images * share * (forward * self.pass_seconds[0] + backward * self.pass_seconds[1])
+        share = float(self.look.clean.double().mean())
+        each = self.look.seconds
+        seconds: float = images * share * (forward * each[0] + backward * each[1])
         return seconds
 
     def _identity(self, planned: Planned) -> str:
         """Digest of network, images and settings."""
         images, labels = self.images[: planned.images], self.labels[: planned.images]
-        networks = [*self.networks.values()] if planned.name.startswith("transfer") else [self.networks[self.model]]
+        source = TWIN if planned.on_twin else planned.source
+        networks = [self.model, *([] if source is None else [self.sources[source]])]
+        digests = [self._digest(each) for each in networks]
         told = (planned.name, sorted(planned.settings.items()), planned.gradient, planned.epsilon, planned.seed)
         edition = [planned.kind.edition] if planned.kind.edition > 1 else []  # the first had none in its digest
         if len(images) not in self.data:
             self.data[len(images)] = state_hash({"images": images, "labels": labels})
         data = self.data[len(images)]
-        return f"{_seeding.derive(*networks, data, *told, *edition, self.seed, self.batch_size):016x}"
+        return f"{_seeding.derive(*digests, data, *told, *edition, self.seed, self.batch_size):016x}"
+
+    def _digest(self, network: nn.Module) -> str:
+        if network not in self.networks:
+            self.networks[network] = _identity_of(network)
+        return self.networks[network]
 
 
 def _identity_of(model: nn.Module) -> str:

@@ -11,12 +11,24 @@ from torch import Tensor, nn
 
 from biotorch.robustness.attacks.base import require_images
 from biotorch.robustness.attacks.norms import Norm
-from biotorch.robustness.checks import rising, run_checks
+from biotorch.robustness.checks import has_real_budget, rising, run_checks
 from biotorch.robustness.evidence import Evidence
-from biotorch.robustness.measurement import Planned
-from biotorch.robustness.plan import Preset, Wanted, for_checks, longer_than, plan, reference_of
+from biotorch.robustness.look import look
+from biotorch.robustness.measurement import TWIN, Planned
+from biotorch.robustness.parts import parts_that_classify
+from biotorch.robustness.plan import (
+    Preset,
+    Wanted,
+    confirmations,
+    default_epsilons,
+    for_checks,
+    longer_than,
+    plan,
+    reference_of,
+    two_gradients,
+)
 from biotorch.robustness.runner import Display, Runner, Store
-from biotorch.robustness.verdict import Study, judge, strongest
+from biotorch.robustness.verdict import Study, judge, strongest, worth_confirming
 
 
 def study(
@@ -43,7 +55,8 @@ def study(
         attacks: names, `{"type": name, ...}` with settings, or subclasses of `Attack`. Default: random signs, FGSM,
             PGD in 40 steps and Square with 1,000 queries. A white-box attack runs along both gradients unless its
             settings choose one.
-        epsilons: radii. Default: 2/255, 8/255 and 0.1.
+        epsilons: radii. Default for images of one channel: 0.1, 0.2 and 0.3 (in L2 1, 1.5 and 2); for others: 2/255 and
+            8/255 (in L2 0.25 and 0.5). The verdict is given at the middle one, of two at the larger.
         preset: `quick`, or `paper` for the settings of the paper's section 4.2. The paper prints few of them; the
             others are our reading.
         norm: norm of the ball, `linf` or `l2`.
@@ -74,54 +87,81 @@ def study(
         attacks,
         epsilons,
         preset or "quick",
+        usual=default_epsilons(images, norm),
         norm=norm,
         autoattack=autoattack,
         square_queries=square_queries,
         transfer=source is not None,
     )
-    radii = sorted({each.epsilon for each in planned if each.epsilon > 0 and each.name != "few_pixel"})
-    if not radii and {each.name for each in planned} == {"few_pixel"}:
+    radii = sorted({each.epsilon for each in planned if each.epsilon > 0 and each.kind.role != "no radius"})
+    if not radii and any(each.kind.role == "no radius" for each in planned):
         raise ValueError("attacks: few_pixel has no epsilon to judge a network at; add another attack")
     if not radii:
         raise ValueError("epsilons: at least one above 0 is needed to judge a network")
     judged_at = _middle(planned)
-    unbounded = 1.0 if norm == "linf" else math.sqrt(images[0].numel())
-    reference = reference_of(planned)
-    if reference is not None:
-        planned += for_checks(dataclasses.replace(reference, epsilon=judged_at), unbounded)
-    runner = Runner(model, source, images, labels, seed, batch_size, store, display)
-    runner.first_look()
-    evidence = Evidence(
-        runner.run(planned),
-        None if reference is None else reference.label,
+    seen = look(
+        model,
+        images,
+        labels,
         judged_at,
-        unbounded,
-        runner.clean,
-        runner.guessing,
-        runner.spread,
-        runner.probabilities,
-        runner.not_numbers,
+        norm,
+        two_gradients=two_gradients(model),
+        seed=seed,
+        batch_size=batch_size,
     )
-    if reference is not None and (late := rising(evidence)):
-        longer = [longer_than(dataclasses.replace(reference, epsilon=each.epsilon)) for each in late]
-        evidence = dataclasses.replace(evidence, measurements=[*evidence.measurements, *runner.run(longer)])
-    measurements, checks = evidence.measurements, run_checks(evidence)
+    runner = Runner(model, images, labels, seed, batch_size, store, display, seen)
+    if source is not None:
+        runner.sources[TWIN] = source
+    evidence = _gather(runner, planned, judged_at, 1.0 if norm == "linf" else math.sqrt(images[0].numel()))
+    checks = run_checks(evidence)
     word, sentence = judge(evidence, checks)
     return Study(
         word,
         sentence,
         judged_at,
         checks,
-        list(measurements),
-        100 * float(runner.clean.double().mean()),
+        list(evidence.measurements),
+        100 * float(seen.clean.double().mean()),
         {each: strongest(evidence, each) for each in radii},
-        runner.cosine,
-        sum(each.seconds for each in measurements),
+        seen.cosine,
+        sum(each.seconds for each in evidence.measurements),
     )
 
 
+def _gather(runner: Runner, planned: list[Planned], judged_at: float, unbounded: float) -> Evidence:
+    """Measurements of the planned attacks, and of those that the checks and a verdict of `robust` need."""
+    reference = reference_of(planned, runner.look.noisy)
+    if reference is None:
+        return Evidence(runner.run(planned), None, judged_at, unbounded, runner.look)
+    reference = dataclasses.replace(reference, epsilon=judged_at)
+    larger = min((each.epsilon for each in planned if each.epsilon > judged_at and each.kind.role != "no radius"),
+                 default=min(2 * judged_at, unbounded))  # fmt: skip
+    planned += for_checks(reference, larger, unbounded)
+    evidence = Evidence(runner.run(_once(planned)), reference.label, judged_at, unbounded, runner.look)
+    if late := rising(evidence):
+        longer = [longer_than(dataclasses.replace(reference, epsilon=each.epsilon)) for each in late]
+        evidence = evidence.with_more(runner.run(longer))
+    if not worth_confirming(evidence, run_checks(evidence)):
+        return evidence
+    runner.sources |= parts_that_classify(runner.model, runner.images, runner.labels)
+    black_box = not any(has_real_budget(each) for each in evidence.at(judged_at))
+    parts = [name for name in runner.sources if name != TWIN]
+    confirmed = runner.run(list(confirmations(reference, parts, black_box)))
+    return dataclasses.replace(evidence.with_more(confirmed), confirmed=True)
+
+
+def _once(planned: Sequence[Planned]) -> list[Planned]:
+    """Planned attacks without those of a check that are planned for the table, too."""
+    figures = {dataclasses.replace(each, purpose="check") for each in planned if each.purpose == "figure"}
+    return [each for each in planned if each.purpose == "figure" or each not in figures]
+
+
 def _middle(planned: Sequence[Planned]) -> float:
-    """Middle epsilon above zero of the attacks along the true gradient, or of all attacks if there are none."""
-    white = sorted({each.epsilon for each in planned if each.gradient == "true" and each.epsilon > 0})
-    radii = white or sorted({each.epsilon for each in planned if each.epsilon > 0 and each.name != "few_pixel"})
-    return radii[(len(radii) - 1) // 2]
+    """Middle epsilon above zero of the attacks along the true gradient, or of all attacks if there are none.
+
+    Of an even number of epsilons it is the upper one in the middle.
+    """
+    bounded = [each for each in planned if each.epsilon > 0 and each.kind.role != "no radius"]
+    white = sorted({each.epsilon for each in bounded if each.gradient == "true"})
+    radii = white or sorted({each.epsilon for each in bounded})
+    return radii[len(radii) // 2]

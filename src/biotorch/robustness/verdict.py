@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from biotorch._tables import Table
-from biotorch.robustness.evidence import Check, Evidence, worst
+from biotorch.robustness.evidence import ENOUGH_IMAGES, Check, Evidence, worst
 from biotorch.robustness.measurement import Measurement, interval
 
 Word = Literal["inconclusive", "masked", "not robust", "robust"]
@@ -20,31 +20,57 @@ def judge(evidence: Evidence, checks: Sequence[Check]) -> tuple[Word, str]:
     """Verdict, and a sentence with its reason. The first word that applies is taken:
 
     ================  ===================================================================================
-    `inconclusive`    no attack along the true gradient was run, or a check on the attack itself fired
+    `inconclusive`    the network only guesses
     `masked`          at some epsilon, the true gradient, a black box or a transfer breaks more images
                       than the feedback gradient, by more than noise
     `not robust`      at the epsilon of the verdict, the strongest attack leaves less than half of the
-                      clean accuracy (lower end of the 95 % interval)
+                      clean accuracy
+    `inconclusive`    no PGD along the true gradient was run, a check on the attacks fired or could not
+                      run, or the 95 % interval of what is left reaches below half of the clean accuracy
     `robust`          otherwise
     ================  ===================================================================================
     """
-    clean = 100 * float(evidence.clean.double().mean())
+    clean = 100 * float(evidence.look.clean.double().mean())
     left, bounds = strongest(evidence, evidence.judged_at)
     stands = (
         f"Under the strongest attack at epsilon {evidence.judged_at:.3g}, {left:.1f} % of the images [{bounds[0]:.1f}, "
         f"{bounds[1]:.1f}] are still classified as labelled; without an attack {clean:.1f} % are."
     )
-    failed = [check for check in checks if check.fired and check.about == "attack"]
-    masking = [check for check in checks if check.fired and check.about == "feedback"]
+    beyond = [each for each in evidence.reference if evidence.judged_at < each.epsilon < evidence.unbounded]
+    if beyond:
+        stands += f" At epsilon {beyond[0].epsilon:.3g}, {beyond[0].label} leaves {beyond[0].robust_accuracy:.1f} %."
+
+    def fired(about: str) -> list[Check]:
+        return [check for check in checks if check.fired and check.about == about]
+
+    failed = fired("attack")
+    if guessing := fired("network"):
+        return "inconclusive", f"There is nothing to judge: {guessing[0].name}. {stands}"
+    if masking := fired("feedback"):
+        return "masked", f"The feedback gradient hides how well a real attacker does: {masking[0].sentence}. {stands}"
+    if left < clean / 2:
+        names = ", ".join(check.name for check in failed)
+        return "not robust", stands + (f" Perhaps even less is left, because a check fired: {names}." if failed else "")
     if not evidence.reference:
         return "inconclusive", f"PGD along the true gradient was not run. {stands}"
     if failed:
-        return "inconclusive", f"The attack itself failed: {failed[0].name}. {stands}"
-    if masking:
-        return "masked", f"The feedback gradient hides how well a real attacker does: {masking[0].sentence}. {stands}"
+        return "inconclusive", f"The attacks cannot be trusted: {failed[0].name}. {stands}"
+    if missing := [check for check in checks if not check.ran and check.about == "attack"]:
+        return "inconclusive", f"A check could not run: {missing[0].name} ({missing[0].sentence}). {stands}"
     if bounds[0] < clean / 2:
-        return "not robust", stands
+        return "inconclusive", f"More images are needed: half of the clean accuracy lies in the interval. {stands}"
     return "robust", stands
+
+
+def worth_confirming(evidence: Evidence, checks: Sequence[Check]) -> bool:
+    """Whether the attacks that confirm `robust` could change the verdict.
+
+    They are costly. A network that is broken, masked or only guesses stays so, and from few images nothing is confirmed.
+    """
+    settled = any(check.fired and check.about in ("network", "feedback") for check in checks)
+    enough = any(check.name == ENOUGH_IMAGES and check.ran for check in checks)
+    left, _ = strongest(evidence, evidence.judged_at)
+    return enough and not settled and left >= 50 * float(evidence.look.clean.double().mean())
 
 
 def strongest(evidence: Evidence, epsilon: float) -> tuple[float, tuple[float, float]]:
@@ -52,9 +78,9 @@ def strongest(evidence: Evidence, epsilon: float) -> tuple[float, tuple[float, f
     inside = [
         each
         for each in evidence.measurements
-        if each.epsilon <= epsilon and each.name not in ("few_pixel", "transfer_to")
+        if each.epsilon <= epsilon and each.role != "no radius" and not each.on_twin
     ]
-    withstands = evidence.clean.clone()
+    withstands = evidence.look.clean.clone()
     if inside:
         attacked = worst(inside)
         withstands &= torch.cat([attacked, torch.ones(len(withstands) - len(attacked), dtype=torch.bool)])
@@ -72,8 +98,8 @@ class Study:
     Attributes:
         verdict: `inconclusive`, `masked`, `not robust` or `robust`, see `biotorch.robustness.verdict.judge`.
         sentence: reason of the verdict, with the accuracy under the strongest attack.
-        judged_at: epsilon of the verdict, the middle one of the study's epsilons above zero.
-        checks: every sanity check for which there was evidence.
+        judged_at: epsilon of the verdict, the middle one of the study's epsilons above zero, of two the larger.
+        checks: every sanity check that applies, including those that could not run.
         measurements: every attack at every epsilon.
         clean_accuracy: accuracy without an attack, in percent.
         worst_case: accuracy (%) by epsilon if each image meets the worst of all attacks, with its 95 % interval.
@@ -137,11 +163,13 @@ class Study:
 
     def __str__(self) -> str:
         fired = [f"- {check.name}: {check.sentence}." for check in self.fired]
-        silent = [f"- {check.name}: {check.sentence}." for check in self.checks if not check.fired]
+        silent = [f"- {check.name}: {check.sentence}." for check in self.checks if check.ran and not check.fired]
+        missing = [f"- {check.name}: {check.sentence}." for check in self.checks if not check.ran]
         return "\n".join(
             [
                 f"Verdict: {self.verdict}. {self.sentence}",
                 *(["", "Checks that fired:", *fired] if fired else ["", "No check fired."]),
+                *(["", "Checks that could not run:", *missing] if missing else []),
                 "",
                 self.table.markdown(),
                 "Checks that did not fire:",
@@ -169,7 +197,7 @@ class Study:
 
 def _column(each: Measurement) -> tuple[bool, float]:
     """Sort key of a table column: whether the attack counts pixels, then the number of pixels or the epsilon."""
-    return each.name == "few_pixel", each.epsilon
+    return each.role == "no radius", each.epsilon
 
 
 def _described(each: Measurement) -> str:

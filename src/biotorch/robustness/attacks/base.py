@@ -8,7 +8,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,11 @@ from biotorch.robustness.attacks.norms import Norm, size
 
 #: Tolerated rounding error of a perturbation, some units in the last place of a float32 pixel.
 ROUNDING = 1e-6
+
+
+#: Part that an attack plays in a study. `noise` looks at no network; `transfer` at another one; a `black box` at
+#: outputs alone; a `white box` at gradients, in a `single step` or in `steps`; `no radius` has no epsilon.
+Role = Literal["noise", "transfer", "black box", "white box", "single step", "steps", "no radius"]
 
 
 class Common(TypedDict, total=False):
@@ -89,6 +94,8 @@ class Attack(ABC):
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     #: Whether the attack uses gradients of the network.
     white_box: ClassVar[bool] = False
+    #: Part that the attack plays in a study.
+    role: ClassVar[Role] = "black box"
     #: Arguments of base classes that the attack does not take, each with the reason.
     fixed: ClassVar[Mapping[str, str]] = {}
     #: Rises when equal settings come to give other examples: studies do not go on with results of an earlier edition.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from biotorch.robustness.attacks.attempt import Attempt, Gradient
-from biotorch.robustness.attacks.base import Attack, Common
+from biotorch.robustness.attacks.base import Attack, Common, Role
 from biotorch.robustness.attacks.gradient import PGD
 from biotorch.robustness.attacks.norms import project, steepest
 
@@ -27,6 +27,7 @@ class RandomSigns(Attack):
         4
     """
 
+    role: ClassVar[Role] = "noise"
     skips_solved = False
 
     def perturb(self, attempt: Attempt, index: Tensor) -> Tensor:
@@ -60,6 +61,8 @@ class Transfer(Attack):
         >>> attack.run(images, model(images).argmax(1)).adversarial.shape
         torch.Size([4, 1, 8, 8])
     """
+
+    role: ClassVar[Role] = "transfer"
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from biotorch.robustness.attacks.attempt import LOSSES, Attempt, LossName, classified
-from biotorch.robustness.attacks.base import Attack, require, require_counts
+from biotorch.robustness.attacks.base import Attack, Role, require, require_counts
 
 #: F of differential evolution (Su et al. 2019).
 _MUTATION = 0.5
@@ -46,6 +46,7 @@ class FewPixel(Attack):
         True
     """
 
+    role: ClassVar[Role] = "no radius"
     norms: ClassVar[tuple[str, ...]] = ("l0",)
     fixed: ClassVar[Mapping[str, str]] = {
         "epsilon": "its radius is the number of pixels",

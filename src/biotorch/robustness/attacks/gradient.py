@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from biotorch.robustness.attacks.attempt import LOSSES, Attempt, Gradient, LossName, classified
-from biotorch.robustness.attacks.base import Attack, Common, is_number, require, require_counts
+from biotorch.robustness.attacks.base import Attack, Common, Role, is_number, require, require_counts
 from biotorch.robustness.attacks.norms import project, random_point, steepest
 
 
@@ -34,6 +34,7 @@ class WhiteBox(Attack):
     """
 
     white_box: ClassVar[bool] = True
+    role: ClassVar[Role] = "white box"
 
     def __init__(
         self,
@@ -69,6 +70,7 @@ class FGSM(WhiteBox):
         tensor([1, 1, 1, 1])
     """
 
+    role: ClassVar[Role] = "single step"
     skips_solved = False
 
     def perturb(self, attempt: Attempt, index: Tensor) -> Tensor:
@@ -115,6 +117,8 @@ class PGD(WhiteBox):
         >>> attack.run(images, model(images).argmax(1)).robust.sum().item()
         0
     """
+
+    role: ClassVar[Role] = "steps"
 
     def __init__(
         self,

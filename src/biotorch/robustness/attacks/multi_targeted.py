@@ -1,0 +1,96 @@
+"""Multi-targeted PGD: towards one wrong class after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Unpack
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from biotorch.robustness.attacks.attempt import Attempt
+from biotorch.robustness.attacks.base import require_counts
+from biotorch.robustness.attacks.gradient import PGD, PGDArguments
+
+
+class MultiTargeted(PGD):
+    """Projected gradient descent towards each of several classes in turn (Gowal et al. 2019).
+
+    The attack towards class t raises z_t - z_y, where y is the label. Unlike the cross-entropy and the margin, this
+    loss depends on two outputs alone, so an output that never wins cannot take its gradient. An image counts as broken
+    if any wrong class wins.
+
+    Args:
+        model, epsilon, steps, step_size, random_start, stop_at_success, gradient, norm, seed, batch_size: see `PGD`.
+        classes: number of classes to try, by the height of their outputs at the image. Classes that no image of the
+            batch has as its label or as the network's answer are left out if three others are there.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> images = torch.rand(4, 1, 8, 8)
+        >>> attack = biotorch.robustness.MultiTargeted(model, epsilon=0.5, steps=10)
+        >>> attack.run(images, model(images).argmax(1)).robust.sum().item()
+        0
+    """
+
+    fixed: ClassVar[Mapping[str, str]] = {
+        "loss": "its losses are z_t - z_y",
+        "restarts": "it starts once for each class",
+    }
+
+    def __init__(
+        self, model: nn.Module, epsilon: float = 8 / 255, *, classes: int = 9, **pgd: Unpack[PGDArguments]
+    ) -> None:
+        for name in self.fixed.keys() & pgd:
+            raise TypeError(f"{name}: MultiTargeted does not take this argument, because {self.fixed[name]}")
+        super().__init__(model, epsilon, **pgd)
+        require_counts(classes=classes)
+        self.classes = classes
+        self._targets = torch.empty(0, dtype=torch.int64)
+
+    def perturb(self, attempt: Attempt, index: Tensor) -> Tensor:
+        best = attempt.images[index].clone()
+        unbroken = torch.arange(len(index), device=best.device)
+        for targets in _ranked(attempt, self.classes).unbind(1):
+            self._targets = targets
+            points, broken, _ = self._descend(attempt, index[unbroken], record=False)
+            best[unbroken] = points
+            unbroken = unbroken[~broken]
+            if not len(unbroken):
+                break
+        return best
+
+    def ascent(self, attempt: Attempt, points: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return attempt.gradient(points, index, _towards(self._targets[index]), self.gradient)
+
+    def judge(self, attempt: Attempt, points: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            outputs = attempt.outputs(points, index)
+        return _towards(self._targets[index])(outputs, attempt.labels[index]), outputs
+
+    @property
+    def passes(self) -> tuple[int, int]:
+        return self.classes * (self.steps + 1), self.classes * self.steps
+
+
+def _towards(targets: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """Loss z_t - z_y of outputs (m, C) and labels (m,), for targets t (m,)."""
+
+    def loss(outputs: Tensor, labels: Tensor) -> Tensor:
+        return (outputs.gather(1, targets[:, None]) - outputs.gather(1, labels[:, None]))[:, 0]
+
+    return loss
+
+
+def _ranked(attempt: Attempt, classes: int) -> Tensor:
+    """Wrong classes of each image, the highest output first: (n, at most `classes`)."""
+    outputs = attempt.clean_outputs.nan_to_num()
+    count = outputs.shape[1]
+    winning = torch.bincount(torch.cat([attempt.labels, outputs.argmax(1)]), minlength=count) > 0
+    if int(winning.sum()) < 4:
+        winning = torch.ones_like(winning)
+    usable = winning & ~F.one_hot(attempt.labels, count).bool()
+    order = outputs.masked_fill(~usable, -torch.inf).argsort(1, descending=True)
+    most = int(usable.sum(1).min())
+    return order[:, : min(classes, most)]

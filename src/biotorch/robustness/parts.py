@@ -1,0 +1,113 @@
+"""Parts of a network that classify alone: a defence around them can be attacked by transfer from them."""
+
+from __future__ import annotations
+
+import gc
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from biotorch.models.outputs import main_output
+from biotorch.robustness.attacks.attempt import classified
+from biotorch.robustness.attacks.base import unseen
+
+#: Number of images on which a part is tried.
+_TRIED = 50
+#: Largest number of parts that are attacked: each costs as much as an attack of the network.
+_MOST = 3
+#: Containers through which a module may hold another one that it has not registered.
+_CONTAINERS = (dict, list, tuple, set, types.CellType, types.FunctionType, types.MethodType, nn.Module)
+
+
+class _Forward(nn.Module):
+    """Forward pass of a module as one of its classes defines it, without hooks and without what subclasses add."""
+
+    def __init__(self, module: nn.Module, kind: type[nn.Module]) -> None:
+        super().__init__()
+        self.module, self.kind = module, kind
+
+    def forward(self, images: Tensor) -> Any:
+        return self.kind.forward(self.module, images)
+
+
+def parts_that_classify(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, nn.Module]:
+    """Parts of the network that map images to outputs on their own, other than the network itself, by name.
+
+    A part is a module inside of the network, registered or held in a list, a dictionary or a closure; or the forward
+    pass of a base class, which the network's own class overrides. Parts must classify at least half as many images
+    right as the network does. At most three are returned, the most accurate first.
+
+    Args:
+        model: the network.
+        images, labels: (n, ...) in [0, 1] and (n,), from which the first few are tried.
+    """
+    device = next((each.device for each in model.parameters()), images.device)
+    images, labels = images[:_TRIED].to(device), labels[:_TRIED].to(device)
+    with unseen(model):
+        whole = _answers(model, images)
+        needed = 0 if whole is None else int(classified(whole, labels).sum()) / 2
+        found: dict[str, tuple[int, Tensor, nn.Module]] = {}
+        for name, part in _candidates(model):
+            outputs = _answers(part, images)
+            if outputs is None or outputs.shape[1] <= int(labels.max()):
+                continue
+            if any(_equal(outputs, other) for other in (whole, *(each[1] for each in found.values()))):
+                continue
+            right = int(classified(outputs, labels).sum())
+            if right > 0 and right >= needed:
+                found[name] = right, outputs, part
+    best = sorted(found, key=lambda name: -found[name][0])[:_MOST]
+    return {name: found[name][2] for name in best}
+
+
+def _answers(part: nn.Module, images: Tensor) -> Tensor | None:
+    """Outputs (n, C) of a part, or None if it does not take images or returns something else."""
+    try:
+        with torch.no_grad():
+            outputs = main_output(part(images))
+    except Exception:  # noqa: BLE001 - a part that wants something else than images may raise anything
+        return None
+    return outputs if outputs.dim() == 2 and len(outputs) == len(images) and outputs.is_floating_point() else None
+
+
+def _equal(one: Tensor, other: Tensor | None) -> bool:
+    return other is not None and one.shape == other.shape and torch.allclose(one, other.to(one), atol=1e-5)
+
+
+def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module that the network reaches, and each forward pass that its class overrides."""
+    names = {id(module): name for name, module in model.named_modules()}
+    for module in _reached(model):
+        name = names.get(id(module)) or ("" if module is model else type(module).__name__)
+        if module is not model:
+            yield name, module
+        hooked = bool(module._forward_hooks or module._forward_pre_hooks)
+        for kind in type(module).__mro__[not hooked :]:
+            if kind is not nn.Module and issubclass(kind, nn.Module) and "forward" in vars(kind):
+                yield ".".join(filter(None, [name, f"{kind.__name__}.forward"])), _Forward(module, kind)
+
+
+def _reached(model: nn.Module) -> Iterator[nn.Module]:
+    """Modules that the network holds in whatever container, or that its functions use, itself included, each once."""
+    left: list[Any] = [model]
+    seen: set[int] = set()
+    while left:
+        each = left.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, nn.Module):
+            yield each
+            methods = (method for kind in type(each).__mro__ for method in vars(kind).values())
+            left += [method for method in methods if isinstance(method, types.FunctionType)]
+        inside = _used(each) if isinstance(each, types.FunctionType) else gc.get_referents(each)
+        left += [other for other in inside if isinstance(other, _CONTAINERS)]
+
+
+def _used(function: types.FunctionType) -> list[Any]:
+    """What a function holds in its closure and its defaults, and the modules that it uses by a global name."""
+    named = [function.__globals__.get(name) for name in function.__code__.co_names]
+    return [function.__closure__, function.__defaults__, *(each for each in named if isinstance(each, nn.Module))]
