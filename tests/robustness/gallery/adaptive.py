@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
-from fakes import Backward, Fake, straight
-from grounds import broken, hardened, images_of, plain
-from torch import nn
+from fakes import Backward, Fake
+from grounds import hardened, images_of, plain
 from torch.nn import functional as F
 
 
@@ -24,7 +24,7 @@ class Tensors:
         return F.linear(F.linear(x.flatten(1), c, g).relu(), d, h)
 
 
-class _Formula(Fake):
+class Formula(Fake, abstract=True):
     """A fake whose undefended network is a formula."""
 
     def __init__(self):
@@ -32,18 +32,15 @@ class _Formula(Fake):
         del self.network
         self.classify = Tensors(plain())
 
-    def forward(self, images):
-        return self.classify(images)
 
-
-class FormulaWithNoise(_Formula):
+class FormulaWithNoise(Formula):
     """The formula, with noise for a gradient."""
 
     def forward(self, images):
         return self.classify(Backward.apply(images, lambda gradient, _: torch.randn_like(gradient)))
 
 
-class FormulaOneHot(_Formula):
+class FormulaOneHot(Formula):
     """The formula, as one-hot outputs and with noise for a gradient."""
 
     def forward(self, images):
@@ -51,7 +48,7 @@ class FormulaOneHot(_Formula):
         return hot + Backward.apply(images, lambda gradient, _: torch.randn_like(gradient)).mean() * 0
 
 
-class FormulaUnderHardenedDecoy(_Formula):
+class FormulaUnderHardenedDecoy(Formula):
     """Hard labels of the formula, plus smaller logits of an adversarially trained network with an honest gradient."""
 
     def __init__(self):
@@ -62,7 +59,7 @@ class FormulaUnderHardenedDecoy(_Formula):
         return 100 * F.one_hot(self.classify(images).argmax(1), 10) + self.decoy(images)
 
 
-class FormulaUnderSmoothDecoy(_Formula):
+class FormulaUnderSmoothDecoy(Formula):
     """Soft but steep labels of the formula, plus smaller logits of a network that knows shapes by their blur alone."""
 
     def forward(self, images):
@@ -71,7 +68,7 @@ class FormulaUnderSmoothDecoy(_Formula):
         return 60 * F.softmax(50 * outputs, 1) + blurred
 
 
-class FormulaAntiAdversary(_Formula):
+class FormulaAntiAdversary(Formula):
     """Steps up the confidence of the predicted class, along finite differences in place of a backward pass."""
 
     epsilon = 0.08
@@ -94,7 +91,7 @@ class FormulaAntiAdversary(_Formula):
         return self.classify(images + change)
 
 
-class AnalyticAntiAdversary(_Formula):
+class AnalyticAntiAdversary(Formula):
     """Steps up the confidence of the predicted class, whose gradient is written out as transposed convolutions."""
 
     epsilon = 0.08
@@ -134,10 +131,10 @@ class SubmoduleAntiAdversary(Fake):
         self.helper = AnalyticAntiAdversary()
 
 
-class LearnedAntiAdversary(_Formula):
+class LearnedAntiAdversary(Formula):
     """Adds stored noise that favours the predicted class: one universal pattern per class."""
 
-    patterns: list[torch.Tensor] = []
+    patterns: ClassVar[list[torch.Tensor]] = []
 
     def __init__(self):
         super().__init__()
@@ -156,7 +153,7 @@ class LearnedAntiAdversary(_Formula):
         return self.classify(images + torch.stack(self.patterns)[wins])
 
 
-class FormulaShadow(_Formula):
+class FormulaShadow(Formula):
     """Two outputs per class: shadows that come just below the winner hide it from margin and cross-entropy."""
 
     def forward(self, images):
@@ -173,7 +170,7 @@ class FormulaShadow(_Formula):
 _SHARED: dict[str, list[torch.Tensor]] = {}
 
 
-class SharedMemory(_Formula):
+class SharedMemory(Formula):
     """A memory of clean images outside of the module, where a copy of the module finds it, too."""
 
     beyond = "its state is outside of the module, so that no fresh copy of it can be made inside of the process"
@@ -195,7 +192,7 @@ class SharedMemory(_Formula):
         return torch.where((distances < 4)[:, None], known + 0.01 * own, own)
 
 
-class OneHotStaircase(_Formula):
+class OneHotStaircase(Formula):
     """Outputs that are rounded to whole numbers, with the slope of a network that is hardened."""
 
     def __init__(self):
@@ -208,7 +205,7 @@ class OneHotStaircase(_Formula):
         return outputs + tie + 0.02 * self.decoy(images)
 
 
-class RippledLogits(_Formula):
+class RippledLogits(Formula):
     """A ripple whose slope outweighs the network's, on a scale that finite differences resolve."""
 
     def forward(self, images):
@@ -218,7 +215,7 @@ class RippledLogits(_Formula):
         return self.classify(images) + 2.5 * ripple
 
 
-class Moat(_Formula):
+class Moat(Formula):
     """Each pixel passes a wave with slopes of both signs between the levels of grey that the data have."""
 
     def forward(self, images):
@@ -226,7 +223,7 @@ class Moat(_Formula):
         return self.classify(images + wave)
 
 
-class RandomButFixed(_Formula):
+class RandomButFixed(Formula):
     """Noise on the input that a smooth function of the image decides, faster than the steps of an attack."""
 
     def forward(self, images):
@@ -234,6 +231,3 @@ class RandomButFixed(_Formula):
         mix = torch.randn(784, 784, generator=generator) / 28
         noise = torch.sin(400 * (images.flatten(1) @ mix)).view_as(images)
         return self.classify(images + 0.25 * noise)
-
-
-_ = broken, straight, nn

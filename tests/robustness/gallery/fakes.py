@@ -1,12 +1,15 @@
 """Fake defences: networks that look robust to an attack which believes their gradients or their outputs, and are not.
 
-Each is a class whose instance classifies clean images about as well as the undefended network inside. `examples` says
-how an attacker who has read the class breaks it; the tests assert that this leaves less than half of the clean accuracy.
+Each is a class whose instance classifies clean images about as well as the undefended network inside. `opened` is the
+network that an attacker who has read the class attacks in its place; the tests assert that the examples leave less than
+half of the clean accuracy.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from typing import ClassVar
 
 import torch
 from grounds import EPSILON, broken, cnn, images_of, plain, train
@@ -27,23 +30,38 @@ class Fake(nn.Module):
     """
 
     epsilon = EPSILON
-    settings: dict = {}
+    settings: ClassVar[dict] = {}
     beyond = ""
 
-    def __init_subclass__(cls) -> None:
-        if not cls.__name__.startswith("_"):
+    def __init_subclass__(cls, abstract: bool = False) -> None:
+        if not abstract:
             FAKES[cls.__name__] = cls
 
     def __init__(self) -> None:
         super().__init__()
         self.network = plain()
 
+    def opened(self, images: torch.Tensor) -> torch.Tensor:
+        """Outputs of what an attacker attacks in its place: by default the undefended network."""
+        return plain()(images)
+
     def examples(self) -> torch.Tensor:
-        """Images that break it: by default those that break the undefended network."""
-        return broken(plain(), self.epsilon)
+        """Images that break it."""
+        return broken(Function(self.opened), self.epsilon)
 
 
-class _Around(Fake):
+class Function(nn.Module):
+    """A function of images as a network."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, images):
+        return self.function(images)
+
+
+class Around(Fake, abstract=True):
     """The undefended network between a function of its images and one of its outputs."""
 
     def before(self, images):
@@ -56,20 +74,21 @@ class _Around(Fake):
         return self.after(self.network(self.before(images)))
 
 
+def on_the_grid(images):
+    """Whether each image is an 8-bit image: (n,) bool."""
+    return ((255 * images).round() - 255 * images).abs().flatten(1).amax(1) < 1e-3
+
+
 def straight(function, images):
-    """`function` of the images, with the gradient of the identity: backward pass differentiable approximation (BPDA)."""
+    """`function` of the images with the gradient of the identity (BPDA, Athalye et al. 2018)."""
     return images + (function(images) - images).detach()
 
 
-class _Shattered(_Around):
+class Shattered(Around, abstract=True):
     """A preprocessing without a usable gradient, which BPDA passes by."""
 
-    def examples(self):
-        class Open(nn.Module):
-            def forward(_, images):
-                return self.after(self.network(straight(self.before, images)))
-
-        return broken(Open(), self.epsilon)
+    def opened(self, images):
+        return self.after(self.network(straight(self.before, images)))
 
 
 # Gradients that lie ----------------------------------------------------------------------------------------------
@@ -89,7 +108,7 @@ class Backward(torch.autograd.Function):
         return ctx.change(gradient, ctx.saved_tensors[0]), None
 
 
-class _Lying(_Around):
+class Lying(Around, abstract=True):
     """The undefended network to the bit, with a gradient that `change` replaces."""
 
     def before(self, images):
@@ -99,27 +118,27 @@ class _Lying(_Around):
         raise NotImplementedError
 
 
-class NoiseForGradient(_Lying):
+class NoiseForGradient(Lying):
     def change(self, gradient, images):
         return torch.randn_like(gradient)
 
 
-class NoGradient(_Lying):
+class NoGradient(Lying):
     def change(self, gradient, images):
         return torch.zeros_like(gradient)
 
 
-class DetachedInput(_Around):
+class DetachedInput(Around):
     def before(self, images):
         return images.detach()
 
 
-class NegatedGradient(_Lying):
+class NegatedGradient(Lying):
     def change(self, gradient, images):
         return -gradient
 
 
-class FlippedSigns(_Lying):
+class FlippedSigns(Lying):
     """Half of the pixels, always the same, have a gradient of the wrong sign."""
 
     def change(self, gradient, images):
@@ -127,31 +146,31 @@ class FlippedSigns(_Lying):
         return gradient * (2 * torch.randint(2, gradient.shape[1:], generator=generator) - 1)
 
 
-class UnderflowingGradient(_Lying):
+class UnderflowingGradient(Lying):
     def change(self, gradient, images):
         return gradient * 1e-30 * 1e-20
 
 
-class OverflowingGradient(_Lying):
+class OverflowingGradient(Lying):
     def change(self, gradient, images):
         return gradient * 1e30 * 1e30
 
 
-class PermutedGradient(_Lying):
+class PermutedGradient(Lying):
     """The gradient of the pixel that lies seven rows and seven columns further."""
 
     def change(self, gradient, images):
         return gradient.roll((7, 7), (-2, -1))
 
 
-class BlurredGradient(_Lying):
+class BlurredGradient(Lying):
     """A gradient averaged over patches of seven by seven pixels."""
 
     def change(self, gradient, images):
         return F.avg_pool2d(gradient, 7, 1, 3)
 
 
-class StaleGradient(_Lying):
+class StaleGradient(Lying):
     """The gradient of the pass before, of other points."""
 
     kept = None
@@ -161,7 +180,7 @@ class StaleGradient(_Lying):
         return gradient.flip(0) if given is None or given.shape != gradient.shape else given.flip(0)
 
 
-class NoisyGradient(_Lying):
+class NoisyGradient(Lying):
     """The gradient under three times as much noise."""
 
     def change(self, gradient, images):
@@ -169,7 +188,7 @@ class NoisyGradient(_Lying):
         return gradient + 10 * scale * torch.randn_like(gradient)
 
 
-class GradientOfAnother(_Lying):
+class GradientOfAnother(Lying):
     """The gradient of a network that knows nothing."""
 
     def __init__(self):
@@ -184,15 +203,14 @@ class GradientOfAnother(_Lying):
             return torch.autograd.grad(F.cross_entropy(outputs, outputs.argmax(1), reduction="sum"), points)[0]
 
 
-class TrueOnTheGridOnly(_Lying):
+class TrueOnTheGridOnly(Lying):
     """A gradient that is right at 8-bit images, where it may be tested, and noise elsewhere."""
 
     def change(self, gradient, images):
-        on = ((255 * images).round() - 255 * images).abs().flatten(1).amax(1) < 1e-3
-        return torch.where(on.view(-1, 1, 1, 1), gradient, torch.randn_like(gradient))
+        return torch.where(on_the_grid(images).view(-1, 1, 1, 1), gradient, torch.randn_like(gradient))
 
 
-class TrueForAWhile(_Lying):
+class TrueForAWhile(Lying):
     """A gradient that is right for ten passes, and noise from there on."""
 
     passes = 0
@@ -202,7 +220,7 @@ class TrueForAWhile(_Lying):
         return gradient if self.passes <= 10 else torch.randn_like(gradient)
 
 
-class HiddenInAList(_Lying):
+class HiddenInAList(Lying):
     """The network that classifies stands in a list, where no walk through submodules meets it."""
 
     def __init__(self):
@@ -217,25 +235,27 @@ class HiddenInAList(_Lying):
         return torch.randn_like(gradient)
 
 
+def times_noise(gradient, _):
+    return gradient * torch.randn_like(gradient)
+
+
+def with_activations(function):
+    """The undefended network with another function in place of each ReLU."""
+    return nn.Sequential(*[Function(function) if isinstance(each, nn.ReLU) else each for each in plain()])
+
+
 class LyingActivations(Fake):
     """Activations inside the network send noise back."""
 
     def __init__(self):
         super().__init__()
-        noise = lambda gradient, _: gradient * torch.randn_like(gradient)
-
-        class Activation(nn.Module):
-            def forward(self, x):
-                return Backward.apply(x.relu(), noise)
-
-        layers = [Activation() if isinstance(each, nn.ReLU) else each for each in self.network]
-        self.network = nn.Sequential(*layers)
+        self.network = with_activations(lambda x: Backward.apply(x.relu(), times_noise))
 
     def forward(self, images):
         return self.network(images)
 
 
-class LiesUnderGradients(_Around):
+class LiesUnderGradients(Around):
     """With gradients enabled it answers as a network that knows nothing, without as itself."""
 
     def __init__(self):
@@ -250,7 +270,7 @@ class LiesUnderGradients(_Around):
         return outputs.detach() + self.other(images) - self.other(images).detach()
 
 
-class AnswersWhileWatched(_Around):
+class AnswersWhileWatched(Around):
     """Images that require a gradient are answered by a constant where they lie off the data, else by the network."""
 
     def forward(self, images):
@@ -263,44 +283,44 @@ class AnswersWhileWatched(_Around):
 # Outputs that flatten the loss -----------------------------------------------------------------------------------
 
 
-class HugeLogits(_Around):
+class HugeLogits(Around):
     def after(self, outputs):
         return 1e4 * outputs
 
 
-class TinyLogits(_Around):
+class TinyLogits(Around):
     def after(self, outputs):
         return 1e-12 * outputs
 
 
-class Probabilities(_Around):
+class Probabilities(Around):
     def after(self, outputs):
         return F.softmax(5 * outputs, 1)
 
 
-class HalfPrecisionProbabilities(_Around):
+class HalfPrecisionProbabilities(Around):
     def after(self, outputs):
         return F.softmax(10 * outputs, 1).half()
 
 
-class SaturatedSigmoids(_Around):
+class SaturatedSigmoids(Around):
     def after(self, outputs):
         return torch.sigmoid(2 * outputs - 12)
 
 
-class SaturatedLogProbabilities(_Around):
+class SaturatedLogProbabilities(Around):
     def after(self, outputs):
         return F.log_softmax(1e3 * outputs, 1)
 
 
-class OneHot(_Around):
+class OneHot(Around):
     """The predicted class as a vector of zeros and a one."""
 
     def after(self, outputs):
         return F.one_hot(outputs.argmax(1), 10).float() + 0 * outputs
 
 
-class OneHotWithNoise(_Around):
+class OneHotWithNoise(Around):
     """One-hot outputs, with noise for the gradient: neither gradients nor scores lead anywhere."""
 
     def after(self, outputs):
@@ -308,21 +328,21 @@ class OneHotWithNoise(_Around):
         return Backward.apply(hot + 0 * outputs, lambda gradient, _: torch.randn_like(gradient))
 
 
-class RoundedLogits(_Around):
+class RoundedLogits(Around):
     """Logits in steps of eight, of which straight-through estimation makes a gradient."""
 
     def after(self, outputs):
         return 8 * (outputs / 8).round() + F.one_hot(outputs.argmax(1), 10)
 
 
-class WinnerLifted(_Around):
+class WinnerLifted(Around):
     """The predicted class has 100 more, so the cross-entropy underflows."""
 
     def after(self, outputs):
         return outputs + 100 * F.one_hot(outputs.argmax(1), 10)
 
 
-class EleventhLogit(_Around):
+class EleventhLogit(Around):
     """An eleventh class that never wins, but is always second, and takes the gradient of CE, margin and DLR."""
 
     def __init__(self):
@@ -336,7 +356,7 @@ class EleventhLogit(_Around):
         return torch.cat([100 * outputs, 100 * first - 0.5 - torch.sigmoid(self.lure(images))], 1)
 
 
-class ShadowClass(_Around):
+class ShadowClass(Around):
     """The class after the predicted one always comes a hair behind it, so the margin is constant, and CE nearly so."""
 
     def after(self, outputs):
@@ -345,7 +365,7 @@ class ShadowClass(_Around):
         return outputs.scatter(1, (winner + 1) % 10, first - 0.01)
 
 
-class Ripples(_Around):
+class Ripples(Around):
     """Logits under a fine ripple, whose slope is all that the gradient shows."""
 
     def __init__(self):
@@ -357,7 +377,7 @@ class Ripples(_Around):
         return self.network(images) + 0.3 * torch.sin(1e3 * self.directions(images))
 
 
-class SmoothDecoy(_Around):
+class SmoothDecoy(Around):
     """Hard labels, plus a smaller term that is smooth and whose gradient is honest, of a network that knows nothing."""
 
     def __init__(self):
@@ -381,7 +401,7 @@ class HiddenSmoothDecoy(SmoothDecoy):
         return 10 * F.one_hot(self.hidden[0](images).argmax(1), 10) + torch.tanh(3 * self.decoy(images))
 
 
-class Honeypot(_Around):
+class Honeypot(Around):
     """Each class has a lure in its logit: a direction that promises more of the class and saturates too early."""
 
     def __init__(self):
@@ -400,14 +420,14 @@ class Honeypot(_Around):
 # Preprocessing that shatters -------------------------------------------------------------------------------------
 
 
-class Quantised(_Shattered):
+class Quantised(Shattered):
     """Sixteen levels of grey."""
 
     def before(self, images):
         return (15 * images).round() / 15
 
 
-class Jpeg(_Shattered):
+class Jpeg(Shattered):
     """Blocks of four by four pixels, whose cosine transform is rounded."""
 
     def before(self, images):
@@ -419,7 +439,7 @@ class Jpeg(_Shattered):
         return (basis.T @ rounded @ basis).permute(0, 1, 2, 4, 3, 5).reshape(images.shape).clamp(0, 1)
 
 
-class Staircase(_Shattered):
+class Staircase(Shattered):
     """A smooth staircase: flat within a hundredth of a sixteenth, where the data lie, and steep between."""
 
     def before(self, images):
@@ -428,7 +448,7 @@ class Staircase(_Shattered):
         return (whole + 0.5 * torch.tanh(60 * (x - whole - 0.5)) + 0.5 * torch.tanh(60 * (x - whole + 0.5))) / 16
 
 
-class SaturatedInput(_Around):
+class SaturatedInput(Around):
     """Pixels pushed through a steep sigmoid: dead where the data lie, near 0 and near 1."""
 
     epsilon = 0.3
@@ -436,12 +456,8 @@ class SaturatedInput(_Around):
     def before(self, images):
         return torch.sigmoid(200 * (images - 0.25))
 
-    def examples(self):
-        class Open(nn.Module):
-            def forward(_, images):
-                return self.network(torch.sigmoid(15 * (images - 0.25)))
-
-        return broken(Open(), self.epsilon)
+    def opened(self, images):
+        return self.network(torch.sigmoid(15 * (images - 0.25)))
 
 
 class Thermometer(Fake):
@@ -449,23 +465,20 @@ class Thermometer(Fake):
 
     def __init__(self):
         super().__init__()
-        self.network = learned("thermometer")
+        self.network = coded()
 
     @staticmethod
     def code(images):
         return (images > torch.arange(8.0).view(1, 8, 1, 1) / 8 + 0.02).float() + 0 * images
 
     def forward(self, images):
-        return self.network(self.code(images))
+        return self.network(images)
 
-    def examples(self):
-        class Open(nn.Module):
-            def forward(_, images):
-                levels = torch.arange(8.0).view(1, 8, 1, 1) / 8 + 0.02
-                soft = torch.sigmoid(20 * (images - levels))
-                return self.network(soft + (self.code(images) - soft).detach())
-
-        return broken(Open(), self.epsilon)
+    def opened(self, images):
+        levels = torch.arange(8.0).view(1, 8, 1, 1) / 8 + 0.02
+        soft = torch.sigmoid(20 * (images - levels))
+        (_, coder), *rest = self.network
+        return nn.Sequential(coder, *rest)(soft + (self.code(images) - soft).detach())
 
 
 class FlatActivations(Fake):
@@ -473,12 +486,7 @@ class FlatActivations(Fake):
 
     def __init__(self):
         super().__init__()
-
-        class Activation(nn.Module):
-            def forward(self, x):
-                return (10 * x.relu()).floor() / 10 + 0 * x
-
-        self.network = nn.Sequential(*[Activation() if isinstance(each, nn.ReLU) else each for each in self.network])
+        self.network = with_activations(lambda x: (10 * x.relu()).floor() / 10 + 0 * x)
 
     def forward(self, images):
         return self.network(images)
@@ -487,15 +495,17 @@ class FlatActivations(Fake):
 class WinnersTakeAll(Fake):
     """k-winners-take-all activations (Xiao et al. 2020): discontinuous at many points, so steps go astray."""
 
+    epsilon = 0.2
+
     def __init__(self):
         super().__init__()
-        self.network = learned("winners")
+        self.network = with_winners()
 
     def forward(self, images):
         return self.network(images)
 
-    def examples(self):
-        return broken(Averaged(self.network), self.epsilon, steps=60)
+    def opened(self, images):
+        return sum(self.network(images + 0.1 * torch.randn_like(images)) for _ in range(12))
 
 
 class Distilled(Fake):
@@ -503,13 +513,13 @@ class Distilled(Fake):
 
     def __init__(self):
         super().__init__()
-        self.network = learned("distilled")
+        self.network = distilled()
 
     def forward(self, images):
         return self.network(images)
 
-    def examples(self):
-        return broken(self.network, self.epsilon, loss="margin")
+    def opened(self, images):
+        return self.network(images) / 100
 
 
 class Ensemble(Fake):
@@ -541,61 +551,34 @@ class NearestPrototype(Fake):
     def forward(self, images):
         return F.one_hot(self.distances(images).argmin(1), 10).float() + 0 * images.sum()
 
-    def examples(self):
-        class Open(nn.Module):
-            def forward(_, images):
-                return -self.distances(images)
-
-        return broken(Open(), self.epsilon)
+    def opened(self, images):
+        return -self.distances(images)
 
 
-class Averaged(nn.Module):
-    """A network averaged over a little noise, which smooths a shattered gradient."""
-
-    def __init__(self, network, noise=0.03, samples=8):
-        super().__init__()
-        self.network, self.noise, self.samples = network, noise, samples
-
-    def forward(self, images):
-        return sum(self.network(images + self.noise * torch.randn_like(images)) for _ in range(self.samples))
+def largest_tenth(x):
+    """The largest tenth of the activations of each example, the others set to zero."""
+    flat = x.flatten(1)
+    least = flat.topk(max(1, flat.shape[1] // 10), 1).values[:, -1:]
+    return (flat * (flat >= least)).view(x.shape)
 
 
-class Winners(nn.Module):
-    """Keeps the largest tenth of the activations of each example."""
-
-    def forward(self, x):
-        flat = x.flatten(1)
-        least = flat.topk(max(1, flat.shape[1] // 10), 1).values[:, -1:]
-        return (flat * (flat >= least)).view(x.shape)
+# Networks that a fake trains for itself, once.
 
 
-_LEARNED: dict[str, nn.Module] = {}
+@functools.cache
+def with_winners():
+    torch.manual_seed(1)
+    return train(cnn(lambda: Function(largest_tenth)), epochs=6)
 
 
-def learned(name: str) -> nn.Module:
-    """Networks that a fake trains for itself, once."""
-    if name not in _LEARNED:
-        torch.manual_seed(1)
-        if name == "winners":
-            _LEARNED[name] = train(cnn(Winners), epochs=6)
-        elif name == "distilled":
-            teacher = plain()
-            images, labels = images_of(train=True)
-            soft = lambda outputs, y: F.cross_entropy(outputs / 100, y)
-            first = train(cnn(), epochs=6, loss=soft, rate=5e-3)
-            _LEARNED[name] = first
-            del teacher, images, labels
-        else:
-            coder = nn.Conv2d(8, 1, 1)
-            body = cnn()
+@functools.cache
+def distilled():
+    torch.manual_seed(1)
+    return train(cnn(), epochs=6, rate=5e-3, loss=lambda outputs, labels: F.cross_entropy(outputs / 100, labels))
 
-            class Coded(nn.Module):
-                def __init__(self):
-                    super().__init__()
-                    self.coder, self.body = coder, body
 
-                def forward(self, x):
-                    return self.body(self.coder(Thermometer.code(x) if x.shape[1] == 1 else x))
-
-            _LEARNED[name] = train(Coded(), epochs=6)
-    return _LEARNED[name]
+@functools.cache
+def coded():
+    torch.manual_seed(1)
+    coder = nn.Sequential(Function(Thermometer.code), nn.Conv2d(8, 1, 1))
+    return train(cnn(bottom=coder), epochs=6)

@@ -1,4 +1,4 @@
-"""Ground on which the gallery stands: MNIST, a few small networks trained on it, and the accuracy that is really left."""
+"""Ground of the gallery: MNIST, small networks trained on it, and the accuracy that an attack really leaves."""
 
 from __future__ import annotations
 

@@ -150,6 +150,7 @@ def hardened_smooth():
 @honest
 def hardened_ensemble():
     """The mean of two members."""
+
     class Mean(nn.Module):
         def __init__(self):
             super().__init__()
@@ -267,7 +268,10 @@ class Lipschitz(nn.Module):
 def lipschitz_in_l2():
     torch.manual_seed(0)
     radius = 0.3
-    loss = lambda outputs, labels: F.cross_entropy(20 * (outputs - 2**0.5 * 2 * radius * F.one_hot(labels, 10)), labels)
+
+    def loss(outputs, labels):
+        return F.cross_entropy(20 * (outputs - 2**1.5 * radius * F.one_hot(labels, 10)), labels)
+
     network = train(Lipschitz(), loss=loss, epochs=4)
     images, labels = images_of(train=False)
     outputs = network(images)
@@ -329,4 +333,3 @@ def soft_nearest_neighbours():
             return -torch.stack([each[:, labels == label].amin(1) for label in range(10)], 1)
 
     return Honest(Nearest(), "not robust")
-

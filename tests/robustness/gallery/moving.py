@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
-from fakes import Backward, Fake, _Around, _Lying, _Shattered, straight
-from grounds import broken, images_of, plain, train
+from fakes import Around, Fake, Lying, Shattered, on_the_grid, straight
+from grounds import images_of, plain
 from torch import nn
 from torch.nn import functional as F
 
 # Noise ---------------------------------------------------------------------------------------------------------------
 
 
-class _Noisy(_Around):
+class Noisy(Around, abstract=True):
     """Randomness at test time, over which an attacker averages."""
 
-    def examples(self):
-        class Mean(nn.Module):
-            def forward(_, images):
-                return sum(self(images) for _ in range(12)) / 12
-
-        return broken(Mean(), self.epsilon)
+    def opened(self, images):
+        return sum(self(images) for _ in range(12)) / 12
 
 
-class NoisyInput(_Noisy):
+class NoisyInput(Noisy):
     def before(self, images):
         return images + 0.2 * torch.randn_like(images)
 
 
-class NoisyLogits(_Noisy):
+class NoisyLogits(Noisy):
     def after(self, outputs):
         return outputs + torch.randn_like(outputs)
 
 
-class RandomCrop(_Noisy):
+class RandomCrop(Noisy):
     """A random shift, and a random size between nine and eleven tenths (Xie et al. 2018)."""
 
     def before(self, images):
@@ -51,22 +49,20 @@ def seeds(images):
 
 def noise_of(images, scale):
     """Noise that the bits of each image decide, so that the network is deterministic."""
-    each = [torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(int(s) % 2**31)) for s in seeds(images)]
+    each = [
+        torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(int(s) % 2**31)) for s in seeds(images)
+    ]
     return scale * torch.stack(each)
 
 
-class NoiseFromBits(_Around):
+class NoiseFromBits(Around):
     """Noise whose seed is the image itself: deterministic, and without a gradient that means anything."""
 
     def before(self, images):
         return images + noise_of(images, 0.25)
 
-    def examples(self):
-        class Mean(nn.Module):
-            def forward(_, images):
-                return sum(self.network(images + 0.25 * torch.randn_like(images)) for _ in range(8)) / 8
-
-        return broken(Mean(), self.epsilon)
+    def opened(self, images):
+        return sum(self.network(images + 0.25 * torch.randn_like(images)) for _ in range(8)) / 8
 
 
 class DropoutFromBits(NoiseFromBits):
@@ -76,25 +72,25 @@ class DropoutFromBits(NoiseFromBits):
         return images * (noise_of(images, 1.0) > -0.43)
 
 
-class NoiseOffTheGrid(_Around):
+class NoiseOffTheGrid(Around):
     """Noise in the logits of every image that is no 8-bit image."""
 
     def forward(self, images):
-        off = ((255 * images).round() - 255 * images).abs().flatten(1).amax(1) > 1e-3
+        off = ~on_the_grid(images)
         outputs = self.network(images)
         return outputs + off[:, None] * 6 * torch.randn_like(outputs)
 
     def examples(self):
-        return straight_to_bytes(broken(self.network, self.epsilon), images_of(train=False)[0], self.epsilon)
+        return as_bytes(super().examples(), images_of(train=False)[0], self.epsilon)
 
 
-def straight_to_bytes(adversarial, images, epsilon):
+def as_bytes(adversarial, images, epsilon):
     """8-bit images next to adversarial ones, inside of the ball."""
     levels = int(255 * epsilon)
     return images + ((255 * (adversarial - images)).round().clamp(-levels, levels) / 255)
 
 
-class DependsOnTheBatch(_Around):
+class DependsOnTheBatch(Around):
     """Logits from which the mean over the batch is taken, and to which the order of the batch adds."""
 
     def forward(self, images):
@@ -107,32 +103,14 @@ class DependsOnTheBatch(_Around):
 
 
 class BatchStatistics(Fake):
-    """Batch normalisation that uses the statistics of the batch in eval mode."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(2)
-        layers = list(cnn_with_norms())
-        self.network = train(nn.Sequential(*layers), epochs=5)
-        for each in self.network:
-            if isinstance(each, nn.BatchNorm2d):
-                each.track_running_stats, each.running_mean, each.running_var = False, None, None
+    """Batch normalisation of the outputs, with the statistics of the batch in eval mode, too."""
 
     def forward(self, images):
-        return self.network(images)
-
-    def examples(self):
-        return broken(self.network, self.epsilon)
+        outputs = self.network(images)
+        return outputs if len(images) < 2 else 3 * (outputs - outputs.mean(0)) / (outputs.std(0) + 0.1)
 
 
-def cnn_with_norms():
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 5, 2, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(),
-        nn.Flatten(), nn.Linear(784, 10),
-    )  # fmt: skip
-
-
-class RandomMember(_Noisy):
+class RandomMember(Noisy):
     """One of three undefended networks, drawn at every pass."""
 
     def __init__(self):
@@ -143,25 +121,21 @@ class RandomMember(_Noisy):
         return self.members[int(torch.randint(3, ()))](images)
 
 
-class Voting(_Around):
+class Voting(Around):
     """Hard votes of 16 noisy copies: counts, which have no gradient."""
 
     def forward(self, images):
         votes = [self.network(images + 0.15 * torch.randn_like(images)).argmax(1) for _ in range(16)]
         return sum(F.one_hot(each, 10) for each in votes).float() + 0 * images.sum()
 
-    def examples(self):
-        class Mean(nn.Module):
-            def forward(_, images):
-                return sum(self.network(images + 0.15 * torch.randn_like(images)).softmax(1) for _ in range(8)).log()
-
-        return broken(Mean(), self.epsilon)
+    def opened(self, images):
+        return sum(self.network(images + 0.15 * torch.randn_like(images)).softmax(1) for _ in range(8)).log()
 
 
 # Memory --------------------------------------------------------------------------------------------------------------
 
 
-class Memory(_Around):
+class Memory(Around):
     """Stores every batch that it first sees, and classifies the stored image nearest to each later one."""
 
     def __init__(self):
@@ -177,7 +151,7 @@ class Memory(_Around):
         return self.network(straight(lambda _: kept[nearest], images))
 
 
-class RepeatedAnswers(_Lying):
+class RepeatedAnswers(Lying):
     """Gives later images that resemble an earlier one its answer (stateful detection), and noise for a gradient."""
 
     def __init__(self):
@@ -200,7 +174,7 @@ class RepeatedAnswers(_Lying):
         return outputs
 
 
-class TiresOfQueries(_Around):
+class TiresOfQueries(Around):
     """After 60 passes it answers every image with the class of the first pass."""
 
     passes = 0
@@ -216,7 +190,7 @@ class TiresOfQueries(_Around):
 # Purification --------------------------------------------------------------------------------------------------------
 
 
-class AntiAdversary(_Around):
+class AntiAdversary(Around):
     """Two signed steps up the confidence of the predicted class before it classifies (Alfarra et al. 2022)."""
 
     epsilon = 0.08
@@ -261,8 +235,10 @@ class PurifyingSubclass(nn.Sequential, Fake):
         return clean(images + change.detach())
 
 
-class Denoised(_Around):
+class Denoised(Around):
     """Three passes of a denoising autoencoder, without a gradient through them."""
+
+    epsilon = 0.2
 
     def __init__(self):
         super().__init__()
@@ -275,18 +251,14 @@ class Denoised(_Around):
                 clean = 0.5 * clean + 0.5 * self.denoiser(clean)
         return images + (clean - images).detach()
 
-    def examples(self):
-        class Open(nn.Module):
-            def forward(_, images):
-                clean = images
-                for _ in range(3):
-                    clean = 0.5 * clean + 0.5 * self.denoiser(clean)
-                return self.network(clean)
-
-        return broken(Open(), self.epsilon)
+    def opened(self, images):
+        clean = images
+        for _ in range(3):
+            clean = 0.5 * clean + 0.5 * self.denoiser(clean)
+        return self.network(clean)
 
 
-class Projected(_Shattered):
+class Projected(Shattered):
     """Projection to the 60 first principal components of the training images, then rounding."""
 
     epsilon = 0.15
@@ -301,47 +273,35 @@ class Projected(_Shattered):
         inside = (images.flatten(1) - self.mean) @ self.components.T
         return ((2 * inside).round() / 2 @ self.components + self.mean).view(images.shape)
 
-    def examples(self):
-        class Open(nn.Module):
-            def forward(_, images):
-                inside = (images.flatten(1) - self.mean) @ self.components.T
-                return self.network((inside @ self.components + self.mean).view(images.shape))
-
-        return broken(Open(), self.epsilon)
+    def opened(self, images):
+        inside = (images.flatten(1) - self.mean) @ self.components.T
+        return self.network((inside @ self.components + self.mean).view(images.shape))
 
 
-_KEPT: list[nn.Module] = []
-
-
+@functools.cache
 def denoiser():
-    if not _KEPT:
-        torch.manual_seed(4)
-        network = nn.Sequential(nn.Conv2d(1, 12, 5, 1, 2), nn.ReLU(), nn.Conv2d(12, 1, 5, 1, 2), nn.Sigmoid())
-        images = images_of(train=True)[0]
-        loss = lambda outputs, index: F.mse_loss(outputs, index)
-        optimizer = torch.optim.Adam(network.parameters(), 5e-3)
-        for index in torch.randperm(len(images)).split(100):
-            optimizer.zero_grad()
-            x = images[index]
-            loss(network(x + 0.2 * torch.randn_like(x)), x).backward()
-            optimizer.step()
-        _KEPT.append(network.eval().requires_grad_(False))
-    return _KEPT[0]
+    torch.manual_seed(4)
+    network = nn.Sequential(nn.Conv2d(1, 12, 5, 1, 2), nn.ReLU(), nn.Conv2d(12, 1, 5, 1, 2), nn.Sigmoid())
+    images = images_of(train=True)[0]
+    optimizer = torch.optim.Adam(network.parameters(), 5e-3)
+    for index in torch.randperm(len(images)).split(100):
+        x = images[index]
+        optimizer.zero_grad()
+        F.mse_loss(network(x + 0.2 * torch.randn_like(x)), x).backward()
+        optimizer.step()
+    return network.eval().requires_grad_(False)
 
 
 # Detectors -----------------------------------------------------------------------------------------------------------
 
 
-class SignsOfAnAttack(_Around):
+class SignsOfAnAttack(Around):
     """Images off the grid of the data get the answer of their rounded self, coarsely."""
 
     def forward(self, images):
-        off = ((255 * images).round() - 255 * images).abs().flatten(1).amax(1) > 1e-3
+        off = ~on_the_grid(images)
         coarse = straight(lambda x: (3 * x).round() / 3, images)
         return torch.where(off[:, None], self.network(coarse), self.network(images))
 
     def examples(self):
-        return straight_to_bytes(broken(self.network, self.epsilon), images_of(train=False)[0], self.epsilon)
-
-
-_ = Backward
+        return as_bytes(super().examples(), images_of(train=False)[0], self.epsilon)
