@@ -68,29 +68,6 @@ class FormulaUnderSmoothDecoy(Formula):
         return 60 * F.softmax(50 * outputs, 1) + blurred
 
 
-class FormulaAntiAdversary(Formula):
-    """Steps up the confidence of the predicted class, along finite differences in place of a backward pass."""
-
-    epsilon = 0.08
-
-    def forward(self, images):
-        with torch.no_grad():
-            wins = self.classify(images).argmax(1)
-            change = torch.zeros_like(images)
-            for step in range(2):
-                base = images + change
-                slope = torch.zeros_like(images)
-                generator = torch.Generator().manual_seed(step)
-                for _ in range(48):
-                    signs = 2.0 * torch.randint(2, images.shape[1:], generator=generator) - 1
-                    up, down = (
-                        F.cross_entropy(self.classify(base + s * 0.02 * signs), wins, reduction="none") for s in (1, -1)
-                    )
-                    slope += (up - down).view(-1, 1, 1, 1) * signs
-                change = change - 0.15 * slope.sign()
-        return self.classify(images + change)
-
-
 class AnalyticAntiAdversary(Formula):
     """Steps up the confidence of the predicted class, whose gradient is written out as transposed convolutions."""
 
@@ -114,21 +91,6 @@ class AnalyticAntiAdversary(Formula):
             for _ in range(2):
                 change = change - 0.15 * self.slope(images + change, wins).sign()
         return self.classify(images + change)
-
-
-class SubmoduleAntiAdversary(Fake):
-    """The same with submodules, and a forward-mode derivative in place of a backward pass."""
-
-    epsilon = 0.08
-
-    def forward(self, images):
-        outputs = self.network(images)
-        wins = outputs.argmax(1)
-        return AnalyticAntiAdversary.forward(self.helper, images) + 0 * wins[:, None]
-
-    def __init__(self):
-        super().__init__()
-        self.helper = AnalyticAntiAdversary()
 
 
 class LearnedAntiAdversary(Formula):

@@ -495,7 +495,7 @@ class FlatActivations(Fake):
 class WinnersTakeAll(Fake):
     """k-winners-take-all activations (Xiao et al. 2020): discontinuous at many points, so steps go astray."""
 
-    epsilon = 0.2
+    epsilon = 0.25
 
     def __init__(self):
         super().__init__()
