@@ -6,11 +6,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from studies import FAST, network, quick
+from studies import EPSILONS, FAST, network, quick
 
 import biotorch
 from biotorch.robustness import FGSM, Attack, RandomSigns, study
-from biotorch.robustness.plan import ATTACKS, plan, two_gradients
+from biotorch.robustness.plan import ATTACKS, default_epsilons, plan, two_gradients
 
 
 class Halfway(Attack):
@@ -60,9 +60,25 @@ def test_an_attack_that_is_named_twice_is_planned_once(converted):
     assert plan(converted, ["fgsm", "fgsm"], [0.1, 0.1]) == plan(converted, ["fgsm"], [0.1])
 
 
+@pytest.mark.parametrize(
+    ("shape", "norm", "expected"),
+    [((2, 1, 28, 28), "linf", (0.1, 0.2, 0.3)), ((2, 3, 32, 32), "linf", (2 / 255, 8 / 255)),
+     ((2, 784), "linf", (0.1, 0.2, 0.3)), ((2, 1, 28, 28), "l2", (1.0, 1.5, 2.0)), ((2, 3, 8, 8), "l2", (0.25, 0.5))],
+)  # fmt: skip
+def test_epsilons_go_by_the_kind_of_image(shape, norm, expected):
+    assert default_epsilons(torch.rand(shape), norm) == expected
+
+
+def test_the_verdict_is_given_at_the_middle_epsilon_and_of_two_at_the_larger(data):
+    judged = {
+        count: quick(network(), data, attacks=["pgd"], epsilons=EPSILONS[:count]).judged_at for count in (1, 2, 3)
+    }
+    assert judged == {1: EPSILONS[0], 2: EPSILONS[1], 3: EPSILONS[1]}
+
+
 def test_quick():
     planned = plan(network())
-    epsilons = (2 / 255, 8 / 255, 0.1)
+    epsilons = (0.1, 0.2, 0.3)
     found = [(each.name, each.epsilon, each.images) for each in planned]
     names = ("random_signs", "fgsm", "pgd", "square")
     assert found == [(name, epsilon, None) for name, epsilon in itertools.product(names, epsilons)]

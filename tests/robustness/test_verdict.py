@@ -5,24 +5,81 @@ import torch
 from deceiving_networks import Wrapped, noisy, strongest_stands_in_the_sentence, train
 from torch import nn
 
-from biotorch.robustness import measurement
+from biotorch.robustness import measurement, study
 
 
-def test_a_network_that_is_robust(digits, run):
+@pytest.fixture(scope="module")
+def linear(digits):
     """Linear, with margins that a thousandth per pixel cannot move."""
     torch.manual_seed(0)
-    linear = train(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), digits[0])
-    found = run(linear, epsilons=[0.0005, 0.001, 0.002])
+    return train(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), digits[0])
+
+
+SMALL = [0.0005, 0.001, 0.002]
+
+
+def test_a_network_is_robust_once_further_attacks_have_confirmed_it(linear, run):
+    found = run(linear, epsilons=SMALL)
     assert found.verdict == "robust", str(found)
     assert found.judged_at == 0.001
+    assert all(check.ran for check in found.checks)
+    assert {each.name for each in found.measurements} == {"random_signs", "fgsm", "pgd", "multi_targeted", "square"}
+    assert "At epsilon 0.002, pgd steps=20 leaves" in found.sentence
     strongest_stands_in_the_sentence(found)
 
 
-def test_an_attack_that_fails_counts_more_than_a_gradient_that_masks(nets, run):
+@pytest.mark.parametrize(("count", "reason"), [(9, "with fewer than 10"), (60, "needs 100 images")])
+def test_few_images_make_no_network_robust(linear, digits, count, reason):
+    images, labels = digits[1]
+    found = study(linear, (images[:count], labels[:count]), ["pgd"], SMALL)
+    assert found.verdict == "inconclusive"
+    assert reason in found.sentence
+    assert "Checks that could not run:" in str(found)
+    strongest_stands_in_the_sentence(found)
+
+
+def test_images_without_rows_have_no_black_box(linear, digits):
+    """Square needs rows and columns, so that a network of vectors cannot be confirmed."""
+    images, labels = digits[1]
+    found = study(linear, (images.flatten(1), labels), ["pgd"], SMALL)
+    assert found.verdict == "inconclusive"
+    assert "no black-box attack" in found.sentence
+
+
+def test_half_of_the_accuracy_within_the_interval_is_no_result(run, linear):
+    found = run(linear, ["pgd"], [0.095])
+    left, (low, _) = found.worst_case[found.judged_at]
+    assert low < found.clean_accuracy / 2 <= left, str(found)  # the epsilon is chosen for that
+    assert (found.verdict, "More images are needed" in found.sentence) == ("inconclusive", True)
+
+
+def test_a_check_does_not_save_a_network_that_is_broken(nets, run):
+    found = run(Wrapped(nets.plain, after=lambda outputs: outputs.softmax(1)))
+    assert found.verdict == "not robust"
+    assert "Perhaps even less is left, because a check fired: the outputs are no logits" in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("after", "about"),
+    [
+        (lambda outputs: outputs.softmax(1), "attack"),
+        (lambda outputs: outputs.softmax(1).half().float(), "attack"),
+        (torch.sigmoid, "attack"),
+        (lambda outputs: outputs.log_softmax(1), "reader"),
+        (lambda outputs: outputs, None),
+    ],
+    ids=["softmax", "half", "sigmoid", "log-softmax", "logits"],
+)
+def test_outputs_that_are_no_logits_are_recognised(nets, run, after, about):
+    found = run(Wrapped(nets.plain, after=after), ["random_signs"], [0.1])
+    (check,) = (check for check in found.checks if check.name == "the outputs are no logits")
+    assert (check.about if check.fired else None) == about, check.sentence
+
+
+def test_a_gradient_that_masks_counts_more_than_a_check_of_the_attacks(nets, run):
     found = run(Wrapped(nets.unaligned, after=lambda outputs: outputs.softmax(1)))
     assert {"attack", "feedback"} <= {check.about for check in found.fired}
-    assert found.verdict == "inconclusive"
-    assert "the outputs are probabilities" in found.sentence
+    assert found.verdict == "masked"
 
 
 def test_a_gradient_that_masks_counts_more_than_a_network_that_is_not_robust(nets, run):
@@ -31,7 +88,7 @@ def test_a_gradient_that_masks_counts_more_than_a_network_that_is_not_robust(net
     assert found.verdict == "masked"
 
 
-@pytest.mark.parametrize("attacks", [["random_signs"], ["fgsm"], [{"type": "pgd", "gradient": "feedback"}]])
+@pytest.mark.parametrize("attacks", [["random_signs"], [{"type": "pgd", "gradient": "feedback"}]])
 def test_without_pgd_along_the_true_gradient_there_is_no_result(nets, run, attacks):
     found = run(nets.unaligned, attacks)
     assert found.verdict == "inconclusive"

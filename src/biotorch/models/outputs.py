@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -26,6 +27,14 @@ def main_output(outputs: Any) -> Tensor:
         f"the network returns a {type(outputs).__name__}, but a tensor is needed, or a mapping or an object whose "
         "`logits` are a tensor; wrap the network in a module that returns its logits"
     )
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """Main output as logits (n, C). A single logit z, (n, 1) or (n,), becomes the two logits (0, z)."""
+    found = main_output(outputs)
+    found = found[:, None] if found.dim() == 1 else found
+    single = found.dim() == 2 and found.shape[1] == 1
+    return torch.cat([torch.zeros_like(found), found], 1) if single else found
 
 
 def entries(outputs: Any) -> Mapping[str, Any]:

@@ -1,7 +1,6 @@
 """Adversarial robustness: attacks, and studies that check their own attacks before they give a verdict."""
 
 from biotorch.errors import BoundsError
-from biotorch.robustness.attacks.attempt import Normalised
 from biotorch.robustness.attacks.auto_attack import AutoAttack, AutoPGD
 from biotorch.robustness.attacks.base import Attack, Outcome
 from biotorch.robustness.attacks.blind import RandomSigns, Transfer
@@ -9,6 +8,7 @@ from biotorch.robustness.attacks.few_pixel import FewPixel
 from biotorch.robustness.attacks.gradient import EOTPGD, FGSM, PGD, TPGD
 from biotorch.robustness.attacks.library import Square
 from biotorch.robustness.attacks.multi_targeted import MultiTargeted
+from biotorch.robustness.attacks.wrappers import Detector, Normalised
 from biotorch.robustness.runner import Display
 from biotorch.robustness.study import study
 from biotorch.robustness.verdict import Study
@@ -22,6 +22,7 @@ __all__ = [
     "AutoAttack",
     "AutoPGD",
     "BoundsError",
+    "Detector",
     "Display",
     "FewPixel",
     "MultiTargeted",

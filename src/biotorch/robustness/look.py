@@ -21,7 +21,7 @@ from biotorch.robustness.attacks.base import unseen
 from biotorch.robustness.attacks.blind import RandomSigns
 from biotorch.robustness.attacks.gradient import PGD
 from biotorch.robustness.attacks.norms import Norm
-from biotorch.robustness.finite_differences import disagreements
+from biotorch.robustness.smoothness import disagreements, jumps, precision
 
 #: What a network's outputs are, by their values.
 Outputs = Literal["logits", "log-probabilities", "probabilities", "values from 0 to 1"]
@@ -51,9 +51,9 @@ class Difference:
     excess: float
 
     @classmethod
-    def between(cls, one: Tensor, other: Tensor) -> Difference:
-        """Difference of outputs (n, C). Rounding may be a thousandth of a row's values (in half precision more)."""
-        share = max(1e-4, 16 * torch.finfo(one.dtype).eps)
+    def between(cls, one: Tensor, other: Tensor, model: nn.Module) -> Difference:
+        """Difference of outputs (n, C). Rounding may be 1/10,000 of a row's values, and more in half precision."""
+        share = max(1e-4, 16 * precision(one, model))
         one, other = one.double(), other.double()
         same = (one == other) | (one.isnan() & other.isnan())
         size = one.abs().nan_to_num(0, 0, 0)
@@ -78,6 +78,7 @@ class Look:
         differences: differences between passes of the same images, by what changes between them.
         slopes: by place, the number of images where the gradient disagrees with finite differences, and the number of
             those where the two could be compared.
+        jumps: number of images on whose way to an image of another class the margin jumps, and number of comparisons.
         rises: number of images where a short attack reaches a higher margin than random signs, and where a lower one.
         snaps: share of the images that, slightly changed, get exactly the same outputs.
         differentiates: whether the network runs a backward pass in its forward pass.
@@ -91,6 +92,7 @@ class Look:
     not_numbers: int
     differences: Mapping[Change, Difference]
     slopes: Mapping[Place, tuple[int, int]]
+    jumps: tuple[int, int]
     rises: tuple[int, int]
     snaps: float
     differentiates: bool
@@ -115,13 +117,16 @@ def look(
     norm: Norm,
     *,
     two_gradients: bool,
+    abstain: int | None,
     seed: int,
     batch_size: int,
 ) -> Look:
     """Observe a network at images (n, ...) in [0, 1] with labels (n,), and at points up to epsilon away from them."""
     fresh = _copy(model)
     parts = [
-        _Batch(model, fresh, images[each], labels[each], epsilon, norm, two_gradients, seed, first=each.start == 0)
+        _Batch(
+            model, fresh, images[each], labels[each], epsilon, norm, two_gradients, abstain, seed, first=each.start == 0
+        )
         for each in (slice(start, start + batch_size) for start in range(0, len(images), batch_size))
     ]
     clean = torch.cat([part.clean for part in parts])
@@ -138,6 +143,7 @@ def look(
         sum(int(part.outputs.isnan().any(1).sum()) for part in parts),
         differences,
         {place: _added(part.slopes[place] for part in parts) for place in parts[0].slopes},
+        _added(part.jumps for part in parts),
         _added(part.rises for part in parts),
         sum(part.same for part in parts) / len(images),
         parts[0].differentiates,
@@ -170,6 +176,7 @@ class _Batch:
         epsilon: float,
         norm: Norm,
         two_gradients: bool,
+        abstain: int | None,
         seed: int,
         first: bool,
     ) -> None:
@@ -177,7 +184,7 @@ class _Batch:
         device = next((each.device for each in model.parameters()), images.device)
         images, labels = images.to(device), labels.to(device)
         with unseen(model):
-            self.attempt = attempt = Attempt(model, images, labels, _seeding.generator(seed))
+            self.attempt = attempt = Attempt(model, images, labels, _seeding.generator(seed), abstain=abstain)
             self.index = torch.arange(len(images), device=device)
             self.outputs, self.clean = attempt.clean_outputs.cpu(), attempt.clean.cpu()
             self.differences: dict[Change, Difference] = {}
@@ -188,22 +195,27 @@ class _Batch:
                 "clean": disagreements(attempt, images, epsilon, norm),
                 "attacked": disagreements(attempt, attacked, epsilon, norm),
             }
-            self.differentiates = first and _differentiates(lambda: self._pass(images[:1]))
+            self.jumps = jumps(attempt)
+            self.differentiates = first and _differentiates(lambda: self._pass(images[:1], slice(1)))
 
-    def _pass(self, points: Tensor) -> Tensor:
+    def _pass(self, points: Tensor, index: Tensor | slice = slice(None)) -> Tensor:
+        """Outputs at points of the images `index`, by default of all."""
         with torch.no_grad():
-            return self.attempt.forward(points)
+            return self.attempt.forward(points, self.index[index])
+
+    def _differ(self, change: Change, one: Tensor, other: Tensor) -> None:
+        self.differences[change] = Difference.between(one, other, self.model)
 
     def _repeat(self, two_gradients: bool) -> None:
         """Pass the images again, without and with a gradient, and compare the two gradients."""
         attempt, images, outputs = self.attempt, self.attempt.images, self.attempt.clean_outputs
         begin = time.perf_counter()
-        self.differences["repeated"] = Difference.between(outputs, self._pass(images))
+        self._differ("repeated", outputs, self._pass(images))
         forward = time.perf_counter() - begin
         true, _, recorded = attempt.gradient(images, self.index, cross_entropy, "true")
         both = time.perf_counter() - begin - forward
         self.seconds = forward / len(images), max(both - forward, 0.0) / len(images)
-        self.differences["recorded"] = Difference.between(outputs, recorded)
+        self._differ("recorded", outputs, recorded)
         self.cosines = torch.ones(len(images))
         if two_gradients:
             fed_back, _, _ = attempt.gradient(images, self.index, cross_entropy, "feedback")
@@ -229,17 +241,16 @@ class _Batch:
         order = torch.randperm(len(images), generator=attempt.generator).to(images.device)
         half = order[: (len(order) + 1) // 2]  # in other company, too
         answers = self._pass(attacked)
-        self.differences["attacked"] = Difference.between(answers, self._pass(attacked))
-        self.differences["shuffled"] = Difference.between(
-            torch.cat([outputs[half], answers[half]]), torch.cat([self._pass(images[half]), self._pass(attacked[half])])
-        )
+        self._differ("attacked", answers, self._pass(attacked))
+        again = torch.cat([self._pass(images[half], half), self._pass(attacked[half], half)])
+        self._differ("shuffled", torch.cat([outputs[half], answers[half]]), again)
         if first:
-            few = [self._pass(attacked[each : each + 1]) for each in range(min(_FEW, len(images)))]
-            self.differences["alone"] = Difference.between(answers[: len(few)], torch.cat(few))
+            few = [slice(each, each + 1) for each in range(min(_FEW, len(images)))]
+            self._differ("alone", answers[: len(few)], torch.cat([self._pass(attacked[each], each) for each in few]))
         if fresh is not None:
             with unseen(fresh):
-                same = Attempt(fresh, attacked, attempt.labels, attempt.generator).clean_outputs
-            self.differences["unseen"] = Difference.between(answers, same)
+                other = Attempt(fresh, attacked, attempt.classes, attempt.generator, abstain=attempt.abstain)
+                self._differ("unseen", answers, other.clean_outputs)
 
 
 def _kind(outputs: Tensor) -> Outputs:

@@ -116,6 +116,7 @@ class Measurement:
         robust_accuracy: share of the images that are classified as labelled both without and under the attack.
         interval: 95 % interval of `robust_accuracy` (Wilson).
         robust: one character per image, 1 if it withstands the attack and 0 if not.
+        rejected: one character per image, 1 if its adversarial example is rejected; None without a reject class.
         queries: forward passes per image: mean, largest number and sum.
         blind: number of correctly classified images at which a gradient was zero everywhere or not finite.
         rising: share of the whole rise of the loss that fell into the last quarter of the steps, over the images that
@@ -142,10 +143,19 @@ class Measurement:
     identity: str
     role: Role = "black box"
     on_twin: bool = False
+    rejected: str | None = None
 
     @classmethod
-    def of(cls, planned: Planned, attack: Attack, outcome: Outcome, seconds: float, identity: str) -> Measurement:
-        """Measurement from the outcome of an attack."""
+    def of(
+        cls,
+        planned: Planned,
+        attack: Attack,
+        outcome: Outcome,
+        seconds: float,
+        identity: str,
+        rejected: Tensor | None = None,
+    ) -> Measurement:
+        """Measurement from the outcome of an attack, and from the adversarial examples (n,) that are rejected."""
         n, kept = len(outcome.robust), int(outcome.robust.sum())
         queries = outcome.queries.double()
         return cls(
@@ -159,7 +169,7 @@ class Measurement:
             100 * int(outcome.clean.sum()) / n,
             100 * kept / n,
             interval(kept, n),
-            "".join("1" if each else "0" for each in outcome.robust.tolist()),
+            _text(outcome.robust),
             {"mean": float(queries.mean()), "max": float(queries.max()), "total": float(queries.sum())},
             int((outcome.blind & outcome.clean).sum()),
             _late_rise(outcome),
@@ -167,6 +177,7 @@ class Measurement:
             identity,
             planned.kind.role,
             planned.on_twin,
+            None if rejected is None else _text(rejected),
         )
 
     def for_plan(self, planned: Planned) -> Measurement:
@@ -185,6 +196,11 @@ class Measurement:
         """(n,) bool, whether each image withstands the attack."""
         return _bits(self.robust)
 
+    @property
+    def accepted(self) -> Tensor:
+        """(n,) bool, whether each image withstands the attack without being rejected."""
+        return self.withstands if self.rejected is None else self.withstands & ~_bits(self.rejected)
+
     def to_json(self) -> dict[str, Any]:
         """Measurement as plain values, for JSON."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -200,6 +216,10 @@ class Measurement:
             if field.name in values or field.default is dataclasses.MISSING:
                 found[field.name] = values[field.name]
         return cls(**{**found, "interval": tuple(values["interval"])})
+
+
+def _text(bits: Tensor) -> str:
+    return "".join("1" if each else "0" for each in bits.tolist())
 
 
 @functools.lru_cache(maxsize=4096)

@@ -8,8 +8,9 @@ from biotorch.robustness.evidence import Check, Evidence
 from biotorch.robustness.look import Change, Place
 from biotorch.robustness.measurement import NOISE, chance, interval
 
-#: Share of images at which gradient and finite differences may disagree. Honest networks have 0 to 5 % (kinks of ReLU).
-_DISAGREEING = 0.2
+#: Share of images at which gradient and finite differences may disagree, or the margin may jump. Honest networks have
+#: 0 to 3 % (kinks of ReLU).
+_DISAGREEING = 0.1
 #: Share of slightly changed images that may get exactly the same answer.
 _SNAPPING = 0.1
 #: Smallest number of images by which the gradient is tested.
@@ -106,6 +107,22 @@ def _wrong_gradient(evidence: Evidence) -> Check:
     )
 
 
+def _jumps(evidence: Evidence) -> Check:
+    name = "the answer switches in a jump"
+    count, compared = evidence.look.jumps
+    if compared < _COMPARED:
+        return Check.impossible(name, "attack", f"only {compared} images lie on the way to one of another class")
+    share = count / compared
+    return Check(
+        name,
+        "attack",
+        share > _DISAGREEING,
+        f"on the way from an image to one of another class, the margin jumps where the class switches for {count} of "
+        f"{compared} images ({100 * share:.1f} %)",
+        {"share": 100 * share},
+    )
+
+
 _WHERE: dict[Place, str] = {"clean": "images", "attacked": "attacked images"}
 
 
@@ -169,6 +186,7 @@ NETWORK_CHECKS: tuple[Callable[[Evidence], Check], ...] = (
     _snaps,
     _differentiates,
     _wrong_gradient,
+    _jumps,
     _no_better_than_noise,
     _not_logits,
     _not_numbers,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from biotorch.models.outputs import main_output
+from biotorch.models.outputs import logits_of
 from biotorch.robustness.attacks.attempt import classified
 from biotorch.robustness.attacks.base import unseen
 
@@ -67,7 +67,7 @@ def _answers(part: nn.Module, images: Tensor) -> Tensor | None:
     """Outputs (n, C) of a part, or None if it does not take images or returns something else."""
     try:
         with torch.no_grad():
-            outputs = main_output(part(images))
+            outputs = logits_of(part(images))
     except Exception:  # noqa: BLE001 - a part that wants something else than images may raise anything
         return None
     return outputs if outputs.dim() == 2 and len(outputs) == len(images) and outputs.is_floating_point() else None

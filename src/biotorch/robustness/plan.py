@@ -12,10 +12,11 @@ from biotorch import _names
 from biotorch.layers import FeedbackLayer
 from biotorch.robustness.attacks.attempt import Gradient
 from biotorch.robustness.attacks.auto_attack import AutoAttack, AutoPGD
-from biotorch.robustness.attacks.base import Attack, arguments
+from biotorch.robustness.attacks.base import Attack
 from biotorch.robustness.attacks.blind import RandomSigns, Transfer
 from biotorch.robustness.attacks.few_pixel import FewPixel
 from biotorch.robustness.attacks.gradient import EOTPGD, FGSM, PGD, TPGD, WhiteBox
+from biotorch.robustness.attacks.inputs import arguments, require
 from biotorch.robustness.attacks.library import Square
 from biotorch.robustness.attacks.multi_targeted import MultiTargeted
 from biotorch.robustness.attacks.norms import Norm
@@ -77,8 +78,13 @@ _SQUARE_EPSILONS = tuple(0.1 * step / 29 for step in range(30))
 
 
 def default_epsilons(images: Tensor, norm: Norm) -> tuple[float, ...]:
-    """Epsilons at which images (n, ...) are usually attacked: larger ones for grey images than for coloured ones."""
-    return (_COLOUR if images.dim() == 4 and images.shape[1] > 1 else _GREY)[norm]
+    """Epsilons at which images (n, ...) are usually attacked: larger ones for grey images than for coloured ones.
+
+    Raises ValueError for an unknown norm.
+    """
+    usual = _COLOUR if images.dim() == 4 and images.shape[1] > 1 else _GREY
+    require(norm in usual, f"norm: one of {', '.join(usual)} is needed, not {norm!r}")
+    return usual[norm]
 
 
 def plan(
@@ -189,7 +195,7 @@ class _Settings(dict[str, Any]):
 
 
 #: Arguments of attacks that the study sets.
-_OF_THE_STUDY = {"epsilon", "seed", "batch_size"}
+_OF_THE_STUDY = {"epsilon", "seed", "batch_size", "abstain"}
 
 
 def _entries(wanted: Wanted, epsilons: Sequence[float], norm: Norm, model: nn.Module) -> list[Planned]:
@@ -207,12 +213,6 @@ def _entries(wanted: Wanted, epsilons: Sequence[float], norm: Norm, model: nn.Mo
         )
     elif norm != "linf":
         settings["norm"] = norm
-    too_far = [each for each in epsilons if each > 1] if norm == "linf" and "epsilon" not in kind.fixed else []
-    if too_far:
-        raise ValueError(
-            f"epsilons: {too_far[0]:g} is more than any pixel can change; pixels lie in [0, 1], so write a fraction "
-            "such as 8/255"
-        )
     entries = [
         Planned(name, kind, _Settings(settings), each, float(radius)) for each in gradients for radius in epsilons
     ]

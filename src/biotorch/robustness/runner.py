@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from biotorch import _files, _seeding
 from biotorch._files import state_hash
-from biotorch.robustness.attacks.base import Attack
+from biotorch.robustness.attacks.attempt import Attempt
+from biotorch.robustness.attacks.base import Attack, Outcome, unseen
 from biotorch.robustness.attacks.gradient import EOTPGD
+from biotorch.robustness.attacks.inputs import device_of
 from biotorch.robustness.look import Look
 from biotorch.robustness.measurement import TWIN, Measurement, Planned
 
@@ -101,6 +104,7 @@ class Runner:
         model: nn.Module,
         images: Tensor,
         labels: Tensor,
+        abstain: int | None,
         seed: int,
         batch_size: int,
         store: Store,
@@ -108,7 +112,7 @@ class Runner:
         look: Look,
     ) -> None:
         self.model, self.images, self.labels, self.look = model, images, labels, look
-        self.seed, self.batch_size, self.store, self.display = seed, batch_size, store, display
+        self.abstain, self.seed, self.batch_size, self.store, self.display = abstain, seed, batch_size, store, display
         self.sources: dict[str, nn.Module] = {}
         self.networks: dict[nn.Module, str] = {}
         self.data: dict[int, str] = {}
@@ -134,19 +138,33 @@ class Runner:
 
     def _measure(self, planned: Planned) -> Measurement:
         attack = self._attack(planned)
+        attack.warns = False  # of useless gradients, for which the study has a check
         images, labels = self.images[: planned.images], self.labels[: planned.images]
         self.display.attack(planned, len(images))
         begin = time.perf_counter()
         outcome = attack.run(images, labels, self.display.batch)
         seconds = time.perf_counter() - begin
-        measurement = Measurement.of(planned, attack, outcome, seconds, self._identity(planned))
+        rejected = None if self.abstain is None or planned.on_twin else self._rejected(outcome, self.abstain)
+        measurement = Measurement.of(planned, attack, outcome, seconds, self._identity(planned), rejected)
         self.store.put(planned, measurement)
         return measurement
+
+    def _rejected(self, outcome: Outcome, abstain: int) -> Tensor:
+        """Whether each adversarial example is rejected: (n,) bool."""
+        parts: list[Tensor] = []
+        with unseen(self.model):
+            for start in range(0, len(outcome.adversarial), self.batch_size):
+                part = slice(start, start + self.batch_size)
+                examples, labels = outcome.adversarial[part], self.labels[part]
+                device = device_of(self.model, examples)
+                attempt = Attempt(self.model, examples.to(device), labels.to(device), _seeding.generator(self.seed))
+                parts.append(attempt.clean_outputs.argmax(1).eq(abstain).cpu())
+        return torch.cat(parts)
 
     def _attack(self, planned: Planned) -> Attack:
         if planned.on_twin:
             return planned.build(self.sources[TWIN], self.seed, self.batch_size, source=self.model)
-        more: dict[str, Any] = {}
+        more: dict[str, Any] = {} if self.abstain is None else {"abstain": self.abstain}
         if planned.source is not None:
             more["source"] = self.sources[planned.source]
         if planned.kind.role == "steps" and "stop_at_success" not in planned.settings:
@@ -170,7 +188,14 @@ class Runner:
         source = TWIN if planned.on_twin else planned.source
         networks = [self.model, *([] if source is None else [self.sources[source]])]
         digests = [self._digest(each) for each in networks]
-        told = (planned.name, sorted(planned.settings.items()), planned.gradient, planned.epsilon, planned.seed)
+        told: tuple[Any, ...] = (
+            planned.name,
+            sorted(planned.settings.items()),
+            planned.gradient,
+            planned.epsilon,
+            planned.seed,
+        )
+        told += () if self.abstain is None else (self.abstain,)
         edition = [planned.kind.edition] if planned.kind.edition > 1 else []  # the first had none in its digest
         if len(images) not in self.data:
             self.data[len(images)] = state_hash({"images": images, "labels": labels})

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from biotorch.robustness.attacks.base import require_images
+from biotorch.robustness.attacks.inputs import read, require_network
+from biotorch.robustness.attacks.library import fits_tiles
 from biotorch.robustness.attacks.norms import Norm
 from biotorch.robustness.checks import has_real_budget, rising, run_checks
 from biotorch.robustness.evidence import Evidence
@@ -33,7 +35,7 @@ from biotorch.robustness.verdict import Study, judge, strongest, worth_confirmin
 
 def study(
     model: nn.Module,
-    data: tuple[Tensor, Tensor],
+    data: tuple[Any, Any] | Iterable[Any],
     attacks: Sequence[Wanted] | None = None,
     epsilons: Sequence[float] | None = None,
     preset: Preset | None = None,
@@ -42,6 +44,7 @@ def study(
     autoattack: bool = False,
     square_queries: Sequence[int] | None = None,
     source: nn.Module | None = None,
+    abstain: int | None = None,
     seed: int = 0,
     batch_size: int = 250,
     folder: Path | str | None = None,
@@ -51,7 +54,7 @@ def study(
 
     Args:
         model: maps images in [0, 1] to outputs (n, C). It may be converted by `biotorch.convert` or not.
-        data: images (n, ...) in [0, 1] and labels (n,) int64.
+        data: images (n, ...) in [0, 1] and labels (n,), as tensors or arrays; or a DataLoader.
         attacks: names, `{"type": name, ...}` with settings, or subclasses of `Attack`. Default: random signs, FGSM,
             PGD in 40 steps and Square with 1,000 queries. A white-box attack runs along both gradients unless its
             settings choose one.
@@ -64,6 +67,8 @@ def study(
         square_queries: query budgets of Square.
         source: another network for the same images, such as a twin trained by backpropagation. Adversarial examples
             of each network are tried on the other.
+        abstain: index of a reject class. An image whose adversarial example is rejected withstands; the table says how
+            many do. Without an attack, a rejected image counts as wrong.
         seed: seed of all randomness. Equal seeds and batch sizes give equal figures.
         batch_size: number of images attacked at once.
         folder: folder for the measurements; the next call with the same folder reuses them. None keeps nothing.
@@ -79,8 +84,8 @@ def study(
         >>> found.verdict, found.clean_accuracy
         ('not robust', 100.0)
     """
-    images, labels = data
-    require_images(images, labels)
+    require_network(model)
+    images, labels = read(*data) if isinstance(data, tuple) else read(data)
     display, store = display or Display(), Store(None if folder is None else Path(folder))
     planned = plan(
         model,
@@ -106,10 +111,11 @@ def study(
         judged_at,
         norm,
         two_gradients=two_gradients(model),
+        abstain=abstain,
         seed=seed,
         batch_size=batch_size,
     )
-    runner = Runner(model, images, labels, seed, batch_size, store, display, seen)
+    runner = Runner(model, images, labels, abstain, seed, batch_size, store, display, seen)
     if source is not None:
         runner.sources[TWIN] = source
     evidence = _gather(runner, planned, judged_at, 1.0 if norm == "linf" else math.sqrt(images[0].numel()))
@@ -144,7 +150,9 @@ def _gather(runner: Runner, planned: list[Planned], judged_at: float, unbounded:
     if not worth_confirming(evidence, run_checks(evidence)):
         return evidence
     runner.sources |= parts_that_classify(runner.model, runner.images, runner.labels)
-    black_box = not any(has_real_budget(each) for each in evidence.at(judged_at))
+    black_box = not any(has_real_budget(each) for each in evidence.at(judged_at)) and fits_tiles(
+        runner.images, reference.settings.get("norm", "linf")
+    )
     parts = [name for name in runner.sources if name != TWIN]
     confirmed = runner.run(list(confirmations(reference, parts, black_box)))
     return dataclasses.replace(evidence.with_more(confirmed), confirmed=True)

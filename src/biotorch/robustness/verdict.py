@@ -65,7 +65,7 @@ def judge(evidence: Evidence, checks: Sequence[Check]) -> tuple[Word, str]:
 def worth_confirming(evidence: Evidence, checks: Sequence[Check]) -> bool:
     """Whether the attacks that confirm `robust` could change the verdict.
 
-    They are costly. A network that is broken, masked or only guesses stays so, and from few images nothing is confirmed.
+    They are costly. A network that is broken, masked or only guesses stays so, and few images confirm nothing.
     """
     settled = any(check.fired and check.about in ("network", "feedback") for check in checks)
     enough = any(check.name == ENOUGH_IMAGES and check.ran for check in checks)
@@ -140,6 +140,11 @@ class Study:
         for each in shown:
             row = rows.setdefault((_described(each), each.gradient or "-", f"{each.n:,}"), {})
             row[_column(each)] = f"{each.robust_accuracy:.1f} {_bounds(each.interval)}"
+            if each.rejected is not None:
+                kept = int(each.accepted.sum())
+                without = f"{_described(each)}, rejected ones counted as broken"
+                row = rows.setdefault((without, each.gradient or "-", f"{each.n:,}"), {})
+                row[_column(each)] = f"{100 * kept / each.n:.1f} {_bounds(interval(kept, each.n))}"
         rows["strongest, image by image", "-", f"{max(each.n for each in shown):,}"] = {
             (False, each): f"{left:.1f} {_bounds(bounds)}" for each, (left, bounds) in self.worst_case.items()
         }

@@ -106,6 +106,7 @@ class Adversary:
         """
         seed = _seeding.derive(self.seed, "adversarial", *place, self.fabric.global_rank)
         attack = PGD(self.network, batch_size=len(inputs), seed=seed, **self.settings)
+        attack.warns = False  # of saturated gradients, at every batch
         images = self._pixels(inputs)
         with self.fabric.autocast():
             change = attack(images, labels) - images

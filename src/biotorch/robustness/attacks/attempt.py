@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from biotorch.kernel import teaching
 from biotorch.layers import true_gradients
-from biotorch.models.outputs import main_output
+from biotorch.models.outputs import logits_of
+from biotorch.robustness.attacks.inputs import TargetName, floating_type, require
 from biotorch.robustness.attacks.norms import size
 
 LossName = Literal["ce", "margin", "dlr"]
@@ -42,6 +43,26 @@ def dlr(outputs: Tensor, labels: Tensor) -> Tensor:
 LOSSES: dict[LossName, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
 
 
+def targeted_dlr(outputs: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """Targeted DLR (Croce and Hein 2020, section 4): (z_t - z_y) / (z_π1 - (z_π3 + z_π4) / 2), per example: (n,).
+
+    z_π1 ≥ z_π2 ≥ ... are the sorted outputs. Raises ValueError for fewer than four classes.
+    """
+    classes = outputs.shape[1]
+    require(classes >= 4, f"loss 'dlr' with targets needs at least four classes, and there are {classes}; use 'margin'")
+    first, _, third, fourth = outputs.topk(4, dim=1).values.unbind(1)
+    gap = outputs.gather(1, torch.stack([targets, labels], 1))
+    return (gap[:, 0] - gap[:, 1]) / (first - (third + fourth) / 2).clamp_min(1e-12)
+
+
+#: Losses that rise towards the target: of outputs (n, C), labels (n,) and targets (n,).
+TARGETED: dict[LossName, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "ce": lambda outputs, _, targets: -cross_entropy(outputs, targets),
+    "margin": lambda outputs, _, targets: -margin(outputs, targets),
+    "dlr": targeted_dlr,
+}
+
+
 #: Gradient that a white-box attack follows: `true`, the network's own, or `feedback`, the one its rule trains with.
 Gradient = Literal["true", "feedback"]
 
@@ -60,37 +81,77 @@ def useless(gradient: Tensor) -> tuple[Tensor, Tensor]:
 class Attempt:
     """A batch of images with labels, and the network under attack, whose queries are counted.
 
+    With a reject class (`abstain`), attacks see outputs in which the class is merged into each image's label: its
+    column is left out, and z_y becomes max(z_y, z_abstain). A point is then classified as labelled where the network
+    does so or rejects it, and every loss falls only where both outputs do.
+
     Attributes:
-        images: (n, ...) in [0, 1]. The network sees every point in their memory format, contiguous or channels_last.
-        labels: (n,) int64.
+        images: (n, ...) in [0, 1]. The network sees every point in their memory format, contiguous or channels_last,
+            in its own floating-point type.
+        labels: (n,) int64, columns of the outputs. (They are the classes, except beyond a reject class.)
+        classes: (n,) int64, labels as the network has them.
+        targets: (n,) int64, the class that each image shall be classified as, or None.
         generator: source of all randomness, on the CPU.
         queries: (n,) forward passes that each image has taken so far.
-        blind: (n,) bool, whether some gradient at the image was not finite, or was zero everywhere at a point that is
-            classified as labelled.
+        blind: (n,) bool, whether some gradient at the image was not finite, or was zero everywhere at a point that
+            withstands.
         losses: one entry per step, the loss (n,) of every image, NaN for images that the step left out.
         clean_outputs: (n, C), outputs at the images themselves.
-        clean: (n,) bool, whether each image is classified as labelled.
+        clean: (n,) bool, whether each image is classified as labelled; a rejected one is not.
+        unbroken: (n,) bool, whether an attack has something to do: the image is classified as labelled or, if there are
+            targets, not yet as its target.
         judged: whether the caller wants figures in addition to the examples. If not, no pass is spent on them: clean
             outputs are computed only when an attack needs them, and the last point of its steps is not evaluated.
     """
 
     def __init__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator, judged: bool = True
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+        judged: bool = True,
+        abstain: int | None = None,
+        targets: Tensor | TargetName | None = None,
     ) -> None:
-        self.model, self.images, self.labels, self.generator = model, images, labels, generator
+        self.model, self.images, self.classes, self.generator = model, images, labels, generator
         self.queries = torch.zeros(len(images), dtype=torch.int64)
         self.blind = torch.zeros(len(images), dtype=torch.bool)
         self.losses: list[Tensor] = []
-        self.judged = judged
-        self._largest_label = int(labels.max())
+        self.judged, self.abstain = judged, abstain
+        # A target needs every output: what is rejected is not classified as the target.
+        self._merges = abstain is not None and targets is None
+        self.labels = labels - (labels > abstain).long() if abstain is not None and self._merges else labels
+        self._highest = {"labels": int(labels.max()), "abstain": -1 if abstain is None else abstain}
         self._channels_last = images.stride(1) == 1 and images.is_contiguous(memory_format=torch.channels_last)
+        self._dtype = floating_type(model) or images.dtype
         if judged:
-            _ = self.clean_outputs  # before anything else draws noise in the network
+            _ = self._clean  # before anything else draws noise in the network
+        self.targets = self._chosen(targets) if isinstance(targets, str) else targets
+        if self.targets is not None:
+            self._highest["targets"] = int(self.targets.max())
 
     @functools.cached_property
-    def clean_outputs(self) -> Tensor:
+    def _clean(self) -> Tensor:
+        """Outputs (n, C) at the images, with the reject class."""
         with torch.no_grad():
-            return self.forward(self.images)
+            return self._all_outputs(self.images)
+
+    @property
+    def clean_outputs(self) -> Tensor:
+        return self._merged(self._clean, torch.arange(len(self.images), device=self.images.device))
+
+    def _chosen(self, name: TargetName) -> Tensor:
+        """Target (n,) of each image by name: any class but its label and the reject class."""
+        count = self._clean.shape[1]
+        barred = F.one_hot(self.classes, count).bool()
+        if self.abstain is not None:
+            barred[:, self.abstain] = True
+        if name == "random":
+            ranks = torch.rand(barred.shape, generator=self.generator).to(self.images.device)
+        else:
+            ranks = -self._clean if name == "least_likely" else self._clean
+        return ranks.masked_fill(barred, -torch.inf).argmax(1)
 
     def outputs(self, points: Tensor, index: Tensor) -> Tensor:
         """Outputs (m, C) at points (m, ...), counted as queries. Point j belongs to image `index[j]`.
@@ -99,30 +160,66 @@ class Attempt:
             ValueError: the network does not return one row of outputs per image, or has none for a label.
         """
         self.queries += index.cpu().bincount(minlength=len(self.queries))
-        return self.forward(points)
+        return self.forward(points, index)
 
-    def forward(self, points: Tensor) -> Tensor:
-        """Outputs (m, C) at the points, not counted. Raises ValueError like `outputs`."""
+    def forward(self, points: Tensor, index: Tensor | None) -> Tensor:
+        """Outputs (m, C) at the points, not counted. Raises ValueError like `outputs`.
+
+        If `index` is None (the library does not say whose points they are), a reject class is left out of the outputs.
+        """
+        return self._merged(self._all_outputs(points), index)
+
+    def _all_outputs(self, points: Tensor) -> Tensor:
         if self._channels_last:  # indexing the images has lost the format
             points = points.to(memory_format=torch.channels_last)
-        outputs = main_output(self.model(points))
+        outputs = logits_of(self.model(points.to(self._dtype)))
         if outputs.dim() != 2 or len(outputs) != len(points):
             raise ValueError(
                 f"attacks need outputs of shape (n, classes), but for {len(points)} images the network returns shape "
                 f"{tuple(outputs.shape)}"
             )
-        if outputs.shape[1] <= self._largest_label:
-            raise ValueError(f"labels: class {self._largest_label} is beyond the network's {outputs.shape[1]} outputs")
-        return outputs
+        for name, highest in self._highest.items():
+            require(
+                highest < outputs.shape[1],
+                f"{name}: class {highest} is beyond the network's {outputs.shape[1]} outputs",
+            )
+        return outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
+
+    def _merged(self, outputs: Tensor, index: Tensor | None) -> Tensor:
+        """Outputs (m, C) in which the reject class is merged into the label of each image."""
+        if not self._merges:
+            return outputs
+        kept = torch.cat([outputs[:, : self.abstain], outputs[:, self.abstain :][:, 1:]], 1)
+        if index is None:
+            return kept
+        rejected, own = outputs[:, self.abstain].unsqueeze(1), self.labels[index].unsqueeze(1)
+        return kept.scatter(1, own, torch.maximum(kept.gather(1, own), rejected))
 
     @property
     def clean(self) -> Tensor:
-        return classified(self.clean_outputs, self.labels)
+        return classified(self._clean, self.classes)
+
+    @property
+    def unbroken(self) -> Tensor:
+        return self.clean if self.targets is None else ~classified(self._clean, self.targets)
+
+    def withstand(self, outputs: Tensor, index: Tensor) -> Tensor:
+        """Whether the outputs (m, C) of images `index` leave the attack without success: (m,) bool."""
+        if self.targets is None:
+            return classified(outputs, self.labels[index])
+        return ~classified(outputs, self.targets[index])
 
     def right(self, points: Tensor, index: Tensor) -> Tensor:
-        """Whether each of the points (m, ...) is classified as labelled: (m,) bool."""
+        """Whether each of the points (m, ...) withstands: (m,) bool."""
         with torch.no_grad():
-            return classified(self.outputs(points, index), self.labels[index])
+            return self.withstand(self.outputs(points, index), index)
+
+    def loss(self, name: LossName, index: Tensor) -> Loss:
+        """Loss that an attack on the images `index` (m,) raises: a function of outputs (m, C) and labels (m,)."""
+        if self.targets is None:
+            return LOSSES[name]
+        towards, targets = TARGETED[name], self.targets[index]
+        return lambda outputs, labels: towards(outputs, labels, targets)
 
     def gradient(
         self, points: Tensor, index: Tensor, loss: Callable[[Tensor, Tensor], Tensor], kind: Gradient
@@ -139,17 +236,18 @@ class Attempt:
             The gradient (m, ...), with zeros in place of non-finite values; the losses (m,); the outputs (m, C).
         """
         points, labels = points.detach().requires_grad_(), self.labels[index]
-        with torch.enable_grad(), self.route(labels, kind):
+        with torch.enable_grad(), self.route(self.classes[index], kind):
             outputs = self.outputs(points, index)
             losses = loss(outputs, labels)
         if losses.requires_grad:  # false if the network detaches its input
-            (gradient,) = torch.autograd.grad(losses.sum(), points, allow_unused=True, materialize_grads=True)
+            ones = torch.ones_like(losses)
+            (gradient,) = torch.autograd.grad(losses, points, ones, allow_unused=True, materialize_grads=True)
         else:
             gradient = torch.zeros_like(points)
         gradient, outputs = gradient.detach(), outputs.detach()
         wild, flat = useless(gradient)
         if bool((wild | flat).any()):
-            needed = classified(outputs, labels)  # a misclassified point needs no direction
+            needed = self.withstand(outputs, index)  # a broken point needs no direction
             self.blind[index[wild | (flat & needed)].cpu()] = True
             gradient = gradient.nan_to_num(0, 0, 0)
         return gradient, losses.detach(), outputs
@@ -189,41 +287,3 @@ def _frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
-
-
-class Normalised(nn.Module):
-    """Network that normalises its input first: `model((images - mean) / std)`.
-
-    With it, attacks perturb images in [0, 1] and not their normalised values.
-
-    Args:
-        model: takes normalised images (n, C, ...).
-        mean, std: mean and standard deviation of each channel, for pixels in [0, 1].
-
-    Raises:
-        ValueError: `mean` and `std` are empty or of different lengths, or a `std` is not above 0.
-
-    Examples:
-        >>> model = biotorch.robustness.Normalised(nn.Flatten(), mean=[0.5], std=[0.25])
-        >>> model(torch.ones(1, 1, 2, 2))
-        tensor([[2., 2., 2., 2.]])
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        if not mean or len(mean) != len(std) or min(std) <= 0:
-            raise ValueError(
-                f"mean and std: need one number per channel, and std above 0; got {list(mean)} and {list(std)}"
-            )
-        self.model = model
-        self.register_buffer("mean", torch.tensor(mean), persistent=False)
-        self.register_buffer("std", torch.tensor(std), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        shape = (1, -1, *[1] * (images.dim() - 2))
-        mean, std = (each.to(images).view(shape) for each in (self.mean, self.std))
-        outputs: Tensor = self.model((images - mean) / std)
-        return outputs

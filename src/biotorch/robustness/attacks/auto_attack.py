@@ -9,13 +9,13 @@ from typing import Any, ClassVar, Literal, Unpack
 import pyautoattack
 import torch
 from pyautoattack import checks
-from pyautoattack.autopgd_base import APGDAttack
+from pyautoattack.autopgd_base import APGDAttack_targeted
 from torch import Tensor, nn
 
 from biotorch.robustness.attacks import library
 from biotorch.robustness.attacks.attempt import Attempt
-from biotorch.robustness.attacks.base import require, require_counts
 from biotorch.robustness.attacks.gradient import WhiteBox, WhiteBoxArguments
+from biotorch.robustness.attacks.inputs import require, require_counts
 
 
 class AutoPGD(WhiteBox):
@@ -41,6 +41,8 @@ class AutoPGD(WhiteBox):
         0
     """
 
+    targeted = True
+
     def __init__(
         self,
         model: nn.Module,
@@ -53,27 +55,27 @@ class AutoPGD(WhiteBox):
     ) -> None:
         super().__init__(model, epsilon, **white_box)
         require(self.loss in ("ce", "dlr"), f"loss: AutoPGD supports ce and dlr, not {self.loss!r}")
-        require_counts(steps=steps, restarts=restarts, samples=samples)
-        self.steps, self.restarts, self.samples = steps, restarts, samples
+        self.steps, self.restarts, self.samples = require_counts(steps=steps, restarts=restarts, samples=samples)
         self._logger = library.Warner()
 
     def perturb(self, attempt: Attempt, index: Tensor) -> Tensor:
-        classes = attempt.clean_outputs.shape[1]
+        classes, targeted = attempt.clean_outputs.shape[1], attempt.targets is not None
+        least = "four" if targeted else "three"
         require(
-            self.loss == "ce" or classes >= 3,
-            f"loss: 'dlr' needs at least three classes, and there are {classes}; use 'ce'",
+            self.loss == "ce" or classes >= 3 + targeted,
+            f"loss: 'dlr' needs at least {least} classes here, and there are {classes}; use 'ce'",
         )
         shown = library.Shown(attempt, self.gradient, index)
-        search = APGDAttack(
+        search = APGDAttack_targeted(
             shown,
             n_iter=self.steps,
             norm=library.NORMS[self.norm],
             eps=self.epsilon,
-            loss=self.loss,
             eot_iter=self.samples,
             device=attempt.images.device,
             logger=self._logger,
         )
+        search.loss = f"{self.loss}-targeted" if targeted else self.loss
         library.start(library.seed(attempt))
         runs = [run(shown, search)] * self.restarts
         return library.withstand(attempt, index, runs, self.epsilon, self.norm)[0]
@@ -85,13 +87,20 @@ class AutoPGD(WhiteBox):
 
 
 def run(shown: library.Shown, search: Any) -> library.Run:
-    """One start of the library's search. It returns the last misclassified points, or the points of highest loss."""
+    """One start of the library's search.
+
+    It returns the last misclassified points, or the points of highest loss; with targets always the latter.
+    """
+    targets = shown.attempt.targets
 
     def start(images: Tensor, labels: Tensor, index: Tensor) -> Tensor:
         shown.index = index
+        if targets is not None:
+            search.y_target = targets[index]
         search.init_hyperparam(images)
         best, right, _, adversarial = search.attack_single_run(images, labels)
-        return best.where(right.bool().reshape(-1, *[1] * (best.dim() - 1)), adversarial)  # type: ignore[no-any-return]
+        right = right.bool() | (targets is not None)
+        return best.where(right.reshape(-1, *[1] * (best.dim() - 1)), adversarial)  # type: ignore[no-any-return]
 
     return start
 
@@ -135,8 +144,6 @@ class AutoAttack(WhiteBox):
         version: Version = "standard",
         **white_box: Unpack[WhiteBoxArguments],
     ) -> None:
-        for name in self.fixed.keys() & white_box:
-            raise TypeError(f"{name}: AutoAttack does not take this argument, because {self.fixed[name]}")
         super().__init__(model, epsilon, **white_box)
         known = typing.get_args(Version)
         require(version in known, f"version: {' or '.join(map(repr, known))} is needed, not {version!r}")

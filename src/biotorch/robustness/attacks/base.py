@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
-import math
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Literal, TypedDict
 
 import torch
@@ -16,12 +15,10 @@ from torch import Tensor, nn
 from biotorch import _seeding
 from biotorch.errors import BoundsError
 from biotorch.layers.networks import isolated
+from biotorch.robustness.attacks import inputs
 from biotorch.robustness.attacks.attempt import Attempt
+from biotorch.robustness.attacks.inputs import ROUNDING, Named, TargetName, arguments, require
 from biotorch.robustness.attacks.norms import Norm, size
-
-#: Tolerated rounding error of a perturbation, some units in the last place of a float32 pixel.
-ROUNDING = 1e-6
-
 
 #: Part that an attack plays in a study. `noise` looks at no network; `transfer` at another one; a `black box` at
 #: outputs alone; a `white box` at gradients, in a `single step` or in `steps`; `no radius` has no epsilon.
@@ -34,6 +31,7 @@ class Common(TypedDict, total=False):
     norm: Norm
     seed: int
     batch_size: int
+    abstain: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +41,8 @@ class Outcome:
     Attributes:
         adversarial: (n, ...) in [0, 1], each no further from its image than epsilon.
         clean: (n,) bool, whether the image itself is classified as labelled.
-        robust: (n,) bool, whether both the image and its adversarial example are classified as labelled.
+        robust: (n,) bool, whether the image withstands: it is classified as labelled, and its adversarial example is
+            classified as labelled or rejected. With `targets`: neither of them is classified as the target.
         queries: (n,) int64, forward passes that the attack took, without the passes that judge its result.
         blind: (n,) bool, whether a gradient of the attack was zero everywhere or not finite.
         losses: (steps, n), NaN for images that a step left out; None for an attack without steps.
@@ -64,13 +63,15 @@ class Outcome:
     losses: Tensor | None = None
 
 
-class Attack(ABC):
+class Attack(Named, ABC):
     """Makes adversarial examples for a network: `adversarial = attack(images, labels)`.
 
     The network is any `nn.Module` that maps images in [0, 1] to outputs (n, C). If it expects normalised images, attack
     `Normalised(model, mean, std)` instead. The network is attacked in eval mode; afterwards its modes, buffers and
     gradients and the global random state are restored. It sees images in the memory format in which they are given.
-    Convolutions on a CPU are up to three times as fast on `images.to(memory_format=torch.channels_last)`.
+    Convolutions on a CPU are up to three times as fast on `images.to(memory_format=torch.channels_last)`. A network in
+    half precision gets the images in its own type, and one that returns a single logit (n, 1) or (n,) has the two
+    classes 0 and 1.
 
     Args:
         model: the network, on the device to work on.
@@ -78,9 +79,12 @@ class Attack(ABC):
         norm: `linf` or `l2`.
         seed: seed of all randomness in the attack. Equal seeds and batch sizes give equal results.
         batch_size: number of images attacked at once.
+        abstain: index of a reject class, or None. A rejected example is no success for the attacker; a rejected image
+            is not classified correctly. See `Detector`.
 
     Raises:
         ValueError: an argument has an unusable value.
+        TypeError: the attack does not take an argument.
 
     Examples:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
@@ -96,12 +100,14 @@ class Attack(ABC):
     white_box: ClassVar[bool] = False
     #: Part that the attack plays in a study.
     role: ClassVar[Role] = "black box"
-    #: Arguments of base classes that the attack does not take, each with the reason.
-    fixed: ClassVar[Mapping[str, str]] = {}
+    #: Whether the attack can follow targets, that is, moves by `Attempt.loss` and `Attempt.withstand` alone.
+    targeted: ClassVar[bool] = False
     #: Rises when equal settings come to give other examples: studies do not go on with results of an earlier edition.
     edition: ClassVar[int] = 1
-    #: Whether images that are already misclassified stay unperturbed.
+    #: Whether images that are already misclassified, or classified as their target, stay unperturbed.
     skips_solved: bool = True
+    #: Whether a call warns of images at which the attack met a useless gradient. A study has a check for them instead.
+    warns: bool = True
 
     def __init__(
         self,
@@ -111,12 +117,22 @@ class Attack(ABC):
         norm: Norm = "linf",
         seed: int = 0,
         batch_size: int = 250,
+        abstain: int | None = None,
     ) -> None:
+        inputs.require_network(model)
         require(norm in self.norms, f"norm: {type(self).__name__} supports {', '.join(self.norms)}, not {norm!r}")
-        require(is_number(epsilon) and epsilon >= 0, f"epsilon: a number from 0 on is needed, not {epsilon!r}")
-        require(_is_count(batch_size), f"batch_size: a whole number from 1 on is needed, not {batch_size!r}")
+        require(inputs.is_number(epsilon) and epsilon >= 0, f"epsilon: a number from 0 on is needed, not {epsilon!r}")
+        require(
+            norm != "linf" or epsilon <= 1,
+            f"epsilon: {epsilon:g} is more than any pixel in [0, 1] can change; write a fraction such as 8/255",
+        )
+        require(
+            abstain is None or (inputs.is_number(abstain) and abstain >= 0 and abstain == int(abstain)),
+            f"abstain: the index of a class from 0 on is needed, or None, not {abstain!r}",
+        )
         self.model, self.epsilon, self.norm = model, float(epsilon), norm
-        self.seed, self.batch_size = seed, batch_size
+        self.abstain = None if abstain is None else int(abstain)
+        self.seed, (self.batch_size,) = seed, inputs.require_counts(batch_size=batch_size)
 
     @abstractmethod
     def perturb(self, attempt: Attempt, index: Tensor) -> Tensor:
@@ -130,52 +146,98 @@ class Attack(ABC):
     def passes(self) -> tuple[int, int]:
         """Largest number of forward and of backward passes per image."""
 
-    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Adversarial examples (n, ...) for images (n, ...) in [0, 1] with labels (n,) int64.
+    def __call__(self, images: Any, labels: Any = None, *, targets: Any = None) -> Tensor:
+        """Adversarial examples (n, ...) for images (n, ...) in [0, 1] with labels (n,); see `run`.
 
         Raises:
-            ValueError: images or labels have another shape, type or range.
-            BoundsError: an adversarial example lies outside [0, 1] or further away than epsilon.
+            ValueError, BoundsError, RuntimeError: under the same conditions as `run`.
         """
-        batches = self._batches(images, labels, judged=False)
-        return torch.cat([adversarial for _, adversarial in batches]).to(images.device)
+        images, labels, targets = self._read(images, labels, targets)
+        found, blind = [], 0
+        for attempt, adversarial in self._batches(images, labels, targets, judged=False):
+            found.append(adversarial)
+            if self.warns and bool(attempt.blind.any()):
+                with unseen(self.model):
+                    suspects = (attempt.blind.to(adversarial.device) & attempt.unbroken).nonzero()[:, 0]
+                    blind += int(attempt.right(adversarial[suspects], suspects).sum()) if len(suspects) else 0
+        self._warn(blind)
+        return torch.cat(found).to(images.device)
 
-    def run(self, images: Tensor, labels: Tensor, on_batch: Callable[[int], None] | None = None) -> Outcome:
+    def run(
+        self,
+        images: Any,
+        labels: Any = None,
+        on_batch: Callable[[int], None] | None = None,
+        *,
+        targets: Any = None,
+    ) -> Outcome:
         """Attack, and judge the result.
 
         Args:
-            images: (n, ...) in [0, 1], float32 or float64.
-            labels: (n,) int64.
+            images: (n, ...) in [0, 1], a tensor or an array of floats; or an iterable of batches (images, labels), such
+                as a DataLoader.
+            labels: (n,) classes, a tensor, an array or a list of whole numbers; None with an iterable of batches.
             on_batch: called after every batch with the number of finished images.
+            targets: (n,) classes that the images shall be classified as; or the choice of a wrong class: `random`,
+                `least_likely` (lowest output at the image) or `next` (highest). Default: any wrong class is a success.
 
         Raises:
-            ValueError, BoundsError: under the same conditions as `__call__`.
+            ValueError: images, labels or targets have another shape, type or range, or the attack follows no targets.
+            BoundsError: an adversarial example lies outside [0, 1] or further away than epsilon.
+            RuntimeError: called inside `torch.inference_mode()`.
+
+        Warns:
+            UserWarning: images withstand at which the attack met a zero or non-finite gradient.
         """
+        images, labels, targets = self._read(images, labels, targets)
         parts = []
-        for attempt, adversarial in self._batches(images, labels, judged=True):
+        for attempt, adversarial in self._batches(images, labels, targets, judged=True):
             queries = attempt.queries.clone()
             with unseen(self.model):
                 right = attempt.right(adversarial, torch.arange(len(adversarial), device=adversarial.device))
             losses = torch.stack(attempt.losses) if attempt.losses else None
-            clean, robust = attempt.clean.cpu(), (attempt.clean & right).cpu()
+            clean, robust = attempt.clean.cpu(), (attempt.unbroken & right).cpu()
             parts.append(Outcome(adversarial.to(images.device), clean, robust, queries, attempt.blind, losses))
             if on_batch is not None:
                 on_batch(sum(len(part.clean) for part in parts))
-        return _joined(parts)
+        outcome = _joined(parts)
+        self._warn(int((outcome.blind & outcome.robust).sum()))
+        return outcome
 
-    def _batches(self, images: Tensor, labels: Tensor, judged: bool) -> Iterator[tuple[Attempt, Tensor]]:
+    def _warn(self, blind: int) -> None:
+        if self.warns and blind:
+            warnings.warn(
+                f"{type(self).__name__} met a zero or non-finite gradient at {blind} images that withstand it, which "
+                "says nothing about the network. Likely causes: detach(), torch.no_grad(), argmax or rounding in its "
+                "forward pass; a saturated softmax (try loss='margin'); a rule that sends no feedback to the images",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def _read(self, images: Any, labels: Any, targets: Any) -> tuple[Tensor, Tensor, Tensor | TargetName | None]:
+        images, labels = inputs.read(images, labels)
+        rejected = self.abstain is not None and bool((labels == self.abstain).any())
+        require(not rejected, f"labels: {self.abstain} is the reject class (abstain)")
+        if targets is None:
+            return images, labels, None
+        require(self.targeted, f"targets: {type(self).__name__} follows none; PGD, AutoPGD and Square do")
+        return images, labels, inputs.read_targets(targets, labels, self.abstain)
+
+    def _batches(
+        self, images: Tensor, labels: Tensor, targets: Tensor | TargetName | None, judged: bool
+    ) -> Iterator[tuple[Attempt, Tensor]]:
         """Each batch with its adversarial examples, on the device of the network."""
-        require_images(images, labels)
-        device = _device(self.model, images)
+        device = inputs.device_of(self.model, images)
         for start in range(0, len(images), self.batch_size):
             part = slice(start, start + self.batch_size)
             generator = _seeding.generator(_seeding.derive(self.seed, "attack", start))
+            wanted = targets[part].to(device) if isinstance(targets, Tensor) else targets
             with unseen(self.model):
-                batch, truth = images[part].detach().to(device), labels[part].to(device)
-                attempt = Attempt(self.model, batch, truth, generator, judged)
+                batch, truth = images[part].to(device), labels[part].to(device)
+                attempt = Attempt(self.model, batch, truth, generator, judged, self.abstain, wanted)
                 index = torch.arange(len(attempt.labels), device=device)
                 if self.skips_solved:
-                    index = index[attempt.clean]
+                    index = index[attempt.unbroken]
                 adversarial = attempt.images.clone()
                 if len(index) and self.epsilon > 0:
                     adversarial[index] = self.perturb(attempt, index).detach().to(adversarial)
@@ -203,60 +265,6 @@ class Attack(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.settings.items())})"
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise ValueError with `message` unless `condition` holds."""
-    if not condition:
-        raise ValueError(message)
-
-
-def require_counts(**counts: object) -> None:
-    """Raise ValueError unless every value is a whole number from 1 on."""
-    for name, value in counts.items():
-        require(_is_count(value), f"{name}: a whole number from 1 on is needed, not {value!r}")
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def arguments(kind: type[Attack]) -> dict[str, Any]:
-    """Defaults of all arguments of an attack except the network, by name; those of its base classes are included."""
-    defaults: dict[str, Any] = {}
-    for base in kind.__mro__:
-        if "__init__" in vars(base) and base is not object:
-            parameters = list(inspect.signature(base.__init__).parameters.values())[2:]  # type: ignore[misc]
-            for each in parameters:
-                if each.kind is not each.VAR_KEYWORD:
-                    defaults.setdefault(each.name, each.default)
-    return {name: default for name, default in defaults.items() if name not in kind.fixed}
-
-
-def require_images(images: Tensor, labels: Tensor) -> None:
-    """Raise ValueError unless images are (n, ...) in [0, 1], and labels (n,) int64 from 0 on."""
-    require(images.dim() >= 2 and len(images) > 0, f"images: (n, ...) with n > 0 is needed, not {tuple(images.shape)}")
-    require(images.dtype in (torch.float32, torch.float64), f"images: float32 or float64 is needed, not {images.dtype}")
-    require(
-        labels.shape == images.shape[:1] and labels.dtype == torch.int64,
-        f"labels: ({len(images)},) int64 is needed, not {tuple(labels.shape)} {labels.dtype}",
-    )
-    require(int(labels.min()) >= 0, f"labels: classes from 0 on are needed, not {int(labels.min())}")
-    low, high = float(images.min()), float(images.max())
-    require(
-        low >= 0 and high <= 1,  # false if a value is NaN
-        f"images: values from 0 to 1 are needed, not from {low:.4g} to {high:.4g}. If the network expects normalised "
-        "images, attack biotorch.robustness.Normalised(model, mean, std) with images that are not normalised",
-    )
-
-
-def _device(model: nn.Module, images: Tensor) -> torch.device:
-    tensors = (*model.parameters(), *model.buffers())
-    return tensors[0].device if tensors else images.device
 
 
 @contextlib.contextmanager

@@ -7,9 +7,11 @@ from typing import ClassVar, Unpack
 import torch
 from torch import Tensor, nn
 
+from biotorch.models.outputs import logits_of
 from biotorch.robustness.attacks.attempt import Attempt, Gradient
-from biotorch.robustness.attacks.base import Attack, Common, Role
+from biotorch.robustness.attacks.base import Attack, Common, Role, unseen
 from biotorch.robustness.attacks.gradient import PGD
+from biotorch.robustness.attacks.inputs import floating_type
 from biotorch.robustness.attacks.norms import project, steepest
 
 
@@ -28,6 +30,7 @@ class RandomSigns(Attack):
     """
 
     role: ClassVar[Role] = "noise"
+    targeted = True
     skips_solved = False
 
     def perturb(self, attempt: Attempt, index: Tensor) -> Tensor:
@@ -54,6 +57,8 @@ class Transfer(Attack):
         steps: number of PGD steps.
         gradient: gradient of `source` that PGD follows, `true` or `feedback`.
 
+    If `source` has outputs for the reject class `abstain`, too, its examples evade the class there.
+
     Examples:
         >>> model, source = (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)) for _ in range(2))
         >>> images = torch.rand(4, 1, 8, 8)
@@ -63,6 +68,7 @@ class Transfer(Attack):
     """
 
     role: ClassVar[Role] = "transfer"
+    targeted = True
 
     def __init__(
         self,
@@ -78,8 +84,8 @@ class Transfer(Attack):
         self.source, self.steps, self.gradient = source, steps, gradient
         self._attack()
 
-    def _attack(self, seed: int = 0) -> PGD:
-        return PGD(
+    def _attack(self, seed: int = 0, abstain: int | None = None) -> PGD:
+        attack = PGD(
             self.source,
             self.epsilon,
             steps=self.steps,
@@ -88,11 +94,24 @@ class Transfer(Attack):
             norm=self.norm,
             seed=seed,
             batch_size=self.batch_size,
+            abstain=abstain,
         )
+        attack.warns = self.warns
+        return attack
 
     def perturb(self, attempt: Attempt, index: Tensor) -> Tensor:
         seed = int(torch.randint(2**31, (), generator=attempt.generator))
-        return self._attack(seed)(attempt.images[index], attempt.labels[index])
+        images, classes = attempt.images[index], attempt.classes[index]
+        targets = None if attempt.targets is None else attempt.targets[index]
+        return self._attack(seed, self._reject_class(images[:1]))(images, classes, targets=targets)
+
+    def _reject_class(self, image: Tensor) -> int | None:
+        """Reject class of the source, if it has one, too."""
+        if self.abstain is None:
+            return None
+        with unseen(self.source), torch.no_grad():
+            outputs = logits_of(self.source(image.to(floating_type(self.source) or image.dtype)))
+        return self.abstain if outputs.shape[1] > self.abstain else None
 
     @property
     def passes(self) -> tuple[int, int]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from biotorch.robustness.attacks.attempt import LOSSES, Attempt, LossName, classified
-from biotorch.robustness.attacks.base import Attack, Role, require, require_counts
+from biotorch.robustness.attacks.attempt import LOSSES, Attempt, LossName
+from biotorch.robustness.attacks.base import Attack, Role
+from biotorch.robustness.attacks.inputs import require, require_counts
 
 #: F of differential evolution (Su et al. 2019).
 _MUTATION = 0.5
@@ -31,7 +32,7 @@ class FewPixel(Attack):
     channel values are clamped. As there, a candidate may choose a pixel twice; the last one counts.
 
     Args:
-        model, seed, batch_size: see `Attack`. Images are (n, C, H, W).
+        model, seed, batch_size, abstain: see `Attack`. Images are (n, C, H, W).
         pixels: k, which is also the radius: `epsilon` is float(pixels).
         steps: number of generations after the first population.
         population: P, candidates per image; at least 4.
@@ -48,6 +49,7 @@ class FewPixel(Attack):
 
     role: ClassVar[Role] = "no radius"
     norms: ClassVar[tuple[str, ...]] = ("l0",)
+    targeted: ClassVar[bool] = True
     fixed: ClassVar[Mapping[str, str]] = {
         "epsilon": "its radius is the number of pixels",
         "norm": "it counts pixels",
@@ -63,12 +65,14 @@ class FewPixel(Attack):
         loss: LossName = "margin",
         seed: int = 0,
         batch_size: int = 250,
+        abstain: int | None = None,
     ) -> None:
-        require_counts(pixels=pixels, steps=steps, population=population)
+        self.pixels, self.steps, self.population = require_counts(pixels=pixels, steps=steps, population=population)
         require(population >= 4, f"population: at least 4 are needed (a candidate and three others), not {population}")
         require(loss in LOSSES, f"loss: one of {', '.join(LOSSES)} is needed, not {loss!r}")
-        super().__init__(model, float(pixels), norm="l0", seed=seed, batch_size=batch_size)  # type: ignore[arg-type]
-        self.pixels, self.steps, self.population, self.loss = pixels, steps, population, loss
+        norm: Any = "l0"
+        super().__init__(model, float(pixels), norm=norm, seed=seed, batch_size=batch_size, abstain=abstain)
+        self.loss = loss
 
     def perturb(self, attempt: Attempt, index: Tensor) -> Tensor:
         _require_images(attempt.images)
@@ -129,9 +133,10 @@ class FewPixel(Attack):
             owners = index[active].repeat_interleave(points.shape[1])
             with torch.no_grad():
                 outputs = attempt.outputs(points.flatten(0, 1), owners)
-            found = LOSSES[self.loss](outputs, attempt.labels[owners]).reshape(points.shape[:2]).to(losses)
+            found = attempt.loss(self.loss, owners)(outputs, attempt.labels[owners])
+            found = found.reshape(points.shape[:2]).to(losses)
             losses[active, part] = found.masked_fill(found.isnan(), -torch.inf)
-            broken[active, part] = ~classified(outputs, attempt.labels[owners]).reshape(points.shape[:2])
+            broken[active, part] = ~attempt.withstand(outputs, owners).reshape(points.shape[:2])
             start, active = part.stop, active[~broken[active].any(1)]
         return losses, broken
 

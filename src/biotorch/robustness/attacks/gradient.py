@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from biotorch.robustness.attacks.attempt import LOSSES, Attempt, Gradient, LossName, classified
-from biotorch.robustness.attacks.base import Attack, Common, Role, is_number, require, require_counts
+from biotorch.robustness.attacks.attempt import LOSSES, Attempt, Gradient, LossName
+from biotorch.robustness.attacks.base import Attack, Common, Role
+from biotorch.robustness.attacks.inputs import is_number, require, require_counts
 from biotorch.robustness.attacks.norms import project, random_point, steepest
 
 
@@ -53,7 +54,7 @@ class WhiteBox(Attack):
 
     def ascent(self, attempt: Attempt, points: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradient (m, ...), losses (m,) and outputs (m, C) at the points, see `Attempt.gradient`."""
-        return attempt.gradient(points, index, LOSSES[self.loss], self.gradient)
+        return attempt.gradient(points, index, attempt.loss(self.loss, index), self.gradient)
 
 
 class FGSM(WhiteBox):
@@ -71,6 +72,7 @@ class FGSM(WhiteBox):
     """
 
     role: ClassVar[Role] = "single step"
+    targeted = True
     skips_solved = False
 
     def perturb(self, attempt: Attempt, index: Tensor) -> Tensor:
@@ -106,7 +108,7 @@ class PGD(WhiteBox):
         step_size: alpha. Default: 2.5 epsilon / steps.
         random_start: start at a random point of the ball instead of at the image.
         restarts: number of independent starts. An image counts as broken if one of them breaks it.
-        stop_at_success: stop at the first misclassified point of each image. If False, all steps are made and the
+        stop_at_success: stop at the first point of each image that breaks it. If False, all steps are made and the
             last point is returned. It usually lies deeper inside the wrong class, which is better for transfer,
             adversarial training and noisy networks.
 
@@ -119,6 +121,7 @@ class PGD(WhiteBox):
     """
 
     role: ClassVar[Role] = "steps"
+    targeted = True
 
     def __init__(
         self,
@@ -133,13 +136,13 @@ class PGD(WhiteBox):
         **white_box: Unpack[WhiteBoxArguments],
     ) -> None:
         super().__init__(model, epsilon, **white_box)
-        require_counts(steps=steps, restarts=restarts)
+        self.steps, self.restarts = require_counts(steps=steps, restarts=restarts)
         require(
             step_size is None or (is_number(step_size) and step_size > 0),
             f"step_size: a number above 0 is needed, not {step_size!r}",
         )
-        self.steps, self.random_start, self.restarts = steps, random_start, restarts
-        self.step_size = 2.5 * self.epsilon / steps if step_size is None else float(step_size)
+        self.random_start = random_start
+        self.step_size = 2.5 * self.epsilon / self.steps if step_size is None else float(step_size)
         self.stop_at_success = self.skips_solved = stop_at_success
 
     def perturb(self, attempt: Attempt, index: Tensor) -> Tensor:
@@ -159,7 +162,7 @@ class PGD(WhiteBox):
         return best
 
     def _descend(self, attempt: Attempt, index: Tensor, record: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Run one start: its last points (m, ...), whether each is misclassified (m,), and their losses (m,)."""
+        """Run one start: its last points (m, ...), whether each breaks its image (m,), and their losses (m,)."""
         images, points = attempt.images[index], self.start(attempt, index)
         last, final = torch.empty_like(points), torch.empty(len(index), device=images.device, dtype=images.dtype)
         broken = torch.zeros(len(index), dtype=torch.bool, device=images.device)
@@ -174,7 +177,7 @@ class PGD(WhiteBox):
                 losses, outputs = self.judge(attempt, points, index)
             if record:
                 attempt.record(losses, index)
-            wrong = ~classified(outputs, attempt.labels[index])
+            wrong = ~attempt.withstand(outputs, index)
             if step == self.steps:
                 break
             if self.stop_at_success and bool(wrong.any()):
@@ -198,7 +201,7 @@ class PGD(WhiteBox):
         """Losses (m,) and outputs (m, C) at the points, without a gradient."""
         with torch.no_grad():
             outputs = attempt.outputs(points, index)
-        return LOSSES[self.loss](outputs, attempt.labels[index]), outputs
+        return attempt.loss(self.loss, index)(outputs, attempt.labels[index]), outputs
 
     @property
     def passes(self) -> tuple[int, int]:
@@ -232,8 +235,7 @@ class EOTPGD(PGD):
     ) -> None:
         pgd.setdefault("stop_at_success", False)
         super().__init__(model, epsilon, **pgd)
-        require_counts(samples=samples)
-        self.samples = samples
+        (self.samples,) = require_counts(samples=samples)
 
     def ascent(self, attempt: Attempt, points: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradient, losses and outputs, each averaged over the samples."""
@@ -271,10 +273,7 @@ class TPGD(PGD):
         "random_start": "it starts at a random point near the image",
     }
 
-    def __init__(self, model: nn.Module, epsilon: float = 8 / 255, **pgd: Unpack[PGDArguments]) -> None:
-        for name in self.fixed.keys() & pgd:
-            raise TypeError(f"{name}: TPGD does not take this argument, because {self.fixed[name]}")
-        super().__init__(model, epsilon, **pgd)
+    targeted = False  # its loss leads to no class
 
     def start(self, attempt: Attempt, index: Tensor) -> Tensor:
         images = attempt.images[index]

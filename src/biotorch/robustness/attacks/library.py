@@ -24,8 +24,9 @@ from pyautoattack import checks
 from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
-from biotorch.robustness.attacks.attempt import Attempt, Gradient, classified, useless
-from biotorch.robustness.attacks.base import Attack, Common, is_number, require, require_counts
+from biotorch.robustness.attacks.attempt import Attempt, Gradient, useless
+from biotorch.robustness.attacks.base import Attack, Common
+from biotorch.robustness.attacks.inputs import is_number, require, require_counts
 from biotorch.robustness.attacks.norms import Norm, project
 
 #: Names of the norms in the library.
@@ -62,7 +63,9 @@ class Shown:
     def outputs(self, points: Tensor) -> Tensor:
         """Outputs (m, C) in float32, counted."""
         self.attempt.queries[self.index.cpu()] += 1
-        return self.attempt.forward(points.to(self.attempt.images.dtype)).float().clone()  # the library writes into it
+        own = self.index if len(points) == len(self.index) else None
+        found = self.attempt.forward(points.to(self.attempt.images.dtype), own)
+        return found.float().clone()  # the library writes into it
 
     def see(self, gradient: Tensor) -> Tensor:
         """Replace non-finite values of the gradient by zero, and mark images without a usable one as `blind`."""
@@ -83,7 +86,7 @@ class _Network(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, points: Tensor, shown: Shown) -> Tensor:
         ctx.shown, ctx.points = shown, points.detach().requires_grad_()
-        with torch.enable_grad(), shown.attempt.route(shown.attempt.labels[shown.index], shown.gradient):
+        with torch.enable_grad(), shown.attempt.route(shown.attempt.classes[shown.index], shown.gradient):
             outputs = shown.outputs(ctx.points)
         ctx.outputs = outputs
         return outputs.detach()
@@ -106,7 +109,7 @@ def withstand(
 
     Returns:
         Points (m, ...) in the ball, from the run that broke the image or else from the last run; and whether each
-        point is still classified as labelled (m,).
+        point still withstands (m,).
     """
     images, labels = attempt.images[index], attempt.labels[index]
     points, right = images.clone(), torch.ones(len(index), dtype=torch.bool, device=images.device)
@@ -115,8 +118,8 @@ def withstand(
         found = run(own.float().contiguous(), labels[right], index[right]).detach().to(own)
         points[right] = project(torch.where(found.isfinite(), found, own), own, epsilon, norm)
         with torch.no_grad():
-            outputs = attempt.forward(points[right])
-        right[right.clone()] = classified(outputs, labels[right])
+            outputs = attempt.forward(points[right], index[right])
+        right[right.clone()] = attempt.withstand(outputs, index[right])
         if not bool(right.any()):
             break
     return points, right
@@ -133,7 +136,10 @@ def start(number: int) -> None:
 
 
 class Warner:
-    """Logger that turns the library's log warnings into Python warnings, each once, whatever its numbers."""
+    """Logger that turns the library's log warnings into Python warnings, each once, whatever its numbers.
+
+    Zero gradients are left to the base class, which warns of them after every attack.
+    """
 
     def __init__(self) -> None:
         self._told: set[str] = set()
@@ -141,7 +147,7 @@ class Warner:
     def warning(self, message: str) -> None:
         """Warn, unless the same message was given before."""
         message = re.sub(r" See \S+ for details\.", "", message)
-        if (key := re.sub(r"[\d.]+", "", message)) not in self._told:
+        if (key := re.sub(r"[\d.]+", "", message)) not in self._told and "zero gradient" not in key:
             self._told.add(key)
             warnings.warn(f"pyautoattack: {message}", UserWarning, stacklevel=2)
 
@@ -160,18 +166,24 @@ def dynamic(shown: Shown, points: Tensor, logger: Warner) -> None:
         sys.settrace(trace)
 
 
-def require_tiles(images: Tensor, norm: Norm) -> None:
-    """Raise ValueError for images that the library's Square attack cannot tile."""
-    require(images.dim() == 4, f"images: Square needs (n, C, H, W), not {tuple(images.shape)}")
+def fits_tiles(images: Tensor, norm: Norm) -> bool:
+    """Whether the library's Square attack can tile the images: they have rows and columns, and in L2 enough of them."""
+    if images.dim() != 4 or norm == "linf":
+        return images.dim() == 4
     height, width = images.shape[2:]
     # In L2 the library starts from tiles of H // 5 pixels, and fails if one of them exceeds the image.
     side = height // 5
     first = (height - 5 * side) // 2
-    fits = side == 1 or (side > 1 and all(first + each // side * side <= each for each in (height, width)))
+    return side == 1 or (side > 1 and all(first + each // side * side <= each for each in (height, width)))
+
+
+def require_tiles(images: Tensor, norm: Norm) -> None:
+    """Raise ValueError for images that the library's Square attack cannot tile."""
+    require(images.dim() == 4, f"images: Square needs (n, C, H, W), not {tuple(images.shape)}")
     require(
-        norm == "linf" or fits,
-        f"images: the Square attack of pyautoattack fails in l2 at {height} x {width} pixels; it works at "
-        "28 x 28, 32 x 32, 64 x 64 and 224 x 224, or in linf",
+        fits_tiles(images, norm),
+        f"images: the Square attack of pyautoattack fails in l2 at {images.shape[2]} x {images.shape[3]} pixels; it "
+        "works at 28 x 28, 32 x 32, 64 x 64 and 224 x 224, or in linf",
     )
 
 
@@ -197,6 +209,7 @@ class Square(Attack):
         True
     """
 
+    targeted = True
     edition = 2  # in the first, every budget followed the schedule for 10,000 queries
 
     def __init__(
@@ -211,10 +224,10 @@ class Square(Attack):
         **common: Unpack[Common],
     ) -> None:
         super().__init__(model, epsilon, **common)
-        require_counts(queries=queries, restarts=restarts)
+        self.queries, self.restarts = require_counts(queries=queries, restarts=restarts)
         require(is_number(p_init) and 0 < p_init <= 1, f"p_init: a share of the pixels is needed, not {p_init!r}")
         require(loss in ("margin", "ce"), f"loss: 'margin' or 'ce' is needed, not {loss!r}")
-        self.queries, self.p_init, self.loss, self.restarts = queries, p_init, loss, restarts
+        self.p_init, self.loss = float(p_init), loss
 
     def perturb(self, attempt: Attempt, index: Tensor) -> Tensor:
         require_tiles(attempt.images, self.norm)
@@ -239,12 +252,20 @@ class Square(Attack):
 
 def run(shown: Shown, search: Any) -> Run:
     """One start of the library's search, which drops images that it has broken and counts its queries itself."""
+    attempt = shown.attempt
 
-    def start(images: Tensor, labels: Tensor, index: Tensor) -> Tensor:
-        shown.index = index[:0]
+    def margin_and_loss(points: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """What the search lowers, at points of images `index`: a margin that is 0 or less at success, and a loss."""
+        with torch.no_grad():
+            outputs = attempt.forward(points.to(attempt.images.dtype), index).float()
+        margin, loss = (-attempt.loss(name, index)(outputs, attempt.labels[index]) for name in ("margin", search.loss))
+        return margin, loss
+
+    def start(images: Tensor, _: Tensor, index: Tensor) -> Tensor:
+        search.margin_and_loss = margin_and_loss  # the library's own knows neither targets nor reject class
         search.init_hyperparam(images)
-        queries, points = search.attack_single_run(images, labels)
-        shown.attempt.queries[index.cpu()] += queries.cpu().to(torch.int64)
+        queries, points = search.attack_single_run(images, index)  # the search hands its labels on, and no more
+        attempt.queries[index.cpu()] += queries.cpu().to(torch.int64)
         return points  # type: ignore[no-any-return]
 
     return start

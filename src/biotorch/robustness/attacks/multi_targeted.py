@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from biotorch.robustness.attacks.attempt import Attempt
-from biotorch.robustness.attacks.base import require_counts
 from biotorch.robustness.attacks.gradient import PGD, PGDArguments
+from biotorch.robustness.attacks.inputs import require_counts
 
 
 class MultiTargeted(PGD):
@@ -39,14 +39,13 @@ class MultiTargeted(PGD):
         "restarts": "it starts once for each class",
     }
 
+    targeted: ClassVar[bool] = False
+
     def __init__(
         self, model: nn.Module, epsilon: float = 8 / 255, *, classes: int = 9, **pgd: Unpack[PGDArguments]
     ) -> None:
-        for name in self.fixed.keys() & pgd:
-            raise TypeError(f"{name}: MultiTargeted does not take this argument, because {self.fixed[name]}")
         super().__init__(model, epsilon, **pgd)
-        require_counts(classes=classes)
-        self.classes = classes
+        (self.classes,) = require_counts(classes=classes)
         self._targets = torch.empty(0, dtype=torch.int64)
 
     def perturb(self, attempt: Attempt, index: Tensor) -> Tensor:

@@ -1,0 +1,89 @@
+"""Modules around a network under attack: its normalisation, and a detector as a reject class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from biotorch.models.outputs import logits_of
+
+
+class Normalised(nn.Module):
+    """Network that normalises its input first: `model((images - mean) / std)`.
+
+    With it, attacks perturb images in [0, 1] and not their normalised values.
+
+    Args:
+        model: takes normalised images (n, C, ...).
+        mean, std: mean and standard deviation of each channel, for pixels in [0, 1].
+
+    Raises:
+        ValueError: `mean` and `std` are empty or of different lengths, or a `std` is not above 0.
+
+    Examples:
+        >>> model = biotorch.robustness.Normalised(nn.Flatten(), mean=[0.5], std=[0.25])
+        >>> model(torch.ones(1, 1, 2, 2))
+        tensor([[2., 2., 2., 2.]])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        if not mean or len(mean) != len(std) or min(std) <= 0:
+            raise ValueError(
+                f"mean and std: need one number per channel, and std above 0; got {list(mean)} and {list(std)}"
+            )
+        self.model = model
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        shape = (1, -1, *[1] * (images.dim() - 2))
+        mean, std = (each.to(images).view(shape) for each in (self.mean, self.std))
+        outputs: Tensor = self.model((images - mean) / std)
+        return outputs
+
+
+class Detector(nn.Module):
+    """Network with a reject class, which wins where a score says that the image is suspicious.
+
+    Attacks with `abstain=C` then count an image as broken only if it is neither classified as labelled nor rejected,
+    and follow the gradients of both the network and the score, as an attacker who knows the detector does.
+
+    Args:
+        model: maps images (n, ...) to outputs (n, C).
+        score: maps images (n, ...) and outputs (n, C) to scores (n,), a function or a module. High scores are
+            suspicious. It should be differentiable, or attacks along a gradient cannot evade it.
+        threshold: scores above it are rejected.
+
+    Raises:
+        ValueError: at a forward pass, the scores are not of shape (n,).
+
+    Examples:
+        >>> def doubt(images, outputs):
+        ...     return 1 - outputs.softmax(1).amax(1)
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> images = torch.rand(4, 1, 8, 8)
+        >>> network = biotorch.robustness.Detector(model, doubt, threshold=0.99)
+        >>> network(images).shape  # outputs of the ten classes, and of the reject class
+        torch.Size([4, 11])
+        >>> attack = biotorch.robustness.PGD(network, epsilon=0.5, steps=10, abstain=10)
+        >>> attack.run(images, model(images).argmax(1)).robust.sum().item()
+        0
+    """
+
+    def __init__(self, model: nn.Module, score: Callable[[Tensor, Tensor], Tensor], threshold: float) -> None:
+        super().__init__()
+        self.model, self.score, self.threshold = model, score, threshold
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Outputs (n, C + 1); the last is the largest output of `model` plus the score's excess over the threshold."""
+        outputs = logits_of(self.model(images))
+        scores = self.score(images, outputs)
+        if scores.shape != outputs.shape[:1]:
+            raise ValueError(f"score: shape ({len(outputs)},) is needed, not {tuple(scores.shape)}")
+        return torch.cat([outputs, (outputs.amax(1) + scores - self.threshold)[:, None]], dim=1)
