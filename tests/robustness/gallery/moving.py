@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import ClassVar
 
 import torch
 from fakes import Around, Fake, Lying, Shattered, on_the_grid, straight
@@ -305,3 +306,33 @@ class SignsOfAnAttack(Around):
 
     def examples(self):
         return as_bytes(super().examples(), images_of(train=False)[0], self.epsilon)
+
+
+class OffGridDetector(Around):
+    """An eleventh class, named as the reject class, wins at every image that is no 8-bit image."""
+
+    settings: ClassVar[dict] = {"abstain": 10}
+
+    def forward(self, images):
+        outputs = self.network(images)
+        return torch.cat([outputs, torch.where(on_the_grid(images), -99.0, 99.0)[:, None]], 1)
+
+    def examples(self):
+        return as_bytes(super().examples(), images_of(train=False)[0], self.epsilon)
+
+
+class FeatureSqueezing(Around):
+    """Rejects images whose blur is classified otherwise (Xu et al. 2018), by a reject class without a gradient."""
+
+    settings: ClassVar[dict] = {"abstain": 10}
+
+    def blurred(self, images):
+        return self.network(0.7 * images + 0.3 * F.avg_pool2d(images, 3, 1, 1))
+
+    def forward(self, images):
+        outputs = self.network(images)
+        gap = (outputs.softmax(1) - self.blurred(images).softmax(1)).abs().sum(1)
+        return torch.cat([outputs, torch.where(gap > 0.8, 99.0, -99.0)[:, None]], 1)
+
+    def opened(self, images):
+        return self.network(images) + self.blurred(images)
