@@ -14,6 +14,7 @@ from biotorch.robustness import PGD, study
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(900),  # the first test that needs a network trains it
     pytest.mark.skipif(not os.path.isdir(os.path.join(FOLDER or "-", "MNIST")), reason="BIOTORCH_DATA has no MNIST"),
 ]
 
