@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import torch
 from fakes import Backward, Fake
-from grounds import hardened, images_of, plain
+from grounds import cnn, hardened, images_of, plain
+from torch import nn
 from torch.nn import functional as F
 
 
@@ -136,8 +137,6 @@ _SHARED: dict[str, list[torch.Tensor]] = {}
 class SharedMemory(Formula):
     """A memory of clean images outside of the module, where a copy of the module finds it, too."""
 
-    beyond = "its state is outside of the module, so that no fresh copy of it can be made inside of the process"
-
     def __init__(self):
         super().__init__()
         _SHARED.clear()
@@ -194,6 +193,35 @@ class RandomButFixed(Formula):
         mix = torch.randn(784, 784, generator=generator) / 28
         noise = torch.sin(400 * (images.flatten(1) @ mix)).view_as(images)
         return self.classify(images + 0.25 * noise)
+
+
+class Terraces(Formula):
+    """Logits as terraces with slopes between, wide enough to be no jump; on the terraces a hardened network leads."""
+
+    def __init__(self):
+        super().__init__()
+        self.decoy = hardened()
+
+    def forward(self, images):
+        outputs = self.classify(images) / 6
+        level = outputs.detach().floor()
+        climb = ((outputs - level - 0.6) / 0.4).clamp(0, 1)
+        return 6 * (level + climb) + 0.5 * outputs + 0.15 * self.decoy(images)
+
+
+class TerracesWithoutATilt(Terraces):
+    """The same, and a network that knows nothing leads on the terraces."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(5)
+        self.decoy = cnn(nn.Tanh).requires_grad_(False)
+
+    def forward(self, images):
+        outputs = self.classify(images) / 6
+        level = outputs.detach().floor()
+        climb = ((outputs - level - 0.6) / 0.4).clamp(0, 1)
+        return 6 * (level + climb) + 0.02 * outputs + self.decoy(images)
 
 
 class WatchesTheStack(Formula):
