@@ -144,7 +144,8 @@ def strongest(
 
     Returns:
         The check for the comparison nearest to the epsilon of the verdict, where comparisons that fired come first;
-        None if a side has no measurement.
+        None if a side has no measurement. A check of the attacks that fires only beyond the epsilon of the verdict is a
+        hint for the reader.
     """
     pairs = []
     for epsilon in evidence.epsilons:
@@ -154,7 +155,14 @@ def strongest(
     if not pairs:
         return None
     judged = [(each, white, beats(*common(each, worst(white)))) for each, white in pairs]
-    shown, white, fired = max(judged, key=lambda item: (item[2], -abs(item[0].epsilon - evidence.judged_at)))
+
+    def order(item: tuple[Measurement, list[Measurement], bool]) -> tuple[bool, bool, float]:
+        beyond = about == "attack" and item[0].epsilon > evidence.judged_at
+        return item[2] and not beyond, item[2], -abs(item[0].epsilon - evidence.judged_at)
+
+    shown, white, fired = max(judged, key=order)
+    if fired and about == "attack" and shown.epsilon > evidence.judged_at:
+        about = "reader"  # at the epsilon of the verdict the attacks are not beaten
     left = 100 * float(worst(white).double().mean())
     return Check(
         name,

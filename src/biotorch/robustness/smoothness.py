@@ -12,7 +12,7 @@ from biotorch.robustness.attacks.norms import Norm, steepest
 
 #: Lengths of the finite differences, as shares of epsilon. A gradient agrees if it does at one of them: short ones
 #: suffer from rounding, long ones from curvature. A straight-through gradient of rounded images agrees at long ones.
-_LENGTHS = (1 / 32, 1 / 256, 1 / 4)
+_LENGTHS = (1 / 32, 1 / 256, 1 / 2048, 1 / 4)
 #: Cross-entropy below which its gradient is lost to rounding, because the probability of the label is rounded to 1.
 _SATURATED = 1e-3
 #: Halvings of the way between two images: the class switches within a thousandth of it.
@@ -110,7 +110,7 @@ def _agrees(
     gradient, losses, outputs = attempt.gradient(points, index, loss, "true")
     signs = torch.randint(0, 2, points.shape, generator=attempt.generator).to(points) * 2 - 1
     direction = steepest(signs if random else gradient, norm)
-    rounding = 32 * precision(outputs, attempt.model) * outputs.double().abs().amax(1)
+    rounding = 8 * precision(outputs, attempt.model) * outputs.double().abs().amax(1)
     usable = (gradient.flatten(1) != 0).any(1)
     if loss is cross_entropy:
         usable &= losses > _SATURATED

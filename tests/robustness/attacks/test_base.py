@@ -87,7 +87,7 @@ def test_the_labels_are_what_drtp_sends():
 @given(
     name=st.sampled_from(QUICK),
     norm=st.sampled_from(["linf", "l2"]),
-    epsilon=st.floats(0, 1.5),
+    epsilon=st.floats(0, 1),
     pixels=st.lists(st.floats(0, 1, width=32), min_size=16, max_size=16),
     label=st.integers(0, 3),
 )
@@ -251,9 +251,32 @@ def test_a_gradient_that_is_no_use_is_told():
     images = batch()[0]
     for model in (Detached(), Broken()):
         labels = model(images).argmax(1)
-        outcome = PGD(model, 0.01, steps=3).run(images, labels)
-        assert outcome.blind.all()
-        assert outcome.adversarial.isfinite().all()
+        for name in ("fgsm", "pgd", "eot_pgd", "tpgd", "auto_pgd"):
+            attack = make(name, model, epsilon=1e-4)
+            with pytest.warns(UserWarning, match="gradient at 6 images that withstand it.*detach") as told:
+                outcome = attack.run(images, labels)
+            assert len(told) == 1
+            assert told[0].filename == __file__
+            assert outcome.blind.all()
+            assert outcome.adversarial.isfinite().all()
+            with pytest.warns(UserWarning, match="gradient at 6 images"):
+                attack(images, labels)
+            attack.warns = False
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                attack.run(images, labels)
+
+
+@pytest.mark.usefixtures("short")
+def test_a_useless_gradient_at_broken_images_warns_of_nothing():
+    """At epsilon 1 random search breaks all images, with no help from the gradient that AutoAttack followed before."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
+    model.forward = lambda images: nn.Sequential.forward(model, images.detach())
+    images = batch()[0]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert not AutoAttack(model, 1.0).run(images, model(images).argmax(1)).robust.any()
+    assert not any("gradient at" in str(each.message) for each in told)
 
 
 IMAGES, LABELS = batch()
@@ -279,7 +302,6 @@ IMAGES, LABELS = batch()
         (PGD, IMAGES + 1, LABELS, "Normalised"),
         (PGD, IMAGES * float("nan"), LABELS, "from 0 to 1"),
         (PGD, (255 * IMAGES).byte(), LABELS, "float32"),
-        (PGD, IMAGES.half(), LABELS, "float32"),
         (PGD, IMAGES[:0], LABELS[:0], "n > 0"),
         (PGD, IMAGES, LABELS[:3], "labels"),
         (PGD, IMAGES, LABELS.float(), "int64"),

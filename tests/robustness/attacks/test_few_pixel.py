@@ -238,6 +238,6 @@ def test_mistakes_are_told():
 
 def test_settings_are_its_arguments():
     attack = FewPixel(conv(), 3, steps=7)
-    assert list(attack.settings) == ["pixels", "steps", "population", "loss", "seed", "batch_size"]
+    assert list(attack.settings) == ["pixels", "steps", "population", "loss", "seed", "batch_size", "abstain"]
     assert repr(attack).startswith("FewPixel(pixels=3, steps=7, population=150, loss='margin'")
     assert attack.epsilon == 3.0

@@ -97,6 +97,7 @@ class Attempt:
             withstands.
         losses: one entry per step, the loss (n,) of every image, NaN for images that the step left out.
         clean_outputs: (n, C), outputs at the images themselves.
+        width: number of the network's outputs, with a reject class.
         clean: (n,) bool, whether each image is classified as labelled; a rejected one is not.
         unbroken: (n,) bool, whether an attack has something to do: the image is classified as labelled or, if there are
             targets, not yet as its target.
@@ -141,10 +142,13 @@ class Attempt:
     def clean_outputs(self) -> Tensor:
         return self._merged(self._clean, torch.arange(len(self.images), device=self.images.device))
 
+    @property
+    def width(self) -> int:
+        return self._clean.shape[1]
+
     def _chosen(self, name: TargetName) -> Tensor:
         """Target (n,) of each image by name: any class but its label and the reject class."""
-        count = self._clean.shape[1]
-        barred = F.one_hot(self.classes, count).bool()
+        barred = F.one_hot(self.classes, self.width).bool()
         if self.abstain is not None:
             barred[:, self.abstain] = True
         if name == "random":

@@ -89,18 +89,19 @@ class AutoPGD(WhiteBox):
 def run(shown: library.Shown, search: Any) -> library.Run:
     """One start of the library's search.
 
-    It returns the last misclassified points, or the points of highest loss; with targets always the latter.
+    It returns the last points that break their images, or the points of highest loss.
     """
     targets = shown.attempt.targets
 
     def start(images: Tensor, labels: Tensor, index: Tensor) -> Tensor:
         shown.index = index
-        if targets is not None:
-            search.y_target = targets[index]
         search.init_hyperparam(images)
-        best, right, _, adversarial = search.attack_single_run(images, labels)
-        right = right.bool() | (targets is not None)
-        return best.where(right.reshape(-1, *[1] * (best.dim() - 1)), adversarial)  # type: ignore[no-any-return]
+        if targets is None:
+            best, right, _, adversarial = search.attack_single_run(images, labels)
+            return best.where(right.bool().reshape(-1, *[1] * (best.dim() - 1)), adversarial)  # type: ignore[no-any-return]
+        search.y_target, shown.reached = targets[index], torch.full_like(images, torch.nan)
+        best = search.attack_single_run(images, labels)[0]
+        return best.where(shown.reached.isnan(), shown.reached)  # type: ignore[no-any-return]
 
     return start
 

@@ -57,7 +57,7 @@ class Transfer(Attack):
         steps: number of PGD steps.
         gradient: gradient of `source` that PGD follows, `true` or `feedback`.
 
-    If `source` has outputs for the reject class `abstain`, too, its examples evade the class there.
+    If `source` has as many outputs as `model`, the reject class `abstain` is one of them and its examples evade it.
 
     Examples:
         >>> model, source = (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)) for _ in range(2))
@@ -103,15 +103,18 @@ class Transfer(Attack):
         seed = int(torch.randint(2**31, (), generator=attempt.generator))
         images, classes = attempt.images[index], attempt.classes[index]
         targets = None if attempt.targets is None else attempt.targets[index]
-        return self._attack(seed, self._reject_class(images[:1]))(images, classes, targets=targets)
+        abstain = self.abstain
+        if abstain is not None and not self._rejects(images[:1], attempt):
+            classes = classes - (classes > abstain).long()
+            targets = None if targets is None else targets - (targets > abstain).long()
+            abstain = None
+        return self._attack(seed, abstain)(images, classes, targets=targets)
 
-    def _reject_class(self, image: Tensor) -> int | None:
-        """Reject class of the source, if it has one, too."""
-        if self.abstain is None:
-            return None
+    def _rejects(self, image: Tensor, attempt: Attempt) -> bool:
+        """Whether the source has as many outputs as the network, and so the reject class, too."""
         with unseen(self.source), torch.no_grad():
             outputs = logits_of(self.source(image.to(floating_type(self.source) or image.dtype)))
-        return self.abstain if outputs.shape[1] > self.abstain else None
+        return outputs.shape[1] == attempt.width
 
     @property
     def passes(self) -> tuple[int, int]:

@@ -1,7 +1,8 @@
-"""Reading of what callers hand to an attack: its arguments, and images, labels and targets in several forms."""
+"""Reading of what callers hand to an attack: its arguments, and images, labels and targets."""
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import numbers
@@ -77,6 +78,11 @@ def device_of(model: nn.Module, images: Tensor) -> torch.device:
 
 def arguments(kind: type) -> dict[str, Any]:
     """Defaults of all arguments of an attack except the network, by name; those of its base classes are included."""
+    return dict(_defaults(kind))
+
+
+@functools.cache
+def _defaults(kind: type) -> Mapping[str, Any]:
     defaults: dict[str, Any] = {}
     for base in kind.__mro__:
         if "__init__" in vars(base) and base is not object:

@@ -46,10 +46,15 @@ class Shown:
         attempt: holds the network and counts the queries.
         gradient: gradient that the library gets, `true` or `feedback`.
         index: (m,), images whose queries the next calls count; if empty, calls are not counted.
+
+    Attributes:
+        reached: (m, ...), the last point of each image that the network has classified as its target, NaN for images
+            without one. A search with targets sets it to NaN, because the library does not look for such points.
     """
 
     def __init__(self, attempt: Attempt, gradient: Gradient, index: Tensor) -> None:
         self.attempt, self.gradient, self.index = attempt, gradient, index
+        self.reached: Tensor | None = None
 
     def __call__(self, points: Tensor) -> Tensor:
         if not len(points):
@@ -65,6 +70,9 @@ class Shown:
         self.attempt.queries[self.index.cpu()] += 1
         own = self.index if len(points) == len(self.index) else None
         found = self.attempt.forward(points.to(self.attempt.images.dtype), own)
+        if self.reached is not None:
+            broken = ~self.attempt.withstand(found, self.index)
+            self.reached[broken] = points[broken].detach()
         return found.float().clone()  # the library writes into it
 
     def see(self, gradient: Tensor) -> Tensor:
@@ -258,8 +266,8 @@ def run(shown: Shown, search: Any) -> Run:
         """What the search lowers, at points of images `index`: a margin that is 0 or less at success, and a loss."""
         with torch.no_grad():
             outputs = attempt.forward(points.to(attempt.images.dtype), index).float()
-        margin, loss = (-attempt.loss(name, index)(outputs, attempt.labels[index]) for name in ("margin", search.loss))
-        return margin, loss
+        margin = -attempt.loss("margin", index)(outputs, labels := attempt.labels[index])
+        return margin, margin if search.loss == "margin" else -attempt.loss(search.loss, index)(outputs, labels)
 
     def start(images: Tensor, _: Tensor, index: Tensor) -> Tensor:
         search.margin_and_loss = margin_and_loss  # the library's own knows neither targets nor reject class
