@@ -27,6 +27,7 @@ class Honest:
     Attributes:
         network: the network.
         truth: `robust` or `not robust` at `epsilon`.
+        doubted: why a study may call it `inconclusive`, too; empty if it must not.
         certified: share (%) of the images proved robust at `epsilon`, for a network with a certificate.
         epsilon: radius of the study.
         settings: further arguments of the study.
@@ -36,6 +37,7 @@ class Honest:
     network: nn.Module
     truth: str
     certified: float | None = None
+    doubted: str = ""
     epsilon: float = EPSILON
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     data: tuple[torch.Tensor, torch.Tensor] = dataclasses.field(default_factory=lambda: images_of(train=False))
@@ -205,7 +207,8 @@ def hardened_with_straight_through():
         def forward(self, images):
             return self.network(straight(lambda x: (15 * x).round() / 15, images))
 
-    return Honest(Quantised(), "robust", epsilon=0.08)
+    doubted = "outputs change in steps, which its gradient does not show"
+    return Honest(Quantised(), "robust", doubted=doubted, epsilon=0.08)
 
 
 @honest

@@ -49,7 +49,7 @@ def test_an_honest_network_gets_its_word(name):
     """Certificates are no greater than what attacks leave, so that the study can be no stronger than the truth."""
     made = honest_nets.HONEST[name]()
     found = study(made.network, made.data, epsilons=[made.epsilon], **made.settings)
-    assert found.verdict == made.truth, str(found)
+    assert found.verdict in ({made.truth, "inconclusive"} if made.doubted else {made.truth}), str(found)
     if made.certified is not None:
         assert 50 < made.certified <= found.worst_case[made.epsilon][0]
 
