@@ -7,7 +7,7 @@ import sys
 from typing import ClassVar
 
 import torch
-from fakes import Backward, Fake
+from fakes import Backward, Fake, as_bytes, on_the_grid
 from grounds import cnn, hardened, images_of, plain
 from torch import nn
 from torch.nn import functional as F
@@ -222,6 +222,22 @@ class TerracesWithoutATilt(Terraces):
         level = outputs.detach().floor()
         climb = ((outputs - level - 0.6) / 0.4).clamp(0, 1)
         return 6 * (level + climb) + 0.02 * outputs + self.decoy(images)
+
+
+class HardenedOffTheGrid(Formula):
+    """8-bit images get the answer of an undefended network, all others, gradients included, of a hardened one."""
+
+    def __init__(self):
+        super().__init__()
+        self.shown = hardened()
+
+    def forward(self, images):
+        shown = self.shown(images)
+        hidden = self.classify(images).detach() + shown - shown.detach()
+        return torch.where(on_the_grid(images)[:, None], hidden, shown)
+
+    def examples(self):
+        return as_bytes(super().examples(), images_of(train=False)[0], self.epsilon)
 
 
 class WatchesTheStack(Formula):

@@ -79,6 +79,12 @@ def on_the_grid(images):
     return ((255 * images).round() - 255 * images).abs().flatten(1).amax(1) < 1e-3
 
 
+def as_bytes(adversarial, images, epsilon):
+    """8-bit images next to adversarial ones, inside of the ball."""
+    levels = int(255 * epsilon)
+    return images + ((255 * (adversarial - images)).round().clamp(-levels, levels) / 255)
+
+
 def straight(function, images):
     """`function` of the images with the gradient of the identity (BPDA, Athalye et al. 2018)."""
     return images + (function(images) - images).detach()

@@ -6,7 +6,7 @@ import functools
 from typing import ClassVar
 
 import torch
-from fakes import Around, Fake, Lying, Shattered, on_the_grid, straight
+from fakes import Around, Fake, Lying, Shattered, as_bytes, on_the_grid, straight
 from grounds import images_of, plain
 from torch import nn
 from torch.nn import functional as F
@@ -83,12 +83,6 @@ class NoiseOffTheGrid(Around):
 
     def examples(self):
         return as_bytes(super().examples(), images_of(train=False)[0], self.epsilon)
-
-
-def as_bytes(adversarial, images, epsilon):
-    """8-bit images next to adversarial ones, inside of the ball."""
-    levels = int(255 * epsilon)
-    return images + ((255 * (adversarial - images)).round().clamp(-levels, levels) / 255)
 
 
 class DependsOnTheBatch(Around):
