@@ -38,9 +38,10 @@ def angle(a: Tensor, b: Tensor) -> float:
 def alignment_angles(model: nn.Module) -> dict[str, float]:
     """Alignment angle in degrees, between W and the effective B (signs included), of every feedback layer by name.
 
-    0 is backpropagation. A layer with several weight matrices has one entry for each, with the parameter's name
-    added. Layers of direct rules are left out, because their B has another shape than W; use `gradient_alignment`
-    for them.
+    The effective B is B as the backward pass reads it: with the rule's options `bits` and `dead`, but without `noise`,
+    whose factors are 1 on average. 0 is backpropagation. A layer with several weight matrices has one entry for each,
+    with the parameter's name added. Layers of direct rules are left out, because their B has another shape than W; use
+    `gradient_alignment` for them, which takes one draw of the noise.
 
     Examples:
         >>> model = biotorch.convert(nn.Sequential(nn.Linear(99, 50), nn.ReLU(), nn.Linear(50, 9)), "fa", seed=0)
@@ -56,6 +57,8 @@ def alignment_angles(model: nn.Module) -> dict[str, float]:
 
 def norm_ratios(model: nn.Module) -> dict[str, float]:
     """Ratio |B| / |W| of every feedback layer, including layers of direct rules, by dotted name.
+
+    B is the one of `alignment_angles`, and under direct rules the stored one, without `bits`, `noise` and `dead`.
 
     Examples:
         >>> model = biotorch.convert(nn.Linear(99, 50), "fa", copy_weights=False, feedback_scale=2.0)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import biotorch
-from biotorch.cli import configs, init, inspect, run
+from biotorch.cli import attack, configs, init, inspect, run
 from biotorch.cli.errors import EXIT_CODES, Commands, plain_errors
 
 app = typer.Typer(
@@ -51,7 +51,7 @@ app.command("init")(init.init_command)
 app.command("run", epilog=EXIT_CODES)(run.run_command)
 app.command("search", epilog=EXIT_CODES)(run.search_command)
 app.command("evaluate")(inspect.evaluate_command)
-app.command("attack", epilog=EXIT_CODES)(inspect.attack_command)
+app.command("attack", epilog=EXIT_CODES)(attack.attack_command)
 app.command("report")(inspect.report_command)
 app.command("audit")(inspect.audit_command)
 app.command("configs")(configs.configs_command)

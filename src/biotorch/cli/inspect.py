@@ -1,18 +1,17 @@
-"""Commands that show something: `rules`, `models`, `schema`, `audit`, and `evaluate`, `attack`, `report` of runs."""
+"""Commands that show something: `rules`, `models`, `schema`, `audit`, and `evaluate`, `report` of runs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from biotorch import _files
 from biotorch._tables import Table, plain_console, print_table
-from biotorch.cli.errors import ConfigFile, Overrides, is_first_process, plain_errors, resumable
+from biotorch.cli.errors import ConfigFile, Overrides, is_first_process, plain_errors
 from biotorch.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -138,86 +137,6 @@ def _networks(study: Study) -> list[tuple[str, Config]]:
         )
         for first, *others in alike.values()
     ]
-
-
-class _Preset(StrEnum):
-    quick = "quick"
-    paper = "paper"
-
-
-@resumable
-def attack_command(
-    run: Annotated[
-        Path, typer.Argument(help="The folder of a run, or of a sweep, whose finished points are all attacked.")
-    ],
-    overrides: Overrides = None,
-    images: Annotated[int | None, typer.Option(help="Number of test images, from the first on.")] = None,
-    autoattack: Annotated[bool, typer.Option("--autoattack", help="Run AutoAttack (standard), too.")] = False,
-    preset: Annotated[_Preset | None, typer.Option(help="The set of attacks and settings.")] = None,
-    twin: Annotated[
-        Path | None,
-        typer.Option(
-            help="A run whose network takes part in transfer attacks; default: the sweep's run with backpropagation."
-        ),
-    ] = None,
-) -> None:
-    """Study how robust trained networks are to attacks by their true gradient and by their rule's gradient.
-
-    Finished measurements are not repeated, so the same command continues an interrupted study. Settings come from the
-    section `attacks` of the run's configuration, and can be changed here.
-
-    \b
-    biotorch attack runs/robustness
-    biotorch attack runs/robustness/rule=fa --autoattack --images 1000 attacks.epsilons='[8/255]'
-    """
-    from biotorch.experiment.reading import parse_override
-
-    flags = {"images": images, "preset": preset and preset.value, "twin": twin and str(twin)}
-    flags |= {"autoattack": True} if autoattack else {}
-    changes = [parse_override(override) for override in overrides or []]
-    changes += [(f"attacks.{name}", value) for name, value in flags.items() if value is not None]
-    attack(run, changes, plain_console(quiet=not is_first_process()))
-
-
-def attack(folder: Path, changes: Sequence[tuple[str, Any]], console: Console) -> None:
-    """Study the robustness of the runs in a folder; print and write the results."""
-    from biotorch.experiment.display import Progress
-    from biotorch.experiment.measure import attack_run, runs_in
-    from biotorch.report import black_box_figure, example_sheet, white_box_figure
-    from biotorch.report.table import robustness_table
-
-    found = []
-    with Progress(console) as progress:
-        for path in runs_in(folder):
-            console.print(f"{path}", soft_wrap=True)
-            written, examples = attack_run(path, changes, progress)
-            found.append(written)
-            sheet = example_sheet(
-                examples.images,
-                examples.adversarial,
-                examples.labels,
-                examples.before,
-                examples.after,
-                None,
-                path / "attacks" / "examples.png",
-                f"epsilon {examples.epsilon:.3g}, PGD along the true gradient",
-            )
-            console.print(f"  verdict {examples.study.verdict}. {examples.study.sentence}", soft_wrap=True)
-            for key in ("trained_on", "measured_on"):
-                if key in written:
-                    console.print(f"  data    {key.replace('_', ' ')} {written[key]}", soft_wrap=True)
-            for check in examples.study.fired:
-                console.print(f"  check   {check.name}: {check.sentence}", soft_wrap=True)
-            console.print(f"  report  {path / 'attacks' / 'study.md'}", soft_wrap=True)
-            console.print(f"  sheet   {sheet}", soft_wrap=True)
-    rows = robustness_table(found)
-    print_table(rows, console)
-    _files.write_text(folder / "robustness.md", rows.markdown())
-    console.print(f"table   {folder / 'robustness.md'}", soft_wrap=True)
-    for name, draw in (("white_box", white_box_figure), ("black_box", black_box_figure)):
-        figure = draw(found, folder / f"{name}.png")
-        if figure is not None:
-            console.print(f"figure  {figure}", soft_wrap=True)
 
 
 _FIGURES = ("png", "svg", "pdf")

@@ -10,8 +10,8 @@ import typer
 
 from biotorch import _files
 from biotorch._tables import Table, plain_console, print_table
+from biotorch.cli.attack import attack
 from biotorch.cli.errors import ConfigFile, Overrides, is_first_process, resumable
-from biotorch.cli.inspect import attack
 from biotorch.errors import BrokenPointsError, ConfigError
 
 if TYPE_CHECKING:

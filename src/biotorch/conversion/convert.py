@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from biotorch._names import unknown
-from biotorch.conversion.forms import dense_sizes, differing_densities, with_points
+from biotorch.conversion.forms import dense_sizes, differing_matrices, with_points
 from biotorch.conversion.install import install
 from biotorch.conversion.outputs import auxiliary_heads, find_outputs
 from biotorch.conversion.survey import Entry, PlannedLayer, survey
@@ -19,7 +19,7 @@ from biotorch.errors import ConversionError, ConversionWarning
 from biotorch.kernel.broadcast import Network, Pattern
 from biotorch.layers import LAYER_TYPES, as_feedback
 from biotorch.rules import DirectRule, Rule, make, option_names
-from biotorch.rules.registry import own_name, require_no_group_option
+from biotorch.rules.registry import own_name, require_own_option
 
 #: A rule by name or as an object; None leaves the layer as it is.
 RuleLike: TypeAlias = str | Rule | None
@@ -80,7 +80,7 @@ class Chooser:
     def _refusal(self, option: str, accepted: list[str]) -> str:
         try:
             for name in self._named:
-                require_no_group_option(name, option)
+                require_own_option(name, option)
         except ValueError as error:
             return str(error)
         return str(unknown(f"option of {', '.join(self._named)}", option, accepted))
@@ -201,7 +201,7 @@ def convert(
     left = _left(entries, chooser.unmatched) if any(p.rule.name != "backpropagation" for p in planned) else []
     if strict and left:
         problems.append(_left_on_backprop(left))
-    problems += _unmatched_patterns(model, planned) + differing_densities(planned)
+    problems += _unmatched_patterns(model, planned) + differing_matrices(planned)
     problems += _computed_weights(planned, copy_weights)
     planned = with_points(model, planned)
     outputs = find_outputs(entries, planned, output, auxiliary_heads(model), output_dim, problems)

@@ -16,8 +16,10 @@ from biotorch.errors import ConversionError
 from biotorch.kernel.broadcast import Output
 from biotorch.layers import FeedbackLayer, as_feedback, connections, feedback_type
 from biotorch.layers.networks import isolated
+from biotorch.layers.tensors import SHARED_BUFFERS
 from biotorch.layers.tracing import is_traced
 from biotorch.rules import DirectRule, Rule, initial, make
+from biotorch.rules.base import IMPERFECTIONS
 
 #: Residual blocks of the common families, by qualified class name (nothing is imported to compare).
 _BLOCKS = {
@@ -249,15 +251,19 @@ def _has_dense_size(layer: nn.Module) -> bool:
     return kind is not None and kind.dense_size is not FeedbackLayer.dense_size
 
 
-def differing_densities(planned: list[PlannedLayer]) -> list[str]:
-    """The problem that layers want a shared matrix of several densities; empty if they do not."""
-    densities = {
-        item.rule.feedback_density for item in planned if isinstance(item.rule, DirectRule) and item.form == "shared"
-    }
-    if len(densities) < 2:
-        return []
-    given = " and ".join(map(str, sorted(densities)))
-    return [f"feedback='shared' is one matrix for all layers: give them one feedback_density, not {given}"]
+#: Options of direct rules that are properties of the whole matrix under `feedback="shared"`.
+_OF_MATRIX = ("feedback_density", *IMPERFECTIONS)
+
+
+def differing_matrices(planned: list[PlannedLayer]) -> list[str]:
+    """The problems that layers want a shared matrix of different properties; empty if they do not."""
+    sharing = [each.rule for each in planned if isinstance(each.rule, DirectRule) and each.form == "shared"]
+    wanted = {option: dict.fromkeys(getattr(rule, option) for rule in sharing) for option in _OF_MATRIX}
+    return [
+        f"feedback='shared' is one matrix for all layers: give them one {option}, not {' and '.join(map(str, values))}"
+        for option, values in wanted.items()
+        if len(values) > 1
+    ]
 
 
 def hold_shared_feedback(
@@ -267,7 +273,8 @@ def hold_shared_feedback(
     found = list(connections(model).values())
     for layer in model.modules():  # an earlier conversion's matrix goes when no layer uses a slice of it
         if "shared_feedback" in layer._buffers and not any(each.holder is layer for each in found):
-            del layer.shared_feedback
+            for name in SHARED_BUFFERS:
+                layer._buffers.pop(name, None)
     sharing = [each for each in found if each.holder is holder and each.columns is not None]
     if holder is None or not any(item.form == "shared" for item in planned):
         return
@@ -278,3 +285,5 @@ def hold_shared_feedback(
     assert isinstance(rule, DirectRule)
     thinning = _seeding.generator(_seeding.derive(seed, "shared feedback density"))
     holder.register_buffer("shared_feedback", initial.thinned(matrix, rule.feedback_density, thinning))
+    own = _seeding.derive(seed, "shared feedback")
+    holder.make_imperfect("shared", rule, matrix, own, own)

@@ -24,15 +24,15 @@ from biotorch.training import Record
 SEARCH = "search"
 #: Names of the file that locks a folder, all that a refused run leaves, and of the mark of a study of several points.
 _LOCK, STUDY_MARK = ".lock", ".study"
-#: Names of the files in `attacks` that hold one measurement each.
-_MEASUREMENT = re.compile(r".*epsilon=.*-[0-9a-f]{8}\.json")
+#: Names of the files in `attacks` that hold one measurement, or adversarial examples.
+_MEASUREMENT = re.compile(r".*epsilon=.*-[0-9a-f]{8}\.json|adversarial-epsilon=.*\.(npz|png)")
 
 #: First words of every config.yaml that a run writes.
 _HEAD = "# Resolved by biotorch"
 
-#: Tables, figures and pages that commands write beside a run, or into the folder of a sweep: of networks under attack,
-#: and of runs.
-_OF_ATTACKS, _OF_RUNS = ("robustness.md", "white_box.png", "black_box.png"), ("table.md", "angles.png", "page.html")
+#: Files that commands write beside a run, or into the folder of a sweep: of networks under attack, and of runs.
+_OF_ATTACKS = ("robustness.md", "smallest.md", "white_box.png", "black_box.png", "smallest.png")
+_OF_RUNS = ("table.md", "angles.png", "page.html")
 
 
 class LockedFolder:
@@ -228,7 +228,7 @@ class RunFolder(LockedFolder):
     def clear_attacks(self) -> None:
         """Delete the study of the robustness of a network that is no longer there, and no file of another origin."""
         attacks = self.study.parent
-        measured = [path for path in attacks.glob("*.json") if _MEASUREMENT.fullmatch(path.name)]
+        measured = [path for path in attacks.glob("*epsilon=*") if _MEASUREMENT.fullmatch(path.name)]
         for path in (self.study, self.study_text, attacks / "examples.png", *measured, attacks / _LOCK):
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # it is not empty, or does not exist

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from biotorch.errors import ConfigError
 from biotorch.experiment import results
 from biotorch.experiment.config import Config
 from biotorch.experiment.display import Display
+from biotorch.experiment.examples import Examples, Saved, examples, save_examples
 from biotorch.experiment.folder import LockedFolder, RunFolder
 from biotorch.experiment.identity import (
     BESIDE_THE_POINT,
@@ -29,8 +31,9 @@ from biotorch.experiment.network import check_input, load
 from biotorch.experiment.point import launched, require_understood
 from biotorch.experiment.reading import validate
 from biotorch.experiment.results import plain
-from biotorch.robustness import PGD, Normalised, Study, study
+from biotorch.robustness import Normalised, Study, study
 from biotorch.robustness.config import AttacksConfig
+from biotorch.robustness.nearest import find_smallest
 from biotorch.training import evaluate
 from biotorch.training.randomness import repeatable
 
@@ -123,10 +126,6 @@ def changed(config: Config, overrides: Sequence[tuple[str, Any]], source: str, s
     return validate(config.model_dump(mode="json"), source, dict(overrides), places).config
 
 
-#: Number of examples on the sheet.
-_SHOWN = 8
-
-
 def runs_in(path: Path) -> list[Path]:
     """Folders of trained runs: `path` itself if it is one, or the folders of a sweep's points.
 
@@ -143,9 +142,27 @@ def runs_in(path: Path) -> list[Path]:
     return found
 
 
+@dataclasses.dataclass(frozen=True)
+class Attacked:
+    """What a study of a run has given besides its files.
+
+    Attributes:
+        study: the study.
+        examples: some adversarial examples to look at.
+        saved: files of adversarial examples, if they were wanted.
+    """
+
+    study: Study
+    examples: Examples
+    saved: list[Saved]
+
+
 def attack_run(
-    run: Path, overrides: Sequence[tuple[str, Any]] = (), display: Display | None = None
-) -> tuple[dict[str, Any], Examples]:
+    run: Path,
+    overrides: Sequence[tuple[str, Any]] = (),
+    display: Display | None = None,
+    save: bool = False,
+) -> tuple[dict[str, Any], Attacked]:
     """Study the robustness of a run's best network, as the `attacks` section of its configuration says.
 
     Measurements are kept in `run/attacks`, one file each, and the next call reuses them. `study.json` and `study.md` in
@@ -155,11 +172,12 @@ def attack_run(
         run: folder of the run.
         overrides: changes of its configuration, in `attacks`, `data` and `infrastructure`.
         display: receives the progress.
+        save: write the adversarial examples of the strongest attack at each epsilon, see `save_examples`.
 
     Returns:
         The content of study.json (`config`, `state_hash` of the network, record of the `data`, `trained_on` and
         `measured_on` if overrides have chosen other data than the network's, `twin` and its `twin_state_hash`,
-        `environment`, `study`, `digest`), and some adversarial examples.
+        `environment`, `study`, `smallest` if the section wants it, `digest`), and what the study has given besides.
 
     Raises:
         FileNotFoundError, CheckpointError: as in `load`.
@@ -202,18 +220,32 @@ def attack_run(
                 folder=folder.path,
                 display=display,
             )
-            shown = _right_ones(model, images, labels)
-            examples = Examples(model, images[shown], labels[shown], found, section)
+            smallest = {}
+            if section.smallest:
+                distances = find_smallest(
+                    model,
+                    images,
+                    labels,
+                    norm=section.norm,
+                    seed=section.seed,
+                    batch_size=section.batch_size,
+                    folder=folder.path,
+                )
+                smallest = {"smallest": [each.to_json() for each in distances]}
+            digest = state_hash(content["model"])
+            saved = save_examples(folder.path, model, twin, images, labels, found, digest) if save else []
+            shown = examples(model, images, labels, found, section.norm, section.seed)
         written: dict[str, Any] = results.plain(
             {
                 "config": config.model_dump(mode="json"),
-                "state_hash": state_hash(content["model"]),
+                "state_hash": digest,
                 "data": dataset.record,
                 **differing,
                 "twin": None if path is None else str(path),
                 "twin_state_hash": None if path is None else state_hash(read_checkpoint(path)["model"]),
                 "environment": results.environment(fabric, config.infrastructure.threads),
                 "study": found.to_json(),
+                **smallest,
             }
         )
         folder.require_held()
@@ -221,39 +253,12 @@ def attack_run(
         told = "" if path is None else f"\nTransfer: the twin is {path}.\n"
         told += "".join(f"\nThe network was {key.replace('_', ' ')} {what}.\n" for key, what in differing.items())
         _files.write_text(place.study_text, f"{found}\n{told}")
-    return written, examples
+    return written, Attacked(found, shown, saved)
 
 
 def _require_images(run: Path, given: bool) -> None:
     if not given:
         raise ConfigError(f"{run} was not trained on images with classes, which attacks need")
-
-
-class Examples:
-    """Images with adversarial examples (PGD along the true gradient at the epsilon of the verdict) and predictions.
-
-    Attributes:
-        images, adversarial: (n, C, H, W) in [0, 1].
-        labels: (n,) int64.
-        before, after: (n,) int64, the network's predictions without and with the attack.
-        epsilon: radius of the attack.
-        study: study that the examples belong to.
-    """
-
-    def __init__(self, model: Normalised, images: Tensor, labels: Tensor, study: Study, section: AttacksConfig) -> None:
-        attack = PGD(model, study.judged_at, norm=section.norm, seed=section.seed)
-        self.images, self.labels, self.epsilon, self.study = images, labels, study.judged_at, study
-        self.adversarial = attack(images, labels)
-        with torch.no_grad():
-            model.eval()
-            self.before, self.after = (model(each).argmax(1) for each in (images, self.adversarial))
-
-
-def _right_ones(model: Normalised, images: Tensor, labels: Tensor) -> Tensor:
-    """Indices of the first correctly classified images among the first 256, or of the first images without any."""
-    with torch.no_grad():
-        right = (model(images[:256]).argmax(1) == labels[:256]).nonzero()[:, 0]
-    return (right if len(right) else torch.arange(len(images)))[:_SHOWN]
 
 
 def pixels(dataset: data.Dataset, count: int | None, device: torch.device) -> tuple[Tensor, Tensor]:

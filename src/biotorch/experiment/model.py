@@ -15,7 +15,7 @@ from biotorch._sections import Place, Section
 from biotorch.data import Task
 from biotorch.errors import SectionError
 from biotorch.models.registry import completed_arguments
-from biotorch.rules.registry import completed_options, group_options, own_name
+from biotorch.rules.registry import completed_options, group_options, own_name, require_own_option
 from biotorch.training.losses import Loss, LossConfig
 
 
@@ -75,13 +75,14 @@ class RuleConfig(Section):
 
     def _problem(self, options: dict[str, Any]) -> str | None:
         known, own = rules.option_names(self.type), group_options(self.type)
-        for name, value in options.items():
-            if name not in (*known, *own):
-                return str(unknown(f"option of rule {rules.get(self.type).name!r}", name, [*known, *own]))
-            number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
-            if name in own and value is not None and not number:
-                return f"{name} must be a number of at least 0, not {value!r}"
         try:
+            for name, value in options.items():
+                if name not in (*known, *own):
+                    require_own_option(self.type, name)
+                    raise unknown(f"option of rule {rules.get(self.type).name!r}", name, [*known, *own])
+                number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+                if name in own and value is not None and not number:
+                    raise ValueError(f"{name} must be a number of at least 0, not {value!r}")
             rules.make(self.type, **{name: value for name, value in options.items() if name in known})
         except (TypeError, ValueError) as error:
             return str(error)

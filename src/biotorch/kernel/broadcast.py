@@ -20,6 +20,7 @@ from torch import Tensor
 
 from biotorch.errors import ConversionWarning
 from biotorch.kernel import graph
+from biotorch.kernel.imperfection import Imperfection, read
 from biotorch.kernel.teaching import RandomTargets, Targets
 
 #: The function with which a rule replaces the error it broadcasts: (error, targets) -> tensor of the error's shape.
@@ -107,6 +108,7 @@ class Receiver(NamedTuple):
         dense: whether B projects the whole output if the output has positions in space.
         network: the network whose outputs the layer hears; None for layers built by hand.
         given: the declared example of each row, for patterns of layer names and numbers of rows.
+        imperfection: how B, or the matrix that contains it, is read; None if as it is.
     """
 
     label: str
@@ -116,6 +118,7 @@ class Receiver(NamedTuple):
     dense: bool = False
     network: Network | None = None
     given: tuple[tuple[str, Tensor], ...] = ()
+    imperfection: Imperfection | None = None
 
     def example_of(self, count: int) -> Tensor | None:
         """The declared example of each of `count` rows, or None."""
@@ -173,14 +176,14 @@ class SentError:
             self._cast[dtype] = self.tensor.to(dtype)
         return self._cast[dtype]
 
-    def projected_by(self, matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    def projected_by(self, matrix: Tensor, dtype: torch.dtype, imperfection: Imperfection | None) -> Tensor:
         """Product (*positions, columns) of the error and its rows of a shared matrix, computed once.
 
-        The matrix has the shape (n_out of all outputs together, columns).
+        The matrix has the shape (n_out of all outputs together, columns). It is read once, for all layers.
         """
         key = (matrix.data_ptr(), dtype)
         if key not in self._projected:
-            rows = matrix[self.output.start : self.output.stop]
+            rows = read(matrix, imperfection)[self.output.start : self.output.stop]
             self._projected[key] = self.to(dtype) @ rows.to(dtype)
         return self._projected[key]
 

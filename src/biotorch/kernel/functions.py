@@ -22,6 +22,7 @@ from torch import Tensor
 
 from biotorch.kernel import projection, teaching
 from biotorch.kernel.broadcast import Inbox, Output, Receiver, broadcast
+from biotorch.kernel.imperfection import Imperfection, read
 from biotorch.kernel.projection import Operation
 
 
@@ -91,14 +92,16 @@ class Feedback(torch.autograd.Function):
         feedback: Callable[[Tensor, Tensor | None], Tensor],
         clip: bool,
         output: Output | None,
+        imperfection: Imperfection | None = None,
     ) -> Tensor:
         """Compute y and save what the backward needs.
 
         `state` is the rule's B, or None if it has none. If it requires a gradient, it gets a copy of W's gradient.
-        `output` is set on output layers; their backward broadcasts dy.
+        `output` is set on output layers; their backward broadcasts dy. `imperfection` distorts B in the backward.
         """
         x, w, b = _cast(autocast_dtype(x), x, weight, bias)
         ctx.operation, ctx.feedback, ctx.clip, ctx.output = operation, feedback, clip, output
+        ctx.imperfection = imperfection
         if output is not None:
             ctx.targets = teaching.current()
         # W itself is saved beside its cast copy: a change of W before the backward must raise.
@@ -112,7 +115,7 @@ class Feedback(torch.autograd.Function):
         if ctx.output is not None:
             broadcast(ctx, ctx.output, ctx.operation.output_error(dy))
         mask = ctx.needs_input_grad[:3]
-        carrier = ctx.feedback(weight, state) if mask[0] else weight
+        carrier = read(ctx.feedback(weight, state), ctx.imperfection) if mask[0] else weight
         carrier = (w if carrier is weight else carrier).to(dy.dtype)  # bf16 is slower than float32 in most operations
         dx, dw, db = ctx.operation.backward(dy, x, carrier, mask)
         if dx is not None and ctx.clip:
@@ -121,7 +124,7 @@ class Feedback(torch.autograd.Function):
         if dw is not None and ctx.needs_input_grad[3]:
             # A copy: an in-place change of one gradient must not reach the other.
             d_state = dw.clone() if dw.dtype == state.dtype else dw
-        return dx, dw, db, d_state, None, None, None, None
+        return dx, dw, db, d_state, None, None, None, None, None
 
 
 class Direct(torch.autograd.Function):

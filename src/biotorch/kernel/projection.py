@@ -11,6 +11,7 @@ from torch import Tensor
 
 from biotorch.kernel.alignment import aligned, of_rows, on_grid
 from biotorch.kernel.broadcast import Receiver, SentError
+from biotorch.kernel.imperfection import read
 
 #: Gradients of (input, weight, bias); None where the mask did not ask for one.
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -97,10 +98,13 @@ def _projected(
 ) -> Tensor:
     """Sum of B e over the output layers, in the shape and type of `x`."""
     columns, align, terms = receiver.columns, _aligner(operation, receiver, x), []
+    imperfection = receiver.imperfection
+    if columns is None:
+        feedback, imperfection = read(feedback, imperfection), None
     for error in errors:
         first, last = error.output.start, error.output.stop
         if grid := _shared_space(operation, error, x):
-            rows = feedback[first:last].to(x.dtype).flatten(1)  # (n_out, row size)
+            rows = read(feedback, imperfection)[first:last].to(x.dtype).flatten(1)  # (n_out, row size)
             rows = rows if columns is None else rows[:, : columns.size] * columns.scale
             terms += operation.carried(_field(error, x, receiver, grid), rows, x, (True, False))
             continue
@@ -108,7 +112,8 @@ def _projected(
             rows = feedback[first:last].to(x.dtype).flatten(1)  # (n_out, row size)
             projected = operation.arranged(error.to(x.dtype), align) @ rows  # (*positions, row size), or broadcastable
         else:
-            whole = error.projected_by(feedback, x.dtype)  # (*output positions, columns of the shared matrix)
+            # (*output positions, columns of the shared matrix)
+            whole = error.projected_by(feedback, x.dtype, imperfection)
             projected = operation.arranged(whole, align)[..., : columns.size] * columns.scale
         try:
             terms.append(operation.spread(projected, x))

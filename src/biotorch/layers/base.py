@@ -222,7 +222,8 @@ class FeedbackLayer(SavedState):
                 state, feedback = rule.feedback(weight.detach(), state), _state_itself
             if state is not None and not (weight.requires_grad and state.requires_grad):  # a frozen W freezes its B
                 state = state.detach() if x.requires_grad else None  # or the backward pass uses none
-            y = Feedback.apply(x, weight, bias, state, operation, feedback, rule.gradient_clip, self.output)
+            distorted = self.imperfection(connection) if x.requires_grad else None
+            y = Feedback.apply(x, weight, bias, state, operation, feedback, rule.gradient_clip, self.output, distorted)
         else:
             state = self.projector(connection, x)
             state = state if weight.requires_grad else state.detach()
@@ -247,11 +248,12 @@ class FeedbackLayer(SavedState):
     def receiver(self, connection: Connection) -> Receiver:
         """Settings with which the layer receives the error under a direct rule."""
         rule = self.rule
-        label, network = self.label or type(self).__name__, self.network
+        label, network, clip = self.label or type(self).__name__, self.network, rule.gradient_clip
         signal = rule.signal if isinstance(rule, DirectRule) and rule.has_signal() else None
         dense = isinstance(rule, DirectRule) and rule.feedback == "dense"
         given = () if network is None else network.given
-        return Receiver(label, connection.columns, signal, rule.gradient_clip, dense, network, given)
+        imperfection = self.imperfection(connection)
+        return Receiver(label, connection.columns, signal, clip, dense, network, given, imperfection)
 
     def restore(self, y: Tensor, x: Tensor) -> Tensor:
         """Undo the change of shape that `operation` made to `x` (an added batch dimension)."""

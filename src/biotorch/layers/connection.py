@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from biotorch import _seeding
 from biotorch.kernel.broadcast import Slice
+from biotorch.kernel.imperfection import Imperfection, read
 from biotorch.layers.tensors import as_state, feedback_name
 from biotorch.rules import FeedbackRule, Rule
 
@@ -68,6 +69,10 @@ class Connected(nn.Module):
     def projection_shape(self, parameter: str = "weight") -> tuple[int, ...]:
         """Shape of one row of a direct rule's B: the input features, (C_in, *kernel_size) for a convolution."""
         return tuple(self.oriented(parameter).shape[1:])
+
+    def imperfection(self, connection: Connection, noisy: bool = True) -> Imperfection | None:
+        """How the backward pass reads the B of `connection`; None if as it is. See `RuleState.imperfection`."""
+        raise NotImplementedError
 
     def shared_matrix(self) -> Tensor:
         """The shared matrix (n_out, columns), of which each B of the layer is a slice."""
@@ -140,11 +145,6 @@ class Connection:
         """The layer's name for messages, followed by W's name if the layer has several weight matrices."""
         label = self.layer.label or type(self.layer).__name__
         return label if self.parameter == "weight" else f"{label}.{self.parameter}"
-
-    @property
-    def index(self) -> int:
-        """Index of this connection among the connections of the layer."""
-        return list(self.layer.connections).index(self)
 
     # W and B ---------------------------------------------------------------------------------------
 
@@ -219,11 +219,11 @@ class Connection:
 
     @property
     def effective_feedback(self) -> Tensor | None:
-        """B in W's shape, as the backward pass uses it; None if the rule is direct or trains the output layer only."""
+        """B in W's shape, as the backward pass reads it without noise; None under direct rules and `shallow`."""
         rule = self.layer.rule
         if isinstance(rule, FeedbackRule) and not rule.trains_output_only:
             with torch.no_grad():
-                return rule.feedback(self.weight, self.state)
+                return read(rule.feedback(self.weight, self.state), self.layer.imperfection(self, noisy=False))
         return None
 
     # Updates ---------------------------------------------------------------------------------------

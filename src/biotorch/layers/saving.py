@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from biotorch.layers.state import RuleState, keep_up
-from biotorch.layers.tensors import feedback_name, is_feedback
+from biotorch.layers.tensors import feedback_name, is_feedback, noisy_name
 from biotorch.layers.updates import tell_others
 
 
@@ -63,9 +63,12 @@ class SavedState(RuleState):
     def _leave_meta(self, empty: list[str]) -> None:
         """Mark tensors that `to_empty` made of those without values, so that no pass uses them as they are."""
         own = self._saved_feedback()
-        self.undrawn = [name for name in empty if not own[name].is_meta]
+        self.undrawn = [name for name in empty if not own[name].is_meta and own[name].is_floating_point()]
         for name in self.undrawn:
             own[name].fill_(torch.nan)
+        for connection in self.connections:
+            if (name := noisy_name(connection.parameter)) in empty:
+                own[name].copy_(torch.tensor([connection.seed, 0]))
         if self.rule.has_update():
             for connection in self.connections:
                 tell_others(connection)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from biotorch import _seeding
 from biotorch.kernel.broadcast import Slice
+from biotorch.kernel.imperfection import Imperfection, live_entries, next_draw
 from biotorch.layers.connection import Connected, Connection
 from biotorch.layers.learning import Learner
 from biotorch.layers.reading import UseCheck, checks_of
-from biotorch.layers.tensors import feedback_name, norm_name
+from biotorch.layers.tensors import SHARED_BUFFERS, feedback_name, live_name, noisy_name, norm_name
 from biotorch.layers.updates import Follower, tell_others
 from biotorch.rules import DirectRule, RandomFeedback, Rule, initial
 
@@ -105,6 +107,7 @@ class RuleState(Connected):
             else:
                 self.register_buffer(name, tensor)
         connection.parts = tuple(tensors)
+        self.make_imperfect(connection.parameter, rule, blank, connection.owner.seed, connection.seed)
         self._check_feedback(connection, blank.shape)
 
     def _check_feedback(self, connection: Connection, expected: torch.Size) -> None:
@@ -123,14 +126,39 @@ class RuleState(Connected):
         """Remove the rule and all state that belongs to it."""
         for connection in self.connections:
             names = [feedback_name(connection.parameter, part) for part in ("", *connection.parts)]
-            for name in (*names, norm_name(connection.parameter)):
+            names += [name(connection.parameter) for name in (norm_name, live_name, noisy_name)]
+            for name in names:
                 self._parameters.pop(name, None)
                 self._buffers.pop(name, None)
-        for name in ("shared_feedback", "feedback_numbers"):
+        for name in (*SHARED_BUFFERS, "feedback_numbers"):
             self._buffers.pop(name, None)
             self._non_persistent_buffers_set.discard(name)
         for name in ("rule", "connections", "at_point", "use_checks", "undrawn"):
             self.__dict__.pop(name, None)
+
+    def make_imperfect(self, parameter: str, rule: Rule, feedback: Tensor, seed: int, of_noise: int) -> None:
+        """Create the buffers that `dead` and `noise` need for a B like `feedback`, named after `parameter`.
+
+        They have a seed each, because layers with one B have the same dead entries, but noise of their own.
+        """
+        if rule.dead:
+            generator = _seeding.generator(_seeding.derive(seed, "dead feedback"))
+            self.register_buffer(live_name(parameter), live_entries(feedback.detach(), rule.dead, generator))
+        if rule.noise:  # the seed, so that a network which loads a saved state goes on with the same noise
+            self.register_buffer(noisy_name(parameter), torch.tensor([of_noise, 0], device=feedback.device))
+
+    def imperfection(self, connection: Connection, noisy: bool = True) -> Imperfection | None:
+        """How the backward pass reads the B of `connection`, or the matrix that contains it; None if as it is.
+
+        With `noisy` it is the reading for one more use, whose noise nothing else uses.
+        """
+        rule = self.rule
+        if not rule.is_imperfect:
+            return None
+        holder, named = (self, connection.parameter) if connection.columns is None else (connection.holder, "shared")
+        own: Any = {} if holder is None else holder._buffers  # directly, because attribute access settles updates
+        draw = next_draw(own[noisy_name(named)]) if rule.noise and noisy else None
+        return Imperfection(rule.bits, own[live_name(named)] if rule.dead else None, rule.noise, draw)
 
     def connection(self, parameter: str) -> Connection:
         """The connection of a weight matrix, by the parameter's name."""

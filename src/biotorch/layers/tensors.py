@@ -23,6 +23,20 @@ def norm_name(parameter: str) -> str:
     return _named_after(parameter, "initial_norm")
 
 
+def live_name(parameter: str) -> str:
+    """Name of the buffer that says which entries of B work, for the option `dead`."""
+    return _named_after(parameter, "live_feedback")
+
+
+def noisy_name(parameter: str) -> str:
+    """Name of the buffer with the seed and the number of draws of B's noise, for the option `noise`."""
+    return _named_after(parameter, "noisy_feedback")
+
+
+#: Buffers of the output layer for a matrix that all layers share: the matrix, its live entries and its noise.
+SHARED_BUFFERS = ("shared_feedback", "shared_live_feedback", "shared_noisy_feedback")
+
+
 def _named_after(parameter: str, what: str) -> str:
     name = parameter.replace(".", "_")
     return name.replace("weight", what) if "weight" in name else f"{name}_{what}"

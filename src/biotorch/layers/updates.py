@@ -248,7 +248,7 @@ def _meet_others(connection: Connection) -> None:
     if digits is None:
         return
     if digits._version != connection.known_version and not digits.is_meta:  # else reading would wait for the device
-        own = [int(digit) for digit in digits[connection.index].tolist()]
+        own = [int(digit) for digit in _row(connection, digits).tolist()]
         parts = own[:10], own[10:]
         connection.seed, connection.answered = (sum(d << (7 * i) for i, d in enumerate(part)) for part in parts)
 
@@ -258,8 +258,12 @@ def tell_others(connection: Connection) -> None:
     parts = (connection.seed, 10), (connection.updates, 5)
     digits = connection.layer._buffers["feedback_numbers"]
     assert digits is not None
-    digits[connection.index].copy_(torch.tensor([(part >> (7 * i)) & 127 for part, size in parts for i in range(size)]))
+    _row(connection, digits).copy_(torch.tensor([(part >> (7 * i)) & 127 for part, size in parts for i in range(size)]))
     connection.known_version, connection.answered = digits._version, connection.updates
+
+
+def _row(connection: Connection, digits: Tensor) -> Tensor:
+    return digits[list(connection.layer.connections).index(connection)]
 
 
 @torch.library.custom_op("biotorch::settle", mutates_args=("followed", "factor"))

@@ -128,7 +128,7 @@ _ROWS = {
 #: Line styles of the variants of one attack. Dotted lines are kept for random signs.
 _LINES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (9, 3)))
 _NOISE = {"color": "0.45", "linestyle": ":"}
-_NORMS = {"linf": " (L∞)", "l2": " (L2)"}
+NORMS = {"linf": " (L∞)", "l2": " (L2)", "l1": " (L1)"}
 
 
 def white_box_figure(studies: Sequence[Result], path: Path) -> Path | None:
@@ -242,7 +242,7 @@ def _noise(axes: Axes, networks: Sequence[Network]) -> None:
 
 def _epsilon(studies: Sequence[Result], attacks: Sequence[str]) -> str:
     norms = {each["settings"].get("norm") for attack in attacks for each in of_attack(studies, attack)}
-    return f"ε{_NORMS.get(norms.pop(), '') if len(norms) == 1 else ''}"
+    return f"ε{NORMS.get(norms.pop(), '') if len(norms) == 1 else ''}"
 
 
 def _line(name: str, **look: Any) -> Line2D:

@@ -28,12 +28,14 @@ class AttacksConfig(Section):
     and 2), and 2/255 and 8/255 for others (in L2 0.25 and 0.5); with `paper` 0 to 0.1 in steps of 0.01. The verdict is
     given at the middle one, of two at the larger."""
     norm: Norm = "linf"
-    """Norm of the ball that bounds the perturbations: `linf` or `l2`."""
+    """Norm of the ball that bounds the perturbations: `linf`, `l2` or `l1`."""
     attacks: list[str | dict[str, Any]] | None = Field(default=None, min_length=1)
     """Attacks that replace those of the preset, as names or as {type: name} with settings. A white-box attack runs
     twice, along the true and along the feedback gradient, unless its settings choose one."""
     autoattack: bool = False
     """Run AutoAttack (standard) in addition."""
+    smallest: bool = False
+    """Look for the smallest perturbation of each image in addition, by DeepFool and FAB, and with `l2` by C&W."""
     square_queries: list[int] | None = None
     """Query budgets of Square. Default: 1,000; with `paper` 50, 1,000 and 5,000."""
     twin: Place | None = None

@@ -14,12 +14,14 @@ from biotorch.robustness.attacks.attempt import Gradient
 from biotorch.robustness.attacks.auto_attack import AutoAttack, AutoPGD
 from biotorch.robustness.attacks.base import Attack
 from biotorch.robustness.attacks.blind import RandomSigns, Transfer
+from biotorch.robustness.attacks.boundary import FAB, DeepFool
 from biotorch.robustness.attacks.few_pixel import FewPixel
 from biotorch.robustness.attacks.gradient import EOTPGD, FGSM, PGD, TPGD, WhiteBox
 from biotorch.robustness.attacks.inputs import arguments, require
 from biotorch.robustness.attacks.library import Square
 from biotorch.robustness.attacks.multi_targeted import MultiTargeted
 from biotorch.robustness.attacks.norms import Norm
+from biotorch.robustness.attacks.smallest import CW
 from biotorch.robustness.measurement import TWIN, Planned
 
 ATTACKS: dict[str, type[Attack]] = {
@@ -32,6 +34,9 @@ ATTACKS: dict[str, type[Attack]] = {
     "square": Square,
     "auto_pgd": AutoPGD,
     "auto_attack": AutoAttack,
+    "cw": CW,
+    "deepfool": DeepFool,
+    "fab": FAB,
     "random_signs": RandomSigns,
 }
 
@@ -55,8 +60,8 @@ FEW = 500
 PAPER_EPSILONS = tuple(step / 100 for step in range(11))
 
 #: Default epsilons of a quick study: those at which digits (one channel) and photographs are usually attacked.
-_GREY: dict[Norm, tuple[float, ...]] = {"linf": (0.1, 0.2, 0.3), "l2": (1.0, 1.5, 2.0)}
-_COLOUR: dict[Norm, tuple[float, ...]] = {"linf": (2 / 255, 8 / 255), "l2": (0.25, 0.5)}
+_GREY: dict[Norm, tuple[float, ...]] = {"linf": (0.1, 0.2, 0.3), "l2": (1.0, 1.5, 2.0), "l1": (5.0, 7.5, 10.0)}
+_COLOUR: dict[Norm, tuple[float, ...]] = {"linf": (2 / 255, 8 / 255), "l2": (0.25, 0.5), "l1": (6.0, 12.0)}
 
 #: Attacks of the paper. It prints neither steps nor step sizes of its white-box attacks. We take the defaults of the
 #: library that it used, in the version current at the time (torchattacks 3.0.0).
@@ -211,7 +216,7 @@ def _entries(wanted: Wanted, epsilons: Sequence[float], norm: Norm, model: nn.Mo
             f"attacks: {name} uses the norm {settings['norm']}, but the study uses {norm}, and their epsilons cannot "
             "be compared; set the norm of the study, or make one study per norm"
         )
-    elif norm != "linf":
+    elif norm != arguments(kind)["norm"]:
         settings["norm"] = norm
     entries = [
         Planned(name, kind, _Settings(settings), each, float(radius)) for each in gradients for radius in epsilons

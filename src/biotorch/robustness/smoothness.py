@@ -12,7 +12,7 @@ from biotorch.robustness.attacks.norms import Norm, steepest
 
 #: Lengths of the finite differences, as shares of epsilon. A gradient agrees if it does at one of them: short ones
 #: suffer from rounding, long ones from curvature. A straight-through gradient of rounded images agrees at long ones.
-_LENGTHS = (1 / 32, 1 / 256, 1 / 2048, 1 / 4)
+_LENGTHS = (1 / 32, 1 / 256, 1 / 2048, 1 / 4, 1)
 #: Cross-entropy below which its gradient is lost to rounding, because the probability of the label is rounded to 1.
 _SATURATED = 1e-3
 #: Halvings of the way between two images: the class switches within a thousandth of it.
@@ -42,7 +42,7 @@ def disagreements(attempt: Attempt, points: Tensor, epsilon: float, norm: Norm) 
     Args:
         attempt: the images, and the network.
         points: (n, ...), one point for each image.
-        epsilon, norm: ball of the attacks; the finite differences are up to a quarter of epsilon long.
+        epsilon, norm: ball of the attacks; the finite differences are up to epsilon long in each direction.
     """
     with torch.no_grad():
         outputs = attempt.forward(points, torch.arange(len(points), device=points.device))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,13 @@ from torch import nn
 
 from biotorch.robustness.attacks.inputs import read, require_network
 from biotorch.robustness.attacks.library import fits_tiles
-from biotorch.robustness.attacks.norms import Norm
+from biotorch.robustness.attacks.norms import Norm, largest
 from biotorch.robustness.checks import has_real_budget, rising, run_checks
 from biotorch.robustness.evidence import Evidence
 from biotorch.robustness.look import look
 from biotorch.robustness.measurement import TWIN, Planned
 from biotorch.robustness.parts import parts_that_classify
+from biotorch.robustness.per_class import per_class
 from biotorch.robustness.plan import (
     Preset,
     Wanted,
@@ -30,7 +30,7 @@ from biotorch.robustness.plan import (
     two_gradients,
 )
 from biotorch.robustness.runner import Display, Runner, Store
-from biotorch.robustness.verdict import Study, judge, strongest, worth_confirming
+from biotorch.robustness.verdict import Study, judge, strongest, withstanding, worth_confirming
 
 
 def study(
@@ -62,7 +62,7 @@ def study(
             8/255 (in L2 0.25 and 0.5). The verdict is given at the middle one, of two at the larger.
         preset: `quick`, or `paper` for the settings of the paper's section 4.2. The paper prints few of them; the
             others are our reading.
-        norm: norm of the ball, `linf` or `l2`.
+        norm: norm of the ball, `linf`, `l2` or `l1`.
         autoattack: run AutoAttack (standard) in addition.
         square_queries: query budgets of Square.
         source: another network for the same images, such as a twin trained by backpropagation. Adversarial examples
@@ -118,7 +118,7 @@ def study(
     runner = Runner(model, images, labels, abstain, seed, batch_size, store, display, seen)
     if source is not None:
         runner.sources[TWIN] = source
-    evidence = _gather(runner, planned, judged_at, 1.0 if norm == "linf" else math.sqrt(images[0].numel()))
+    evidence = _gather(runner, planned, judged_at, largest(norm, images[0].numel()))
     checks = run_checks(evidence)
     word, sentence = judge(evidence, checks)
     return Study(
@@ -131,6 +131,7 @@ def study(
         {each: strongest(evidence, each) for each in radii},
         seen.cosine,
         sum(each.seconds for each in evidence.measurements),
+        per_class(labels, seen.clean, withstanding(evidence, judged_at)),
     )
 
 

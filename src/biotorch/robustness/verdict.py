@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from biotorch._tables import Table
 from biotorch.robustness.evidence import ENOUGH_IMAGES, Check, Evidence, worst
 from biotorch.robustness.measurement import Measurement, interval
+from biotorch.robustness.per_class import ClassAccuracy, class_table
 
 Word = Literal["inconclusive", "masked", "not robust", "robust"]
 
@@ -75,6 +77,13 @@ def worth_confirming(evidence: Evidence, checks: Sequence[Check]) -> bool:
 
 def strongest(evidence: Evidence, epsilon: float) -> tuple[float, tuple[float, float]]:
     """Accuracy (%) if each image meets the worst of all attacks up to `epsilon`, with its 95 % interval."""
+    withstands = withstanding(evidence, epsilon)
+    kept, n = int(withstands.sum()), len(withstands)
+    return 100 * kept / n, interval(kept, n)
+
+
+def withstanding(evidence: Evidence, epsilon: float) -> Tensor:
+    """Whether each image withstands the worst of all attacks up to `epsilon`: (n,) bool."""
     inside = [
         each
         for each in evidence.measurements
@@ -84,8 +93,7 @@ def strongest(evidence: Evidence, epsilon: float) -> tuple[float, tuple[float, f
     if inside:
         attacked = worst(inside)
         withstands &= torch.cat([attacked, torch.ones(len(withstands) - len(attacked), dtype=torch.bool)])
-    kept, n = int(withstands.sum()), len(withstands)
-    return 100 * kept / n, interval(kept, n)
+    return withstands
 
 
 _NAMES = {"transfer": "transfer from the twin", "transfer_to": "transfer to the twin (its accuracy)"}
@@ -107,6 +115,7 @@ class Study:
             over the correctly classified images. It is 1 for a network with only one gradient, and NaN (null in JSON)
             if no image is classified correctly.
         seconds: total duration of the attacks.
+        per_class: accuracies of each class, without an attack and under the strongest one at `judged_at`.
 
     Examples:
         >>> images, model = torch.rand(20, 1, 8, 8), nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
@@ -125,6 +134,7 @@ class Study:
     worst_case: dict[float, tuple[float, tuple[float, float]]]
     cosine: float
     seconds: float
+    per_class: Sequence[ClassAccuracy] = ()
 
     @property
     def fired(self) -> list[Check]:
@@ -177,6 +187,7 @@ class Study:
                 *(["", "Checks that could not run:", *missing] if missing else []),
                 "",
                 self.table.markdown(),
+                *([class_table(self.per_class, self.judged_at).markdown()] if self.per_class else []),
                 "Checks that did not fire:",
                 *silent,
             ]
@@ -197,6 +208,7 @@ class Study:
             "checks": [dataclasses.asdict(check) for check in self.checks],
             "measurements": [each.to_json() for each in self.measurements],
             "seconds": self.seconds,
+            "per_class": [dataclasses.asdict(each) for each in self.per_class],
         }
 
 

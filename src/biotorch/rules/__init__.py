@@ -3,8 +3,9 @@
 import importlib
 import pkgutil
 
-from biotorch.rules.base import DirectRule, FeedbackRule, RandomFeedback, Rule, Transports, Update
+from biotorch.rules.base import DirectRule, FeedbackRule, RandomFeedback, Rule, Transports
 from biotorch.rules.registry import available, from_layer_config, get, is_known, make, option_names, register
+from biotorch.rules.update import Update
 
 __all__ = [
     "DirectRule",

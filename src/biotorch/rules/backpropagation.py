@@ -20,6 +20,7 @@ class Backpropagation(FeedbackRule):
     """
 
     title = "backpropagation"
+    has_feedback = False
 
     def feedback(self, weight: Tensor, state: Tensor | None) -> Tensor:
         return weight

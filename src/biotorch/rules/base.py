@@ -1,72 +1,22 @@
-"""Base classes of the learning rules, and the view that a rule has of one weight update."""
+"""Base classes of the learning rules."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Generator, Tensor
 
 from biotorch.kernel.teaching import Targets
 from biotorch.rules import initial
-
-
-class Update:
-    """One update of W, for rules that redraw B or let it follow W.
-
-    A rule may use activity (`noise`, `respond`) freely. Reading `weight` is weight transport: `biotorch.audit`
-    replaces `weight` by noise and checks whether B changes with it.
-
-    Attributes:
-        weight: W after the update, (out, in, ...).
-        feedback: B, to be changed in place; a mapping of names to tensors if B is made of several.
-        layer: dotted name of the layer, for messages.
-        number: number of the update, 1 for the first since the conversion.
-        groups: number of groups of a convolution; 1 elsewhere.
-
-    Examples:
-        >>> update = biotorch.rules.Update(torch.ones(3, 4), torch.zeros(3, 4), torch.Generator)
-        >>> update.respond(update.noise(5)).shape  # activity alone: W is not read
-        torch.Size([5, 3])
-    """
-
-    def __init__(
-        self,
-        weight: Tensor,
-        feedback: Any,
-        draw: Callable[[], Generator],
-        *,
-        layer: str = "",
-        number: int = 1,
-        groups: int = 1,
-        forward: Tensor | None = None,
-    ) -> None:
-        self.weight, self.feedback, self._draw = weight, feedback, draw
-        self.layer, self.number, self.groups = layer, number, groups
-        self._forward = weight if forward is None else forward
-
-    @functools.cached_property
-    def generator(self) -> Generator:
-        """The layer's own random generator for this update, the same on every process and in a resumed run."""
-        return self._draw()
-
-    def noise(self, n: int) -> Tensor:
-        """Draw n patterns (n, fan_in) of N(0, 1) noise for the layer's input (for a convolution, at one position)."""
-        fan_in = self._forward[0].numel()
-        fresh = torch.empty(n, fan_in, device=self.generator.device).normal_(generator=self.generator)
-        return fresh.to(self._forward)
-
-    def respond(self, x: Tensor) -> Tensor:
-        """The layer's output x W^T, (n, out), for activity x (n, fan_in) at its input, without the bias."""
-        return x @ self._forward.flatten(1).T
-
+from biotorch.rules.update import Update
 
 #: The part of the forward weights that a rule carries backwards, as `biotorch.audit` measures it.
 Transports = Literal["nothing", "signs", "weights"]
+#: Options of every rule with a B that distort how the backward pass reads B.
+IMPERFECTIONS = ("bits", "noise", "dead")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,9 +32,16 @@ class Rule:
         gradient_clip: clamp the gradient handed to a layer's input to [-1, 1].
         constrain_weights: after every update rescale W in place to the norm it started with
             (Moskovitz et al. 2018).
+        bits: number of bits, at most 16, with which the backward pass reads each entry of B (`kernel.imperfection`);
+            None for all of them.
+        noise: standard deviation s of the factors N(1, s^2) of the entries of B, drawn anew at each use.
+        dead: share of the entries of B that are read as zero, the same ones for good.
+
+    The last three are what analog hardware does to B. B itself stays exact, also where it learns.
 
     Raises:
-        ValueError: an initializer's name is unknown, or a switch is neither true nor false.
+        ValueError: an initializer's name is unknown, a switch is neither true nor false, a number is out of range, or a
+            rule without B is given one of the last three options.
 
     Examples:
         >>> rule = biotorch.rules.make("fa", gradient_clip=True)
@@ -96,6 +53,9 @@ class Rule:
     feedback_init: str | None = None
     gradient_clip: bool = False
     constrain_weights: bool = False
+    bits: int | None = None
+    noise: float = 0.0
+    dead: float = 0.0
 
     name: ClassVar[str]
     #: The name in words, for listings, pages and drawings; it finds the rule, too. Default: the words of the class's
@@ -106,6 +66,8 @@ class Rule:
     direct: ClassVar[bool] = False
     #: Whether only the output layer is trained; conversion then freezes the parameters in front of it.
     trains_output_only: ClassVar[bool] = False
+    #: Whether the rule has feedback weights B.
+    has_feedback: ClassVar[bool] = True
     #: Whether the rule has not (yet) reached its paper's results here; docs/log.md says what was tried.
     experimental: ClassVar[bool] = False
     #: Whether B is a parameter that the user's optimizer updates. The backward pass gives B the gradient of W (feedback
@@ -141,6 +103,25 @@ class Rule:
         for switch in ("gradient_clip", "constrain_weights"):
             if not isinstance(getattr(self, switch), bool):
                 raise ValueError(f"{switch} is true or false, not {getattr(self, switch)!r}")
+        if self.bits is not None:
+            self.require_number("bits", most=16, whole=True)
+        self.require_number("noise", zero=True)
+        self.require_number("dead", most=1, zero=True)
+        if self.is_imperfect and not self.has_feedback:
+            raise self.no_feedback()
+
+    @classmethod
+    def no_feedback(cls) -> ValueError:
+        """The error that the rule has no B to distort."""
+        return ValueError(
+            f"{cls.name} has no feedback weights B, so it takes none of {', '.join(IMPERFECTIONS)} (sham, which is "
+            "backpropagation through a copy of W, takes them)"
+        )
+
+    @property
+    def is_imperfect(self) -> bool:
+        """Whether the backward pass reads B with few bits, with noise or with dead entries."""
+        return self.bits is not None or bool(self.noise or self.dead)
 
     @property
     def feedback_distribution(self) -> str:

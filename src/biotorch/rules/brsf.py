@@ -7,9 +7,9 @@ import dataclasses
 import torch
 
 from biotorch.rules import initial
-from biotorch.rules.base import Update
 from biotorch.rules.frsf import FixedRandomSign
 from biotorch.rules.registry import register
+from biotorch.rules.update import Update
 
 
 @register("brsf", transports="signs")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from biotorch.rules.base import Update
 from biotorch.rules.fa import FeedbackAlignment
 from biotorch.rules.registry import register
+from biotorch.rules.update import Update
 
 
 @register("ia", transports="nothing")

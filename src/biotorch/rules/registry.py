@@ -10,7 +10,7 @@ from typing import Any, get_args
 from biotorch._names import nearest, unknown
 from biotorch.errors import shortened
 from biotorch.rules import initial
-from biotorch.rules.base import DirectRule, FeedbackRule, Rule, Transports
+from biotorch.rules.base import IMPERFECTIONS, DirectRule, FeedbackRule, Rule, Transports
 
 _REGISTRY: dict[str, type[Rule]] = {}
 _ALIASES: dict[str, str] = {}
@@ -32,7 +32,8 @@ def register(*names: str, transports: Transports) -> Callable[[type[Rule]], type
         transports: the part of W that the rule carries backwards, or learns B from: `nothing`, `signs` or `weights`.
 
     Raises:
-        TypeError: the class is no rule, or has options without being a dataclass.
+        TypeError: the class is no rule, has options without being a dataclass, or has an option named `bits`, `noise`
+            or `dead`, which every rule has.
         ValueError: there is no name, a name is taken, or `transports` has another value. A cell of a notebook may be
             run again: its rule replaces the earlier one of that name.
 
@@ -41,8 +42,8 @@ def register(*names: str, transports: Transports) -> Callable[[type[Rule]], type
         ... class Negative(biotorch.rules.FeedbackRule):
         ...     def feedback(self, weight, state):
         ...         return -weight
-        >>> biotorch.convert(nn.Linear(4, 3), "negative").rule
-        Negative(init='xavier', feedback_init=None, gradient_clip=False, constrain_weights=False)
+        >>> biotorch.convert(nn.Linear(4, 3), "negative").rule.name
+        'negative'
     """
     if not names:
         raise ValueError('a rule needs a name: @rules.register("name", transports=...)')
@@ -56,6 +57,11 @@ def register(*names: str, transports: Transports) -> Callable[[type[Rule]], type
             raise TypeError(
                 f"{rule.__name__} has options ({', '.join(options)}) but is not a dataclass: put "
                 "@dataclasses.dataclass(frozen=True, kw_only=True) between @rules.register(...) and the class"
+            )
+        if clashes := [name for name in options if name in IMPERFECTIONS]:
+            raise TypeError(
+                f"{rule.__name__} has an option {clashes[0]}, but bits, noise and dead are options of every rule, and "
+                "distort B: give it another name"
             )
         for name in names:
             if (taken := _named(name, _given())) is not None and not _again(_REGISTRY[taken], rule):
@@ -169,15 +175,16 @@ def option_names(name: str) -> list[str]:
 
     Examples:
         >>> biotorch.rules.option_names("usf")
-        ['init', 'feedback_init', 'gradient_clip', 'constrain_weights']
+        ['init', 'feedback_init', 'gradient_clip', 'constrain_weights', 'bits', 'noise', 'dead']
     """
-    return [field.name for field in dataclasses.fields(get(name))]
+    refused = () if get(name).has_feedback else IMPERFECTIONS
+    return [field.name for field in dataclasses.fields(get(name)) if field.name not in refused]
 
 
 def completed_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a configuration for a rule, with all defaults filled in. Raises ValueError for an unknown rule."""
-    fields = dataclasses.fields(get(name))
-    defaults = {each.name: each.default for each in fields if each.default is not dataclasses.MISSING}
+    fields = {each.name: each.default for each in dataclasses.fields(get(name))}
+    defaults = {each: fields[each] for each in option_names(name) if fields[each] is not dataclasses.MISSING}
     return {**defaults, **dict.fromkeys(group_options(name)), **options}
 
 
@@ -186,8 +193,10 @@ def group_options(name: str) -> list[str]:
     return [option for option in _GROUP if get(name).learns and option not in option_names(name)]
 
 
-def require_no_group_option(name: str, option: str) -> None:
-    """Raise ValueError, with the cure, if `option` is one of the rule's `group_options`."""
+def require_own_option(name: str, option: str) -> None:
+    """Raise ValueError, with the reason, if the rule lacks a B to distort or `option` is one of its `group_options`."""
+    if option in IMPERFECTIONS and not get(name).has_feedback:
+        raise get(name).no_feedback()
     if option in group_options(name):
         raise ValueError(
             f"{option!r} is no option of rule {get(name).name!r} itself, because its B is a parameter: give the "
@@ -205,8 +214,9 @@ def from_layer_config(layer_config: Mapping[str, Any] | None, default: str) -> R
         ValueError: a key, rule or option is unknown, or the type contradicts `default`.
 
     Examples:
-        >>> biotorch.rules.from_layer_config({"type": "usf", "options": {"init": "kaiming"}}, "usf")
-        UniformSign(init='kaiming', feedback_init=None, gradient_clip=False, constrain_weights=False)
+        >>> rule = biotorch.rules.from_layer_config({"type": "usf", "options": {"init": "kaiming"}}, "usf")
+        >>> rule.name, rule.init
+        ('usf', 'kaiming')
     """
     config = {} if layer_config is None else layer_config
     if not isinstance(config, Mapping):
@@ -232,7 +242,7 @@ def make(name: str, **options: Any) -> Rule:
     """
     valid = option_names(name)
     for option in options:
-        require_no_group_option(name, option)
+        require_own_option(name, option)
         if option not in valid:
             raise unknown(f"option of rule {get(name).name!r}", option, valid)
     try:

@@ -23,6 +23,7 @@ class Shallow(FeedbackRule):
 
     title = "training of the output layer only, a control"
     trains_output_only = True
+    has_feedback = False
 
     @property
     def needs_network(self) -> str:

@@ -6,8 +6,9 @@ import dataclasses
 
 from torch import Generator, Tensor
 
-from biotorch.rules.base import FeedbackRule, Update
+from biotorch.rules.base import FeedbackRule
 from biotorch.rules.registry import register
+from biotorch.rules.update import Update
 
 
 @register("sham", transports="weights")

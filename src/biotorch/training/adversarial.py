@@ -50,7 +50,7 @@ class AdversarialConfig(Section):
     examples, but not into the learning rule. `feedback`: the rule's gradient, which transports none; but it defends the
     network against attacks by this gradient only."""
     norm: Norm = "linf"
-    """Norm of the ball: linf limits the change of each pixel, l2 the change of the whole image."""
+    """Norm of the ball: linf limits the change of each pixel, l2 and l1 the change of the whole image."""
     random_start: bool = True
     """Start at a random point of the ball instead of the image."""
 

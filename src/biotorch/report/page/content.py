@@ -14,6 +14,7 @@ import yaml
 from biotorch.experiment.results import Result
 from biotorch.report.page.comparison import conclusion, settings_of, title
 from biotorch.report.page.overview import FACETS, Rows, differences, dot_plot, facets_of, headline
+from biotorch.report.smallest import smallest_table
 from biotorch.report.table import robustness_table
 from biotorch.report.words import explained
 from biotorch.results.collecting import Collection, Run
@@ -78,10 +79,12 @@ def _studies(studies: Sequence[Result]) -> list[dict[str, Any]]:
         members = in_order(each_study, dict)  # the order of the table
         rows = robustness_table(members)
         rows = dataclasses.replace(rows, notes=[note for note in rows.notes if not note.startswith("Checks that")])
+        medians, searched = smallest_table(members), [each for each in members if each.get("smallest")]
         found.append(
             {
                 "title": f"{network} on {dataset}",
                 "rows": Rows(rows, [facets_of(each) for each in members], 0),
+                "smallest": medians and Rows(medians, [facets_of(each) for each in searched], 0),
                 "found": [
                     {
                         "name": row[0],

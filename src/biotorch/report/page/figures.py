@@ -21,7 +21,10 @@ from biotorch.report.robustness import (
     words_of,
 )
 from biotorch.report.series import Curve, panels
+from biotorch.report.smallest import distance_curve
 from biotorch.results.collecting import Collection
+from biotorch.robustness.attacks.attempt import Gradient
+from biotorch.robustness.measurement import interval
 from biotorch.training.figures import SHOWN
 
 #: Bytes of figure data: the page's limit of 8 MB less plotly.js and the tables of a hundred runs.
@@ -140,19 +143,22 @@ def _studies(studies: Sequence[Result]) -> list[dict[str, Any]]:
     return [
         {
             "title": f"{network} on {dataset}",
-            "attacks": [_attack(members, name) for name in _ATTACKS if of_attack(members, name)],
+            "attacks": [
+                *(_attack(members, name) for name in _ATTACKS if of_attack(members, name)),
+                *([_smallest(searched)] if (searched := [each for each in members if each.get("smallest")]) else []),
+            ],
         }
         for (network, dataset), members in sorted_in.items()
     ]
 
 
 _ATTACKS = {**WHITE_BOX, **BLACK_BOX}
-_GRADIENTS = {"feedback": "the rule's feedback gradient", "true": "true gradient"}
+_GRADIENTS: dict[Gradient, str] = {"feedback": "the rule's feedback gradient", "true": "true gradient"}
 
 
 def _attack(studies: Sequence[Result], name: str) -> dict[str, Any]:
     """Panels of an attack: one for each gradient, or a single one for a black box."""
-    gradients: list[str | None] = [None] if name in BLACK_BOX else list(_GRADIENTS)
+    gradients: list[Gradient | None] = [None] if name in BLACK_BOX else list(_GRADIENTS)
     return {
         "name": _ATTACKS[name].replace("\n", " "),
         "x": "pixels changed" if name == "few_pixel" else "ε",
@@ -166,6 +172,29 @@ def _attack(studies: Sequence[Result], name: str) -> dict[str, Any]:
             for gradient in gradients
         ],
     }
+
+
+#: Largest number of points of a curve of smallest perturbations, which has one per image.
+_POINTS = 100
+
+
+def _smallest(studies: Sequence[Result]) -> dict[str, Any]:
+    """Panels of the accuracy that follows from the smallest perturbation of each image by any attack."""
+    panels: list[dict[str, Any]] = []
+    for gradient, title in _GRADIENTS.items():
+        curves = []
+        for network in networks_of(studies):
+            for study in network.studies:
+                epsilons, accuracies = distance_curve(study, gradient)
+                n, every = len(study["smallest"][0]["distances"]), -(-len(epsilons) // _POINTS)
+                bounds = [interval(round(each * n / 100), n) for each in accuracies]
+                points = (epsilons, accuracies, [low for low, _ in bounds], [high for _, high in bounds])
+                look = {"rule": facets_of(study)["rule"], "color": network.look["color"], "dash": "solid"}
+                symbol = _SYMBOLS[network.look["marker"]]
+                kept = tuple(each[::every] for each in points)
+                curves.append({"name": network.name, **look, "symbol": symbol, **_points(kept)})
+        panels.append({"title": title, "curves": curves})
+    return {"name": "smallest perturbations", "x": "ε", "panels": panels}
 
 
 def _curves(studies: Sequence[Result], network: Network, name: str, gradient: str | None) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Unpack
@@ -12,10 +13,11 @@ from pyautoattack import checks
 from pyautoattack.autopgd_base import APGDAttack_targeted
 from torch import Tensor, nn
 
-from biotorch.robustness.attacks import library
+from biotorch.robustness.attacks import boundary, library
 from biotorch.robustness.attacks.attempt import Attempt
 from biotorch.robustness.attacks.gradient import WhiteBox, WhiteBoxArguments
 from biotorch.robustness.attacks.inputs import require, require_counts
+from biotorch.robustness.attacks.norms import Norm
 
 
 class AutoPGD(WhiteBox):
@@ -23,8 +25,8 @@ class AutoPGD(WhiteBox):
 
     The first step is 2 epsilon long. At checkpoints where the loss has risen in too few steps, the step is halved, and
     the search goes back to the best point so far. The library pyautoattack runs it, one restart at a time. It makes all
-    steps with every image, and starts at a random point on the surface of the ball. It is not the paper's "APGD", which
-    is `EOTPGD`.
+    steps with every image, and starts at a random point on the surface of the ball. In L1 it is l1-APGD (Croce and Hein
+    2021). It is not the paper's "APGD", which is `EOTPGD`.
 
     Args:
         model, epsilon, norm, gradient, seed, batch_size: see `WhiteBox`.
@@ -72,6 +74,7 @@ class AutoPGD(WhiteBox):
             norm=library.NORMS[self.norm],
             eps=self.epsilon,
             eot_iter=self.samples,
+            use_largereps=self.norm == "l1",
             device=attempt.images.device,
             logger=self._logger,
         )
@@ -82,7 +85,7 @@ class AutoPGD(WhiteBox):
 
     @property
     def passes(self) -> tuple[int, int]:
-        points = self.samples * (self.steps + 1)
+        points = self.samples * (self.steps + _starts(self.norm))
         return self.restarts * points, self.restarts * points
 
 
@@ -96,14 +99,31 @@ def run(shown: library.Shown, search: Any) -> library.Run:
     def start(images: Tensor, labels: Tensor, index: Tensor) -> Tensor:
         shown.index = index
         search.init_hyperparam(images)
-        if targets is None:
+        if targets is not None:
+            search.y_target, shown.reached = targets[index], torch.full_like(images, torch.nan)
+        if search.use_largereps:
+            best, right, _, adversarial = search.decr_eps_pgd(images, labels, *_shrinking(search))
+        else:
             best, right, _, adversarial = search.attack_single_run(images, labels)
+        if targets is None:
             return best.where(right.bool().reshape(-1, *[1] * (best.dim() - 1)), adversarial)  # type: ignore[no-any-return]
-        search.y_target, shown.reached = targets[index], torch.full_like(images, torch.nan)
-        best = search.attack_single_run(images, labels)[0]
-        return best.where(shown.reached.isnan(), shown.reached)  # type: ignore[no-any-return]
+        return best.where(shown.reached.isnan(), shown.reached)  # type: ignore[no-any-return, union-attr]
 
     return start
+
+
+def _starts(norm: Norm) -> int:
+    """Number of searches that one start consists of, see `_shrinking`; each evaluates its first point in addition."""
+    return 3 if norm == "l1" else 1
+
+
+def _shrinking(search: Any) -> tuple[list[float], list[int]]:
+    """Epsilons and numbers of steps of a search in L1, which starts in a larger ball (Croce and Hein 2021, section 4).
+
+    They are three, two and one epsilon, for 30, 30 and 40 % of the steps.
+    """
+    first = min(math.ceil(0.3 * search.n_iter_orig), (search.n_iter_orig - 1) // 2)
+    return [factor * search.eps_orig for factor in (3, 2, 1)], [first, first, search.n_iter_orig - 2 * first]
 
 
 Version = Literal["standard", "rand"]
@@ -189,11 +209,11 @@ class AutoAttack(WhiteBox):
 
     @property
     def passes(self) -> tuple[int, int]:
-        ensemble = self._ensemble(None, "cpu")
+        ensemble, starts = self._ensemble(None, "cpu"), _starts(self.norm)
         gradients = {
-            "apgd-ce": (points := ensemble.apgd.eot_iter * (ensemble.apgd.n_iter + 1)),
+            "apgd-ce": (points := ensemble.apgd.n_restarts * ensemble.apgd.eot_iter * (ensemble.apgd.n_iter + starts)),
             "apgd-dlr": points,
-            "apgd-t": ensemble.apgd_targeted.n_target_classes * (ensemble.apgd_targeted.n_iter + 1),
+            "apgd-t": ensemble.apgd_targeted.n_target_classes * (ensemble.apgd_targeted.n_iter + starts),
             "fab-t": ensemble.fab.n_target_classes * ensemble.fab.n_iter,
             "square": 0,
         }
@@ -221,7 +241,7 @@ def _runs(name: str, ensemble: Any, shown: library.Shown) -> Iterator[library.Ru
             yield _towards(target, ensemble.apgd_targeted, shown)
     elif name == "fab-t":
         for target in range(2, min(ensemble.fab.n_target_classes, classes - 1) + 2):
-            yield _across(target, ensemble.fab, shown)
+            yield boundary.across(target, ensemble.fab, shown)
     elif name == "square":
         yield library.run(shown, ensemble.square)
     else:
@@ -237,16 +257,5 @@ def _towards(target: int, search: Any, shown: library.Shown) -> library.Run:
     def start(images: Tensor, labels: Tensor, index: Tensor) -> Tensor:
         search.y_target = ranked[index, -target]
         return run(shown, search)(images, labels, index)
-
-    return start
-
-
-def _across(target: int, search: Any, shown: library.Shown) -> library.Run:
-    """Run of FAB across the boundary to the class with the `target`-highest output at the image."""
-
-    def start(images: Tensor, labels: Tensor, index: Tensor) -> Tensor:
-        shown.index, search.target_class = index, target
-        with torch.no_grad():
-            return search.attack_single_run(images, labels, is_targeted=True)  # type: ignore[no-any-return]
 
     return start

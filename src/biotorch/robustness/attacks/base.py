@@ -75,8 +75,8 @@ class Attack(Named, ABC):
 
     Args:
         model: the network, on the device to work on.
-        epsilon: radius of the ball, for pixels in [0, 1] (L∞: per pixel value; L2: for the whole image).
-        norm: `linf` or `l2`.
+        epsilon: radius of the ball, for pixels in [0, 1] (L∞: per pixel value; L2, L1: for the whole image).
+        norm: `linf`, `l2` or `l1`.
         seed: seed of all randomness in the attack. Equal seeds and batch sizes give equal results.
         batch_size: number of images attacked at once.
         abstain: index of a reject class, or None. A rejected example is no success for the attacker; a rejected image
@@ -95,7 +95,7 @@ class Attack(Named, ABC):
     """
 
     #: Norms that the attack supports.
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
     #: Whether the attack uses gradients of the network.
     white_box: ClassVar[bool] = False
     #: Part that the attack plays in a study.
@@ -120,7 +120,8 @@ class Attack(Named, ABC):
         abstain: int | None = None,
     ) -> None:
         inputs.require_network(model)
-        require(norm in self.norms, f"norm: {type(self).__name__} supports {', '.join(self.norms)}, not {norm!r}")
+        hint = "; FewPixel (few_pixel) bounds the number of changed pixels" if str(norm) == "l0" else ""
+        require(norm in self.norms, f"norm: {type(self).__name__} supports {', '.join(self.norms)}, not {norm!r}{hint}")
         require(inputs.is_number(epsilon) and epsilon >= 0, f"epsilon: a number from 0 on is needed, not {epsilon!r}")
         require(
             norm != "linf" or epsilon <= 1,

@@ -30,7 +30,7 @@ from biotorch.robustness.attacks.inputs import is_number, require, require_count
 from biotorch.robustness.attacks.norms import Norm, project
 
 #: Names of the norms in the library.
-NORMS: dict[Norm, str] = {"linf": "Linf", "l2": "L2"}
+NORMS: dict[Norm, str] = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 #: One run of an attack: images (m, ...) in float32, labels (m,) and their index (m,) to adversarial images (m, ...).
 Run = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -46,14 +46,15 @@ class Shown:
         attempt: holds the network and counts the queries.
         gradient: gradient that the library gets, `true` or `feedback`.
         index: (m,), images whose queries the next calls count; if empty, calls are not counted.
+        again: whether a pass is differentiated several times, as untargeted FAB does, once per class.
 
     Attributes:
         reached: (m, ...), the last point of each image that the network has classified as its target, NaN for images
             without one. A search with targets sets it to NaN, because the library does not look for such points.
     """
 
-    def __init__(self, attempt: Attempt, gradient: Gradient, index: Tensor) -> None:
-        self.attempt, self.gradient, self.index = attempt, gradient, index
+    def __init__(self, attempt: Attempt, gradient: Gradient, index: Tensor, again: bool = False) -> None:
+        self.attempt, self.gradient, self.index, self.again = attempt, gradient, index, again
         self.reached: Tensor | None = None
 
     def __call__(self, points: Tensor) -> Tensor:
@@ -103,8 +104,14 @@ class _Network(torch.autograd.Function):
     def backward(ctx: Any, errors: Tensor) -> tuple[Tensor, None]:
         if not ctx.outputs.requires_grad:
             return ctx.shown.see(torch.zeros_like(ctx.points)), None
-        # The graph goes at once: none of the attacks differentiates the same pass twice.
-        (gradient,) = torch.autograd.grad(ctx.outputs, ctx.points, errors, allow_unused=True, materialize_grads=True)
+        (gradient,) = torch.autograd.grad(
+            ctx.outputs,
+            ctx.points,
+            errors,
+            retain_graph=ctx.shown.again,
+            allow_unused=True,
+            materialize_grads=True,
+        )
         return ctx.shown.see(gradient.detach()), None
 
 
@@ -179,7 +186,7 @@ def fits_tiles(images: Tensor, norm: Norm) -> bool:
     if images.dim() != 4 or norm == "linf":
         return images.dim() == 4
     height, width = images.shape[2:]
-    # In L2 the library starts from tiles of H // 5 pixels, and fails if one of them exceeds the image.
+    # In L2 and L1 the library starts from tiles of H // 5 pixels, and fails if one of them exceeds the image.
     side = height // 5
     first = (height - 5 * side) // 2
     return side == 1 or (side > 1 and all(first + each // side * side <= each for each in (height, width)))
@@ -190,8 +197,8 @@ def require_tiles(images: Tensor, norm: Norm) -> None:
     require(images.dim() == 4, f"images: Square needs (n, C, H, W), not {tuple(images.shape)}")
     require(
         fits_tiles(images, norm),
-        f"images: the Square attack of pyautoattack fails in l2 at {images.shape[2]} x {images.shape[3]} pixels; it "
-        "works at 28 x 28, 32 x 32, 64 x 64 and 224 x 224, or in linf",
+        f"images: the Square attack of pyautoattack fails in {norm} at {images.shape[2]} x {images.shape[3]} pixels; "
+        "it works at 28 x 28, 32 x 32, 64 x 64 and 224 x 224, or in linf",
     )
 
 

@@ -1,0 +1,153 @@
+"""Adversarial examples of a studied run: some to look at, and all of them as files of 8-bit images."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from biotorch import _files
+from biotorch.robustness import PGD, Attack, Study, Transfer, as_8bit
+from biotorch.robustness.attacks.base import unseen
+from biotorch.robustness.attacks.norms import Norm
+from biotorch.robustness.measurement import Measurement
+from biotorch.robustness.plan import find
+
+#: Number of examples on the sheet.
+_SHOWN = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Images with adversarial examples and the network's predictions.
+
+    Attributes:
+        images, adversarial: (n, C, H, W) in [0, 1].
+        labels: (n,) int64.
+        before, after: (n,) int64, the network's predictions without and with the attack.
+        epsilon: radius of the attack.
+        attack: the attack in words.
+    """
+
+    images: Tensor
+    adversarial: Tensor
+    labels: Tensor
+    before: Tensor
+    after: Tensor
+    epsilon: float
+    attack: str
+
+
+def examples(model: nn.Module, images: Tensor, labels: Tensor, study: Study, norm: Norm, seed: int) -> Examples:
+    """Examples of PGD along the true gradient at the epsilon of the verdict, for the first images that are right.
+
+    They are searched among the first 256 images; if none of these is right, the first images are taken.
+    """
+    right = (predictions(model, images[:256], 256) == labels[:256]).nonzero()[:, 0]
+    shown = (right if len(right) else torch.arange(len(images)))[:_SHOWN]
+    images, labels = images[shown], labels[shown]
+    adversarial = PGD(model, study.judged_at, norm=norm, seed=seed)(images, labels)
+    before, after = (predictions(model, each, _SHOWN) for each in (images, adversarial))
+    return Examples(images, adversarial, labels, before, after, study.judged_at, "PGD along the true gradient")
+
+
+def predictions(model: nn.Module, images: Tensor, batch_size: int) -> Tensor:
+    """Predicted classes (n,) of images (n, ...), in eval mode."""
+    with unseen(model), torch.no_grad():
+        return torch.cat([model(each).argmax(1) for each in torch.split(images, batch_size)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """File of adversarial examples at one epsilon.
+
+    Attributes:
+        path: the file, see `save_examples`.
+        examples: what it holds, as 8-bit images.
+        accuracy, unrounded_accuracy: accuracy (%) on the saved examples, and before they were rounded to 8 bits.
+    """
+
+    path: Path
+    examples: Examples
+    accuracy: float
+    unrounded_accuracy: float
+
+
+def save_examples(
+    folder: Path,
+    model: nn.Module,
+    twin: nn.Module | None,
+    images: Tensor,
+    labels: Tensor,
+    study: Study,
+    state_hash: str,
+) -> list[Saved]:
+    """Write the adversarial examples of the strongest attack of a study at each epsilon, as 8-bit images.
+
+    The attack runs again, with the seed of the study. Images of the data that are no 8-bit images are rounded first.
+    Each `adversarial-epsilon=E.npz` holds, for the n images that the attack saw:
+
+    ========================  ==============================================================================
+    `images`                  (n, C, H, W) uint8
+    `adversarial`             (n, C, H, W) uint8; divided by 255, no further from the images than epsilon
+    `labels`                  (n,) int64
+    `clean_predictions`       (n,) int64, predicted classes of `images`
+    `unrounded_predictions`   (n,) int64, predicted classes of the examples before they were rounded
+    `predictions`             (n,) int64, predicted classes of `adversarial`
+    `epsilon`, `norm`         radius and norm of the ball
+    `attack`, `gradient`      the attack with its settings, and the gradient that it followed, or ""
+    `state_hash`              digest of the network's weights, as in results.json
+    ========================  ==============================================================================
+    """
+    found = []
+    for measured in _strongest(study):
+        attack = _rebuilt(measured, model, twin)
+        own, truth = images[: measured.n], labels[: measured.n]
+        rounded = (255 * own).round() / 255
+        if bool(((own - rounded).abs() > 1e-5).any()):
+            own = rounded
+        adversarial = attack(own, truth)
+        whole = as_8bit(adversarial, own, measured.epsilon, attack.norm)
+        saved = (whole.to(own) / 255).to(own)
+        clean, before, after = (predictions(model, each, attack.batch_size) for each in (own, adversarial, saved))
+        content = {
+            "images": (255 * own).round().to(torch.uint8),
+            "adversarial": whole,
+            "labels": truth,
+            "clean_predictions": clean,
+            "unrounded_predictions": before,
+            "predictions": after,
+        }
+        words = {"norm": attack.norm, "attack": measured.label, "gradient": measured.gradient or ""}
+        path = folder / f"adversarial-epsilon={measured.epsilon:.4g}.npz"
+        arrays: dict[str, Any] = {name: each.cpu().numpy() for name, each in content.items()}
+        arrays |= {**words, "epsilon": measured.epsilon, "state_hash": state_hash}
+        _files.write(path, lambda file, arrays=arrays: np.savez_compressed(file, **arrays))  # type: ignore[misc]
+        named = " along the ".join([measured.label, *([f"{measured.gradient} gradient"] if measured.gradient else [])])
+        shown = Examples(own, saved, truth, clean, after, measured.epsilon, named)
+        accuracies = (100 * float((each == truth).double().mean()) for each in (after, before))
+        found.append(Saved(path, shown, *accuracies))
+    return found
+
+
+def _strongest(study: Study) -> list[Measurement]:
+    """Measurement of the lowest accuracy at each epsilon above 0, the last of several, among those of the table."""
+    lowest: dict[float, Measurement] = {}
+    for each in study.measurements:
+        if each.purpose == "figure" and each.epsilon > 0 and each.name not in ("few_pixel", "transfer_to"):
+            before = lowest.get(each.epsilon)
+            if before is None or each.robust_accuracy <= before.robust_accuracy:
+                lowest[each.epsilon] = each
+    return [lowest[epsilon] for epsilon in sorted(lowest)]
+
+
+def _rebuilt(measured: Measurement, model: nn.Module, twin: nn.Module | None) -> Attack:
+    """The attack of a measurement, with the settings that it had."""
+    if measured.name == "transfer":
+        assert twin is not None
+        return Transfer(model, source=twin, **measured.settings)
+    return find(measured.name)(model, **measured.settings)
