@@ -68,7 +68,7 @@ def test_no_file_is_long_and_they_are_few():
     long = {name: lines for name, path in FILES.items() if (lines := len(path.read_text().splitlines())) > 300}
     assert not long
     rules = [name for name in FILES if name.startswith("biotorch.rules.")]  # there may be any number of them
-    assert len(FILES) - len(rules) <= 206
+    assert len(FILES) - len(rules) <= 210
 
 
 def test_every_exception_is_in_one_tree_and_one_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from commands import SHORT, into, invoke, mistake
@@ -152,3 +153,55 @@ def test_corruptions_and_calibration_stand_beside_the_attacks(sweep):
     assert 'id="beside"' in page.read_text()
     RunFolder(run).clear_attacks()  # as a new training does
     assert not (run / "attacks").exists()
+
+
+def test_examples_are_saved_as_8_bit_images(sweep):
+    run = fa(sweep)
+    result = invoke("attack", run, *FEW, "--save")
+    assert result.exit_code == 0, result.output
+    study = json.loads((run / "attacks" / "study.json").read_text())
+    accuracies = []
+    for epsilon in (0.05, 0.2):
+        path = run / "attacks" / f"adversarial-epsilon={epsilon:g}.npz"
+        with np.load(path) as file:
+            saved = dict(file)
+        assert saved["adversarial"].dtype == saved["images"].dtype == np.uint8
+        change = saved["adversarial"].astype(int) - saved["images"].astype(int)
+        assert 0 < abs(change).max() <= 255 * epsilon
+        assert saved["epsilon"] == epsilon
+        assert saved["state_hash"] == study["state_hash"]
+        accuracies.append(100 * (saved["predictions"] == saved["labels"]).mean())
+        assert f"in 8 bits {accuracies[-1]:.1f} %" in result.output
+        lowest = min(
+            each["robust_accuracy"]
+            for each in study["study"]["measurements"]
+            if each["epsilon"] == epsilon and each["purpose"] == "figure" and each["attack"] != "transfer_to"
+        )
+        assert abs(accuracies[-1] - lowest) < 15  # rounding undoes some
+        assert path.with_suffix(".png").is_file()
+    assert accuracies[1] < accuracies[0]
+    before = path.read_bytes()
+    assert invoke("attack", run, *FEW).exit_code == 0
+    assert path.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_smallest_perturbations_are_measured_once_and_shown(sweep):
+    result = invoke("attack", sweep, *FEW, "attacks.images=20", "--smallest")
+    assert result.exit_code == 0, result.output
+    assert "Smallest perturbations: median distance (L∞)" in (sweep / "smallest.md").read_text()
+    assert (sweep / "smallest.png").stat().st_size > 1000
+    read = json.loads((fa(sweep) / "attacks" / "study.json").read_text())["smallest"]
+    assert {(each["attack"], each["gradient"]) for each in read} == {
+        (attack, gradient) for attack in ("deepfool", "fab") for gradient in ("feedback", "true")
+    }
+    medians = {(each["attack"], each["gradient"]): each["median"] for each in read}
+    assert medians["fab", "true"] <= medians["deepfool", "true"]
+    found = {path: path.stat().st_mtime_ns for path in (fa(sweep) / "attacks").glob("*smallest*")}
+    assert len(found) == 4
+    assert invoke("attack", fa(sweep), *FEW, "attacks.images=20", "--smallest").exit_code == 0
+    assert found == {path: path.stat().st_mtime_ns for path in (fa(sweep) / "attacks").glob("*smallest*")}
+    page = sweep / "smallest.html"
+    assert invoke("report", sweep, "-o", page).exit_code == 0
+    assert "Smallest perturbations: median distance" in page.read_text()
+    assert "smallest perturbations" in page.read_text()

@@ -35,7 +35,7 @@ def test_the_ensemble_is_that_of_the_library(trained):
     """The library's own evaluation, given our seed, breaks the same images, and its examples are ours."""
     model, images, labels = trained
     images, labels = images[:80], labels[:80]
-    for norm, name, epsilon in (("linf", "Linf", 0.05), ("l2", "L2", 0.35)):
+    for norm, name, epsilon in (("linf", "Linf", 0.05), ("l2", "L2", 0.35), ("l1", "L1", 1.5)):
         generator = _seeding.generator(_seeding.derive(0, "attack", 0))
         seed = int(torch.randint(2**31, (), generator=generator))
         library = pyautoattack.AutoAttack(model.eval(), eps=epsilon, norm=name, seed=seed, device="cpu")

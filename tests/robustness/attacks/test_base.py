@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from biotorch import convert
 from biotorch.robustness import FGSM, PGD, TPGD, AutoAttack, AutoPGD, RandomSigns, Square
+from biotorch.robustness.attacks.norms import size
 from biotorch.robustness.plan import ATTACKS
 
 #: As few steps as possible.
@@ -25,6 +26,9 @@ FAST = {
     "few_pixel": {"steps": 2, "population": 8},
     "square": {"queries": 5},
     "auto_pgd": {"steps": 4},
+    "cw": {"steps": 3, "searches": 2},
+    "deepfool": {"steps": 3},
+    "fab": {"steps": 3},
 }
 #: AutoAttack has a fixed number of steps: some tests of it are slow.
 QUICK = sorted(set(ATTACKS) - {"auto_attack"})
@@ -50,6 +54,8 @@ def batch(n=6, dtype=torch.float32, seed=0):
 def make(name, model, **more):
     if name == "few_pixel":
         more.pop("epsilon", None)
+        more.pop("norm", None)
+    if name == "cw" or (name == "square" and more.get("norm") == "l1"):  # l2 alone; images of 4 x 4 are too small
         more.pop("norm", None)
     return ATTACKS[name](model, **FAST.get(name, {}), **more)
 
@@ -86,7 +92,7 @@ def test_the_labels_are_what_drtp_sends():
 @settings(max_examples=25, deadline=None)
 @given(
     name=st.sampled_from(QUICK),
-    norm=st.sampled_from(["linf", "l2"]),
+    norm=st.sampled_from(["linf", "l2", "l1"]),
     epsilon=st.floats(0, 1),
     pixels=st.lists(st.floats(0, 1, width=32), min_size=16, max_size=16),
     label=st.integers(0, 3),
@@ -101,7 +107,8 @@ def test_bounds_hold_for_any_input(name, norm, epsilon, pixels, label):
     if name == "few_pixel":
         assert (change.abs().gt(0).sum(1) <= 1).all()
     else:
-        assert (change.abs().amax(1) if norm == "linf" else change.norm(dim=1)).max() <= epsilon + 2e-6
+        attack = make(name, model, epsilon=epsilon, norm=norm)
+        assert size(change, attack.norm).max() <= epsilon + 2e-6
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -289,7 +296,8 @@ IMAGES, LABELS = batch()
         (lambda m: PGD(m, float("nan")), IMAGES, LABELS, "epsilon"),
         (lambda m: PGD(m, True), IMAGES, LABELS, "epsilon"),
         (lambda m: PGD(m, "8/255"), IMAGES, LABELS, "epsilon"),
-        (lambda m: PGD(m, norm="l3"), IMAGES, LABELS, "linf, l2"),
+        (lambda m: PGD(m, norm="l3"), IMAGES, LABELS, "linf, l2, l1, not 'l3'$"),
+        (lambda m: PGD(m, norm="l0"), IMAGES, LABELS, "few_pixel"),
         (lambda m: PGD(m, steps=0), IMAGES, LABELS, "steps"),
         (lambda m: PGD(m, steps=1.5), IMAGES, LABELS, "steps"),
         (lambda m: PGD(m, step_size=0), IMAGES, LABELS, "step_size"),

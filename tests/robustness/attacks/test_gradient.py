@@ -124,7 +124,7 @@ def test_the_projection_is_the_nearest_point():
     images = torch.rand(50, 2, generator=generator, dtype=torch.float64) * 0.4 + 0.3
     points = images + torch.randn(50, 2, generator=generator, dtype=torch.float64)
     grid = torch.cartesian_prod(*[torch.linspace(0, 1, 401, dtype=torch.float64)] * 2)
-    for norm in ("linf", "l2"):
+    for norm in ("linf", "l2", "l1"):
         found = project(points, images, 0.2, norm)
         assert (size(found - images, norm) <= 0.2 + 1e-12).all()
         for image, point, near in zip(images, points, found, strict=True):
@@ -134,7 +134,7 @@ def test_the_projection_is_the_nearest_point():
 
 def test_random_points_fill_the_ball():
     images = torch.full((4000, 3), 0.5, dtype=torch.float64)
-    for norm, share in (("linf", 0.5**3), ("l2", 0.5**3)):
+    for norm, share in (("linf", 0.5**3), ("l2", 0.5**3), ("l1", 0.5**3)):
         found = random_point(images, 0.3, norm, torch.Generator().manual_seed(0)) - images
         distances = size(found, norm)
         assert distances.max() <= 0.3 + 1e-12
@@ -143,7 +143,7 @@ def test_random_points_fill_the_ball():
 
 def test_steepest_directions_have_size_one():
     gradient = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0))
-    for norm in ("linf", "l2"):
+    for norm in ("linf", "l2", "l1"):
         assert torch.allclose(size(steepest(gradient, norm), norm), torch.ones(5))
     assert torch.equal(steepest(torch.zeros(2, 3), "l2"), torch.zeros(2, 3))
 

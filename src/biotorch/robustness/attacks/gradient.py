@@ -79,7 +79,8 @@ class FGSM(WhiteBox):
         images = attempt.images[index]
         gradient, losses, _ = self.ascent(attempt, images, index)
         attempt.record(losses, index)
-        return project(images + self.epsilon * steepest(gradient, self.norm), images, self.epsilon, self.norm)
+        step = self.epsilon * steepest(gradient, self.norm, self.epsilon)
+        return project(images + step, images, self.epsilon, self.norm)
 
     @property
     def passes(self) -> tuple[int, int]:
@@ -171,15 +172,15 @@ class PGD(WhiteBox):
         # The last point is evaluated only to detect success, to choose among starts, or for figures.
         stops = self._stops(attempt)
         judged = attempt.judged or stops or self.restarts > 1
-        for step in range(self.steps + judged):
-            if step < self.steps:
+        for number in range(self.steps + judged):
+            if number < self.steps:
                 gradient, losses, outputs = self.ascent(attempt, points, index)
             else:
                 losses, outputs = self.judge(attempt, points, index)
             if record:
                 attempt.record(losses, index)
             wrong = ~attempt.withstand(outputs, index)
-            if step == self.steps:
+            if number == self.steps:
                 break
             if stops and bool(wrong.any()):
                 last[active], broken[active], final[active] = points, wrong, losses.to(final)
@@ -187,7 +188,8 @@ class PGD(WhiteBox):
                 active, index, images, points, gradient, losses, wrong = (each[~wrong] for each in state)
                 if not len(active):
                     break
-            points = project(points + self.step_size * steepest(gradient, self.norm), images, self.epsilon, self.norm)
+            step = self.step_size * steepest(gradient, self.norm, self.step_size)
+            points = project(points + step, images, self.epsilon, self.norm)
         last[active], broken[active], final[active] = points, wrong, losses.to(final)
         return last, broken, final
 

@@ -83,16 +83,18 @@ def random_point(images: Tensor, epsilon: float, norm: Norm, generator: torch.Ge
     return (images + change.to(images.device)).clamp(0, 1)
 
 
-def steepest(gradient: Tensor, norm: Norm) -> Tensor:
+def steepest(gradient: Tensor, norm: Norm, length: float = 0.0) -> Tensor:
     """Direction (n, ...) of norm one in which the loss rises most: sign(g) in L∞, g / |g| in L2.
 
-    In L1 it is the sign of the 1 % of the values with the largest |g|, divided by their number.
+    In L1 it is the sign of the 1 % of the values with the largest |g|, divided by their number. For a step of `length`
+    they are at least so many, because none can change by more than 1.
     """
     if norm == "linf":
         return gradient.sign()
     if norm == "l1":
         sizes = gradient.abs().flatten(1)
-        least = sizes.topk(math.ceil(_CHANGED * sizes.shape[1]), dim=1).values[:, -1]
+        count = min(math.ceil(max(_CHANGED * sizes.shape[1], length)), sizes.shape[1])
+        least = sizes.topk(count, dim=1).values[:, -1]
         signs = gradient.sign() * (gradient.abs() >= per_example(least, gradient))
         return signs / per_example(size(signs, "l1"), signs).clamp_min(1)
     # Dividing by the largest value first keeps tiny gradients (a saturated cross-entropy) from vanishing when squared.

@@ -109,14 +109,15 @@ class CW(Minimal):
     image. Binary search finds the constant c of each image, which grows tenfold until there is an example. The nearest
     example of all searches counts.
 
-    Deviation: 5 searches of 200 steps from c = 1; the authors make up to 20 searches of 10,000 steps from c = 0.001.
+    Deviations: 5 searches of 200 steps from c = 1, with a step size that falls to 0; the authors make up to 20 searches
+    of 10,000 equal steps from c = 0.001.
 
     Args:
         model, epsilon, gradient, seed, batch_size: see `WhiteBox`.
         norm: `l2`.
         steps: number of steps in each search.
         searches: number of values of c.
-        step_size: step size of Adam.
+        step_size: first step size of Adam.
         first: first value of c.
 
     Examples:
@@ -137,7 +138,7 @@ class CW(Minimal):
         norm: Norm = "l2",
         steps: int = 200,
         searches: int = 5,
-        step_size: float = 0.05,
+        step_size: float = 0.1,
         first: float = 1.0,
         **white_box: Unpack[WhiteBoxArguments],
     ) -> None:
@@ -169,7 +170,8 @@ class CW(Minimal):
         found, nearest = images.clone(), torch.full_like(constant, torch.inf)
         free = torch.atanh((2 * images - 1) * 0.999999)  # w; its value at 0 and 1 would be infinite
         optimizer = torch.optim.Adam([free], lr=self.step_size)
-        for _ in range(self.steps):
+        for step in range(self.steps):
+            optimizer.param_groups[0]["lr"] = self.step_size * (1 - step / self.steps)
             tanh = free.tanh()
             points = (tanh + 1) / 2
             gradient, margins, outputs = attempt.gradient(points, index, margin, self.gradient)
