@@ -106,6 +106,9 @@ def _agrees(
     The loss is followed along the gradient, or along random signs.
     """
     index = torch.arange(len(points), device=points.device)
+    if random:  # off the points at which equal pixels tie in a maximum, where one slope holds on each side
+        noise = torch.rand(points.shape, generator=attempt.generator).to(points) - 0.5
+        points = (points + epsilon / 8 * steepest(noise, norm) * noise.abs()).clamp(0, 1)
     _same_noise()
     gradient, losses, outputs = attempt.gradient(points, index, loss, "true")
     signs = torch.randint(0, 2, points.shape, generator=attempt.generator).to(points) * 2 - 1
