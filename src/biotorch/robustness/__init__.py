@@ -11,11 +11,10 @@ from biotorch.robustness.attacks.library import Square
 from biotorch.robustness.attacks.multi_targeted import MultiTargeted
 from biotorch.robustness.attacks.norms import as_8bit
 from biotorch.robustness.attacks.smallest import CW, Smallest
-from biotorch.robustness.attacks.wrappers import Detector, Normalised
+from biotorch.robustness.attacks.wrappers import Detector, Normalised, straight_through
 from biotorch.robustness.calibration import Calibration, calibration
 from biotorch.robustness.corrupting import corrupt
 from biotorch.robustness.corruptions import Corruptions, corruptions
-from biotorch.robustness.preprocessing import straight_through
 from biotorch.robustness.runner import Display
 from biotorch.robustness.study import study
 from biotorch.robustness.verdict import Study

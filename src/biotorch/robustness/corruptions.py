@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 import statistics
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from biotorch import _files, _seeding
 from biotorch._names import unknown
 from biotorch._tables import Table
-from biotorch.errors import DamagedResultError
 from biotorch.robustness.attacks.inputs import read, require, require_counts
 from biotorch.robustness.calibration import Calibration, calibration, outputs_of
 from biotorch.robustness.corrupting import EDITION, KINDS, SEVERITIES, corrupt
 from biotorch.robustness.runner import identity_of
+from biotorch.robustness.store import Store
 
 #: Accuracy (%) or another figure by kind of corruption and severity.
 Grid = Mapping[str, Mapping[int, float]]
@@ -170,24 +170,21 @@ def corruptions(
     require(bool(kinds) and bool(severities), "kinds and severities: at least one of each is needed")
     if wrong := set(kinds) - set(KINDS):
         raise unknown("kind of corruption", wrong.pop(), KINDS)
-    if folder is not None:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+    store = Store(folder)
     networks = [model, *([] if baseline is None else [baseline])]
     clean = calibration(model, data, batch_size=batch_size)
     common = [*map(identity_of, networks), _files.state_hash({"images": images, "labels": labels})]
     found: dict[str, list[list[tuple[float, float]]]] = {}  # by kind, severity and network: accuracy and ECE
     for kind in kinds:
         identity = f"{_seeding.derive(*common, kind, *severities, seed, batch_size, EDITION):016x}"
-        path = None if folder is None else Path(folder) / f"corruption_{kind}-{identity[:8]}.json"
-        if (stored := _stored(path, identity)) is not None:
+        if (stored := store.get(f"corruption_{kind}", identity, operator.itemgetter("figures"))) is not None:
             found[kind] = stored
             continue
         found[kind] = [
             [(each.accuracy, each.ece) for each in _measured(networks, data, batch_size, kind, severity, seed)]
             for severity in severities
         ]
-        if path is not None:
-            _files.write_json(path, {"identity": identity, "kind": kind, "figures": found[kind]})
+        store.put(f"corruption_{kind}", identity, {"kind": kind, "figures": found[kind]})
         if on_kind is not None:
             on_kind(kind, {severity: each[0][0] for severity, each in zip(severities, found[kind], strict=True)})
 
@@ -209,19 +206,3 @@ def _measured(
         return corrupt(batch, kind, severity, seed=_seeding.derive(seed, start))
 
     return [Calibration.of(outputs, data[1].cpu()) for outputs in outputs_of(networks, *data, batch_size, change)]
-
-
-def _stored(path: Path | None, identity: str) -> list[list[tuple[float, float]]] | None:
-    """Stored figures of one kind, or None. A damaged file is deleted with a warning."""
-    if path is None or not path.is_file():
-        return None
-    try:
-        content = _files.read_json(path)
-    except DamagedResultError as error:
-        warnings.warn(f"{error}; its corruption is measured again", stacklevel=3)
-        content = {}
-    if content.get("identity") == identity:
-        figures: list[list[tuple[float, float]]] = content["figures"]
-        return figures
-    path.unlink()
-    return None

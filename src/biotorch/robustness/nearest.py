@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from biotorch import _files, _seeding
+from biotorch import _seeding
 from biotorch._files import state_hash
 from biotorch.robustness.attacks.attempt import Gradient
 from biotorch.robustness.attacks.boundary import FAB, DeepFool
 from biotorch.robustness.attacks.norms import Norm
 from biotorch.robustness.attacks.smallest import CW, Minimal, Smallest
 from biotorch.robustness.plan import two_gradients
+from biotorch.robustness.store import Store
 
 #: Attacks that look for the smallest perturbation in each norm, by their names in a configuration.
 SEARCHES: dict[Norm, dict[str, type[Minimal]]] = {
@@ -102,30 +102,20 @@ def find_smallest(
     """
     network = state_hash({**model.state_dict(), "images": images, "labels": labels})
     gradients: tuple[Gradient, ...] = ("feedback", "true") if two_gradients(model) else ("true",)
-    found = []
+    store, found = Store(folder), []
     for name, kind in SEARCHES[norm].items():
         for gradient in gradients:
             search = kind(model, gradient=gradient, norm=norm, seed=seed, batch_size=batch_size)
             identity = f"{_seeding.derive(network, repr(search), kind.edition):016x}"
-            path = folder / f"{name}-{gradient}-epsilon=smallest-{identity[:8]}.json"
-            stored = _stored(path)
-            if stored is None or stored.identity != identity:
+            file = f"{name} {gradient} epsilon=smallest"
+            stored = store.get(file, identity, Distances.from_json)
+            if stored is None:
                 begin = time.perf_counter()
                 result = search.smallest(images, labels)
                 stored = Distances.of(name, search, result, time.perf_counter() - begin, identity)
-                _files.write_json(path, stored.to_json())
+                store.put(file, identity, stored.to_json())
             found.append(stored)
     return found
-
-
-def _stored(path: Path) -> Distances | None:
-    if not path.is_file():
-        return None
-    try:
-        return Distances.from_json(_files.read_json(path))
-    except (ValueError, KeyError, TypeError) as error:  # a DamagedResultError is a ValueError
-        warnings.warn(f"{path} is damaged or of another version ({error}); its attack runs again", stacklevel=3)
-        return None
 
 
 def nearest(found: Sequence[Distances], gradient: Gradient) -> Tensor | None:

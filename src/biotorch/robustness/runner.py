@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 import time
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from biotorch import _files, _seeding
+from biotorch import _seeding
 from biotorch._files import state_hash
 from biotorch.robustness.attacks.attempt import Attempt
 from biotorch.robustness.attacks.base import Attack, Outcome, unseen
@@ -20,50 +18,7 @@ from biotorch.robustness.attacks.gradient import EOTPGD
 from biotorch.robustness.attacks.inputs import device_of
 from biotorch.robustness.look import Look
 from biotorch.robustness.measurement import TWIN, Measurement, Planned
-
-
-class Store:
-    """Folder of measurements; without a folder it stores nothing."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            _files.remove_unfinished(folder)
-
-    def get(self, planned: Planned, identity: str) -> Measurement | None:
-        """Stored measurement of a planned attack, or None.
-
-        Warns:
-            UserWarning: its file is damaged or written by another version, so the attack will run again; or it has no
-                checksum.
-        """
-        path = self._path(planned, identity)
-        if path is None or not path.is_file():
-            return None
-        try:
-            values = _files.read_json(path)
-            found = Measurement.from_json(values)
-        except (ValueError, KeyError, TypeError) as error:  # a DamagedResultError is a ValueError
-            warnings.warn(f"{path} is damaged or of another version ({error}); its attack runs again", stacklevel=2)
-            return None
-        if found.identity != identity:
-            return None
-        if "digest" not in values:
-            warnings.warn(f"{self.folder} holds measurements of an earlier version, without checksum", stacklevel=2)
-        return found
-
-    def put(self, planned: Planned, measurement: Measurement) -> None:
-        """Write a measurement atomically."""
-        path = self._path(planned, measurement.identity)
-        if path is not None:
-            _files.write_json(path, measurement.to_json())
-
-    def _path(self, planned: Planned, identity: str) -> Path | None:
-        if self.folder is None:
-            return None
-        words = [planned.label, planned.gradient or "", f"epsilon={planned.epsilon:.4g}", identity[:8]]
-        return self.folder / (re.sub(r"[^\w.=]+", "-", " ".join(filter(None, words))) + ".json")
+from biotorch.robustness.store import Store
 
 
 class Display:
@@ -131,10 +86,8 @@ class Runner:
 
     def _known(self, planned: Planned) -> Measurement | None:
         """Stored measurement, with the name, label and purpose that the attack has in this plan; None if not stored."""
-        found = self.store.get(planned, self._identity(planned))
-        if found is None:
-            return None
-        return found.for_plan(planned)
+        found = self.store.get(_file_of(planned), self._identity(planned), Measurement.from_json)
+        return None if found is None else found.for_plan(planned)
 
     def _measure(self, planned: Planned) -> Measurement:
         attack = self._attack(planned)
@@ -146,7 +99,7 @@ class Runner:
         seconds = time.perf_counter() - begin
         rejected = None if self.abstain is None or planned.on_twin else self._rejected(outcome, self.abstain)
         measurement = Measurement.of(planned, attack, outcome, seconds, self._identity(planned), rejected)
-        self.store.put(planned, measurement)
+        self.store.put(_file_of(planned), measurement.identity, measurement.to_json())
         return measurement
 
     def _rejected(self, outcome: Outcome, abstain: int) -> Tensor:
@@ -204,6 +157,11 @@ class Runner:
         if network not in self.networks:
             self.networks[network] = identity_of(network)
         return self.networks[network]
+
+
+def _file_of(planned: Planned) -> str:
+    """Name of the file of a planned attack, without its digest."""
+    return " ".join(filter(None, [planned.label, planned.gradient, f"epsilon={planned.epsilon:.4g}"]))
 
 
 def identity_of(model: nn.Module) -> str:

@@ -29,7 +29,8 @@ from biotorch.robustness.plan import (
     reference_of,
     two_gradients,
 )
-from biotorch.robustness.runner import Display, Runner, Store
+from biotorch.robustness.runner import Display, Runner
+from biotorch.robustness.store import Store
 from biotorch.robustness.verdict import Study, judge, strongest, withstanding, worth_confirming
 
 
@@ -86,7 +87,7 @@ def study(
     """
     require_network(model)
     images, labels = read(*data) if isinstance(data, tuple) else read(data)
-    display, store = display or Display(), Store(None if folder is None else Path(folder))
+    display, store = display or Display(), Store(folder)
     planned = plan(
         model,
         attacks,
