@@ -1,5 +1,7 @@
 """The verdict of a study follows by rule from its checks."""
 
+import threading
+
 import pytest
 import torch
 from deceiving_networks import Wrapped, noisy, strongest_stands_in_the_sentence, train
@@ -43,7 +45,7 @@ def test_images_without_rows_have_no_black_box(linear, digits):
     images, labels = digits[1]
     found = study(linear, (images.flatten(1), labels), ["pgd"], SMALL)
     assert found.verdict == "inconclusive"
-    assert "no black-box attack" in found.sentence
+    assert "Square with 1,000 queries did not run" in found.sentence
 
 
 def test_half_of_the_accuracy_within_the_interval_is_no_result(run, linear):
@@ -119,3 +121,48 @@ def test_fewer_than_ten_images_are_noise():
         weaker[:broken] = False
         assert measurement.beats(weaker, survives) == more_than_noise
         assert not measurement.beats(survives, weaker)
+
+
+def test_a_weak_black_box_does_not_count(linear, run):
+    """Square with tiny patches is no evidence, whatever its number of queries: the study adds its own."""
+    weak = {"type": "square", "queries": 1000, "p_init": 0.001}
+    found = run(linear, ["pgd", weak], SMALL)
+    assert "square queries=1000 p_init=0.8 loss=margin" in {each.label for each in found.measurements}
+    assert found.verdict == "robust"
+
+
+def test_data_in_the_order_of_their_classes_are_compared_across_batches(linear, digits):
+    images, labels = digits[1]
+    order = labels.argsort(stable=True)
+    found = study(linear, (images[order], labels[order]), ["pgd"], SMALL, batch_size=10)
+    assert found.verdict == "robust", str(found)
+
+
+class Locked(nn.Module):
+    """With an attribute that cannot be copied, and a weight with a gradient history."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.lock = network, threading.Lock()
+        self.scale = torch.ones(1, requires_grad=True) * 1
+
+    def forward(self, images):
+        with self.lock:
+            return self.scale * self.network(images)
+
+
+def test_networks_that_are_hard_to_copy_can_be_robust(linear, run):
+    found = run(Locked(linear), ["pgd"], SMALL)
+    assert found.verdict == "robust", str(found)
+
+
+def test_a_network_that_takes_no_single_image_gets_a_reason(linear, run):
+    class Pairs(nn.Module):
+        def forward(self, images):
+            assert len(images) > 1
+            return linear(images)
+
+    found = run(Pairs(), ["random_signs", {"type": "pgd", "steps": 2, "stop_at_success": False}], SMALL)
+    (check,) = (check for check in found.checks if check.name == "the answer depends on the other images")
+    assert not check.ran
+    assert check.sentence == "the network takes no single image"

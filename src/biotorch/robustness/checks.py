@@ -25,7 +25,7 @@ from biotorch.robustness.evidence import (
 )
 from biotorch.robustness.measurement import Measurement, beats
 from biotorch.robustness.network_checks import NETWORK_CHECKS
-from biotorch.robustness.plan import REAL_BUDGET
+from biotorch.robustness.plan import BUDGET
 
 #: Tolerated share of images without a usable gradient, and of images that withstand an unbounded attack.
 _FEW = 0.02
@@ -99,21 +99,10 @@ def _black_box_beats_feedback(evidence: Evidence) -> Check | None:
 def _black_box_beats_true(evidence: Evidence) -> Check | None:
     name = "black-box beats the true gradient"
     found = strongest(evidence, name, "attack", is_black_box, along_true)
-    if not evidence.confirmed or (found is not None and found.fired):
-        return found
-    if any(has_real_budget(each) for each in evidence.at(evidence.judged_at)):
-        return found
-    return Check.impossible(
-        name, "attack", f"no black-box attack with {REAL_BUDGET:,} queries or more has run on {_IMAGES} images"
-    )
-
-
-def has_real_budget(each: Measurement) -> bool:
-    """Whether a black-box attack has seen enough images, and asked each often enough.
-
-    An attack stops at images that it breaks, so its budget shows at those that withstand.
-    """
-    return is_black_box(each) and each.queries["max"] >= 0.9 * REAL_BUDGET and each.n >= _IMAGES
+    if evidence.confirmed and not evidence.black_box and not (found is not None and found.fired):
+        reason = f"Square with {BUDGET:,} queries did not run: it needs images with rows and columns"
+        return Check.impossible(name, "attack", reason)
+    return found
 
 
 def _transfer_beats_feedback(evidence: Evidence) -> Check | None:

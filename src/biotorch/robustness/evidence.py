@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from biotorch.robustness.look import Look
 from biotorch.robustness.measurement import Measurement, beats
+from biotorch.robustness.observations import Look
 
 #: Subject of a check. `attack`: the attacks, or a property of the network that defeats them; if this check fires or
 #: could not run, the network is not called robust. `network`: the network itself; if this check fires, there is nothing
@@ -60,6 +60,7 @@ class Evidence:
         unbounded: epsilon whose ball contains every possible image.
         look: observations of the network, including its clean predictions.
         confirmed: whether the attacks have run that a network must withstand before it is called robust.
+        black_box: whether a black-box attack of real strength is among them.
     """
 
     measurements: Sequence[Measurement]
@@ -68,6 +69,7 @@ class Evidence:
     unbounded: float
     look: Look
     confirmed: bool = False
+    black_box: bool = False
 
     def with_more(self, measurements: Sequence[Measurement]) -> Evidence:
         """Evidence with further measurements."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,92 +20,13 @@ from biotorch.robustness.attacks.base import unseen
 from biotorch.robustness.attacks.blind import RandomSigns
 from biotorch.robustness.attacks.gradient import PGD
 from biotorch.robustness.attacks.norms import Norm
-from biotorch.robustness.smoothness import disagreements, jumps, precision
-
-#: What a network's outputs are, by their values.
-Outputs = Literal["logits", "log-probabilities", "probabilities", "values from 0 to 1"]
-
-#: What changes between two passes of the same images, whose outputs should be equal.
-Change = Literal["repeated", "shuffled", "alone", "recorded", "attacked", "unseen"]
-
-#: Where a gradient is compared with finite differences: at the images, or at the end of a short attack.
-Place = Literal["clean", "attacked"]
+from biotorch.robustness.observations import Change, Difference, Look, Outputs, Place
+from biotorch.robustness.smoothness import disagreements, jumps, partners, precision
 
 #: Steps of the short attack that leads to the attacked points.
 _STEPS = 10
 #: Number of images that are passed alone.
 _FEW = 16
-
-
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """Difference between two passes of the same images.
-
-    Attributes:
-        largest: largest difference of an output.
-        excess: largest quotient of a difference and the rounding that it may have; above 1 the outputs differ.
-    """
-
-    largest: float
-    excess: float
-
-    @classmethod
-    def between(cls, one: Tensor, other: Tensor, model: nn.Module) -> Difference:
-        """Difference of outputs (n, C). Rounding may be 1/10,000 of a row's values, and more in half precision."""
-        share = max(1e-4, 16 * precision(one, model))
-        one, other = one.double(), other.double()
-        same = (one == other) | (one.isnan() & other.isnan())
-        size = one.abs().nan_to_num(0, 0, 0)
-        apart = (one - other).abs().masked_fill(same, 0).nan_to_num(torch.inf)
-        rounding = share * (1 + size + size.median(1, keepdim=True).values)
-        return cls(float(apart.max()), float((apart / rounding).max()))
-
-    def __or__(self, other: Difference) -> Difference:
-        return Difference(max(self.largest, other.largest), max(self.excess, other.excess))
-
-
-@dataclasses.dataclass(frozen=True)
-class Look:
-    """Observations of a network at n images.
-
-    Attributes:
-        clean: (n,) bool, whether each image is classified as labelled without an attack.
-        guessing: accuracy (%) of always predicting the most frequent label.
-        cosine: mean cosine between the true and the feedback gradient, over the correctly classified images.
-        outputs: what the outputs are, by their values.
-        not_numbers: number of images for which an output is NaN.
-        differences: differences between passes of the same images, by what changes between them.
-        slopes: by place, the number of images where the gradient disagrees with finite differences, and the number of
-            those where the two could be compared.
-        jumps: number of images on whose way to an image of another class the margin jumps, and number of comparisons.
-        rises: number of images where a short attack reaches a higher margin than random signs, and where a lower one.
-        snaps: share of the images that, slightly changed, get exactly the same outputs.
-        differentiates: whether the network runs a backward pass in its forward pass.
-        seconds: duration of a forward and of a backward pass, per image.
-    """
-
-    clean: Tensor
-    guessing: float
-    cosine: float
-    outputs: Outputs
-    not_numbers: int
-    differences: Mapping[Change, Difference]
-    slopes: Mapping[Place, tuple[int, int]]
-    jumps: tuple[int, int]
-    rises: tuple[int, int]
-    snaps: float
-    differentiates: bool
-    seconds: tuple[float, float]
-
-    @property
-    def noisy(self) -> bool:
-        """Whether two passes of the same images differ."""
-        return self.differs("repeated")
-
-    def differs(self, change: Change) -> bool:
-        """Whether a change makes the outputs differ by more than rounding, and clearly more than repetition does."""
-        found, repeated = self.differences[change], self.differences["repeated"]
-        return found.excess > (1 if change == "repeated" else max(1, 3 * repeated.excess))
 
 
 def look(
@@ -130,6 +50,15 @@ def look(
         for each in (slice(start, start + batch_size) for start in range(0, len(images), batch_size))
     ]
     clean = torch.cat([part.clean for part in parts])
+    jumped = [(0, 0)]
+    others = partners(torch.cat([part.attempt.clean_outputs.argmax(1).cpu() for part in parts]).tolist())
+    if min(others) >= 0:
+        far = images[torch.tensor(others, device=images.device)]
+        with unseen(model):
+            jumped = [
+                jumps(part.attempt, far[index * batch_size :][: len(part.clean)].to(part.device))
+                for index, part in enumerate(parts)
+            ]
     cosines = torch.cat([part.cosines for part in parts])[clean]
     counts = labels.bincount().double()
     differences: dict[Change, Difference] = {}
@@ -139,11 +68,11 @@ def look(
         clean,
         100 * float(counts.max() / counts.sum()),
         float(cosines.mean()) if len(cosines) else math.nan,
-        _kind(torch.cat([part.outputs for part in parts])),
+        _kind(torch.cat([part.outputs for part in parts]), model),
         sum(int(part.outputs.isnan().any(1).sum()) for part in parts),
         differences,
         {place: _added(part.slopes[place] for part in parts) for place in parts[0].slopes},
-        _added(part.jumps for part in parts),
+        _added(iter(jumped)),
         _added(part.rises for part in parts),
         sum(part.same for part in parts) / len(images),
         parts[0].differentiates,
@@ -157,11 +86,30 @@ def _added(pairs: Iterator[tuple[int, int]]) -> tuple[int, int]:
 
 
 def _copy(model: nn.Module) -> nn.Module | None:
-    """Copy of the network that has seen no image of the study, or None if the network cannot be copied."""
+    """Copy of the network that has seen no image of the study, or None if the network cannot be copied.
+
+    Tensors with a gradient history, such as the weights of `weight_norm`, are copied by their values, and attributes of
+    modules that cannot be copied, such as locks, are shared.
+    """
+    memo: dict[int, Any] = {}
+    values = [value for module in model.modules() for value in vars(module).values()]
+    for value in values:
+        if isinstance(value, Tensor) and not value.is_leaf:
+            memo[id(value)] = value.detach().clone()
+        elif not isinstance(value, Tensor | Mapping) and not _copies(value):
+            memo[id(value)] = value
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, memo)
     except Exception:  # noqa: BLE001 - a user's module may raise anything, and a copy serves one check alone
         return None
+
+
+def _copies(value: object) -> bool:
+    try:
+        copy.deepcopy(value)
+    except Exception:  # noqa: BLE001 - as above
+        return False
+    return True
 
 
 class _Batch:
@@ -181,7 +129,7 @@ class _Batch:
         first: bool,
     ) -> None:
         self.model, self.epsilon, self.norm = model, epsilon, norm
-        device = next((each.device for each in model.parameters()), images.device)
+        self.device = device = next((each.device for each in model.parameters()), images.device)
         images, labels = images.to(device), labels.to(device)
         with unseen(model):
             self.attempt = attempt = Attempt(model, images, labels, _seeding.generator(seed), abstain=abstain)
@@ -195,8 +143,7 @@ class _Batch:
                 "clean": disagreements(attempt, images, epsilon, norm),
                 "attacked": disagreements(attempt, attacked, epsilon, norm),
             }
-            self.jumps = jumps(attempt)
-            self.differentiates = first and _differentiates(lambda: self._pass(images[:1], slice(1)))
+            self.differentiates = first and _differentiates(lambda: self._pass(images))
 
     def _pass(self, points: Tensor, index: Tensor | slice = slice(None)) -> Tensor:
         """Outputs at points of the images `index`, by default of all."""
@@ -246,16 +193,20 @@ class _Batch:
         self._differ("shuffled", torch.cat([outputs[half], answers[half]]), again)
         if first:
             few = [slice(each, each + 1) for each in range(min(_FEW, len(images)))]
-            self._differ("alone", answers[: len(few)], torch.cat([self._pass(attacked[each], each) for each in few]))
+            try:
+                alone = torch.cat([self._pass(attacked[each], each) for each in few])
+                self._differ("alone", answers[: len(few)], alone)
+            except Exception:  # noqa: BLE001 - a network may refuse a single image in any way; the check could not run
+                self.differences.pop("alone", None)
         if fresh is not None:
             with unseen(fresh):
                 other = Attempt(fresh, attacked, attempt.classes, attempt.generator, abstain=attempt.abstain)
                 self._differ("unseen", answers, other.clean_outputs)
 
 
-def _kind(outputs: Tensor) -> Outputs:
+def _kind(outputs: Tensor, model: nn.Module) -> Outputs:
     """What outputs (n, C) are, by their values."""
-    rounding = max(1e-4, 4 * torch.finfo(outputs.dtype).eps)
+    rounding = max(1e-4, 4 * precision(outputs, model))
     values = outputs.double()
     if bool((values >= 0).all() and (values <= 1 + rounding).all()):
         return "probabilities" if bool(((values.sum(1) - 1).abs() < rounding).all()) else "values from 0 to 1"

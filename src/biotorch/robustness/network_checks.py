@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from biotorch.robustness.evidence import Check, Evidence
-from biotorch.robustness.look import Change, Place
 from biotorch.robustness.measurement import NOISE, chance, interval
+from biotorch.robustness.observations import Change, Place
 
 #: Share of images at which gradient and finite differences may disagree, or the margin may jump. Honest networks have
 #: 0 to 3 % (kinks of ReLU).
@@ -33,13 +33,20 @@ def _not_deterministic(evidence: Evidence) -> Check:
     )
 
 
+#: Reasons why a change could not be made.
+_REASONS: dict[Change, str] = {
+    "alone": "the network takes no single image",
+    "unseen": "the network cannot be copied, so there is none that has not seen the images",
+}
+
+
 def _change(name: str, changes: tuple[Change, ...], words: str) -> Callable[[Evidence], Check]:
     """Check that a change of how images are passed does not change their outputs."""
 
     def check(evidence: Evidence) -> Check:
         found = {each: evidence.look.differences[each] for each in changes if each in evidence.look.differences}
-        if not found:
-            return Check.impossible(name, "attack", "the network cannot be copied, so nothing can be compared with it")
+        if len(found) < len(changes):
+            return Check.impossible(name, "attack", "; ".join(_REASONS[each] for each in changes if each not in found))
         fired = any(map(evidence.look.differs, found))
         largest = max(each.largest for each in found.values())
         return Check(name, "attack", fired, f"{words} by up to {largest:.3g}", {"difference": largest})

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from biotorch.models.outputs import logits_of
 from biotorch.robustness.attacks.attempt import classified
 from biotorch.robustness.attacks.base import unseen
+from biotorch.robustness.attacks.inputs import floating_type
 
 #: Number of images on which a part is tried.
 _TRIED = 50
@@ -45,20 +46,23 @@ def parts_that_classify(model: nn.Module, images: Tensor, labels: Tensor) -> dic
         images, labels: (n, ...) in [0, 1] and (n,), from which the first few are tried.
     """
     device = next((each.device for each in model.parameters()), images.device)
-    images, labels = images[:_TRIED].to(device), labels[:_TRIED].to(device)
+    images, labels = images[:_TRIED].to(device, floating_type(model)), labels[:_TRIED].to(device)
     with unseen(model):
         whole = _answers(model, images)
-        needed = 0 if whole is None else int(classified(whole, labels).sum()) / 2
+        if whole is None:  # it takes no part of the images, such as a network with a fixed number of them
+            return {}
+        needed = int(classified(whole, labels).sum()) / 2
         found: dict[str, tuple[int, Tensor, nn.Module]] = {}
         for name, part in _candidates(model):
             outputs = _answers(part, images)
-            if outputs is None or outputs.shape[1] <= int(labels.max()):
+            if outputs is None or not int(labels.max()) < outputs.shape[1] <= whole.shape[1]:
                 continue
             if any(_equal(outputs, other) for other in (whole, *(each[1] for each in found.values()))):
                 continue
             right = int(classified(outputs, labels).sum())
             if right > 0 and right >= needed:
-                found[name] = right, outputs, part
+                same = sum(other.split(" (")[0] == f"part {name}" for other in found)  # parts in lists have no names
+                found[f"part {name} ({same + 1})" if same else f"part {name}"] = right, outputs, part
     best = sorted(found, key=lambda name: -found[name][0])[:_MOST]
     return {name: found[name][2] for name in best}
 

@@ -162,18 +162,18 @@ def longer_than(reference: Planned) -> Planned:
     return dataclasses.replace(reference, settings=_Settings(longer), purpose="check")
 
 
-#: Queries of a black-box attack, and steps towards each class, without which no network is called robust.
-REAL_BUDGET = 1000
+#: Queries of Square, and steps towards each class, without which no network is called robust.
+BUDGET = 1000
 _STEPS_PER_CLASS = 20
 
 
-def confirmations(reference: Planned, sources: Sequence[str], black_box: bool) -> Iterator[Planned]:
+def confirmations(reference: Planned, sources: Sequence[str], tiles: bool) -> Iterator[Planned]:
     """Attacks that a network must withstand, too, before it is called robust.
 
     Args:
         reference: PGD along the true gradient, at the epsilon of the verdict.
         sources: names of the network's parts that classify alone, from which examples are transferred.
-        black_box: whether a black-box attack is still missing.
+        tiles: whether Square can tile the images.
     """
     norm = {name: value for name, value in reference.settings.items() if name == "norm"}
     towards = _Settings({"steps": _STEPS_PER_CLASS, **norm})
@@ -181,9 +181,9 @@ def confirmations(reference: Planned, sources: Sequence[str], black_box: bool) -
     blind = dataclasses.replace(reference, gradient=None, settings=_Settings(norm))
     for source in sources:
         yield dataclasses.replace(blind, name="transfer", kind=Transfer, source=source)
-    if black_box:
-        square = _Settings({"queries": REAL_BUDGET, "p_init": 0.8, "loss": "margin", **norm})
-        yield dataclasses.replace(blind, name="square", kind=Square, settings=square)
+    if tiles:
+        square = _Settings({"queries": BUDGET, "p_init": 0.8, "loss": "margin", **norm})
+        yield dataclasses.replace(blind, name="square", kind=Square, settings=square, images=FEW)
 
 
 def two_gradients(model: nn.Module) -> bool:

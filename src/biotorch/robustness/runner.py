@@ -16,8 +16,9 @@ from biotorch.robustness.attacks.attempt import Attempt
 from biotorch.robustness.attacks.base import Attack, Outcome, unseen
 from biotorch.robustness.attacks.gradient import EOTPGD
 from biotorch.robustness.attacks.inputs import device_of
-from biotorch.robustness.look import Look
+from biotorch.robustness.attacks.multi_targeted import MultiTargeted
 from biotorch.robustness.measurement import TWIN, Measurement, Planned
+from biotorch.robustness.observations import Look
 from biotorch.robustness.store import Store
 
 
@@ -120,6 +121,8 @@ class Runner:
         more: dict[str, Any] = {} if self.abstain is None else {"abstain": self.abstain}
         if planned.source is not None:
             more["source"] = self.sources[planned.source]
+        if issubclass(planned.kind, MultiTargeted):
+            more["first"] = sorted(set(self.labels.tolist()))
         if issubclass(planned.kind, EOTPGD) and not self.look.noisy:  # all k gradients would be equal
             more["samples"] = 1
         return planned.build(self.model, self.seed, self.batch_size, **more)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -53,32 +56,42 @@ def disagreements(attempt: Attempt, points: Tensor, epsilon: float, norm: Norm) 
         return (outputs.gather(1, rival[:, None]) - outputs.gather(1, labels[:, None]))[:, 0]
 
     disagree, compared = torch.zeros(2, len(points), dtype=torch.bool, device=points.device)
-    for loss, random in ((pairwise, False), (cross_entropy, False), (pairwise, True)):
-        agrees, told = _agrees(attempt, points, loss, random, epsilon, norm)
+    for loss, signs in ((pairwise, False), (cross_entropy, False), (pairwise, True)):
+        agrees, told = _agrees(attempt, points, loss, signs, epsilon, norm)
         disagree |= told & ~agrees
         compared |= told
     return int(disagree[attempt.clean].sum()), int(compared[attempt.clean].sum())
 
 
-def jumps(attempt: Attempt) -> tuple[int, int]:
+def partners(answers: list[int]) -> list[int]:
+    """For each of n images, the index of the next one with another answer, cyclically; -1 if all answers are equal."""
+    n = len(answers)
+    found = [-1] * n
+    following = -1
+    for position in reversed(range(2 * n)):
+        this, after = position % n, (position + 1) % n
+        if answers[after] != answers[this]:
+            following = after
+        found[this] = following
+    return found
+
+
+def jumps(attempt: Attempt, others: Tensor) -> tuple[int, int]:
     """Number of images on whose way to an image of another class the margin jumps, and number of images compared.
 
-    The way leads straight to the next image that the network classifies otherwise. Where the class switches on it is
-    found by bisection. A network that computes its answer from one function and shows the outputs of another jumps
-    there, wherever else its outputs are smooth.
+    Where the class switches on the straight way is found by bisection. A network that computes its answer from one
+    function and shows the outputs of another jumps there, wherever else its outputs are smooth.
+
+    Args:
+        attempt: n images, and the network.
+        others: (n, ...), for each image one that the network classifies otherwise.
     """
     outputs = attempt.clean_outputs
-    own = outputs.argmax(1)
-    others = own[:, None] != own[None, :]
-    kept = others.any(1) & attempt.clean & ~outputs.isnan().any(1)
-    if not bool(kept.any()):
+    index = (attempt.clean & ~outputs.isnan().any(1)).nonzero()[:, 0]
+    if not len(index):
         return 0, 0
-    index = torch.arange(len(own), device=own.device)
-    # The next other image, cyclically: so that ends differ between images of one class.
-    distance = (index[None, :] - index[:, None]) % len(own)
-    partner = distance.masked_fill(~others, len(own)).argmin(1)
-    images, index, labels = attempt.images, index[kept], own[kept]
-    near, far = images[kept], images[partner[kept]]
+    near, far, labels = attempt.images[index], others[index], outputs.argmax(1)[index]
+    shape = (-1, *[1] * (near.dim() - 1))
 
     def inside(points: Tensor) -> Tensor:
         _same_noise()
@@ -91,7 +104,6 @@ def jumps(attempt: Attempt) -> tuple[int, int]:
         middle = (near + far) / 2
         value = inside(middle)
         stays = value > 0
-        shape = (-1, *[1] * (near.dim() - 1))
         near, far = torch.where(stays.view(shape), middle, near), torch.where(stays.view(shape), far, middle)
         low, high = torch.where(stays, value, low), torch.where(stays, high, value)
     usable = (first > 0) & (last <= 0)
@@ -99,20 +111,20 @@ def jumps(attempt: Attempt) -> tuple[int, int]:
 
 
 def _agrees(
-    attempt: Attempt, points: Tensor, loss: Loss, random: bool, epsilon: float, norm: Norm
+    attempt: Attempt, points: Tensor, loss: Loss, along_signs: bool, epsilon: float, norm: Norm
 ) -> tuple[Tensor, Tensor]:
     """Whether the gradient predicts how the loss changes, and whether that can be told from rounding: (n,) each.
 
     The loss is followed along the gradient, or along random signs.
     """
     index = torch.arange(len(points), device=points.device)
-    if random:  # off the points at which equal pixels tie in a maximum, where one slope holds on each side
+    if along_signs:  # off the points at which equal pixels tie in a maximum, where one slope holds on each side
         noise = torch.rand(points.shape, generator=attempt.generator).to(points) - 0.5
         points = (points + epsilon / 8 * steepest(noise, norm) * noise.abs()).clamp(0, 1)
     _same_noise()
     gradient, losses, outputs = attempt.gradient(points, index, loss, "true")
     signs = torch.randint(0, 2, points.shape, generator=attempt.generator).to(points) * 2 - 1
-    direction = steepest(signs if random else gradient, norm)
+    direction = steepest(signs if along_signs else gradient, norm)
     rounding = 8 * precision(outputs, attempt.model) * outputs.double().abs().amax(1)
     usable = (gradient.flatten(1) != 0).any(1)
     if loss is cross_entropy:
@@ -139,5 +151,7 @@ def _loss(attempt: Attempt, points: Tensor, loss: Loss) -> Tensor:
 
 
 def _same_noise() -> None:
-    """Seed torch's generators, so that a noisy network draws the same noise in passes that are compared."""
+    """Seed the global generators, so that a noisy network draws the same noise in passes that are compared."""
     torch.manual_seed(0)
+    random.seed(0)
+    numpy.random.seed(0)

@@ -12,7 +12,7 @@ from torch import nn
 from biotorch.robustness.attacks.inputs import read, require_network
 from biotorch.robustness.attacks.library import fits_tiles
 from biotorch.robustness.attacks.norms import Norm, largest
-from biotorch.robustness.checks import has_real_budget, rising, run_checks
+from biotorch.robustness.checks import rising, run_checks
 from biotorch.robustness.evidence import Evidence
 from biotorch.robustness.look import look
 from biotorch.robustness.measurement import TWIN, Planned
@@ -151,13 +151,16 @@ def _gather(runner: Runner, planned: list[Planned], judged_at: float, unbounded:
         evidence = evidence.with_more(runner.run(longer))
     if not worth_confirming(evidence, run_checks(evidence)):
         return evidence
-    runner.sources |= parts_that_classify(runner.model, runner.images, runner.labels)
-    black_box = not any(has_real_budget(each) for each in evidence.at(judged_at)) and fits_tiles(
-        runner.images, reference.settings.get("norm", "linf")
-    )
-    parts = [name for name in runner.sources if name != TWIN]
-    confirmed = runner.run(list(confirmations(reference, parts, black_box)))
-    return dataclasses.replace(evidence.with_more(confirmed), confirmed=True)
+    parts = parts_that_classify(runner.model, runner.images, runner.labels)
+    runner.sources |= parts
+    tiles = fits_tiles(runner.images, reference.settings.get("norm", "linf"))
+    done = {(each.label, each.epsilon, each.gradient) for each in evidence.measurements}
+    confirmed = [
+        each
+        for each in confirmations(reference, list(parts), tiles)
+        if (each.label, each.epsilon, each.gradient) not in done
+    ]
+    return dataclasses.replace(evidence.with_more(runner.run(confirmed)), confirmed=True, black_box=tiles)
 
 
 def _once(planned: Sequence[Planned]) -> list[Planned]:

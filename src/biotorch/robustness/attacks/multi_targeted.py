@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from biotorch.robustness.attacks.attempt import Attempt
 from biotorch.robustness.attacks.gradient import PGD, PGDArguments
@@ -23,8 +22,9 @@ class MultiTargeted(PGD):
 
     Args:
         model, epsilon, steps, step_size, random_start, stop_at_success, gradient, norm, seed, batch_size: see `PGD`.
-        classes: number of classes to try, by the height of their outputs at the image. Classes that no image of the
-            batch has as its label or as the network's answer are left out if three others are there.
+        classes: number of classes to try, by the height of their outputs at the image.
+        first: classes that are tried before all others; default: the labels of the batch. An output that is the label
+            of no image may be there only to draw the attack.
 
     Examples:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
@@ -42,16 +42,23 @@ class MultiTargeted(PGD):
     targeted: ClassVar[bool] = False
 
     def __init__(
-        self, model: nn.Module, epsilon: float = 8 / 255, *, classes: int = 9, **pgd: Unpack[PGDArguments]
+        self,
+        model: nn.Module,
+        epsilon: float = 8 / 255,
+        *,
+        classes: int = 9,
+        first: Sequence[int] | None = None,
+        **pgd: Unpack[PGDArguments],
     ) -> None:
         super().__init__(model, epsilon, **pgd)
         (self.classes,) = require_counts(classes=classes)
+        self.first = first
         self._targets = torch.empty(0, dtype=torch.int64)
 
     def perturb(self, attempt: Attempt, index: Tensor) -> Tensor:
         best = attempt.images[index].clone()
         unbroken = torch.arange(len(index), device=best.device)
-        for targets in _ranked(attempt, self.classes).unbind(1):
+        for targets in _ranked(attempt, self.classes, self.first).unbind(1):
             self._targets = targets
             points, broken, _ = self._descend(attempt, index[unbroken], record=False)
             best[unbroken] = points
@@ -82,14 +89,13 @@ def _towards(targets: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     return loss
 
 
-def _ranked(attempt: Attempt, classes: int) -> Tensor:
-    """Wrong classes of each image, the highest output first: (n, at most `classes`)."""
+def _ranked(attempt: Attempt, classes: int, first: Sequence[int] | None) -> Tensor:
+    """Wrong classes of each image (n, at most `classes`): those that come first, by the height of their outputs."""
     outputs = attempt.clean_outputs.nan_to_num()
     count = outputs.shape[1]
-    winning = torch.bincount(torch.cat([attempt.labels, outputs.argmax(1)]), minlength=count) > 0
-    if int(winning.sum()) < 4:
-        winning = torch.ones_like(winning)
-    usable = winning & ~F.one_hot(attempt.labels, count).bool()
-    order = outputs.masked_fill(~usable, -torch.inf).argsort(1, descending=True)
-    most = int(usable.sum(1).min())
-    return order[:, : min(classes, most)]
+    early = torch.zeros(count, dtype=torch.bool, device=outputs.device)
+    early[attempt.labels if first is None else torch.tensor(first, device=outputs.device)] = True
+    order = outputs.argsort(1, descending=True)
+    order = order.gather(1, (~early[order]).to(torch.int8).argsort(dim=1, stable=True))
+    wrong = order[order != attempt.labels[:, None]].view(len(outputs), count - 1)
+    return wrong[:, :classes]
