@@ -69,6 +69,7 @@ class Transfer(Attack):
 
     role: ClassVar[Role] = "transfer"
     targeted = True
+    edition = PGD.edition
 
     def __init__(
         self,

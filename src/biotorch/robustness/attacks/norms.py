@@ -83,15 +83,19 @@ def random_point(images: Tensor, epsilon: float, norm: Norm, generator: torch.Ge
     return (images + change.to(images.device)).clamp(0, 1)
 
 
-def steepest(gradient: Tensor, norm: Norm, length: float = 0.0) -> Tensor:
+def steepest(gradient: Tensor, norm: Norm, length: float = 0.0, points: Tensor | None = None) -> Tensor:
     """Direction (n, ...) of norm one in which the loss rises most: sign(g) in L∞, g / |g| in L2.
 
     In L1 it is the sign of the 1 % of the values with the largest |g|, divided by their number. For a step of `length`
-    they are at least so many, because none can change by more than 1.
+    they are at least so many, because none can change by more than 1. Values of `points` that stand at 0 or 1 and
+    would leave [0, 1] are not chosen: clamping would undo their step.
     """
     if norm == "linf":
         return gradient.sign()
     if norm == "l1":
+        if points is not None:
+            blocked = ((points <= 0) & (gradient < 0)) | ((points >= 1) & (gradient > 0))
+            gradient = gradient.masked_fill(blocked, 0)
         sizes = gradient.abs().flatten(1)
         count = min(math.ceil(max(_CHANGED * sizes.shape[1], length)), sizes.shape[1])
         least = sizes.topk(count, dim=1).values[:, -1]
