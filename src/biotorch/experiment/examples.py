@@ -58,7 +58,7 @@ def examples(model: nn.Module, images: Tensor, labels: Tensor, study: Study, nor
 def predictions(model: nn.Module, images: Tensor, batch_size: int) -> Tensor:
     """Predicted classes (n,) of images (n, ...), in eval mode."""
     with unseen(model), torch.no_grad():
-        return torch.cat([model(each).argmax(1) for each in torch.split(images, batch_size)])
+        return torch.cat([model(each.clone()).argmax(1) for each in torch.split(images, batch_size)])
 
 
 @dataclasses.dataclass(frozen=True)
