@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from biotorch import _files
 from biotorch.robustness import PGD, Attack, Study, Transfer, as_8bit
 from biotorch.robustness.attacks.base import unseen
-from biotorch.robustness.attacks.norms import Norm
+from biotorch.robustness.attacks.norms import Norm, per_example, project, size
 from biotorch.robustness.measurement import Measurement
 from biotorch.robustness.plan import find
 
@@ -58,7 +58,7 @@ def examples(model: nn.Module, images: Tensor, labels: Tensor, study: Study, nor
 def predictions(model: nn.Module, images: Tensor, batch_size: int) -> Tensor:
     """Predicted classes (n,) of images (n, ...), in eval mode."""
     with unseen(model), torch.no_grad():
-        return torch.cat([model(each).argmax(1) for each in torch.split(images, batch_size)])
+        return torch.cat([model(each.clone()).argmax(1) for each in torch.split(images, batch_size)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Saved:
     Attributes:
         path: the file, see `save_examples`.
         examples: what it holds, as 8-bit images.
-        accuracy, unrounded_accuracy: accuracy (%) on the saved examples, and before they were rounded to 8 bits.
+        accuracy, unrounded_accuracy: accuracy (%) on the saved examples, and on the attack's own, not rounded.
     """
 
     path: Path
@@ -89,6 +89,8 @@ def save_examples(
     """Write the adversarial examples of the strongest attack of a study at each epsilon, as 8-bit images.
 
     The attack runs again, with the seed of the study. Images of the data that are no 8-bit images are rounded first.
+    Where rounding undoes an example, as it does just across a boundary, one deeper inside the wrong class is taken:
+    that of all steps of PGD, or else the one in the same direction at the edge of the ball.
     Each `adversarial-epsilon=E.npz` holds, for the n images that the attack saw:
 
     ========================  ==============================================================================
@@ -96,7 +98,7 @@ def save_examples(
     `adversarial`             (n, C, H, W) uint8; divided by 255, no further from the images than epsilon
     `labels`                  (n,) int64
     `clean_predictions`       (n,) int64, predicted classes of `images`
-    `unrounded_predictions`   (n,) int64, predicted classes of the examples before they were rounded
+    `unrounded_predictions`   (n,) int64, predicted classes of the attack's own examples, not rounded
     `predictions`             (n,) int64, predicted classes of `adversarial`
     `epsilon`, `norm`         radius and norm of the ball
     `attack`, `gradient`      the attack with its settings, and the gradient that it followed, or ""
@@ -111,7 +113,7 @@ def save_examples(
         if bool(((own - rounded).abs() > 1e-5).any()):
             own = rounded
         adversarial = attack(own, truth)
-        whole = as_8bit(adversarial, own, measured.epsilon, attack.norm)
+        whole = _whole(attack, model, own, truth, adversarial)
         saved = (whole.to(own) / 255).to(own)
         clean, before, after = (predictions(model, each, attack.batch_size) for each in (own, adversarial, saved))
         content = {
@@ -132,6 +134,28 @@ def save_examples(
         accuracies = (100 * float((each == truth).double().mean()) for each in (after, before))
         found.append(Saved(path, shown, *accuracies))
     return found
+
+
+def _whole(attack: Attack, model: nn.Module, images: Tensor, labels: Tensor, adversarial: Tensor) -> Tensor:
+    """8-bit examples (n, ...) uint8: of each image the first that breaks it after rounding, see `save_examples`."""
+    length = size(adversarial - images, attack.norm)
+    further = per_example(attack.epsilon / length.clamp_min(1e-12), images) * (adversarial - images)
+    candidates = [adversarial, project(images + further, images, attack.epsilon, attack.norm)]
+    if isinstance(attack, PGD) and attack.stop_at_success:
+        deep = type(attack)(model, **{**attack.settings, "stop_at_success": False})
+        deep.warns = False
+        candidates.insert(1, deep(images, labels))
+    chosen = as_8bit(adversarial, images, attack.epsilon, attack.norm)
+    whole = torch.ones(len(images), dtype=torch.bool, device=images.device)
+    for each in candidates:
+        rounded = as_8bit(each[whole], images[whole], attack.epsilon, attack.norm)
+        found = predictions(model, (rounded.to(images) / 255).to(images), attack.batch_size)
+        broken = (found != labels[whole]) & (found != (-1 if attack.abstain is None else attack.abstain))
+        chosen[whole.nonzero()[broken, 0]] = rounded[broken]
+        whole[whole.clone()] = ~broken
+        if not bool(whole.any()):
+            break
+    return chosen
 
 
 def _strongest(study: Study) -> list[Measurement]:

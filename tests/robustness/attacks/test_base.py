@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from biotorch import convert
-from biotorch.robustness import FGSM, PGD, TPGD, AutoAttack, AutoPGD, RandomSigns, Square
+from biotorch.robustness import FGSM, PGD, TPGD, AutoAttack, AutoPGD, RandomSigns, Square, Transfer
 from biotorch.robustness.attacks.norms import size
 from biotorch.robustness.plan import ATTACKS
 
@@ -129,6 +129,30 @@ def test_the_network_is_left_as_it_was(name, rule):
     assert torch.equal(torch.random.get_rng_state(), before)
     assert not outcome.adversarial.requires_grad
     assert torch.equal(images, batch()[0])
+
+
+class InPlace(nn.Module):
+    def forward(self, images):
+        images -= 0.1
+        return images
+
+
+class Shifted(nn.Module):
+    def forward(self, images):
+        return images - 0.1
+
+
+@pytest.mark.parametrize("name", ["pgd", "auto_pgd", "square", "random_signs", "transfer"])
+def test_a_network_may_write_into_its_images(name):
+    images, labels = batch()
+    found, expected = (
+        Transfer(network(), 0.2, source=each, steps=3)(images, labels)
+        if name == "transfer"
+        else make(name, each, epsilon=0.2)(images, labels)
+        for each in (nn.Sequential(layer, network()) for layer in (InPlace(), Shifted()))
+    )
+    assert torch.equal(images, batch()[0])
+    assert torch.equal(found, expected)
 
 
 class Products(TorchDispatchMode):

@@ -125,7 +125,7 @@ class Own(Attack):
 @pytest.mark.parametrize(
     ("attack", "targets", "message"),
     [
-        (TPGD, (LABELS + 1) % 4, "TPGD follows none"),
+        (TPGD, (LABELS + 1) % 4, "TPGD follows none; FGSM, PGD, EOTPGD, AutoPGD, Square, FewPixel and Transfer do"),
         (AutoAttack, "next", "AutoAttack follows none"),
         (Own, "next", "Own follows none"),
         (PGD, LABELS, "30 images have their own label"),

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from biotorch import convert
-from biotorch.robustness import EOTPGD, FGSM, PGD, BoundsError, Normalised, RandomSigns
+from biotorch.robustness import EOTPGD, FGSM, PGD, BoundsError, MultiTargeted, Normalised, RandomSigns
 from biotorch.robustness.attacks.attempt import cross_entropy, dlr, margin
 from biotorch.robustness.attacks.base import Attack
 from biotorch.robustness.attacks.norms import project, random_point, size, steepest
@@ -56,6 +56,21 @@ def test_l2_optimum(linear):
         found = attack(images, labels)
         grown = margin(net(found), labels) - margin(net(images), labels)
         assert torch.allclose(grown, epsilon * direction(net, labels).norm(dim=1), rtol=2e-3)
+
+
+@pytest.mark.parametrize("attack", [FGSM, PGD, MultiTargeted])
+def test_steps_in_l1_leave_out_values_that_cannot_move(linear, attack):
+    """The two steepest values stand at the border already, so the third is the best one to change."""
+    net, images, labels = linear
+    slopes, rows = direction(net, labels), torch.arange(len(images))
+    first, second, third = slopes.abs().topk(3, dim=1).indices.T
+    for each in (first, second):
+        images[rows, each] = (slopes[rows, each] > 0).double()
+    best = images.clone()
+    best[rows, third] += 0.2 * slopes[rows, third].sign()
+    options = {} if attack is FGSM else {"stop_at_success": False, "random_start": False, "steps": 10}
+    found = attack(net, 0.2, norm="l1", **options)(images, labels)
+    assert torch.allclose(found, best, atol=1e-6)
 
 
 def test_the_optimum_at_the_border_is_clamped(linear):

@@ -37,3 +37,22 @@ def test_only_8_bit_images_have_such_examples():
         as_8bit(torch.full((1, 4), 0.5), torch.full((1, 4), 0.5), 0.1)
     with pytest.raises(ValueError, match="adversarial: \\(1, 4\\)"):
         as_8bit(torch.zeros(1, 5), torch.zeros(1, 4), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "norm", "message"),
+    [
+        (8, "linf", "write 8/255"),
+        (-0.1, "l2", "epsilon: a number"),
+        (0.1, "l3", "one of linf, l2, l1"),
+        (0.1, "linf", "is 0.2 from its image"),
+        (0.3, "l2", "is 0.4 from its image"),
+    ],
+)
+def test_bad_balls_are_refused(epsilon, norm, message):
+    with pytest.raises(ValueError, match=message):
+        as_8bit(torch.full((1, 4), 0.2), torch.zeros(1, 4), epsilon, norm)
+
+
+def test_arrays_are_rounded_too():
+    assert as_8bit(torch.full((1, 4), 0.2).numpy(), torch.zeros(1, 4).numpy(), 0.2).tolist() == [[51] * 4]

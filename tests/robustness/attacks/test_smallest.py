@@ -127,6 +127,29 @@ def test_figures_that_follow_from_distances():
     assert math.isnan(Smallest("l2", distances[:1], torch.zeros(1, 1), clean[:1], torch.zeros(1)).median)
 
 
+@pytest.mark.parametrize("detached", [False, True])
+def test_fab_is_blind_only_where_no_class_has_a_gradient(detached):
+    class One(nn.Module):
+        def forward(self, images):
+            z = images.flatten(1).mean(1, keepdim=True) - 0.5
+            return z.detach() if detached else z
+
+    images = batch(8)[0]
+    attack = FAB(One(), 0.1, steps=3)
+    attack.warns = False
+    outcome = attack.run(images, (images.flatten(1).mean(1) > 0.5).long())
+    assert outcome.blind.tolist() == [detached] * 8
+    assert outcome.robust.tolist() == [detached] * 8
+
+
+def test_data_come_as_for_every_attack():
+    images, labels = batch(6)
+    attack = DeepFool(conv(), norm="l2")
+    expected = attack.smallest(images, labels).distances
+    assert torch.equal(attack.smallest(images.numpy(), labels.tolist()).distances, expected)
+    assert torch.equal(attack.smallest([(images[:4], labels[:4]), (images[4:], labels[4:])]).distances, expected)
+
+
 def test_mistakes_are_told():
     with pytest.raises(ValueError, match="CW supports l2, not 'linf'"):
         CW(conv(), norm="linf")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from deceiving_networks import mlp, train
 from torch import nn
 
-from biotorch.robustness import PGD, straight_through
+from biotorch.robustness import PGD, Normalised, straight_through
 
 
 def coarse(images):
@@ -39,6 +40,25 @@ def test_an_attack_gets_through(digits):
     left = [float(PGD(each, 0.3).run(images, labels).robust.double().mean()) for each in (defended, opened, hidden)]
     assert left[0] < 0.1
     assert left[1] < left[2] - 0.2  # without a gradient the attack gets nowhere
+
+
+@pytest.mark.parametrize(
+    "preprocess", [lambda images: images.mul_(3).round_().div_(3), lambda images: coarse(images.numpy())]
+)
+def test_preprocessing_may_write_in_place_and_return_arrays(preprocess):
+    images = torch.rand(4, 1, 8, 8)
+    before = images.clone()
+    assert torch.equal(straight_through(preprocess)(images), coarse(images))
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("kind", [float, np.array, torch.tensor, lambda value: [value]])
+def test_normalised_takes_numbers_and_arrays(kind):
+    images = torch.rand(2, 1, 2, 2)
+    found = Normalised(nn.Identity(), kind(0.5), kind(0.25))(images)
+    assert torch.equal(found, (images - 0.5) / 0.25)
+    with pytest.raises(ValueError, match="std above 0"):
+        Normalised(nn.Identity(), kind(0.5), kind(0.0))
 
 
 def test_mistakes_are_told():

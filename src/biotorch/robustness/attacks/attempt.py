@@ -183,7 +183,7 @@ class Attempt:
     def _all_outputs(self, points: Tensor) -> Tensor:
         if self._channels_last:  # indexing the images has lost the format
             points = points.to(memory_format=torch.channels_last)
-        outputs = logits_of(self.model(points.to(self._dtype)))
+        outputs = logits_of(self.model(points.to(self._dtype, copy=True)))  # the network may write into them
         if outputs.dim() != 2 or len(outputs) != len(points):
             raise ValueError(
                 f"attacks need outputs of shape (n, classes), but for {len(points)} images the network returns shape "

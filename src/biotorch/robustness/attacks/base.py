@@ -221,7 +221,8 @@ class Attack(Named, ABC):
         require(not rejected, f"labels: {self.abstain} is the reject class (abstain)")
         if targets is None:
             return images, labels, None
-        require(self.targeted, f"targets: {type(self).__name__} follows none; PGD, AutoPGD and Square do")
+        following = "FGSM, PGD, EOTPGD, AutoPGD, Square, FewPixel and Transfer do"
+        require(self.targeted, f"targets: {type(self).__name__} follows none; {following}")
         return images, labels, inputs.read_targets(targets, labels, self.abstain)
 
     def _batches(
@@ -290,11 +291,6 @@ def _joined(parts: list[Outcome]) -> Outcome:
         else torch.cat([part.losses, torch.full((steps - len(part.losses), len(part.clean)), torch.nan)])
         for part in parts
     ]
-    return Outcome(
-        torch.cat([part.adversarial for part in parts]),
-        torch.cat([part.clean for part in parts]),
-        torch.cat([part.robust for part in parts]),
-        torch.cat([part.queries for part in parts]),
-        torch.cat([part.blind for part in parts]),
-        torch.cat(padded, dim=1) if losses else None,
-    )
+    names = ("adversarial", "clean", "robust", "queries", "blind")
+    whole = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    return Outcome(**whole, losses=torch.cat(padded, dim=1) if losses else None)

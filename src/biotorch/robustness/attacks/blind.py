@@ -69,6 +69,7 @@ class Transfer(Attack):
 
     role: ClassVar[Role] = "transfer"
     targeted = True
+    edition = PGD.edition
 
     def __init__(
         self,
@@ -113,7 +114,7 @@ class Transfer(Attack):
     def _rejects(self, image: Tensor, attempt: Attempt) -> bool:
         """Whether the source has as many outputs as the network, and so the reject class, too."""
         with unseen(self.source), torch.no_grad():
-            outputs = logits_of(self.source(image.to(floating_type(self.source) or image.dtype)))
+            outputs = logits_of(self.source(image.to(floating_type(self.source) or image.dtype, copy=True)))
         return outputs.shape[1] == attempt.width
 
     @property

@@ -73,13 +73,14 @@ class FGSM(WhiteBox):
 
     role: ClassVar[Role] = "single step"
     targeted = True
+    edition = 2  # in the first, steps in L1 chose values that could not move
     skips_solved = False
 
     def perturb(self, attempt: Attempt, index: Tensor) -> Tensor:
         images = attempt.images[index]
         gradient, losses, _ = self.ascent(attempt, images, index)
         attempt.record(losses, index)
-        step = self.epsilon * steepest(gradient, self.norm, self.epsilon)
+        step = self.epsilon * steepest(gradient, self.norm, self.epsilon, images)
         return project(images + step, images, self.epsilon, self.norm)
 
     @property
@@ -123,6 +124,7 @@ class PGD(WhiteBox):
 
     role: ClassVar[Role] = "steps"
     targeted = True
+    edition = 2  # as that of FGSM
 
     def __init__(
         self,
@@ -188,7 +190,7 @@ class PGD(WhiteBox):
                 active, index, images, points, gradient, losses, wrong = (each[~wrong] for each in state)
                 if not len(active):
                     break
-            step = self.step_size * steepest(gradient, self.norm, self.step_size)
+            step = self.step_size * steepest(gradient, self.norm, self.step_size, points)
             points = project(points + step, images, self.epsilon, self.norm)
         last[active], broken[active], final[active] = points, wrong, losses.to(final)
         return last, broken, final
@@ -275,7 +277,6 @@ class TPGD(PGD):
         "loss": "its loss is the KL divergence",
         "random_start": "it starts at a random point near the image",
     }
-
     targeted = False  # its loss leads to no class
 
     def start(self, attempt: Attempt, index: Tensor) -> Tensor:

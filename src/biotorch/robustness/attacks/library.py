@@ -56,11 +56,13 @@ class Shown:
     def __init__(self, attempt: Attempt, gradient: Gradient, index: Tensor, again: bool = False) -> None:
         self.attempt, self.gradient, self.index, self.again = attempt, gradient, index, again
         self.reached: Tensor | None = None
+        self._flat: list[Tensor] = []  # of each backward pass since the last forward pass with a graph
 
     def __call__(self, points: Tensor) -> Tensor:
         if not len(points):
             return points.new_zeros(0, self.attempt.clean_outputs.shape[1])
         if torch.is_grad_enabled() and points.requires_grad:
+            self._flat.clear()
             outputs: Tensor = _Network.apply(points, self)
             return outputs
         with torch.no_grad():
@@ -76,9 +78,16 @@ class Shown:
             self.reached[broken] = points[broken].detach()
         return found.float().clone()  # the library writes into it
 
-    def see(self, gradient: Tensor) -> Tensor:
-        """Replace non-finite values of the gradient by zero, and mark images without a usable one as `blind`."""
+    def see(self, gradient: Tensor, classes: int) -> Tensor:
+        """Replace non-finite values of the gradient by zero, and mark images without a usable one as `blind`.
+
+        Where a pass is differentiated once per class, a zero gradient of one class (as of the constant one beside a
+        single logit) says nothing; that of all does.
+        """
         wild, flat = useless(gradient)
+        if self.again:
+            self._flat.append(flat)
+            flat = torch.stack(self._flat).all(0) & (len(self._flat) == classes)
         if not bool((wild | flat).any()):
             return gradient
         if len(gradient) == len(self.index):
@@ -103,7 +112,7 @@ class _Network(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, errors: Tensor) -> tuple[Tensor, None]:
         if not ctx.outputs.requires_grad:
-            return ctx.shown.see(torch.zeros_like(ctx.points)), None
+            return ctx.shown.see(torch.zeros_like(ctx.points), errors.shape[1]), None
         (gradient,) = torch.autograd.grad(
             ctx.outputs,
             ctx.points,
@@ -112,7 +121,7 @@ class _Network(torch.autograd.Function):
             allow_unused=True,
             materialize_grads=True,
         )
-        return ctx.shown.see(gradient.detach()), None
+        return ctx.shown.see(gradient.detach(), errors.shape[1]), None
 
 
 def withstand(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import typing
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from biotorch.robustness.attacks.inputs import ROUNDING, is_number, require
 
 Norm = Literal["linf", "l2", "l1"]
 
@@ -83,15 +86,19 @@ def random_point(images: Tensor, epsilon: float, norm: Norm, generator: torch.Ge
     return (images + change.to(images.device)).clamp(0, 1)
 
 
-def steepest(gradient: Tensor, norm: Norm, length: float = 0.0) -> Tensor:
+def steepest(gradient: Tensor, norm: Norm, length: float = 0.0, points: Tensor | None = None) -> Tensor:
     """Direction (n, ...) of norm one in which the loss rises most: sign(g) in L∞, g / |g| in L2.
 
     In L1 it is the sign of the 1 % of the values with the largest |g|, divided by their number. For a step of `length`
-    they are at least so many, because none can change by more than 1.
+    they are at least so many, because none can change by more than 1. Values of `points` that stand at 0 or 1 and
+    would leave [0, 1] are not chosen: clamping would undo their step.
     """
     if norm == "linf":
         return gradient.sign()
     if norm == "l1":
+        if points is not None:
+            blocked = ((points <= 0) & (gradient < 0)) | ((points >= 1) & (gradient > 0))
+            gradient = gradient.masked_fill(blocked, 0)
         sizes = gradient.abs().flatten(1)
         count = min(math.ceil(max(_CHANGED * sizes.shape[1], length)), sizes.shape[1])
         least = sizes.topk(count, dim=1).values[:, -1]
@@ -116,8 +123,8 @@ def as_8bit(adversarial: Tensor, images: Tensor, epsilon: float, norm: Norm = "l
     value. Rounding may undo an attack, so classify `result / 255` again.
 
     Args:
-        adversarial: (n, ...) in [0, 1], in the ball around `images`.
-        images: (n, ...) in [0, 1], multiples of 1/255.
+        adversarial: (n, ...) in [0, 1], in the ball around `images`, a tensor or an array.
+        images: (n, ...) in [0, 1], multiples of 1/255, a tensor or an array.
         epsilon: radius of the ball.
         norm: norm of the ball.
 
@@ -125,7 +132,8 @@ def as_8bit(adversarial: Tensor, images: Tensor, epsilon: float, norm: Norm = "l
         (n, ...) uint8; `result / 255` is no further from `images` than epsilon.
 
     Raises:
-        ValueError: the shapes differ, or `images` are no 8-bit images.
+        ValueError: the shapes differ, `images` are no 8-bit images, an example lies outside the ball, or norm or
+            epsilon is unusable.
 
     Examples:
         >>> images = torch.tensor([[100, 0, 255]]) / 255
@@ -133,6 +141,10 @@ def as_8bit(adversarial: Tensor, images: Tensor, epsilon: float, norm: Norm = "l
         >>> biotorch.robustness.as_8bit(adversarial, images, epsilon=0.03)  # 0.03 is 7.65 levels
         tensor([[107,   7, 248]], dtype=torch.uint8)
     """
+    require(norm in typing.get_args(Norm), f"norm: one of {', '.join(typing.get_args(Norm))} is needed, not {norm!r}")
+    require(is_number(epsilon) and epsilon >= 0, f"epsilon: a number from 0 on is needed, not {epsilon!r}")
+    require(norm != "linf" or epsilon <= 1, f"epsilon: pixels in [0, 1] are meant; write {epsilon:g}/255")
+    adversarial, images = torch.as_tensor(adversarial), torch.as_tensor(images)
     if adversarial.shape != images.shape:
         raise ValueError(f"adversarial: {tuple(images.shape)} is needed, like images, not {tuple(adversarial.shape)}")
     levels = 255 * images.double()
@@ -142,6 +154,11 @@ def as_8bit(adversarial: Tensor, images: Tensor, epsilon: float, norm: Norm = "l
             "images: multiples of 1/255 are needed, because around other images the ball may hold no 8-bit image; "
             "attack images that are rounded, (images * 255).round() / 255"
         )
+    farthest = float(size(adversarial.double() - images.double(), norm).max())
+    require(
+        farthest <= epsilon * (1 + ROUNDING) + ROUNDING,  # false if a value is NaN
+        f"adversarial: the farthest example is {farthest:.6g} from its image, outside the ball of radius {epsilon:g}",
+    )
     change = (255 * adversarial.double() - origin).flatten(1)
     whole = change.trunc()  # towards the image, and so inside the ball
     rest = (change - whole).abs()

@@ -6,14 +6,14 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from biotorch.robustness.attacks.attempt import Attempt, classified, margin
 from biotorch.robustness.attacks.gradient import WhiteBox, WhiteBoxArguments
-from biotorch.robustness.attacks.inputs import is_number, require, require_counts
+from biotorch.robustness.attacks.inputs import is_number, read, require, require_counts
 from biotorch.robustness.attacks.norms import Norm, per_example, size
 
 
@@ -75,17 +75,16 @@ class Minimal(WhiteBox):
         #: Distance at which the search for an image may end.
         self.enough = self.epsilon
 
-    def smallest(self, images: Tensor, labels: Tensor, on_batch: Callable[[int], None] | None = None) -> Smallest:
+    def smallest(self, images: Any, labels: Any = None, on_batch: Callable[[int], None] | None = None) -> Smallest:
         """Look for the smallest perturbation of each image, whatever epsilon.
 
         Args:
-            images: (n, ...) in [0, 1], float32 or float64.
-            labels: (n,) int64.
-            on_batch: called after every batch with the number of finished images.
+            images, labels, on_batch: see `run`.
 
         Raises:
-            ValueError, BoundsError: under the same conditions as `run`.
+            ValueError, BoundsError, RuntimeError: under the same conditions as `run`.
         """
+        images, labels = read(images, labels)
         unbounded = copy.copy(self)
         unbounded.epsilon, unbounded.enough = math.inf, 0.0
         outcome = unbounded.run(images, labels, on_batch)

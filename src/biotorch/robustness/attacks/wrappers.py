@@ -6,9 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from biotorch.models.outputs import logits_of
+
+#: One number, or one per channel.
+Numbers = float | Sequence[float] | Tensor | NDArray[Any]
 
 
 class Normalised(nn.Module):
@@ -18,7 +22,7 @@ class Normalised(nn.Module):
 
     Args:
         model: takes normalised images (n, C, ...).
-        mean, std: mean and standard deviation of each channel, for pixels in [0, 1].
+        mean, std: mean and standard deviation of each channel, for pixels in [0, 1]; or one number for all channels.
 
     Raises:
         ValueError: `mean` and `std` are empty or of different lengths, or a `std` is not above 0.
@@ -32,15 +36,15 @@ class Normalised(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, model: nn.Module, mean: Numbers, std: Numbers) -> None:
         super().__init__()
-        if not mean or len(mean) != len(std) or min(std) <= 0:
-            raise ValueError(
-                f"mean and std: need one number per channel, and std above 0; got {list(mean)} and {list(std)}"
-            )
+        values = (torch.as_tensor(each, dtype=torch.get_default_dtype()) for each in (mean, std))
+        own_mean, own_std = (each.detach().clone().flatten() for each in values)
+        if not len(own_mean) or len(own_mean) != len(own_std) or not bool((own_std > 0).all()):
+            raise ValueError(f"mean and std: need one number per channel, and std above 0; got {mean} and {std}")
         self.model = model
-        self.register_buffer("mean", torch.tensor(mean), persistent=False)
-        self.register_buffer("std", torch.tensor(std), persistent=False)
+        self.register_buffer("mean", own_mean, persistent=False)
+        self.register_buffer("std", own_std, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         shape = (1, -1, *[1] * (images.dim() - 2))
@@ -83,7 +87,7 @@ class Detector(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Outputs (n, C + 1); the last is the largest output of `model` plus the score's excess over the threshold."""
-        outputs = logits_of(self.model(images))
+        outputs = logits_of(self.model(images.clone()))  # the network may write into them
         scores = self.score(images, outputs)
         if scores.shape != outputs.shape[:1]:
             raise ValueError(f"score: shape ({len(outputs)},) is needed, not {tuple(scores.shape)}")
@@ -102,7 +106,8 @@ def straight_through(preprocess: Preprocess, backward: Preprocess | None = None)
     `preprocess`. Attack `nn.Sequential(straight_through(preprocess), model)`.
 
     Args:
-        preprocess: maps images (n, ...) to images of the same shape. It is called without gradients.
+        preprocess: maps images (n, ...) to images of the same shape, a tensor or an array. It is called without
+            gradients, on a copy of the images.
         backward: maps images (n, ...) to the same shape, differentiably. Default: the identity.
 
     Raises:
@@ -134,8 +139,8 @@ class StraightThrough(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         with torch.no_grad():
-            processed = self.preprocess(images.detach()).to(images)
-        approximation = images if self.backward is None else self.backward(images)
+            processed = torch.as_tensor(self.preprocess(images.detach().clone())).to(images)
+        approximation = images if self.backward is None else self.backward(images.clone())
         for name, each in {"preprocess": processed, "backward": approximation}.items():
             if each.shape != images.shape:
                 raise ValueError(
