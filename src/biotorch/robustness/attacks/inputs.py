@@ -55,11 +55,11 @@ def is_number(value: object) -> bool:
     return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value)
 
 
-def require_network(model: object) -> None:
-    """Raise ValueError unless `model` is an nn.Module."""
+def require_network(model: object, name: str = "model") -> None:
+    """Raise ValueError, which names the argument, unless `model` is an nn.Module."""
     require(
         isinstance(model, nn.Module),
-        f"model: an nn.Module is needed, because attacks put it into eval mode and restore it, not a "
+        f"{name}: an nn.Module is needed, because attacks put it into eval mode and restore it, not a "
         f"{type(model).__name__}; call a function from the forward method of a module of your own",
     )
 
@@ -162,6 +162,12 @@ def read(images: Any, labels: Any = None) -> tuple[Tensor, Tensor]:
         "images, attack biotorch.robustness.Normalised(model, mean, std) with images that are not normalised",
     )
     return images.clamp(0, 1) if low < 0 or high > 1 else images, _classes(labels, "labels")
+
+
+def read_pair(data: Any) -> tuple[Tensor, Tensor]:
+    """Images and labels of a pair of them, a tuple or a list, or of an iterable of batches; see `read`."""
+    pair = isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data[0], tuple | list)
+    return read(*data) if pair else read(data)
 
 
 def read_targets(targets: Any, labels: Tensor, abstain: int | None) -> Tensor | TargetName:
