@@ -203,7 +203,7 @@ def test_settings_are_read_as_a_configuration_reads_them(data):
     ):
         with pytest.raises(ValueError, match=message):
             planned(**settings)
-    with pytest.raises(ValueError, match="source: an nn.Module is needed"):
+    with pytest.raises(ValueError, match="source: an nn"):
         study(network(), data, source=torch.sin)
 
 
