@@ -28,7 +28,7 @@ _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
 _FRACTION = rf"\s*({_NUMBER})\s*/\s*({_NUMBER})\s*"
 
 
-def _read(value: object) -> object:
+def read_radius(value: object) -> object:
     """Read a text `a/b` as a number. Other values except booleans are left to pydantic, which reads true as 1."""
     if isinstance(value, bool):
         raise ValueError(f"{str(value).lower()} is no number")
@@ -46,7 +46,7 @@ def _read(value: object) -> object:
 _SCHEMA = {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": f"^{_FRACTION}$"}]}
 
 #: A finite float of at least 0, read from a number or from the text of a fraction, such as `"8/255"`.
-Epsilon = Annotated[float, BeforeValidator(_read), Field(ge=0, allow_inf_nan=False), WithJsonSchema(_SCHEMA)]
+Epsilon = Annotated[float, BeforeValidator(read_radius), Field(ge=0, allow_inf_nan=False), WithJsonSchema(_SCHEMA)]
 
 
 def place(path: Path | str) -> Path:

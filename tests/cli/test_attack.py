@@ -118,6 +118,8 @@ def test_mistakes(sweep, tmp_path):
     assert "Did you mean 'pgd'" in mistake(invoke("attack", run, "attacks.attacks=[pgdd]"))
     assert "takes no stepz" in mistake(invoke("attack", run, "attacks.attacks=[{type: pgd, stepz: 3}]"))
     assert "above 0" in mistake(invoke("attack", run, "attacks.epsilons=[0]"))
+    assert "a fraction such as 8/255" in mistake(invoke("attack", run, "attacks.epsilons=[8]"))
+    assert "attacks.images" in mistake(invoke("attack", run, "--images", "0"))
     assert "only attacks and data and infrastructure" in mistake(invoke("attack", run, "training.x=3"))
     assert "no checkpoint" in mistake(invoke("attack", run, "attacks.twin=nowhere", *FEW))
 

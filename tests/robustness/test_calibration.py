@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from biotorch.robustness import Calibration, calibration
+from biotorch.robustness import Calibration, Detector, calibration, corruptions
 
 
 def example():
@@ -68,3 +70,36 @@ def test_the_network_is_measured_in_eval_mode_and_left_as_it_was():
     assert found.sentence in str(found)
     with pytest.raises(ValueError, match="bins"):
         calibration(model, (images, labels), bins=0)
+
+
+def measures(model, data):
+    found = corruptions(model, data, ["brightness"], [1], baseline=model)
+    return calibration(model, data), found.clean_accuracy, found.accuracy["brightness"][1]
+
+
+def test_data_and_networks_are_read_as_attacks_read_them():
+    torch.manual_seed(0)
+    images, labels = torch.rand(12, 1, 8, 8), torch.arange(12) % 3
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    wanted = measures(model, (images, labels))
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), batch_size=5)
+    for same in ((images.numpy(), labels.numpy()), [images, labels.tolist()], loader):
+        assert measures(model, same) == wanted
+    with torch.inference_mode():
+        assert measures(model, (images, labels)) == wanted
+    half = measures(copy.deepcopy(model).bfloat16(), (images, labels))[0]
+    assert half.confidence == pytest.approx(wanted[0].confidence, abs=1)
+
+
+def test_one_logit_and_a_reject_class():
+    logits, labels = torch.tensor([[2.0], [-1.0], [0.5]]), torch.tensor([1, 1, 1])
+    images = logits[:, :, None, None].add(2).div(4).repeat(1, 1, 8, 8)
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 1))
+    nn.init.constant_(model[2].weight, 4)
+    nn.init.constant_(model[2].bias, -2)
+    found, accuracy, _ = measures(model, (images, labels))
+    assert accuracy == found.accuracy == pytest.approx(200 / 3)
+    assert found.confidence == pytest.approx(100 * float(logits.abs().sigmoid().mean()), rel=1e-4)
+    detector = Detector(model, lambda images, outputs: images.mean((1, 2, 3)), 0.5)
+    with pytest.raises(ValueError, match="reject class"):
+        measures(detector, (images, labels))

@@ -113,7 +113,7 @@ def test_mistakes_are_named():
         corruptions(model, (images, labels), ["snoww"])
     with pytest.raises(ValueError, match="at least one"):
         corruptions(model, (images, labels), [])
-    with pytest.raises(ValueError, match="more classes than the largest label 2"):
+    with pytest.raises(ValueError, match="labels: class 2 is beyond the network's 2 outputs"):
         corruptions(model, (images, labels + 2))
 
 

@@ -183,3 +183,33 @@ def test_settings_reach_the_attack_and_the_label(data):
         (3, 4),
         (3, 2),
     ]
+
+
+def test_settings_are_read_as_a_configuration_reads_them(data):
+    def planned(**settings):
+        return plan(network(), **{"attacks": ["fgsm"], "epsilons": [8 / 255], **settings})
+
+    usual = planned()
+    for same in ({"attacks": "fgsm"}, {"attacks": FGSM}, {"attacks": {"type": "fgsm"}}):
+        assert planned(**same) == usual
+    for same in (["8/255"], "8/255", 8 / 255, np.float64(8 / 255), torch.tensor(8 / 255, dtype=torch.float64)):
+        assert planned(epsilons=same) == usual
+    assert study(network(), list(data), "fgsm", 0.1).clean_accuracy == 90.0
+    for settings, message in (
+        ({"preset": "papr"}, "unknown preset 'papr'. Did you mean 'paper'"),
+        ({"epsilons": ["8:255"]}, "epsilons: .*fraction such as 8/255"),
+        ({"epsilons": [None]}, r"epsilons: .*fractions such as 8/255 are needed, not \[None\]"),
+        ({"epsilons": 8}, "fraction such as 8/255"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            planned(**settings)
+    with pytest.raises(ValueError, match="source: an nn"):
+        study(network(), data, source=torch.sin)
+
+
+def test_a_usual_study_of_vectors_goes_without_square(data):
+    vectors = data[0].flatten(1), data[1]
+    found = study(network(), vectors, epsilons=[0.1])
+    assert {each.name for each in found.measurements} == {"random_signs", "fgsm", "pgd"}
+    with pytest.raises(ValueError, match="Square needs"):
+        study(network(), vectors, epsilons=[0.1], square_queries=[10])

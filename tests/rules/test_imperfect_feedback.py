@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -159,6 +160,20 @@ def test_layers_that_share_a_matrix_read_one_distorted_matrix():
         biotorch.convert(nn.Sequential(nn.Linear(9, 8), nn.Linear(8, 4)), different)
     biotorch.convert(model, "fa")
     assert not [name for name, _ in model.named_buffers() if "shared" in name]
+
+
+def test_numbers_of_numpy_are_numbers():
+    rule = rules.make("fa", bits=np.int64(3), noise=np.float32(0.5), dead=np.float64(0.25))
+    assert rule == rules.make("fa", **ALL)
+    assert [type(each) for each in (rule.bits, rule.noise, rule.dead)] == [int, float, float]
+    with pytest.raises(ValueError, match="bits is a whole number"):
+        rules.make("fa", bits=np.float32(3))
+
+
+def test_a_summary_shows_how_b_is_read():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    found = biotorch.summary(biotorch.convert(model, {"0": rules.make("fa", **ALL), "1": "fa"}))
+    assert [row.note for row in found.rows] == ["bits 3, noise 0.5, dead 0.25", ""]
 
 
 def test_a_rule_for_each_layer_has_its_own_imperfection():

@@ -69,7 +69,7 @@ def attack_command(
     flags: dict[str, object] = {"images": images, "preset": preset and preset.value, "twin": twin and str(twin)}
     flags |= {"autoattack": autoattack, "smallest": smallest, "corruptions": corruptions, "calibration": calibration}
     changes = [parse_override(override) for override in overrides or []]
-    changes += [(f"attacks.{name}", value) for name, value in flags.items() if value not in (None, False)]
+    changes += [(f"attacks.{name}", value) for name, value in flags.items() if value is not None and value is not False]
     attack(run, changes, plain_console(quiet=not is_first_process()), save)
 
 

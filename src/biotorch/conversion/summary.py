@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from biotorch.conversion.forms import leaking_shortcuts
 from biotorch.conversion.survey import Kind, owned_modules, survey, weight_matrices
 from biotorch.layers import FeedbackLayer
+from biotorch.rules.base import IMPERFECTIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +106,8 @@ def summary(model: nn.Module) -> Summary:
         if isinstance(module, FeedbackLayer):
             frozen = module.rule.trains_output_only and not any(p.requires_grad for p in module.parameters())
             rule = module.rule.name
-            note = "output layer" if module.output is not None else "frozen" if frozen else ""
+            distorted = [f"{each} {value}" for each in IMPERFECTIONS if (value := getattr(module.rule, each))]
+            note = "output layer" if module.output is not None else "frozen" if frozen else ", ".join(distorted)
             shared = module._buffers.get("shared_feedback")
             tensors = [shared, *(tensor for each in module.connections for tensor in each.tensors.values())]
             held.update((id(tensor), tensor) for tensor in tensors if tensor is not None)

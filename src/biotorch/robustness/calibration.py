@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from biotorch.models.outputs import main_output
-from biotorch.robustness.attacks.attempt import classified
+from biotorch import _seeding
+from biotorch.robustness.attacks.attempt import Attempt, classified
 from biotorch.robustness.attacks.base import unseen
-from biotorch.robustness.attacks.inputs import read, require, require_counts
+from biotorch.robustness.attacks.inputs import device_of, read_pair, require, require_counts, require_network
+from biotorch.robustness.attacks.wrappers import Detector
 
 #: Number of bins of a calibration error, as in Guo et al. (2017).
 BINS = 15
@@ -73,18 +74,18 @@ class Calibration:
 
 
 def calibration(
-    model: nn.Module, data: tuple[Tensor, Tensor], *, bins: int = BINS, batch_size: int = 250
+    model: nn.Module, data: tuple[Any, Any] | Iterable[Any], *, bins: int = BINS, batch_size: int = 250
 ) -> Calibration:
     """Measure how well a network's confidence agrees with its accuracy.
 
     Args:
         model: maps images to outputs (n, C), logits or probabilities. It may be converted by `biotorch.convert` or not.
-        data: images (n, ...) in [0, 1] and labels (n,) int64.
+        data: images (n, ...) in [0, 1] and labels (n,), as tensors or arrays; or a DataLoader.
         bins: number of bins of equal width between 0 and 100 % confidence.
         batch_size: number of images evaluated at once.
 
     Raises:
-        ValueError: data or another argument are unusable.
+        ValueError: data or another argument are unusable, or the network has a reject class (`Detector`).
 
     Examples:
         >>> images, model = torch.rand(20, 1, 8, 8), nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
@@ -92,8 +93,13 @@ def calibration(
         >>> found.accuracy, found.confidence < 50, found.ece > 50  # right everywhere, and not sure of it
         (100.0, True, True)
     """
-    images, labels = data
-    images, labels = read(images, labels)
+    require_network(model)
+    require(
+        not any(isinstance(each, Detector) for each in model.modules()),
+        "model: the confidence of a Detector in its reject class cannot be compared with labels; measure the network "
+        "that it guards",
+    )
+    images, labels = read_pair(data, gradients=False)
     require_counts(bins=bins, batch_size=batch_size)
     [outputs] = outputs_of([model], images, labels, batch_size)
     return Calibration.of(outputs, labels.cpu(), bins)
@@ -106,7 +112,7 @@ def outputs_of(
     batch_size: int,
     change: Callable[[Tensor, int], Tensor] = lambda batch, start: batch,
 ) -> list[Tensor]:
-    """Outputs (n, C) of each network for images that `change` has changed, on the CPU.
+    """Outputs (n, C) of each network, as attacks see them, for images that `change` has changed, on the CPU.
 
     Raises:
         ValueError: a network's outputs have another shape, or none for a label.
@@ -115,12 +121,8 @@ def outputs_of(
     for start in range(0, len(images), batch_size):
         batch = change(images[start : start + batch_size], start)
         for network, outputs in zip(networks, found, strict=True):
-            with torch.no_grad(), unseen(network):
-                device = next((each.device for each in (*network.parameters(), *network.buffers())), batch.device)
-                outputs.append(main_output(network(batch.to(device))).cpu())
-            require(
-                outputs[-1].dim() == 2 and len(outputs[-1]) == len(batch) and outputs[-1].shape[1] > int(labels.max()),
-                f"the network returns shape {tuple(outputs[-1].shape)} for {len(batch)} images; (n, classes) is needed "
-                f"with more classes than the largest label {int(labels.max())}",
-            )
+            with unseen(network):
+                device, part = device_of(network, batch), labels[start : start + batch_size]
+                attempt = Attempt(network, batch.to(device), part.to(device), _seeding.generator(0))
+                outputs.append(attempt.clean_outputs.cpu())
     return [torch.cat(outputs) for outputs in found]

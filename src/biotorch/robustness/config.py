@@ -56,6 +56,13 @@ class AttacksConfig(Section):
         radii: Sequence[float] | None = self.epsilons
         if radii is not None and not any(radii):
             raise SectionError({"epsilons": "at least one above 0 is needed"})
+        if radii is not None and self.norm == "linf" and max(radii) > 1:
+            raise SectionError(
+                {
+                    "epsilons": f"{max(radii):g} is more than any pixel in [0, 1] can change; "
+                    "write a fraction such as 8/255"
+                }
+            )
         for index, wanted in enumerate(self.attacks or ()):
             try:
                 plan(nn.Identity(), [wanted], radii, self.preset, norm=self.norm)

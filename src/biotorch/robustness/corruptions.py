@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from biotorch import _files, _seeding
 from biotorch._names import unknown
 from biotorch._tables import Table
-from biotorch.robustness.attacks.inputs import read, require, require_counts
+from biotorch.robustness.attacks.inputs import read_pair, require, require_counts, require_network
 from biotorch.robustness.calibration import Calibration, calibration, outputs_of
 from biotorch.robustness.corrupting import EDITION, KINDS, SEVERITIES, corrupt
 from biotorch.robustness.runner import identity_of
@@ -130,7 +130,7 @@ def _means(grid: Grid) -> dict[str, float]:
 
 def corruptions(
     model: nn.Module,
-    data: tuple[Tensor, Tensor],
+    data: tuple[Any, Any] | Iterable[Any],
     kinds: Sequence[str] = KINDS,
     severities: Sequence[int] = SEVERITIES,
     baseline: nn.Module | None = None,
@@ -144,7 +144,8 @@ def corruptions(
 
     Args:
         model: maps images in [0, 1] to outputs (n, C). It may be converted by `biotorch.convert` or not.
-        data: images (n, C, H, W) in [0, 1], with one or three channels, and labels (n,) int64.
+        data: images (n, C, H, W) in [0, 1], with one or three channels, and labels (n,), as
+            tensors or arrays; or a DataLoader.
         kinds: kinds of corruptions. Default: all fifteen.
         severities: severities from 1 to 5. Default: all five.
         baseline: another network for the same images, such as a twin trained by backpropagation. Its errors on the same
@@ -155,7 +156,7 @@ def corruptions(
         on_kind: called with each kind that was not in the folder and its accuracies by severity, once measured.
 
     Raises:
-        ValueError: data, kinds, severities or another argument are unusable.
+        ValueError: data, kinds, severities or another argument are unusable, or the network has a reject class.
 
     Examples:
         >>> images, model = torch.rand(20, 1, 8, 8), nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
@@ -164,8 +165,10 @@ def corruptions(
         >>> list(found.accuracy), found.clean_accuracy, found.mce
         (['jpeg_compression', 'contrast'], 100.0, 100.0)
     """
-    images, labels = data
-    images, labels = read(images, labels)
+    require_network(model)
+    if baseline is not None:
+        require_network(baseline, "baseline")
+    images, labels = data = read_pair(data, gradients=False)
     require_counts(batch_size=batch_size)
     require(bool(kinds) and bool(severities), "kinds and severities: at least one of each is needed")
     if wrong := set(kinds) - set(KINDS):

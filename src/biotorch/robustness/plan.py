@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from biotorch import _names
+from biotorch._sections import read_radius
 from biotorch.layers import FeedbackLayer
 from biotorch.robustness.attacks.attempt import Gradient
 from biotorch.robustness.attacks.auto_attack import AutoAttack, AutoPGD
@@ -17,7 +18,7 @@ from biotorch.robustness.attacks.blind import RandomSigns, Transfer
 from biotorch.robustness.attacks.boundary import FAB, DeepFool
 from biotorch.robustness.attacks.few_pixel import FewPixel
 from biotorch.robustness.attacks.gradient import EOTPGD, FGSM, PGD, TPGD, WhiteBox
-from biotorch.robustness.attacks.inputs import arguments, require
+from biotorch.robustness.attacks.inputs import arguments, is_number, require
 from biotorch.robustness.attacks.library import Square
 from biotorch.robustness.attacks.multi_targeted import MultiTargeted
 from biotorch.robustness.attacks.norms import Norm
@@ -94,8 +95,8 @@ def default_epsilons(images: Tensor, norm: Norm) -> tuple[float, ...]:
 
 def plan(
     model: nn.Module,
-    attacks: Sequence[Wanted] | None = None,
-    epsilons: Sequence[float] | None = None,
+    attacks: Sequence[Wanted] | Wanted | None = None,
+    epsilons: Sequence[float | str] | float | str | None = None,
     preset: Preset = "quick",
     *,
     usual: Sequence[float] = _GREY["linf"],
@@ -103,20 +104,26 @@ def plan(
     autoattack: bool = False,
     square_queries: Sequence[int] | None = None,
     transfer: bool = False,
+    tiles: bool = True,
 ) -> list[Planned]:
     """Planned attacks of a study, without those that only its checks need.
 
     A white-box attack whose settings choose no gradient is planned along both, unless the network has only one. Without
-    `epsilons`, the preset `paper` has its own, and `quick` takes the `usual` ones, see `default_epsilons`.
+    `epsilons`, the preset `paper` has its own, and `quick` takes the `usual` ones, see `default_epsilons`. Square is
+    left out of the defaults unless it can tile the images.
 
     Raises:
-        ValueError: an attack is unknown, or does not take its settings.
+        ValueError: an attack or the preset is unknown, an attack does not take its settings, or a radius is no number.
     """
+    if preset not in _QUERIES:
+        raise _names.unknown("preset", preset, _QUERIES)
     own = PAPER_EPSILONS if preset == "paper" else usual
-    radii = tuple(own if epsilons is None else epsilons)
+    radii = own if epsilons is None else _radii(epsilons)
+    attacks = [attacks] if isinstance(attacks, str | Mapping | type) else attacks
     wanted = list((_PAPER if preset == "paper" else _QUICK) if attacks is None else attacks)
     found = [each for one in wanted for each in _entries(one, radii, norm, model)]
-    queries = _QUERIES[preset] if square_queries is None and attacks is None else tuple(square_queries or ())
+    usual_queries = _QUERIES[preset] if tiles and attacks is None else ()
+    queries = usual_queries if square_queries is None else square_queries
     few = FEW if preset == "paper" else None
     for count in queries:
         as_printed = preset == "paper" and epsilons is None and count == _PAPER_QUERIES
@@ -130,6 +137,17 @@ def plan(
     if autoattack:
         found += _entries({"type": "auto_attack", "gradient": "true"}, radii, norm, model)
     return list(dict.fromkeys(found))
+
+
+def _radii(epsilons: Sequence[float | str] | float | str) -> tuple[float, ...]:
+    """Radii as numbers, of which the section `attacks` takes the same texts."""
+    several: Any = [epsilons] if isinstance(epsilons, str) or is_number(epsilons) else epsilons
+    try:
+        found: list[Any] = [read_radius(each) for each in several]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"epsilons: {error}") from error
+    require(all(map(is_number, found)), f"epsilons: numbers or fractions such as 8/255 are needed, not {epsilons!r}")
+    return tuple(map(float, found))
 
 
 def for_checks(reference: Planned, larger: float, unbounded: float) -> Iterator[Planned]:

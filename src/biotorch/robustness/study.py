@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from biotorch.robustness.attacks.inputs import read, require_network
+from biotorch.robustness.attacks.inputs import read_pair, require_network
 from biotorch.robustness.attacks.library import fits_tiles
 from biotorch.robustness.attacks.norms import Norm, largest
 from biotorch.robustness.checks import rising, run_checks
@@ -37,8 +37,8 @@ from biotorch.robustness.verdict import Study, judge, strongest, withstanding, w
 def study(
     model: nn.Module,
     data: tuple[Any, Any] | Iterable[Any],
-    attacks: Sequence[Wanted] | None = None,
-    epsilons: Sequence[float] | None = None,
+    attacks: Sequence[Wanted] | Wanted | None = None,
+    epsilons: Sequence[float | str] | float | str | None = None,
     preset: Preset | None = None,
     *,
     norm: Norm = "linf",
@@ -57,10 +57,11 @@ def study(
         model: maps images in [0, 1] to outputs (n, C). It may be converted by `biotorch.convert` or not.
         data: images (n, ...) in [0, 1] and labels (n,), as tensors or arrays; or a DataLoader.
         attacks: names, `{"type": name, ...}` with settings, or subclasses of `Attack`. Default: random signs, FGSM,
-            PGD in 40 steps and Square with 1,000 queries. A white-box attack runs along both gradients unless its
-            settings choose one.
-        epsilons: radii. Default for images of one channel: 0.1, 0.2 and 0.3 (in L2 1, 1.5 and 2); for others: 2/255 and
-            8/255 (in L2 0.25 and 0.5). The verdict is given at the middle one, of two at the larger.
+            PGD in 40 steps and, if it can tile the images, Square with 1,000 queries. A white-box attack runs along
+            both gradients unless its settings choose one.
+        epsilons: radii, as numbers or as texts such as "8/255". Default for images of one channel: 0.1, 0.2 and 0.3 (in
+            L2 1, 1.5 and 2); for others: 2/255 and 8/255 (in L2 0.25 and 0.5). The verdict is given at the middle one,
+            of two at the larger.
         preset: `quick`, or `paper` for the settings of the paper's section 4.2. The paper prints few of them; the
             others are our reading.
         norm: norm of the ball, `linf`, `l2` or `l1`.
@@ -86,7 +87,9 @@ def study(
         ('not robust', 100.0)
     """
     require_network(model)
-    images, labels = read(*data) if isinstance(data, tuple) else read(data)
+    if source is not None:
+        require_network(source, "source")
+    images, labels = read_pair(data)
     display, store = display or Display(), Store(folder)
     planned = plan(
         model,
@@ -98,6 +101,7 @@ def study(
         autoattack=autoattack,
         square_queries=square_queries,
         transfer=source is not None,
+        tiles=fits_tiles(images, norm),
     )
     radii = sorted({each.epsilon for each in planned if each.epsilon > 0 and each.kind.role != "no radius"})
     if not radii and any(each.kind.role == "no radius" for each in planned):

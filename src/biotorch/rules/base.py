@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -148,18 +149,20 @@ class Rule:
     def require_number(self, *options: str, most: float = math.inf, whole: bool = False, zero: bool = False) -> None:
         """Require that each option is a finite number above 0 and at most `most`; whole if `whole`.
 
-        With `zero` it may be 0, too.
+        With `zero` it may be 0, too. A number of NumPy becomes one of Python.
 
         Raises:
             ValueError: an option is another value.
         """
         for option in options:
             value = getattr(self, option)
-            number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+            number = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
             if not number or not (0 < value < math.inf or (zero and value == 0)) or value > most:
                 kind = "whole number" if whole else "number"
                 bound = ("of at least 0" if zero else "above 0") + (f" and at most {most:g}" if most < math.inf else "")
                 raise ValueError(f"{option} is a {kind} {bound}, not {value!r}")
+            plain = int(value) if isinstance(value, numbers.Integral) else float(value)
+            object.__setattr__(self, option, plain)
 
     @classmethod
     def has_update(cls) -> bool:

@@ -55,11 +55,11 @@ def is_number(value: object) -> bool:
     return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value)
 
 
-def require_network(model: object) -> None:
-    """Raise ValueError unless `model` is an nn.Module."""
+def require_network(model: object, name: str = "model") -> None:
+    """Raise ValueError, which names the argument, unless `model` is an nn.Module."""
     require(
         isinstance(model, nn.Module),
-        f"model: an nn.Module is needed, because attacks put it into eval mode and restore it, not a "
+        f"{name}: an nn.Module is needed, because attacks put it into eval mode and restore it, not a "
         f"{type(model).__name__}; call a function from the forward method of a module of your own",
     )
 
@@ -116,13 +116,14 @@ class Named:
         return super().__new__(cls)
 
 
-def read(images: Any, labels: Any = None) -> tuple[Tensor, Tensor]:
+def read(images: Any, labels: Any = None, gradients: bool = True) -> tuple[Tensor, Tensor]:
     """Images and labels as tensors, on the devices on which they are given.
 
     Args:
         images: (n, ...) in [0, 1], a tensor or an array; or, without `labels`, an iterable of batches whose first two
             entries are images and labels, such as a DataLoader. Batches are joined in memory.
         labels: (n,) whole numbers: a tensor, an array or a list.
+        gradients: whether the caller needs gradients, which `torch.inference_mode()` rules out.
 
     Returns:
         Images (n, ...), float32 or float64 (half precision becomes float32), clamped to [0, 1] where they leave it by
@@ -130,9 +131,9 @@ def read(images: Any, labels: Any = None) -> tuple[Tensor, Tensor]:
 
     Raises:
         ValueError: images or labels have another shape, type or range.
-        RuntimeError: called inside `torch.inference_mode()`.
+        RuntimeError: called inside `torch.inference_mode()`, although gradients are needed.
     """
-    if torch.is_inference_mode_enabled():
+    if gradients and torch.is_inference_mode_enabled():
         raise RuntimeError(
             "attacks need gradients, which torch.inference_mode() rules out: attack outside of it (torch.no_grad() is "
             "no hindrance)"
@@ -162,6 +163,13 @@ def read(images: Any, labels: Any = None) -> tuple[Tensor, Tensor]:
         "images, attack biotorch.robustness.Normalised(model, mean, std) with images that are not normalised",
     )
     return images.clamp(0, 1) if low < 0 or high > 1 else images, _classes(labels, "labels")
+
+
+def read_pair(data: Any, gradients: bool = True) -> tuple[Tensor, Tensor]:
+    """Images and labels of a pair of them, a tuple or a list, or of an iterable of batches; see `read`."""
+    pair = isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data[0], tuple | list)
+    images, labels = data if pair else (data, None)
+    return read(images, labels, gradients)
 
 
 def read_targets(targets: Any, labels: Tensor, abstain: int | None) -> Tensor | TargetName:
