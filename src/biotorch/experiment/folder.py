@@ -227,7 +227,7 @@ class RunFolder(LockedFolder):
     def clear_attacks(self) -> None:
         """Delete the study of the robustness of a network that is no longer there, and no file of another origin."""
         attacks = self.study.parent
-        measured = [path for path in attacks.glob("*epsilon=*") if _MEASUREMENT.fullmatch(path.name)]
+        measured = [path for path in attacks.glob("*") if _MEASUREMENT.fullmatch(path.name)]
         for path in (self.study, self.study_text, attacks / "examples.png", *measured, attacks / _LOCK):
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # it is not empty, or does not exist
