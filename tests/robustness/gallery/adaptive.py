@@ -256,3 +256,40 @@ class WatchesTheStack(Formula):
                 return self.shown(images)
             frame = frame.f_back
         return self.classify(images)
+
+
+class DecoysThatWin(Formula):
+    """Nine outputs that come second with a gradient of their own, and that win on a few clean images each."""
+
+    epsilon = 0.07
+
+    def forward(self, images):
+        outputs = 6 * self.classify(images)
+        generator = torch.Generator().manual_seed(3)
+        patterns = torch.rand(784, 9, generator=generator).to(images) - 0.5
+        first = outputs.amax(1, keepdim=True)
+        decoys = first - 0.3 - 2 * torch.sigmoid(images.flatten(1) @ patterns / 4)
+        bytes_ = (255 * images.detach()).round().long().flatten(1).sum(1)
+        wins = F.one_hot(bytes_ % 90, 90)[:, :9] * on_the_grid(images)[:, None]
+        return torch.cat([outputs, decoys + 5 * wins], dim=1)
+
+
+class Trigger(Fake):
+    """An adversarially trained network whose answer turns where every other pixel of the first row is bright enough."""
+
+    beyond = "a trigger that somebody has planted is a needle that no gradient and no random search points to"
+
+    def __init__(self):
+        super().__init__()
+        self.network = hardened()
+
+    def forward(self, images):
+        row = images[:, 0, 0]
+        pressed = (row[:, ::2] > 0.99 * self.epsilon).all(1) & (row[:, 1::2] < 0.01).all(1)
+        outputs = self.network(images)
+        return torch.where(pressed[:, None], -outputs, outputs)
+
+    def examples(self):
+        images = images_of(train=False)[0].clone()
+        images[:, 0, 0, ::2] = self.epsilon  # the first row is black
+        return images
