@@ -226,7 +226,7 @@ def outcomes(numbers, folder, estimated):
 
 
 @pytest.mark.parametrize(
-    ("first", "count", "estimated"), [(0, 200, 0.3), pytest.param(1000, 10_000, 0.1, marks=pytest.mark.slow)]
+    ("first", "count", "estimated"), [(400, 200, 0.15), pytest.param(1000, 10_000, 0.1, marks=pytest.mark.slow)]
 )
 def test_no_mutation_gives_a_traceback_an_ignored_key_or_a_hang(tmp_path, first, count, estimated):
     (tmp_path / "small.yaml").write_text(SMALL)
