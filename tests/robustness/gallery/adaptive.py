@@ -7,7 +7,8 @@ import sys
 from typing import ClassVar
 
 import torch
-from fakes import Backward, Fake, as_bytes, on_the_grid
+from fakes import Fake, as_bytes, on_the_grid
+from fakes_gradients import Backward
 from grounds import cnn, hardened, images_of, plain
 from torch import nn
 from torch.nn import functional as F

@@ -6,7 +6,8 @@ import functools
 from typing import ClassVar
 
 import torch
-from fakes import Around, Fake, Lying, Shattered, as_bytes, on_the_grid, straight
+from fakes import Around, Fake, Shattered, as_bytes, on_the_grid, straight
+from fakes_gradients import Lying
 from grounds import images_of, plain
 from torch import nn
 from torch.nn import functional as F

@@ -4,6 +4,8 @@ import os
 
 import adaptive  # noqa: F401 - its classes are in `FAKES`
 import fakes
+import fakes_images  # noqa: F401
+import fakes_outputs  # noqa: F401
 import honest_nets
 import moving  # noqa: F401
 import pytest
