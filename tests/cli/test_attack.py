@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -206,4 +207,7 @@ def test_smallest_perturbations_are_measured_once_and_shown(sweep):
     page = sweep / "smallest.html"
     assert invoke("report", sweep, "-o", page).exit_code == 0
     assert "Smallest perturbations: median distance" in page.read_text()
-    assert "smallest perturbations" in page.read_text()
+    [data] = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(), flags=re.DOTALL)
+    [figures] = [each for each in json.loads(data)["studies"] if each["attacks"]]
+    [shown] = [each for each in figures["attacks"] if each["name"] == "smallest perturbations"]
+    assert (shown["x"], shown["y"]) == ("ε", "accuracy (%)")

@@ -10,6 +10,7 @@ from torch import nn
 import biotorch
 from biotorch._files import state_hash
 from biotorch.robustness import Detector, straight_through, study
+from biotorch.robustness.nearest import find_smallest
 from biotorch.robustness.runner import identity_of
 
 LEVELS = 7
@@ -133,3 +134,14 @@ def test_a_study_of_networks_whose_state_is_not_only_tensors(kind, tmp_path):
     images = torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     found = study(model, (images, model(images).argmax(1)), ["fgsm"], [0.1], folder=tmp_path)
     assert found.clean_accuracy == 100
+
+
+def test_smallest_perturbations_are_not_those_of_another_network(tmp_path):
+    """Equal weights, behind images of other numbers of levels."""
+    torch.manual_seed(0)
+    images, inside = torch.rand(8, 1, 4, 4), nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    labels = inside(images).argmax(1)
+    few, many = (nn.Sequential(straight_through(lambda x, n=n: (n * x).round() / n), inside) for n in (1, 255))
+    first, second = (find_smallest(each, images, labels, folder=tmp_path) for each in (few, many))
+    assert [each.identity for each in first] != [each.identity for each in second]
+    assert find_smallest(few, images, labels, folder=tmp_path) == first

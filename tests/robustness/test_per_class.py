@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from biotorch.robustness import study
-from biotorch.robustness.per_class import class_table, per_class
+from biotorch.robustness.verdict import class_table, per_class
 
 
 def test_accuracies_of_each_class():

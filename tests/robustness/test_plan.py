@@ -10,7 +10,8 @@ from studies import EPSILONS, FAST, network, quick
 
 import biotorch
 from biotorch.robustness import FGSM, Attack, RandomSigns, study
-from biotorch.robustness.plan import ATTACKS, default_epsilons, plan, two_gradients
+from biotorch.robustness.attacks.base import gradients_of
+from biotorch.robustness.plan import ATTACKS, default_epsilons, plan
 
 
 class Halfway(Attack):
@@ -48,7 +49,7 @@ def test_both_gradients_where_there_are_two(model, expected):
     planned = plan(model, FAST, [0.1], transfer=True)
     assert gradients(planned, "fgsm") == gradients(planned, "pgd") == gradients(planned, "transfer_to") == expected
     assert gradients(planned, "random_signs") == gradients(planned, "transfer") == [None]
-    assert two_gradients(model) == (len(expected) == 2)
+    assert gradients_of(model) == tuple(expected)
 
 
 @pytest.mark.parametrize("gradient", ["feedback", "true"])

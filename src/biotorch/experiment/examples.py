@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from biotorch import _files
 from biotorch.robustness import PGD, Attack, Study, Transfer, as_8bit
-from biotorch.robustness.attacks.base import unseen
+from biotorch.robustness.attacks.attempt import outputs_of
 from biotorch.robustness.attacks.norms import Norm, per_example, project, size
-from biotorch.robustness.measurement import Measurement
+from biotorch.robustness.measurement import TWIN, Measurement
+from biotorch.robustness.parts import parts_that_classify
 from biotorch.robustness.plan import find
 
 #: Number of examples on the sheet.
@@ -47,18 +48,18 @@ def examples(model: nn.Module, images: Tensor, labels: Tensor, study: Study, nor
 
     They are searched among the first 256 images; if none of these is right, the first images are taken.
     """
-    right = (predictions(model, images[:256], 256) == labels[:256]).nonzero()[:, 0]
+    right = (predictions(model, images[:256], labels[:256], 256) == labels[:256]).nonzero()[:, 0]
     shown = (right if len(right) else torch.arange(len(images)))[:_SHOWN]
     images, labels = images[shown], labels[shown]
     adversarial = PGD(model, study.judged_at, norm=norm, seed=seed)(images, labels)
-    before, after = (predictions(model, each, _SHOWN) for each in (images, adversarial))
+    before, after = (predictions(model, each, labels, _SHOWN) for each in (images, adversarial))
     return Examples(images, adversarial, labels, before, after, study.judged_at, "PGD along the true gradient")
 
 
-def predictions(model: nn.Module, images: Tensor, batch_size: int) -> Tensor:
-    """Predicted classes (n,) of images (n, ...), in eval mode."""
-    with unseen(model), torch.no_grad():
-        return torch.cat([model(each.clone()).argmax(1) for each in torch.split(images, batch_size)])
+def predictions(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
+    """Predicted classes (n,) of images (n, ...) with labels (n,), as attacks see them."""
+    [outputs] = outputs_of([model], images, labels, batch_size)
+    return outputs.argmax(1).to(labels.device)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,15 +108,17 @@ def save_examples(
     """
     found = []
     for measured in _strongest(study):
-        attack = _rebuilt(measured, model, twin)
         own, truth = images[: measured.n], labels[: measured.n]
+        attack = _rebuilt(measured, model, twin, images, labels)
         rounded = (255 * own).round() / 255
         if bool(((own - rounded).abs() > 1e-5).any()):
             own = rounded
         adversarial = attack(own, truth)
         whole = _whole(attack, model, own, truth, adversarial)
         saved = (whole.to(own) / 255).to(own)
-        clean, before, after = (predictions(model, each, attack.batch_size) for each in (own, adversarial, saved))
+        clean, before, after = (
+            predictions(model, each, truth, attack.batch_size) for each in (own, adversarial, saved)
+        )
         content = {
             "images": (255 * own).round().to(torch.uint8),
             "adversarial": whole,
@@ -149,7 +152,7 @@ def _whole(attack: Attack, model: nn.Module, images: Tensor, labels: Tensor, adv
     whole = torch.ones(len(images), dtype=torch.bool, device=images.device)
     for each in candidates:
         rounded = as_8bit(each[whole], images[whole], attack.epsilon, attack.norm)
-        found = predictions(model, (rounded.to(images) / 255).to(images), attack.batch_size)
+        found = predictions(model, (rounded.to(images) / 255).to(images), labels[whole], attack.batch_size)
         broken = (found != labels[whole]) & (found != (-1 if attack.abstain is None else attack.abstain))
         chosen[whole.nonzero()[broken, 0]] = rounded[broken]
         whole[whole.clone()] = ~broken
@@ -162,16 +165,17 @@ def _strongest(study: Study) -> list[Measurement]:
     """Measurement of the lowest accuracy at each epsilon above 0, the last of several, among those of the table."""
     lowest: dict[float, Measurement] = {}
     for each in study.measurements:
-        if each.purpose == "figure" and each.epsilon > 0 and each.name not in ("few_pixel", "transfer_to"):
+        if each.purpose == "figure" and each.epsilon > 0 and each.role != "no radius" and not each.on_twin:
             before = lowest.get(each.epsilon)
             if before is None or each.robust_accuracy <= before.robust_accuracy:
                 lowest[each.epsilon] = each
     return [lowest[epsilon] for epsilon in sorted(lowest)]
 
 
-def _rebuilt(measured: Measurement, model: nn.Module, twin: nn.Module | None) -> Attack:
-    """The attack of a measurement, with the settings that it had."""
-    if measured.name == "transfer":
-        assert twin is not None
-        return Transfer(model, source=twin, **measured.settings)
-    return find(measured.name)(model, **measured.settings)
+def _rebuilt(measured: Measurement, model: nn.Module, twin: nn.Module | None, images: Tensor, labels: Tensor) -> Attack:
+    """The attack of a measurement, with the settings that it had, and the twin or the part that it transferred from."""
+    if measured.source is None:
+        return find(measured.name)(model, **measured.settings)
+    source = twin if measured.source == TWIN else parts_that_classify(model, images, labels)[measured.source]
+    assert source is not None
+    return Transfer(model, source=source, **measured.settings)

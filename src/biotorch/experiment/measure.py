@@ -145,7 +145,7 @@ def runs_in(path: Path) -> list[Path]:
 
 @dataclasses.dataclass(frozen=True)
 class Attacked:
-    """What a study of a run has given besides its files.
+    """Results of a study of a run besides its files.
 
     Attributes:
         study: the study.

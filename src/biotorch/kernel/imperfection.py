@@ -11,7 +11,7 @@ from biotorch import _seeding
 
 
 class Imperfection(NamedTuple):
-    """How the backward pass reads B. The stored B stays exact.
+    """Way in which the backward pass reads B. The stored B stays exact.
 
     Attributes:
         bits: number of bits of each entry, see `quantised`; None for all of them.

@@ -71,7 +71,7 @@ class Connected(nn.Module):
         return tuple(self.oriented(parameter).shape[1:])
 
     def imperfection(self, connection: Connection, noisy: bool = True) -> Imperfection | None:
-        """How the backward pass reads the B of `connection`; None if as it is. See `RuleState.imperfection`."""
+        """Way in which the backward pass reads the B of `connection`; None if exact. See `RuleState.imperfection`."""
         raise NotImplementedError
 
     def shared_matrix(self) -> Tensor:

@@ -148,7 +148,7 @@ class RuleState(Connected):
             self.register_buffer(noisy_name(parameter), torch.tensor([of_noise, 0], device=feedback.device))
 
     def imperfection(self, connection: Connection, noisy: bool = True) -> Imperfection | None:
-        """How the backward pass reads the B of `connection`, or the matrix that contains it; None if as it is.
+        """Way in which the backward pass reads the B of `connection`, or the matrix that contains it; None if exact.
 
         With `noisy` it is the reading for one more use, whose noise nothing else uses.
         """

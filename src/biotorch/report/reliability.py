@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from biotorch.experiment.results import Result
 from biotorch.report.robustness import Network, networks_of
+from biotorch.report.series import banded
 from biotorch.report.style import frame, new_figure, write
 from biotorch.robustness.calibration import BINS
 
@@ -50,11 +51,7 @@ def severity_curve(network: Network, kind: str, figure: str = "accuracy") -> Cur
     if not found:
         return None
     x = sorted(set.intersection(*map(set, found)))
-    mean = [statistics.fmean(each[at] for each in found) for at in x]
-    spread = [statistics.stdev(each[at] for each in found) if len(found) > 1 else 0.0 for at in x]
-    low = [m - s for m, s in zip(mean, spread, strict=True)]
-    high = [m + s for m, s in zip(mean, spread, strict=True)]
-    return [float(each) for each in x], mean, low, high
+    return [float(each) for each in x], *banded([[each[at] for each in found] for at in x])
 
 
 def reliability_curve(network: Network) -> tuple[list[float], list[float], list[float]] | None:

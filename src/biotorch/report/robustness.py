@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from biotorch.experiment.results import Result
+from biotorch.report.series import banded
 from biotorch.report.style import frame, new_figure, style, write
 from biotorch.results.groups import by_configuration, label, method
 from biotorch.robustness.measurement import interval
@@ -108,10 +108,7 @@ def curve_of(
         mean, low, high = ([points[each][part] for each in x] for part in range(3))
         return x, mean, low, high
     values = [[points[each][0] for points in seeds.values()] for each in x]
-    mean, spread = [statistics.fmean(each) for each in values], [statistics.stdev(each) for each in values]
-    low = [m - s for m, s in zip(mean, spread, strict=True)]
-    high = [m + s for m, s in zip(mean, spread, strict=True)]
-    return x, mean, low, high
+    return x, *banded(values)
 
 
 WHITE_BOX = {

@@ -45,6 +45,14 @@ class Curve:
         axes.fill_between(series.x, low, high, color=self.color, alpha=0.15, linewidth=0)
 
 
+def banded(values: Sequence[Sequence[float]]) -> tuple[list[float], list[float], list[float]]:
+    """Mean at each x, and ends of the band of one standard deviation, of the values (one or more) at each x."""
+    mean = [statistics.fmean(each) for each in values]
+    spread = [statistics.stdev(each) if len(each) > 1 else 0.0 for each in values]
+    ends = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
+    return mean, *ends  # type: ignore[return-value]
+
+
 def over_epochs(runs: Sequence[Result], value: Callable[[Record], float | None]) -> Series | None:
     """Series of `value(record)` over the epochs that all runs have reached; None if no run has a value."""
     x, mean, spread = [], [], []

@@ -18,7 +18,7 @@ from biotorch.robustness.attacks.attempt import Gradient
 from biotorch.robustness.nearest import Distances, nearest
 
 _NAMES = {"deepfool": "DeepFool", "fab": "FAB", "cw": "C&W"}
-_GRADIENTS: dict[Gradient, str] = {"feedback": "the rule's feedback gradient", "true": "true gradient"}
+GRADIENTS: dict[Gradient, str] = {"feedback": "the rule's feedback gradient", "true": "true gradient"}
 
 
 def smallest_table(studies: Sequence[Mapping[str, Any]]) -> Table | None:
@@ -35,7 +35,7 @@ def smallest_table(studies: Sequence[Mapping[str, Any]]) -> Table | None:
     groups = by_configuration([dict(each) for each in studies])
     found = [_distances(each) for each in studies]
     keys = dict.fromkeys((each.attack, each.gradient) for one in found for each in one)
-    columns = [key for name in _NAMES for gradient in _GRADIENTS if (key := (name, gradient)) in keys]
+    columns = [key for name in _NAMES for gradient in GRADIENTS if (key := (name, gradient)) in keys]
     rows = []
     for study, one in zip(studies, found, strict=True):
         [group] = [each for each in groups if any(member["study"] is study["study"] for member in each)]
@@ -59,10 +59,13 @@ def _distances(study: Mapping[str, Any]) -> list[Distances]:
     return [Distances.from_json(each) for each in study["smallest"]]
 
 
+def _along(found: Sequence[Distances], gradient: Gradient) -> list[Distances]:
+    """Distances along a gradient; all of them for a network with only one gradient."""
+    return [each for each in found if each.gradient == gradient] or list(found)
+
+
 def _median(found: Sequence[Distances], attack: str, gradient: Gradient) -> str:
-    alone = not any(each.gradient == "feedback" for each in found)
-    wanted = "true" if alone else gradient
-    medians = [each.median for each in found if each.attack == attack and each.gradient == wanted]
+    medians = [each.median for each in _along(found, gradient) if each.attack == attack]
     return f"{medians[0]:.3g}" if medians and medians[0] is not None else "-"
 
 
@@ -101,7 +104,7 @@ def draw_smallest(studies: Sequence[Result]) -> Figure | None:
                 name = network.name if number == 0 else f"_{network.name}"
                 look = {**network.look, "marker": "", "linewidth": 1.4}
                 axes.step(epsilons, accuracies, where="post", label=name, **look)
-        axes.set_title(_GRADIENTS[gradient] if several else "", fontsize="medium")
+        axes.set_title(GRADIENTS[gradient] if several else "", fontsize="medium")
         axes.set_xlabel("ε" + NORMS[_distances(studies[0])[0].norm])
         axes.set_ylim(0, 100)
         axes.set_xlim(left=0)
@@ -115,9 +118,6 @@ def draw_smallest(studies: Sequence[Result]) -> Figure | None:
 def distance_curve(study: Mapping[str, Any], gradient: Gradient) -> tuple[list[float], list[float]]:
     """Epsilons at which an image is lost, from 0 on, and the accuracy (%) that each of them leaves."""
     found = _distances(study)
-    distances = nearest(found, gradient)
-    if distances is None:  # the network has only one gradient
-        distances = nearest(found, "true")
-    assert distances is not None
+    distances = nearest(_along(found, gradient))
     epsilons = sorted({0.0, *filter(math.isfinite, distances.tolist())})
     return epsilons, [100 * float((distances > each).double().mean()) for each in epsilons]

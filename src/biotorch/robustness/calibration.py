@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from biotorch import _seeding
-from biotorch.robustness.attacks.attempt import Attempt, classified
-from biotorch.robustness.attacks.base import unseen
-from biotorch.robustness.attacks.inputs import device_of, read_pair, require, require_counts, require_network
+from biotorch.robustness.attacks.attempt import classified, outputs_of
+from biotorch.robustness.attacks.inputs import read_pair, require, require_counts, require_network
 from biotorch.robustness.attacks.wrappers import Detector
 
 #: Number of bins of a calibration error, as in Guo et al. (2017).
@@ -21,7 +18,7 @@ BINS = 15
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """How well the confidence of a network agrees with its accuracy; all figures but `n` are in percent.
+    """Agreement of the confidence of a network with its accuracy; all figures but `n` are in percent.
 
     Attributes:
         n: number of images.
@@ -103,26 +100,3 @@ def calibration(
     require_counts(bins=bins, batch_size=batch_size)
     [outputs] = outputs_of([model], images, labels, batch_size)
     return Calibration.of(outputs, labels.cpu(), bins)
-
-
-def outputs_of(
-    networks: Sequence[nn.Module],
-    images: Tensor,
-    labels: Tensor,
-    batch_size: int,
-    change: Callable[[Tensor, int], Tensor] = lambda batch, start: batch,
-) -> list[Tensor]:
-    """Outputs (n, C) of each network, as attacks see them, for images that `change` has changed, on the CPU.
-
-    Raises:
-        ValueError: a network's outputs have another shape, or none for a label.
-    """
-    found: list[list[Tensor]] = [[] for _ in networks]
-    for start in range(0, len(images), batch_size):
-        batch = change(images[start : start + batch_size], start)
-        for network, outputs in zip(networks, found, strict=True):
-            with unseen(network):
-                device, part = device_of(network, batch), labels[start : start + batch_size]
-                attempt = Attempt(network, batch.to(device), part.to(device), _seeding.generator(0))
-                outputs.append(attempt.clean_outputs.cpu())
-    return [torch.cat(outputs) for outputs in found]

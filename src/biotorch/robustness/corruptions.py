@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from biotorch import _files, _seeding
 from biotorch._names import unknown
 from biotorch._tables import Table
+from biotorch.robustness.attacks.attempt import outputs_of
 from biotorch.robustness.attacks.inputs import read_pair, require, require_counts, require_network
-from biotorch.robustness.calibration import Calibration, calibration, outputs_of
+from biotorch.robustness.calibration import Calibration, calibration
 from biotorch.robustness.corrupting import EDITION, KINDS, SEVERITIES, corrupt
-from biotorch.robustness.runner import identity_of
+from biotorch.robustness.identity import identity_of
 from biotorch.robustness.store import Store
 
 #: Accuracy (%) or another figure by kind of corruption and severity.

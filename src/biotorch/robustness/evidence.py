@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from biotorch.robustness.look import Look
 from biotorch.robustness.measurement import Measurement, beats
-from biotorch.robustness.observations import Look
 
 #: Subject of a check. `attack`: the attacks, or a property of the network that defeats them; if this check fires or
 #: could not run, the network is not called robust. `network`: the network itself; if this check fires, there is nothing

@@ -108,7 +108,7 @@ class Measurement:
     """Accuracy of a network under one attack at one epsilon. Accuracies are in percent.
 
     Attributes:
-        name, label, gradient, epsilon, purpose, on_twin: see `Planned`.
+        name, label, gradient, epsilon, purpose, source, on_twin: see `Planned`.
         role: part that the attack plays, see `biotorch.robustness.attacks.base`.
         settings: every argument of the attack.
         n: number of images.
@@ -144,6 +144,7 @@ class Measurement:
     role: Role = "black box"
     on_twin: bool = False
     rejected: str | None = None
+    source: str | None = None
 
     @classmethod
     def of(
@@ -178,6 +179,7 @@ class Measurement:
             planned.kind.role,
             planned.on_twin,
             None if rejected is None else _text(rejected),
+            planned.source,
         )
 
     def for_plan(self, planned: Planned) -> Measurement:
@@ -189,6 +191,7 @@ class Measurement:
             purpose=planned.purpose,
             role=planned.kind.role,
             on_twin=planned.on_twin,
+            source=planned.source,
         )
 
     @property

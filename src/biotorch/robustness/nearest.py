@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from biotorch import _seeding
 from biotorch._files import state_hash
 from biotorch.robustness.attacks.attempt import Gradient
+from biotorch.robustness.attacks.base import gradients_of
 from biotorch.robustness.attacks.boundary import FAB, DeepFool
 from biotorch.robustness.attacks.norms import Norm
 from biotorch.robustness.attacks.smallest import CW, Minimal, Smallest
-from biotorch.robustness.plan import two_gradients
+from biotorch.robustness.identity import identity_of
 from biotorch.robustness.store import Store
 
 #: Attacks that look for the smallest perturbation in each norm, by their names in a configuration.
@@ -100,13 +101,12 @@ def find_smallest(
     Warns:
         UserWarning: a stored result is damaged, so its attack runs again.
     """
-    network = state_hash({**model.state_dict(), "images": images, "labels": labels})
-    gradients: tuple[Gradient, ...] = ("feedback", "true") if two_gradients(model) else ("true",)
+    common = identity_of(model), state_hash({"images": images, "labels": labels})
     store, found = Store(folder), []
     for name, kind in SEARCHES[norm].items():
-        for gradient in gradients:
+        for gradient in gradients_of(model):
             search = kind(model, gradient=gradient, norm=norm, seed=seed, batch_size=batch_size)
-            identity = f"{_seeding.derive(network, repr(search), kind.edition):016x}"
+            identity = f"{_seeding.derive(*common, repr(search), kind.edition):016x}"
             file = f"{name} {gradient} epsilon=smallest"
             stored = store.get(file, identity, Distances.from_json)
             if stored is None:
@@ -118,9 +118,6 @@ def find_smallest(
     return found
 
 
-def nearest(found: Sequence[Distances], gradient: Gradient) -> Tensor | None:
-    """Smallest distance (n,) of each image over all attacks along a gradient, ∞ if none was found; None without any."""
-    along = [each.distances for each in found if each.gradient == gradient]
-    if not along:
-        return None
-    return torch.tensor([[math.inf if one is None else one for one in each] for each in along]).amin(0)
+def nearest(found: Sequence[Distances]) -> Tensor:
+    """Smallest distance (n,) of each image over several attacks, ∞ if none was found."""
+    return torch.tensor([[math.inf if one is None else one for one in each.distances] for each in found]).amin(0)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from biotorch.robustness.evidence import Check, Evidence
+from biotorch.robustness.look import Change, Place
 from biotorch.robustness.measurement import NOISE, chance, interval
-from biotorch.robustness.observations import Change, Place
 
 #: Share of images at which gradient and finite differences may disagree, or the margin may jump. Honest networks have
 #: 0 to 3 % (kinks of ReLU).

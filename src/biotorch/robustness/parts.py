@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from biotorch.models.outputs import logits_of
-from biotorch.robustness.attacks.attempt import classified
-from biotorch.robustness.attacks.base import unseen
-from biotorch.robustness.attacks.inputs import floating_type
+from biotorch.robustness.attacks.attempt import classified, unseen
+from biotorch.robustness.attacks.inputs import device_of, floating_type
+from biotorch.robustness.identity import closure_of, globals_of
 
 #: Number of images on which a part is tried.
 _TRIED = 50
 #: Largest number of parts that are attacked: each costs as much as an attack of the network.
 _MOST = 3
 #: Containers through which a module may hold another one that it has not registered.
-_CONTAINERS = (dict, list, tuple, set, types.CellType, types.FunctionType, types.MethodType, nn.Module)
+_CONTAINERS = (dict, list, tuple, set, types.FunctionType, types.MethodType, nn.Module)
 
 
 class _Forward(nn.Module):
@@ -45,7 +45,7 @@ def parts_that_classify(model: nn.Module, images: Tensor, labels: Tensor) -> dic
         model: the network.
         images, labels: (n, ...) in [0, 1] and (n,), from which the first few are tried.
     """
-    device = next((each.device for each in model.parameters()), images.device)
+    device = device_of(model, images)
     images, labels = images[:_TRIED].to(device, floating_type(model)), labels[:_TRIED].to(device)
     with unseen(model):
         whole = _answers(model, images)
@@ -113,5 +113,5 @@ def _reached(model: nn.Module) -> Iterator[nn.Module]:
 
 def _used(function: types.FunctionType) -> list[Any]:
     """What a function holds in its closure and its defaults, and the modules that it uses by a global name."""
-    named = [function.__globals__.get(name) for name in function.__code__.co_names]
-    return [function.__closure__, function.__defaults__, *(each for each in named if isinstance(each, nn.Module))]
+    named = [each for each in globals_of(function).values() if isinstance(each, nn.Module)]
+    return [*closure_of(function).values(), function.__defaults__, *named]

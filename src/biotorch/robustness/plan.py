@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from biotorch import _names
 from biotorch._sections import read_radius
-from biotorch.layers import FeedbackLayer
 from biotorch.robustness.attacks.attempt import Gradient
 from biotorch.robustness.attacks.auto_attack import AutoAttack, AutoPGD
-from biotorch.robustness.attacks.base import Attack
+from biotorch.robustness.attacks.base import Attack, gradients_of
 from biotorch.robustness.attacks.blind import RandomSigns, Transfer
 from biotorch.robustness.attacks.boundary import FAB, DeepFool
 from biotorch.robustness.attacks.few_pixel import FewPixel
@@ -161,23 +160,22 @@ def for_checks(reference: Planned, larger: float, unbounded: float) -> Iterator[
         larger: next epsilon above the one of the verdict.
         unbounded: epsilon whose ball contains every possible image.
     """
-    steps = reference.settings.get("steps", 40)
-    fewer = {**reference.settings, "steps": max(1, steps // 4)}
-    more = {**reference.settings, "restarts": 2 * reference.settings.get("restarts", 1)}
-    everything = {**reference.settings, "step_size": None, "random_start": False}
-    norm = {name: value for name, value in reference.settings.items() if name == "norm"}
-    check = dataclasses.replace(reference, purpose="check")
-    yield dataclasses.replace(check, name="fgsm", kind=FGSM, settings=_Settings(norm))
-    yield dataclasses.replace(check, settings=_Settings(fewer))
-    yield dataclasses.replace(check, settings=_Settings(more), seed=1)
-    yield dataclasses.replace(check, epsilon=larger)
-    yield dataclasses.replace(check, settings=_Settings(everything), epsilon=unbounded)
+    steps, restarts = reference.settings.get("steps", 40), reference.settings.get("restarts", 1)
+    yield dataclasses.replace(reference, name="fgsm", kind=FGSM, settings=_norm_of(reference), purpose="check")
+    yield _varied(reference, steps=max(1, steps // 4))
+    yield dataclasses.replace(_varied(reference, restarts=2 * restarts), seed=1)
+    yield dataclasses.replace(_varied(reference), epsilon=larger)
+    yield dataclasses.replace(_varied(reference, step_size=None, random_start=False), epsilon=unbounded)
 
 
 def longer_than(reference: Planned) -> Planned:
     """The reference attack with twice as many steps, to test whether a loss still rising would break more images."""
-    longer = {**reference.settings, "steps": 2 * reference.settings.get("steps", 40)}
-    return dataclasses.replace(reference, settings=_Settings(longer), purpose="check")
+    return _varied(reference, steps=2 * reference.settings.get("steps", 40))
+
+
+def _varied(reference: Planned, **settings: Any) -> Planned:
+    """The reference attack with other settings, for a check."""
+    return dataclasses.replace(reference, settings=_Settings({**reference.settings, **settings}), purpose="check")
 
 
 #: Queries of Square, and steps towards each class, without which no network is called robust.
@@ -193,10 +191,10 @@ def confirmations(reference: Planned, sources: Sequence[str], tiles: bool) -> It
         sources: names of the network's parts that classify alone, from which examples are transferred.
         tiles: whether Square can tile the images.
     """
-    norm = {name: value for name, value in reference.settings.items() if name == "norm"}
+    norm = _norm_of(reference)
     towards = _Settings({"steps": _STEPS_PER_CLASS, **norm})
     yield dataclasses.replace(reference, name="multi_targeted", kind=MultiTargeted, settings=towards)
-    blind = dataclasses.replace(reference, gradient=None, settings=_Settings(norm))
+    blind = dataclasses.replace(reference, gradient=None, settings=norm)
     for source in sources:
         yield dataclasses.replace(blind, name="transfer", kind=Transfer, source=source)
     if tiles:
@@ -204,17 +202,16 @@ def confirmations(reference: Planned, sources: Sequence[str], tiles: bool) -> It
         yield dataclasses.replace(blind, name="square", kind=Square, settings=square, images=FEW)
 
 
-def two_gradients(model: nn.Module) -> bool:
-    """Whether the feedback gradient of `model` differs from its true gradient."""
-    layers = [module for module in model.modules() if isinstance(module, FeedbackLayer)]
-    return any(layer.rule is not None and layer.rule.name != "backpropagation" for layer in layers)
-
-
 class _Settings(dict[str, Any]):
     """Hashable settings, so that planned attacks can be dictionary keys."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(repr(sorted(self.items())))
+
+
+def _norm_of(planned: Planned) -> _Settings:
+    """Settings of an attack in the norm of another one."""
+    return _Settings({name: value for name, value in planned.settings.items() if name == "norm"})
 
 
 #: Arguments of attacks that the study sets.
@@ -226,7 +223,7 @@ def _entries(wanted: Wanted, epsilons: Sequence[float], norm: Norm, model: nn.Mo
     gradient = settings.pop("gradient", None)
     gradients: tuple[Gradient | None, ...] = (None,)
     if issubclass(kind, WhiteBox):
-        gradients = (gradient,) if gradient else ("feedback", "true") if two_gradients(model) else ("true",)
+        gradients = (gradient,) if gradient else gradients_of(model)
     if "epsilon" in kind.fixed:
         epsilons = (float(settings.get("pixels", 1)),)
     elif settings.get("norm", norm) != norm:
@@ -280,10 +277,11 @@ def completed_attack(wanted: Any, norm: str) -> Any:
 def _transfers(model: nn.Module, epsilons: Sequence[float], norm: Norm) -> list[Planned]:
     """Transfer attacks from the twin to the network, and back to the twin along each gradient of the network."""
     settings = _Settings({} if norm == "linf" else {"norm": norm})
-    own: tuple[Gradient, ...] = ("feedback", "true") if two_gradients(model) else ("true",)
     found = [Planned("transfer", Transfer, settings, None, float(each), source=TWIN) for each in epsilons]
     back = [
-        Planned("transfer_to", Transfer, settings, kind, float(each), on_twin=True) for kind in own for each in epsilons
+        Planned("transfer_to", Transfer, settings, kind, float(each), on_twin=True)
+        for kind in gradients_of(model)
+        for each in epsilons
     ]
     return found + back
 

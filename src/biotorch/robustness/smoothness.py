@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from biotorch.robustness.attacks.attempt import Attempt, Loss, cross_entropy, margin
+from biotorch.robustness.attacks.attempt import Attempt
 from biotorch.robustness.attacks.inputs import floating_type
+from biotorch.robustness.attacks.losses import Loss, cross_entropy, margin, towards
 from biotorch.robustness.attacks.norms import Norm, steepest
 
 #: Lengths of the finite differences, as shares of epsilon. A gradient agrees if it does at one of them: short ones
@@ -48,13 +49,10 @@ def disagreements(attempt: Attempt, points: Tensor, epsilon: float, norm: Norm) 
         epsilon, norm: ball of the attacks; the finite differences are up to epsilon long in each direction.
     """
     with torch.no_grad():
-        outputs = attempt.forward(points, torch.arange(len(points), device=points.device))
+        outputs = attempt.forward(points, attempt.everyone)
     labels = attempt.labels
     rival = outputs.masked_fill(F.one_hot(labels, outputs.shape[1]).bool(), -torch.inf).argmax(1)
-
-    def pairwise(outputs: Tensor, labels: Tensor) -> Tensor:
-        return (outputs.gather(1, rival[:, None]) - outputs.gather(1, labels[:, None]))[:, 0]
-
+    pairwise = towards(rival)
     disagree, compared = torch.zeros(2, len(points), dtype=torch.bool, device=points.device)
     for loss, signs in ((pairwise, False), (cross_entropy, False), (pairwise, True)):
         agrees, told = _agrees(attempt, points, loss, signs, epsilon, norm)
@@ -117,12 +115,11 @@ def _agrees(
 
     The loss is followed along the gradient, or along random signs.
     """
-    index = torch.arange(len(points), device=points.device)
     if along_signs:  # off the points at which equal pixels tie in a maximum, where one slope holds on each side
         noise = torch.rand(points.shape, generator=attempt.generator).to(points) - 0.5
         points = (points + epsilon / 8 * steepest(noise, norm) * noise.abs()).clamp(0, 1)
     _same_noise()
-    gradient, losses, outputs = attempt.gradient(points, index, loss, "true")
+    gradient, losses, outputs = attempt.gradient(points, attempt.everyone, loss, "true")
     signs = torch.randint(0, 2, points.shape, generator=attempt.generator).to(points) * 2 - 1
     direction = steepest(signs if along_signs else gradient, norm)
     rounding = 8 * precision(outputs, attempt.model) * outputs.double().abs().amax(1)
@@ -146,7 +143,7 @@ def _agrees(
 def _loss(attempt: Attempt, points: Tensor, loss: Loss) -> Tensor:
     _same_noise()
     with torch.no_grad():
-        outputs = attempt.forward(points, torch.arange(len(points), device=points.device))
+        outputs = attempt.forward(points, attempt.everyone)
         return loss(outputs.double(), attempt.labels)
 
 

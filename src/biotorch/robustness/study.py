@@ -17,7 +17,6 @@ from biotorch.robustness.evidence import Evidence
 from biotorch.robustness.look import look
 from biotorch.robustness.measurement import TWIN, Planned
 from biotorch.robustness.parts import parts_that_classify
-from biotorch.robustness.per_class import per_class
 from biotorch.robustness.plan import (
     Preset,
     Wanted,
@@ -27,11 +26,10 @@ from biotorch.robustness.plan import (
     longer_than,
     plan,
     reference_of,
-    two_gradients,
 )
 from biotorch.robustness.runner import Display, Runner
 from biotorch.robustness.store import Store
-from biotorch.robustness.verdict import Study, judge, strongest, withstanding, worth_confirming
+from biotorch.robustness.verdict import Study, judge, per_class, strongest, withstanding, worth_confirming
 
 
 def study(
@@ -103,19 +101,19 @@ def study(
         transfer=source is not None,
         tiles=fits_tiles(images, norm),
     )
-    radii = sorted({each.epsilon for each in planned if each.epsilon > 0 and each.kind.role != "no radius"})
+    bounded = [each for each in planned if each.epsilon > 0 and each.kind.role != "no radius"]
+    radii = sorted({each.epsilon for each in bounded})
     if not radii and any(each.kind.role == "no radius" for each in planned):
         raise ValueError("attacks: few_pixel has no epsilon to judge a network at; add another attack")
     if not radii:
         raise ValueError("epsilons: at least one above 0 is needed to judge a network")
-    judged_at = _middle(planned)
+    judged_at = _middle(bounded)
     seen = look(
         model,
         images,
         labels,
         judged_at,
         norm,
-        two_gradients=two_gradients(model),
         abstain=abstain,
         seed=seed,
         batch_size=batch_size,
@@ -123,7 +121,7 @@ def study(
     runner = Runner(model, images, labels, abstain, seed, batch_size, store, display, seen)
     if source is not None:
         runner.sources[TWIN] = source
-    evidence = _gather(runner, planned, judged_at, largest(norm, images[0].numel()))
+    evidence = _gather(runner, planned, radii, judged_at, largest(norm, images[0].numel()))
     checks = run_checks(evidence)
     word, sentence = judge(evidence, checks)
     return Study(
@@ -140,14 +138,15 @@ def study(
     )
 
 
-def _gather(runner: Runner, planned: list[Planned], judged_at: float, unbounded: float) -> Evidence:
+def _gather(
+    runner: Runner, planned: list[Planned], radii: Sequence[float], judged_at: float, unbounded: float
+) -> Evidence:
     """Measurements of the planned attacks, and of those that the checks and a verdict of `robust` need."""
     reference = reference_of(planned, runner.look.noisy)
     if reference is None:
         return Evidence(runner.run(planned), None, judged_at, unbounded, runner.look)
     reference = dataclasses.replace(reference, epsilon=judged_at)
-    larger = min((each.epsilon for each in planned if each.epsilon > judged_at and each.kind.role != "no radius"),
-                 default=min(2 * judged_at, unbounded))  # fmt: skip
+    larger = next((each for each in radii if each > judged_at), min(2 * judged_at, unbounded))
     planned += for_checks(reference, larger, unbounded)
     evidence = Evidence(runner.run(_once(planned)), reference.label, judged_at, unbounded, runner.look)
     if late := rising(evidence):
@@ -173,12 +172,11 @@ def _once(planned: Sequence[Planned]) -> list[Planned]:
     return [each for each in planned if each.purpose == "figure" or each not in figures]
 
 
-def _middle(planned: Sequence[Planned]) -> float:
-    """Middle epsilon above zero of the attacks along the true gradient, or of all attacks if there are none.
+def _middle(bounded: Sequence[Planned]) -> float:
+    """Middle epsilon of the attacks along the true gradient, or of all attacks if there are none.
 
     Of an even number of epsilons it is the upper one in the middle.
     """
-    bounded = [each for each in planned if each.epsilon > 0 and each.kind.role != "no radius"]
     white = sorted({each.epsilon for each in bounded if each.gradient == "true"})
     radii = white or sorted({each.epsilon for each in bounded})
     return radii[len(radii) // 2]

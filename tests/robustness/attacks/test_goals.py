@@ -11,7 +11,7 @@ from library_attacks import batch, conv
 from torch import nn
 
 from biotorch.robustness import PGD, TPGD, Attack, AutoAttack, AutoPGD, Detector, Square, Transfer, study
-from biotorch.robustness.attacks.attempt import TARGETED, targeted_dlr
+from biotorch.robustness.attacks.losses import TARGETED, targeted_dlr
 from biotorch.robustness.plan import ATTACKS
 
 FAST = {

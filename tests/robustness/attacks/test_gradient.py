@@ -10,8 +10,8 @@ from torch import nn
 
 from biotorch import convert
 from biotorch.robustness import EOTPGD, FGSM, PGD, BoundsError, MultiTargeted, Normalised, RandomSigns
-from biotorch.robustness.attacks.attempt import cross_entropy, dlr, margin
 from biotorch.robustness.attacks.base import Attack
+from biotorch.robustness.attacks.losses import cross_entropy, dlr, margin
 from biotorch.robustness.attacks.norms import project, random_point, size, steepest
 
 

@@ -22,7 +22,7 @@ from biotorch.report.robustness import (
     words_of,
 )
 from biotorch.report.series import Curve, panels
-from biotorch.report.smallest import distance_curve
+from biotorch.report.smallest import GRADIENTS, distance_curve
 from biotorch.results.collecting import Collection
 from biotorch.robustness.attacks.attempt import Gradient
 from biotorch.robustness.measurement import interval
@@ -155,19 +155,18 @@ def _studies(studies: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 _ATTACKS = {**WHITE_BOX, **BLACK_BOX}
-_GRADIENTS: dict[Gradient, str] = {"feedback": "the rule's feedback gradient", "true": "true gradient"}
 
 
 def _attack(studies: Sequence[Result], name: str) -> dict[str, Any]:
     """Panels of an attack: one for each gradient, or a single one for a black box."""
-    gradients: list[Gradient | None] = [None] if name in BLACK_BOX else list(_GRADIENTS)
+    gradients: list[Gradient | None] = [None] if name in BLACK_BOX else list(GRADIENTS)
     return {
         "name": _ATTACKS[name].replace("\n", " "),
         "x": "pixels changed" if name == "few_pixel" else "ε",
         "y": "accuracy (%)",
         "panels": [
             {
-                "title": "" if gradient is None else _GRADIENTS[gradient],
+                "title": "" if gradient is None else GRADIENTS[gradient],
                 "curves": [
                     curve for network in networks_of(studies) for curve in _curves(studies, network, name, gradient)
                 ],
@@ -184,7 +183,7 @@ _POINTS = 100
 def _smallest(studies: Sequence[Result]) -> dict[str, Any]:
     """Panels of the accuracy that follows from the smallest perturbation of each image by any attack."""
     panels: list[dict[str, Any]] = []
-    for gradient, title in _GRADIENTS.items():
+    for gradient, title in GRADIENTS.items():
         curves = []
         for network in networks_of(studies):
             for study in network.studies:
@@ -197,7 +196,7 @@ def _smallest(studies: Sequence[Result]) -> dict[str, Any]:
                 kept = tuple(each[::every] for each in points)
                 curves.append({"name": network.name, **look, "symbol": symbol, **_points(kept)})
         panels.append({"title": title, "curves": curves})
-    return {"name": "smallest perturbations", "x": "ε", "panels": panels}
+    return {"name": "smallest perturbations", "x": "ε", "y": "accuracy (%)", "panels": panels}
 
 
 def _curves(studies: Sequence[Result], network: Network, name: str, gradient: str | None) -> list[dict[str, Any]]:

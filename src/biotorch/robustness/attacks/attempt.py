@@ -4,64 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from biotorch import _seeding
 from biotorch.kernel import teaching
 from biotorch.layers import true_gradients
+from biotorch.layers.networks import isolated
 from biotorch.models.outputs import logits_of
-from biotorch.robustness.attacks.inputs import TargetName, floating_type, require
+from biotorch.robustness.attacks.inputs import TargetName, device_of, floating_type, require
+from biotorch.robustness.attacks.losses import LOSSES, TARGETED, Loss, LossName
 from biotorch.robustness.attacks.norms import size
-
-LossName = Literal["ce", "margin", "dlr"]
-Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-def cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy per example, -log softmax(z)_y: outputs z (n, C) and labels y (n,) to (n,)."""
-    return F.cross_entropy(outputs, labels, reduction="none")
-
-
-def margin(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Margin per example, max_{j≠y} z_j - z_y: outputs z (n, C) and labels y (n,) to (n,)."""
-    true = F.one_hot(labels, outputs.shape[1]).bool()
-    return outputs.masked_fill(true, -torch.inf).amax(1) - outputs.gather(1, labels[:, None])[:, 0]
-
-
-def dlr(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Difference of logits ratio (DLR) per example: (n,). Raises ValueError for fewer than three classes."""
-    if outputs.shape[1] < 3:
-        raise ValueError(f"loss 'dlr' needs at least three classes, and there are {outputs.shape[1]}; use 'margin'")
-    largest = outputs.topk(3, dim=1).values
-    return margin(outputs, labels) / (largest[:, 0] - largest[:, 2]).clamp_min(1e-12)
-
-
-LOSSES: dict[LossName, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
-
-
-def targeted_dlr(outputs: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """Targeted DLR (Croce and Hein 2020, section 4): (z_t - z_y) / (z_π1 - (z_π3 + z_π4) / 2), per example: (n,).
-
-    z_π1 ≥ z_π2 ≥ ... are the sorted outputs. Raises ValueError for fewer than four classes.
-    """
-    classes = outputs.shape[1]
-    require(classes >= 4, f"loss 'dlr' with targets needs at least four classes, and there are {classes}; use 'margin'")
-    first, _, third, fourth = outputs.topk(4, dim=1).values.unbind(1)
-    gap = outputs.gather(1, torch.stack([targets, labels], 1))
-    return (gap[:, 0] - gap[:, 1]) / (first - (third + fourth) / 2).clamp_min(1e-12)
-
-
-#: Losses that rise towards the target: of outputs (n, C), labels (n,) and targets (n,).
-TARGETED: dict[LossName, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "ce": lambda outputs, _, targets: -cross_entropy(outputs, targets),
-    "margin": lambda outputs, _, targets: -margin(outputs, targets),
-    "dlr": targeted_dlr,
-}
-
 
 #: Gradient that a white-box attack follows: `true`, the network's own, or `feedback`, the one its rule trains with.
 Gradient = Literal["true", "feedback"]
@@ -91,6 +48,7 @@ class Attempt:
         labels: (n,) int64, columns of the outputs. (They are the classes, except beyond a reject class.)
         classes: (n,) int64, labels as the network has them.
         targets: (n,) int64, the class that each image shall be classified as, or None.
+        everyone: (n,) int64, the index of every image.
         generator: source of all randomness, on the CPU.
         queries: (n,) forward passes that each image has taken so far.
         blind: (n,) bool, whether some gradient at the image was not finite, or was zero everywhere at a point that
@@ -119,6 +77,7 @@ class Attempt:
         self.queries = torch.zeros(len(images), dtype=torch.int64)
         self.blind = torch.zeros(len(images), dtype=torch.bool)
         self.losses: list[Tensor] = []
+        self.everyone = torch.arange(len(images), device=images.device)
         self.judged, self.abstain = judged, abstain
         # A target needs every output: what is rejected is not classified as the target.
         self._merges = abstain is not None and targets is None
@@ -147,7 +106,7 @@ class Attempt:
 
     @property
     def clean_outputs(self) -> Tensor:
-        return self._merged(self._clean, torch.arange(len(self.images), device=self.images.device))
+        return self._merged(self._clean, self.everyone)
 
     @property
     def width(self) -> int:
@@ -298,3 +257,39 @@ def _frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
+
+
+@contextlib.contextmanager
+def unseen(model: nn.Module) -> Iterator[None]:
+    """Context that puts the network into eval mode, and restores its modes and its state afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with isolated(model):
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def outputs_of(
+    networks: Sequence[nn.Module],
+    images: Tensor,
+    labels: Tensor,
+    batch_size: int,
+    change: Callable[[Tensor, int], Tensor] = lambda batch, start: batch,
+) -> list[Tensor]:
+    """Outputs (n, C) of each network, as attacks see them, for images that `change` has changed, on the CPU.
+
+    Raises:
+        ValueError: a network's outputs have another shape, or none for a label.
+    """
+    found: list[list[Tensor]] = [[] for _ in networks]
+    for start in range(0, len(images), batch_size):
+        batch = change(images[start : start + batch_size], start)
+        for network, outputs in zip(networks, found, strict=True):
+            with unseen(network):
+                device, part = device_of(network, batch), labels[start : start + batch_size]
+                attempt = Attempt(network, batch.to(device), part.to(device), _seeding.generator(0))
+                outputs.append(attempt.clean_outputs.cpu())
+    return [torch.cat(outputs) for outputs in found]

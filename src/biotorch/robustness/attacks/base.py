@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import warnings
 from abc import ABC, abstractmethod
@@ -14,9 +13,9 @@ from torch import Tensor, nn
 
 from biotorch import _seeding
 from biotorch.errors import BoundsError
-from biotorch.layers.networks import isolated
+from biotorch.layers import FeedbackLayer
 from biotorch.robustness.attacks import inputs
-from biotorch.robustness.attacks.attempt import Attempt
+from biotorch.robustness.attacks.attempt import Attempt, Gradient, unseen
 from biotorch.robustness.attacks.inputs import ROUNDING, Named, TargetName, arguments, require
 from biotorch.robustness.attacks.norms import Norm, size
 
@@ -195,7 +194,7 @@ class Attack(Named, ABC):
         for attempt, adversarial in self._batches(images, labels, targets, judged=True):
             queries = attempt.queries.clone()
             with unseen(self.model):
-                right = attempt.right(adversarial, torch.arange(len(adversarial), device=adversarial.device))
+                right = attempt.right(adversarial, attempt.everyone)
             losses = torch.stack(attempt.losses) if attempt.losses else None
             clean, robust = attempt.clean.cpu(), (attempt.unbroken & right).cpu()
             parts.append(Outcome(adversarial.to(images.device), clean, robust, queries, attempt.blind, losses))
@@ -237,9 +236,7 @@ class Attack(Named, ABC):
             with unseen(self.model):
                 batch, truth = images[part].to(device), labels[part].to(device)
                 attempt = Attempt(self.model, batch, truth, generator, judged, self.abstain, wanted)
-                index = torch.arange(len(attempt.labels), device=device)
-                if self.skips_solved:
-                    index = index[attempt.unbroken]
+                index = attempt.everyone[attempt.unbroken] if self.skips_solved else attempt.everyone
                 adversarial = attempt.images.clone()
                 if len(index) and self.epsilon > 0:
                     adversarial[index] = self.perturb(attempt, index).detach().to(adversarial)
@@ -269,17 +266,11 @@ class Attack(Named, ABC):
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.settings.items())})"
 
 
-@contextlib.contextmanager
-def unseen(model: nn.Module) -> Iterator[None]:
-    """Context that puts the network into eval mode, and restores its modes and its state afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with isolated(model):
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
+def gradients_of(model: nn.Module) -> tuple[Gradient, ...]:
+    """Gradients of a network that attacks can follow: its feedback gradient, if that differs, and its true gradient."""
+    layers = [module for module in model.modules() if isinstance(module, FeedbackLayer)]
+    differ = any(layer.rule is not None and layer.rule.name != "backpropagation" for layer in layers)
+    return ("feedback", "true") if differ else ("true",)
 
 
 def _joined(parts: list[Outcome]) -> Outcome:

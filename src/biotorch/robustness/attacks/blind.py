@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from biotorch.models.outputs import logits_of
-from biotorch.robustness.attacks.attempt import Attempt, Gradient
-from biotorch.robustness.attacks.base import Attack, Common, Role, unseen
+from biotorch.robustness.attacks.attempt import Attempt, Gradient, unseen
+from biotorch.robustness.attacks.base import Attack, Common, Role
 from biotorch.robustness.attacks.gradient import PGD
 from biotorch.robustness.attacks.inputs import floating_type
 from biotorch.robustness.attacks.norms import project, steepest

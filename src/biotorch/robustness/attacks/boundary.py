@@ -14,6 +14,7 @@ from biotorch.robustness.attacks import library
 from biotorch.robustness.attacks.attempt import Attempt, classified
 from biotorch.robustness.attacks.gradient import WhiteBoxArguments
 from biotorch.robustness.attacks.inputs import is_number, require, require_counts
+from biotorch.robustness.attacks.losses import towards
 from biotorch.robustness.attacks.norms import Norm, size
 from biotorch.robustness.attacks.smallest import Minimal
 
@@ -85,11 +86,7 @@ class DeepFool(Minimal):
         slope, height = torch.zeros_like(points), points.new_zeros(len(points))
         nearest = torch.full_like(height, torch.inf)
         for classes in wrong.T:
-
-            def lead(outputs: Tensor, labels: Tensor, classes: Tensor = classes) -> Tensor:
-                return (outputs.gather(1, classes[:, None]) - outputs.gather(1, labels[:, None]))[:, 0]
-
-            gradient, leads, _ = attempt.gradient(points, index, lead, self.gradient)
+            gradient, leads, _ = attempt.gradient(points, index, towards(classes), self.gradient)
             leads = leads.to(points)
             distances = (leads.abs() / size(gradient, _DUAL[self.norm])).nan_to_num(torch.inf)
             nearer = distances < nearest

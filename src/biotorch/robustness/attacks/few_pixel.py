@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from biotorch.robustness.attacks.attempt import LOSSES, Attempt, LossName
+from biotorch.robustness.attacks.attempt import Attempt
 from biotorch.robustness.attacks.base import Attack, Role
 from biotorch.robustness.attacks.inputs import require, require_counts
+from biotorch.robustness.attacks.losses import LOSSES, LossName
 
 #: F of differential evolution (Su et al. 2019).
 _MUTATION = 0.5
@@ -36,7 +37,7 @@ class FewPixel(Attack):
         pixels: k, which is also the radius: `epsilon` is float(pixels).
         steps: number of generations after the first population.
         population: P, candidates per image; at least 4.
-        loss: `ce`, `margin` or `dlr`, see `biotorch.robustness.attacks.attempt`.
+        loss: `ce`, `margin` or `dlr`, see `biotorch.robustness.attacks.losses`.
 
     Examples:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))

@@ -8,11 +8,11 @@ from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from biotorch.robustness.attacks.attempt import LOSSES, Attempt, Gradient, LossName
+from biotorch.robustness.attacks.attempt import Attempt, Gradient
 from biotorch.robustness.attacks.base import Attack, Common, Role
 from biotorch.robustness.attacks.inputs import is_number, require, require_counts
+from biotorch.robustness.attacks.losses import LOSSES, Loss, LossName, divergence
 from biotorch.robustness.attacks.norms import project, random_point, steepest
 
 
@@ -31,7 +31,7 @@ class WhiteBox(Attack):
         gradient: `true` is the network's own gradient, which an attacker with the weights can compute. `feedback` is
             the signal that the learning rule sends back to the image instead (under a direct rule B_1 e, where e is
             the error of the attacked batch). The paper measured the latter (section 4.2).
-        loss: `ce`, `margin` or `dlr`, see `biotorch.robustness.attacks.attempt`.
+        loss: `ce`, `margin` or `dlr`, see `biotorch.robustness.attacks.losses`.
     """
 
     white_box: ClassVar[bool] = True
@@ -52,9 +52,13 @@ class WhiteBox(Attack):
         require(loss in LOSSES, f"loss: one of {', '.join(LOSSES)} is needed, not {loss!r}")
         self.gradient, self.loss = gradient, loss
 
+    def objective(self, attempt: Attempt, index: Tensor) -> Loss:
+        """Loss that the attack raises at the images `index`."""
+        return attempt.loss(self.loss, index)
+
     def ascent(self, attempt: Attempt, points: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradient (m, ...), losses (m,) and outputs (m, C) at the points, see `Attempt.gradient`."""
-        return attempt.gradient(points, index, attempt.loss(self.loss, index), self.gradient)
+        return attempt.gradient(points, index, self.objective(attempt, index), self.gradient)
 
 
 class FGSM(WhiteBox):
@@ -210,7 +214,7 @@ class PGD(WhiteBox):
         """Losses (m,) and outputs (m, C) at the points, without a gradient."""
         with torch.no_grad():
             outputs = attempt.outputs(points, index)
-        return attempt.loss(self.loss, index)(outputs, attempt.labels[index]), outputs
+        return self.objective(attempt, index)(outputs, attempt.labels[index]), outputs
 
     @property
     def passes(self) -> tuple[int, int]:
@@ -284,17 +288,5 @@ class TPGD(PGD):
         noise = torch.randn(images.shape, dtype=images.dtype, generator=attempt.generator).to(images.device)
         return project(images + _START * noise, images, self.epsilon, self.norm)
 
-    def ascent(self, attempt: Attempt, points: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        clean = attempt.clean_outputs[index]
-        return attempt.gradient(points, index, lambda outputs, _: _divergence(outputs, clean), self.gradient)
-
-    def judge(self, attempt: Attempt, points: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            outputs = attempt.outputs(points, index)
-        return _divergence(outputs, attempt.clean_outputs[index]), outputs
-
-
-def _divergence(outputs: Tensor, clean: Tensor) -> Tensor:
-    """KL(softmax(clean) ‖ softmax(outputs)) per example: (m,)."""
-    pointwise = F.kl_div(F.log_softmax(outputs, 1), F.log_softmax(clean, 1), log_target=True, reduction="none")
-    return pointwise.sum(1)
+    def objective(self, attempt: Attempt, index: Tensor) -> Loss:
+        return divergence(attempt.clean_outputs[index])

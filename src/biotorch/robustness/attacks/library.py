@@ -279,7 +279,7 @@ def run(shown: Shown, search: Any) -> Run:
     attempt = shown.attempt
 
     def margin_and_loss(points: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """What the search lowers, at points of images `index`: a margin that is 0 or less at success, and a loss."""
+        """Margin at points of images `index`, 0 or less at success, and the loss that the search lowers."""
         with torch.no_grad():
             outputs = attempt.forward(points.to(attempt.images.dtype), index).float()
         margin = -attempt.loss("margin", index)(outputs, labels := attempt.labels[index])

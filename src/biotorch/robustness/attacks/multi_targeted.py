@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Unpack
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from biotorch.robustness.attacks.attempt import Attempt
 from biotorch.robustness.attacks.gradient import PGD, PGDArguments
 from biotorch.robustness.attacks.inputs import require_counts
+from biotorch.robustness.attacks.losses import Loss, towards
 
 
 class MultiTargeted(PGD):
@@ -67,26 +68,12 @@ class MultiTargeted(PGD):
                 break
         return best
 
-    def ascent(self, attempt: Attempt, points: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return attempt.gradient(points, index, _towards(self._targets[index]), self.gradient)
-
-    def judge(self, attempt: Attempt, points: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            outputs = attempt.outputs(points, index)
-        return _towards(self._targets[index])(outputs, attempt.labels[index]), outputs
+    def objective(self, attempt: Attempt, index: Tensor) -> Loss:
+        return towards(self._targets[index])
 
     @property
     def passes(self) -> tuple[int, int]:
         return self.classes * (self.steps + 1), self.classes * self.steps
-
-
-def _towards(targets: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """Loss z_t - z_y of outputs (m, C) and labels (m,), for targets t (m,)."""
-
-    def loss(outputs: Tensor, labels: Tensor) -> Tensor:
-        return (outputs.gather(1, targets[:, None]) - outputs.gather(1, labels[:, None]))[:, 0]
-
-    return loss
 
 
 def _ranked(attempt: Attempt, classes: int, first: Sequence[int] | None) -> Tensor:

@@ -11,9 +11,10 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor, nn
 
-from biotorch.robustness.attacks.attempt import Attempt, classified, margin
+from biotorch.robustness.attacks.attempt import Attempt, classified
 from biotorch.robustness.attacks.gradient import WhiteBox, WhiteBoxArguments
 from biotorch.robustness.attacks.inputs import is_number, read, require, require_counts
+from biotorch.robustness.attacks.losses import margin
 from biotorch.robustness.attacks.norms import Norm, per_example, size
 
 
